@@ -5,8 +5,36 @@ The format is described for people in data/manifest.md.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import hashlib
+import json
+import math
+import re
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
 from typing import Any
+
+from aligncap.errors import Faults, UserError
+from aligncap.io import load_data, write_jsonl
+from aligncap.naming import natural, nearest
+from aligncap.progress import track
+from aligncap.splits import duplicate_notes, duplicates, split_by_speaker, straddling
+
+__all__ = [
+    "Utterance",
+    "Validation",
+    "audio_path",
+    "duplicate_notes",
+    "duplicates",
+    "examine",
+    "file_sha256",
+    "read_manifest",
+    "split_by_speaker",
+    "straddling",
+    "validate",
+    "write_manifest",
+]
 
 
 @dataclass(slots=True)
@@ -37,3 +65,224 @@ class Utterance:
     cues: dict[str, float] = field(default_factory=dict)
     cue_words: dict[str, str] = field(default_factory=dict)
     extra: dict[str, Any] = field(default_factory=dict)  # whatever else the corpus says
+
+
+@dataclass
+class Validation:
+    """What `examine` found: `faults` to be mended, `notes` worth knowing, and the number of clips."""
+
+    faults: list[str]
+    notes: list[str]
+    clips: int
+
+
+def read_manifest(path: str | Path) -> list[Utterance]:
+    """Utterances of a manifest, in its order.
+
+    Raises:
+        UserError: no such file, or no utterance in it.
+        Faults: every line that is broken, of wrong types, with unknown keys, an empty caption, captions
+            and clues that do not run in parallel, an unknown emotion label, or an id used before.
+    """
+    utterances, faults = _parse(Path(path))
+    if faults:
+        raise Faults(faults)
+    return [utterance for _, utterance in utterances]
+
+
+def write_manifest(path: str | Path, utterances: Iterable[Utterance]) -> None:
+    """Write a manifest atomically; fields without content are left out.
+
+    Raises:
+        UserError: the file cannot be written; its former content stays.
+    """
+    rows = (asdict(u) for u in utterances)
+    write_jsonl(path, ({k: v for k, v in row.items() if v not in (None, "", [], {})} for row in rows))
+
+
+def audio_path(manifest_path: str | Path, utterance: Utterance) -> Path:
+    """Absolute path of the utterance's sound file, symlinks resolved. The file need not exist.
+
+    Raises:
+        UserError: the path is absolute, or leads out of the utterance's root through `..` or a symlink.
+    """
+    try:
+        root = (Path(manifest_path).parent / utterance.root).resolve()
+        path = (root / utterance.audio).resolve()
+        inside = not Path(utterance.audio).is_absolute() and path != root and path.is_relative_to(root)
+    except (ValueError, OSError, RuntimeError) as error:
+        raise UserError(
+            f"{manifest_path}: {utterance.id}: {utterance.audio!r} is no usable path ({error})"
+        ) from None
+    if not inside:
+        raise UserError(
+            f"{manifest_path}: {utterance.id}: {utterance.audio!r} lies outside root {utterance.root!r}; "
+            "give a path under the root, or the folder that really holds the file as root"
+        )
+    return path
+
+
+def validate(path: str | Path, deep: bool = True) -> list[str]:
+    """Every fault of a manifest at once, as "file:line: what; remedy". Empty when all is well."""
+    return examine(path, deep).faults
+
+
+def examine(path: str | Path, deep: bool = True) -> Validation:
+    """Faults and notes of a manifest.
+
+    Args:
+        deep: decode every sound file and compare it with its sha256; otherwise only its presence is checked.
+
+    Raises:
+        UserError: no such file.
+    """
+    path = Path(path)
+    rows, faults = _parse(path)
+    with ThreadPoolExecutor() as pool:
+        checked = pool.map(lambda row: _audio_faults(path, row[1], deep), rows)
+        for (number, _), found in zip(rows, track(checked, len(rows), "checking audio"), strict=True):
+            faults += [f"{path}:{number}: {fault}" for fault in found]
+    faults.sort(key=natural)
+    return Validation(faults, duplicate_notes(u for _, u in rows), len(rows))
+
+
+def file_sha256(path: str | Path) -> str:
+    """Hex SHA-256 of a file's bytes."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _list_of(test: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list) and all(test(v) for v in value)
+
+
+def _dict_of(test: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, dict) and all(test(v) for v in value.values())
+
+
+def _text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _filled(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+# field: (test, what is wanted)
+_TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    **dict.fromkeys(("id", "root", "audio", "corpus", "language", "speaker"), (_filled, "text, not empty")),
+    **dict.fromkeys(("transcript", "emotion"), (_text, "text")),
+    "gender": (lambda v: v in ("female", "male"), '"female" or "male"'),
+    "intensity": (lambda v: v in ("normal", "strong"), '"normal" or "strong"'),
+    "duration": (lambda v: _number(v) and v >= 0, "a number of seconds"),
+    "sha256": (lambda v: _text(v) and re.fullmatch("[0-9a-f]{64}", v) is not None, "64 hex digits"),
+    **dict.fromkeys(("captions", "p_act"), (_list_of(_text), "a list of texts")),
+    "clues": (_list_of(_list_of(_text)), "a list of lists of texts"),
+    "cues": (_dict_of(_number), "an object of numbers"),
+    "cue_words": (_dict_of(_text), "an object of texts"),
+    "extra": (_dict_of(lambda v: True), "an object"),
+}
+_REQUIRED = ("id", "root", "audio", "corpus")
+_OPTIONAL = tuple(f.name for f in fields(Utterance) if f.name not in (*_REQUIRED, "language"))
+
+
+def _parse(path: Path) -> tuple[list[tuple[int, Utterance]], list[str]]:
+    """(line number, utterance) of every line that can be read, and all faults of the file."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such manifest; `aligncap prepare` writes one")
+    rows: list[tuple[int, Utterance]] = []
+    faults: list[str] = []
+    first: dict[str, int] = {}
+    lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        utterance, found = _parse_line(line)
+        if utterance is not None:
+            if utterance.id in first:
+                found.append(f'id "{utterance.id}" is used on line {first[utterance.id]}; ids must differ')
+            first.setdefault(utterance.id, number)
+            rows.append((number, utterance))
+        faults += [f"{path}:{number}: {fault}" for fault in found]
+    if not rows and not faults:
+        raise UserError(f"{path}: holds no utterance; write it again with `aligncap prepare`")
+    return rows, faults
+
+
+def _parse_line(line: bytes) -> tuple[Utterance | None, list[str]]:
+    try:
+        row = json.loads(line.decode("utf-8"), parse_constant=_refuse_constant)
+    except UnicodeDecodeError:
+        return None, ["not UTF-8 text; save the file as UTF-8"]
+    except json.JSONDecodeError as error:
+        return None, [f"broken JSON ({error.msg} at column {error.colno}); mend or delete the line"]
+    except (ValueError, RecursionError) as error:
+        return None, [f"broken JSON ({error}); mend or delete the line"]
+    if not isinstance(row, dict):
+        return None, [f"a JSON object is needed, found {type(row).__name__}"]
+    faults = [
+        f'unknown key "{key}"{nearest(key, _TYPES)}; put what is your own under "extra"'
+        for key in row
+        if key not in _TYPES
+    ]
+    faults += [f'"{key}" is missing; every utterance needs it' for key in _REQUIRED if row.get(key) is None]
+    values: dict[str, Any] = {}
+    for key, (test, wanted) in _TYPES.items():
+        if row.get(key) is None:
+            continue
+        if test(row[key]):
+            values[key] = row[key]
+        else:
+            faults.append(f'"{key}" must be {wanted}, found {json.dumps(row[key], ensure_ascii=False):.60}')
+    if any(key not in values for key in _REQUIRED):
+        return None, faults
+    utterance = Utterance(**values)
+    return utterance, faults + _content_faults(utterance)
+
+
+def _content_faults(u: Utterance) -> list[str]:
+    faults = [
+        f"caption {i} is empty; write it or delete it" for i, c in enumerate(u.captions, 1) if not c.strip()
+    ]
+    for name, parallel in (("clues", u.clues), ("p_act", u.p_act)):
+        if parallel and len(parallel) != len(u.captions):
+            faults.append(
+                f"{len(u.captions)} captions but {len(parallel)} {name}; they run in parallel: "
+                "run `aligncap clues` again"
+            )
+    labels = load_data("labels.yaml")["labels"]
+    if u.emotion and u.emotion not in labels:
+        close = load_data("labels.yaml")["aliases"].get(u.emotion.lower())
+        hint = f', nearest is "{close}"' if close else nearest(u.emotion, labels)
+        faults.append(f'unknown emotion "{u.emotion}"{hint}; the labels are {", ".join(labels)}')
+    return faults
+
+
+def _audio_faults(manifest: Path, u: Utterance, deep: bool) -> list[str]:
+    try:
+        path = audio_path(manifest, u)
+    except UserError as error:
+        return [str(error).removeprefix(f"{manifest}: ")]
+    if not path.is_file():
+        return [f"{path}: no such file; check root and audio, or prepare the corpus again"]
+    if not deep:
+        return []
+    from aligncap.audio.files import check
+
+    faults = check(path)
+    if u.sha256 and not faults and file_sha256(path) != u.sha256:
+        faults.append(
+            f"{path}: not the file that the manifest was made of (sha256 differs); prepare it again"
+        )
+    return faults
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON number")

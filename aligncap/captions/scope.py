@@ -1,0 +1,185 @@
+"""Negation and degree around listed words, by rules alone: what "not", "without", "slightly" and "没有" reach."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Generic, TypeVar
+
+from aligncap.captions.lexicon import ChineseWords, Phrases, Token, normalise, tokenise
+from aligncap.io import load_data
+
+T = TypeVar("T")
+_REACH = 7  # tokens between a negator and the first word it negates
+
+_QUOTED = re.compile(
+    "\"[^\"]*\"|\u201c[^\u201d]*\u201d|\u300c[^\u300d]*\u300d|\u300e[^\u300f]*\u300f|\u2018[^\u2019]*\u2019(?!\\w)|(?<!\\w)'[^']*'(?!\\w)"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Hit(Generic[T]):
+    """A listed word found in a text; `start` and `end` are character offsets of the word itself.
+
+    `negated` is the word that negates it in clue form ("not", "不", "没有"), empty when nothing does.
+    """
+
+    value: T
+    word: str
+    start: int
+    end: int
+    negated: str
+    degree: str
+    token: int
+
+
+def mask_quotes(text: str) -> str:
+    """The text with quoted speech blanked out, offsets unchanged."""
+    return _QUOTED.sub(lambda m: " " * len(m.group()), normalise(text))
+
+
+@cache
+def _markers() -> Phrases[str]:
+    words = load_data("voice_words.yaml")["en"]
+    markers: Phrases[str] = Phrases()
+    for kind in ("degree", "negators", "not_negators", "breakers"):
+        for word in words[kind]:
+            markers.add(word, kind)
+    return markers
+
+
+@cache
+def _words(key: str) -> frozenset[str]:
+    return frozenset(load_data("voice_words.yaml")["en"][key])
+
+
+def _list_goes_on(tokens: Sequence[Token], i: int, table: Phrases[Any]) -> bool:
+    """Whether the comma at token i stands in a list joined by "or" or "nor": "no anger, fear or joy"."""
+    i += 1
+    while i < len(tokens):
+        if tokens[i].text in ("or", "nor"):
+            return True
+        found = table.match(tokens, i)
+        if found is None and tokens[i].text not in _words("fillers") and tokens[i].text != ",":
+            return False
+        i += found[0] if found else 1
+    return False
+
+
+def scan_english(text: str, table: Phrases[T]) -> list[Hit[T]]:
+    """Listed words of an English text in order, each with its negation and degree."""
+    tokens = tokenise(text)
+    fillers, markers = _words("fillers"), _markers()
+    hits: list[Hit[T]] = []
+    negated, reach, after_hit = False, 0, False
+    degree: list[str] = []
+    i = 0
+    while i < len(tokens):
+        word = tokens[i].text
+        marker, found = markers.match(tokens, i), table.match(tokens, i)
+        if found and not (marker and marker[0] > found[0]):
+            length, value = found
+            start, end = tokens[i].start, tokens[i + length - 1].end
+            hits.append(Hit(value, text[start:end].lower(), start, end, "not" if negated else "", " ".join(degree), i))
+            after_hit, degree = negated, []
+            i += length
+            continue
+        if marker is None and word.endswith("n't"):
+            marker = (1, "negators")
+        length, kind = marker or (1, "")
+        phrase = " ".join(token.text for token in tokens[i : i + length])
+        if kind == "degree":
+            if phrase.startswith("not "):
+                negated, reach, after_hit = True, _REACH, False
+                phrase = phrase[4:]
+            degree.append(phrase)
+        else:
+            if kind == "negators":
+                negated, reach, after_hit = True, _REACH, False
+            elif kind == "breakers" or kind == "not_negators":
+                negated = False
+            elif word == ",":
+                negated = negated and _list_goes_on(tokens, i, table)
+            elif word in ("and", "&") or (after_hit and word not in fillers):
+                negated = negated and word in ("and", "&") and _directly_goes_on(tokens, i + 1, table)
+            if word not in ("and",):
+                degree = []
+            reach -= length
+            negated = negated and reach > 0
+        i += length
+    return hits
+
+
+def _directly_goes_on(tokens: Sequence[Token], i: int, table: Phrases[Any]) -> bool:
+    """Whether a listed word stands at token i, past articles and degrees."""
+    while i < len(tokens):
+        if table.match(tokens, i):
+            return True
+        marker = _markers().match(tokens, i)
+        if marker and marker[1] == "degree":
+            i += marker[0]
+        elif tokens[i].text in ("a", "an", "the", "any"):
+            i += 1
+        else:
+            return False
+    return False
+
+
+_CLAUSE_ZH = re.compile("[，,。；;！!？?：:]|但是|但|而是|却|反而|不过|然而|\\s")
+
+
+@cache
+def _chinese_markers() -> ChineseWords[tuple[str, str]]:
+    words = load_data("voice_words.yaml")["zh"]
+    table: dict[str, tuple[str, str]] = {word: ("degree", word) for word in words["degree"]}
+    table |= {word: ("filler", word) for word in words["fillers"] if word not in table}
+    table |= {word: ("negation", form) for word, form in words["negators"].items()}
+    table |= {word: ("plain", "") for word in words["not_negators"]}
+    # a dimension is taken whole, so that 语气愤怒 is not read as 语|气愤|怒
+    table |= {word: ("noun", "") for word in words["dimensions"]}
+    return ChineseWords(table)
+
+
+def scan_chinese(text: str, table: ChineseWords[T]) -> list[Hit[T]]:
+    """Listed words of a Chinese text in order, each with its negation and degree."""
+    hits: list[Hit[T]] = []
+    markers = _chinese_markers()
+    negated, degree = "", ""
+    i = gap = 0
+    while i < len(text):
+        found, marker = table.match(text, i), markers.match(text, i)
+        if found and not (marker and marker[0] > found[0]):
+            length, value = found
+            hits.append(Hit(value, text[i : i + length], i, i + length, negated, degree, i))
+            degree, gap = "", 0
+            i += length
+            continue
+        clause = _CLAUSE_ZH.match(text, i)
+        if clause:
+            negated, degree = "", ""
+            i = clause.end()
+            continue
+        if marker is None:
+            gap += 1
+            # a few unlisted characters may stand between a negator and its word, none between a degree and its
+            negated = negated if gap <= 2 else ""
+            degree = ""
+            i += 1
+            continue
+        length, (kind, form) = marker
+        if kind == "degree":
+            degree = form if not degree else degree + form
+            if form in ("强烈", "明显", "深深", "浓浓", "浓厚", "满满", "隐隐", "淡淡", "轻微") and text[i + length : i + length + 1] == "的":
+                degree += "的"
+        elif kind == "negation":
+            negated, degree, gap = form, "", 0
+        elif kind == "plain":
+            negated, degree = "", ""
+        elif kind == "noun":
+            degree = ""
+        elif form not in ("的", "地"):
+            degree = ""
+        i += length
+    return hits

@@ -1,0 +1,122 @@
+"""Does the caption name the right emotion? Read from its words, through the lexicon."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aligncap.captions.emotions import emotion_of
+from aligncap.evaluation.bootstrap import Statistic, mean
+from aligncap.manifest import Utterance
+
+NONE = "none"  # the column of captions without an emotion word
+
+
+@dataclass(frozen=True)
+class Emotions:
+    """What was so and what was said, clip by clip.
+
+    `labels` are the labels that occur in the references (rows of the confusion matrix); `columns` are those,
+    then other emotions that captions name, then "none". `truth[i]` is a row number or -1 where clip i has no
+    label; `said[i]` is a column number.
+    """
+
+    labels: list[str]
+    columns: list[str]
+    truth: NDArray[np.int64]
+    said: NDArray[np.int64]
+
+    def confusion(self, clips: NDArray[np.bool_] | None = None) -> NDArray[np.int64]:
+        """Counts (labels, columns); rows: what was so, columns: what was said; of `clips` only."""
+        use = self.truth >= 0 if clips is None else (self.truth >= 0) & clips
+        matrix = np.zeros((len(self.labels), len(self.columns)), np.int64)
+        np.add.at(matrix, (self.truth[use], self.said[use]), 1)
+        return matrix
+
+
+def read_emotions(captions: Sequence[str], utterances: Sequence[Utterance]) -> Emotions:
+    """The emotion that each caption names beside the label of its clip."""
+    said = [emotion_of(caption) or NONE for caption in captions]
+    labels = sorted({u.emotion for u in utterances if u.emotion is not None})
+    others = sorted(set(said) - set(labels) - {NONE})
+    columns = [*labels, *others, NONE]
+    row = {label: number for number, label in enumerate(labels)}
+    column = {label: number for number, label in enumerate(columns)}
+    truth = [-1 if u.emotion is None else row[u.emotion] for u in utterances]
+    return Emotions(
+        labels,
+        columns,
+        np.array(truth, dtype=np.int64),
+        np.array([column[label] for label in said], dtype=np.int64),
+    )
+
+
+def uar(confusion: NDArray[np.int64]) -> float | None:
+    """Unweighted average recall: the mean over labels of the share said rightly.
+
+    Labels without clips are left out; None when no label has any.
+
+
+    >>> uar(np.array([[3, 1, 0], [0, 1, 1]]))  # 3 of 4 and 1 of 2
+    0.625
+    """
+    total = confusion.sum(axis=1)
+    hits = confusion.diagonal()[: len(total)]
+    return float((hits[total > 0] / total[total > 0]).mean()) if total.any() else None
+
+
+def _uar_of_sums(sums: NDArray[np.float64]) -> NDArray[np.float64]:
+    hits, total = np.split(sums, 2, axis=-1)
+    recall = np.divide(hits, total, out=np.zeros_like(hits), where=total > 0)
+    result: NDArray[np.float64] = recall.sum(axis=-1) / (total > 0).sum(axis=-1)
+    return result
+
+
+def emotion_statistics(emotions: Emotions) -> dict[str, Statistic]:
+    """emotion_accuracy, emotion_uar and emotion_none_share; the first two only over clips with a label.
+
+    A caption without an emotion word is wrong. Accuracy and UAR are absent when no
+    clip has a label.
+    """
+    none = mean((emotions.said == len(emotions.columns) - 1).astype(np.float64))
+    if not emotions.labels:
+        return {"emotion_none_share": none}
+    known = (emotions.truth >= 0).astype(np.float64)
+    right = (emotions.truth == emotions.said).astype(np.float64)
+    labels = np.arange(len(emotions.labels))
+    total = (emotions.truth[:, None] == labels).astype(np.float64)
+    return {
+        "emotion_accuracy": Statistic(
+            np.column_stack([right, known]), lambda sums: sums[..., 0] / sums[..., 1]
+        ),
+        "emotion_uar": Statistic(np.concatenate([total * right[:, None], total], axis=1), _uar_of_sums),
+        "emotion_none_share": none,
+    }
+
+
+def by_speaker(emotions: Emotions, utterances: Sequence[Utterance]) -> list[dict[str, Any]]:
+    """Clips, accuracy and UAR of each known speaker: [{"speaker", "gender", "clips", "accuracy", "uar"}]."""
+    names = [(u.corpus, u.speaker) for u in utterances]
+    genders = {(u.corpus, u.speaker): u.gender for u in utterances}
+    corpora = {u.corpus for u in utterances}
+    number = {name: place for place, name in enumerate(sorted({n for n in names if n[1] is not None}))}
+    where = np.array([number.get(name, -1) for name in names])
+    rows = []
+    for name, place in number.items():
+        confusion = emotions.confusion(where == place)
+        clips = int(confusion.sum())
+        if clips:
+            rows.append(
+                {
+                    "speaker": f"{name[0]}/{name[1]}" if len(corpora) > 1 else name[1],
+                    "gender": genders[name],
+                    "clips": clips,
+                    "accuracy": float(confusion.diagonal()[: len(emotions.labels)].sum() / clips),
+                    "uar": uar(confusion),
+                }
+            )
+    return rows

@@ -1,0 +1,224 @@
+"""Score captions against references: every metric with its interval, and a signature of what was counted."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any, Literal
+
+import numpy as np
+
+from aligncap.errors import Faults, UserError
+from aligncap.evaluation import tokens
+from aligncap.evaluation.bootstrap import (
+    Clusters,
+    Interval,
+    Statistic,
+    clusters_of,
+    intervals,
+    mean,
+    paired_differences,
+)
+from aligncap.evaluation.diversity import distinct_share, diversity_statistics, most_frequent
+from aligncap.evaluation.emotion import Emotions, by_speaker, emotion_statistics, read_emotions
+from aligncap.evaluation.ngrams import ORDERS, CaptionSet, bleu_counts, bleu_scores, cider_d, count_ngrams
+from aligncap.evaluation.sequences import meteor, rouge_l
+from aligncap.evaluation.wordnet import find_wordnet, require_wordnet
+from aligncap.manifest import Utterance
+
+Synonyms = Literal["auto", "wordnet", "none"]
+
+METRICS = (
+    *(f"bleu_{order}" for order in range(1, ORDERS + 1)),
+    "meteor",
+    "rouge_l",
+    "cider_d",
+    "emotion_accuracy",
+    "emotion_uar",
+    "emotion_none_share",
+    "distinct_1",
+    "distinct_2",
+    "top_caption_share",
+    "mean_length",
+)
+
+
+def pair_up(
+    rows: Sequence[Mapping[str, Any]], references: Sequence[Utterance], *, allow_missing: bool = False
+) -> tuple[list[Utterance], list[str]]:
+    """Utterances and their captions, in the order of `references`.
+
+    With `allow_missing`, captions and references without a partner are left out; `evaluate_captions` writes
+    their number into the signature. An empty caption is a caption (it scores 0); an empty reference is a
+    fault.
+
+    Raises:
+        Faults: every id without partner, said twice or without a caption, and every clip without references.
+    """
+    faults: list[str] = []
+    captions: dict[str, str] = {}
+    for number, row in enumerate(rows, 1):
+        name, caption = row.get("id"), row.get("caption")
+        if not isinstance(name, str) or not isinstance(caption, str):
+            faults.append(
+                f'caption {number}: "id" and "caption" must both be text; run aligncap caption again'
+            )
+        elif name in captions:
+            faults.append(f"caption {number}: id {name!r} was captioned before; keep one caption a clip")
+        else:
+            captions[name] = caption
+    times = Counter(u.id for u in references)
+    faults += [
+        f"id {name!r}: {n} times in the manifest; make ids unique" for name, n in times.items() if n > 1
+    ]
+    remedy = "caption and score the same manifest, or allow missing ones"
+    chosen = []
+    for u in references:
+        if not u.captions and not allow_missing:
+            faults.append(f"id {u.id!r}: no reference captions in the manifest; run aligncap annotate")
+        elif not all(tokens.tokenize(text) for text in u.captions):
+            faults.append(f"id {u.id!r}: a reference caption without a word; mend or delete it")
+        if u.id not in captions and not allow_missing:
+            faults.append(f"id {u.id!r}: references without a caption; {remedy}")
+        elif u.id in captions and u.captions:
+            chosen.append(u)
+    if not allow_missing:
+        faults += [
+            f"id {name!r}: a caption without references; {remedy}" for name in captions if name not in times
+        ]
+    if faults:
+        raise Faults(faults)
+    if not chosen:
+        raise UserError("no caption has references, so there is nothing to score; check that the ids agree")
+    return chosen, [captions[u.id] for u in chosen]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One system's captions with everything counted, before any resampling."""
+
+    utterances: list[Utterance]
+    captions: list[str]
+    sets: CaptionSet
+    emotions: Emotions
+    clusters: Clusters
+    statistics: dict[str, Statistic]
+    synonyms: bool
+
+
+def _bleu(counts: np.ndarray, order: int) -> Statistic:
+    return Statistic(counts, lambda sums: bleu_scores(sums)[..., order - 1])
+
+
+def score(utterances: list[Utterance], captions: list[str], *, synonyms: Synonyms = "auto") -> Scored:
+    """Count everything once, clip by clip; `captions[i]` belongs to `utterances[i]`."""
+    if synonyms == "wordnet":
+        require_wordnet()
+    wordnet = synonyms == "wordnet" or (synonyms == "auto" and find_wordnet() is not None)
+    said = [tokens.tokenize(caption) for caption in captions]
+    targets = [[tokens.tokenize(text) for text in u.captions] for u in utterances]
+    sets = count_ngrams(said, targets)
+    emotions = read_emotions(captions, utterances)
+    counts = bleu_counts(sets)
+    statistics = {f"bleu_{order}": _bleu(counts, order) for order in range(1, ORDERS + 1)}
+    statistics["meteor"] = mean(meteor(said, targets, wordnet=wordnet))
+    statistics["rouge_l"] = mean(rouge_l(said, targets))
+    statistics["cider_d"] = mean(cider_d(sets))
+    statistics.update(emotion_statistics(emotions))
+    statistics.update(diversity_statistics(captions, sets.caption_lengths))
+    return Scored(utterances, captions, sets, emotions, clusters_of(utterances), statistics, wordnet)
+
+
+def evaluate_captions(
+    rows: Sequence[Mapping[str, Any]],
+    references: Sequence[Utterance],
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+    synonyms: Synonyms = "auto",
+    allow_missing: bool = False,
+) -> dict[str, Any]:
+    """Score `rows` ({"id", "caption", ...}) against the captions and labels of `references`.
+
+    Returns a dict with one entry for each of METRICS ({"value", "low", "high"}, None where it does not
+    apply), and "signature": what was counted and how; "details": confusion matrix, scores by speaker, most
+    frequent captions.
+
+    `synonyms` is METEOR's use of WordNet: where found, insisted on, or none.
+
+    Raises:
+        Faults: captions and references do not match; all mismatches at once.
+        UserError: WordNet is insisted on and not found; nothing to score.
+    """
+    utterances, captions = pair_up(rows, references, allow_missing=allow_missing)
+    scored = score(utterances, captions, synonyms=synonyms)
+    found = intervals(scored.statistics, scored.clusters, resamples=resamples, seed=seed)
+    for order in (1, 2):
+        found[f"distinct_{order}"] = distinct_share(scored.sets, order, scored.clusters)
+    nothing: Interval = {"value": None, "low": None, "high": None}
+    result: dict[str, Any] = {name: found.get(name, dict(nothing)) for name in METRICS}
+    missing = (len(rows) - len(captions), len(references) - len(captions))
+    result["signature"] = _signature(scored, missing, resamples, seed)
+    result["details"] = {
+        "labels": scored.emotions.labels,
+        "columns": scored.emotions.columns,
+        "confusion": scored.emotions.confusion().tolist(),
+        "speakers": by_speaker(scored.emotions, utterances),
+        "top_captions": most_frequent(captions),
+    }
+    return result
+
+
+def compare_captions(
+    first: Sequence[Mapping[str, Any]],
+    second: Sequence[Mapping[str, Any]],
+    references: Sequence[Utterance],
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+    synonyms: Synonyms = "auto",
+) -> dict[str, Interval]:
+    """Second minus first, resampled together: {"name": {"value", "low", "high", "p"}}.
+
+    Both must caption every clip of `references`. Distinct-n is not among them, as it is no sum over clips.
+
+    Raises:
+        Faults: captions and references do not match.
+    """
+    a, b = (score(*pair_up(rows, references), synonyms=synonyms) for rows in (first, second))
+    return paired_differences(a.statistics, b.statistics, a.clusters, resamples=resamples, seed=seed)
+
+
+def _signature(scored: Scored, missing: tuple[int, int], resamples: int, seed: int) -> dict[str, Any]:
+    wordnet = "exact+stem"
+    if scored.synonyms:
+        wordnet = f"exact+stem+WordNet {require_wordnet().get_version()}"
+    per_clip = [len(u.captions) for u in scored.utterances]
+    corpora = sorted({u.corpus for u in scored.utterances})
+    languages = sorted({u.language for u in scored.utterances})
+    return {
+        "clips": len(scored.captions),
+        "references": sum(per_clip),
+        "references_per_clip": [min(per_clip), max(per_clip)],
+        "speakers": scored.clusters.speakers,
+        "clips_of_unknown_speaker": scored.clusters.unknown,
+        "clips_with_emotion_label": int((scored.emotions.truth >= 0).sum()),
+        "emotion_labels": len(scored.emotions.labels),
+        "empty_captions": sum(not caption.strip() for caption in scored.captions),
+        "captions_left_out": missing[0],
+        "references_left_out": missing[1],
+        "corpora": corpora,
+        "languages": languages,
+        "tokenizer": tokens.DESCRIPTION,
+        "bleu": "corpus level, closest reference length, no smoothing but COCO's 1e-15 guard",
+        "rouge_l": "COCO's, beta 1.2, mean over clips",
+        "cider_d": "n-grams 1-4, sigma 6, 0 to 10, document frequencies of all these references",
+        "meteor": f"nltk.translate.meteor_score, {wordnet}, best reference, mean over clips; not Java's 1.5",
+        "emotion": "label of the caption's emotion words by data/emotions.yaml; no word counts as wrong",
+        "interval": f"95 % percentile bootstrap over {scored.clusters.note}; distinct_n: jackknife",
+        "resamples": resamples,
+        "seed": seed,
+        "versions": {name: version(name) for name in ("aligncap", "nltk", "numpy")},
+    }

@@ -1,0 +1,134 @@
+"""Build an AlignCap model from parts: any Whisper size with any causal LM."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoFeatureExtractor,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+)
+
+from aligncap.errors import UserError
+from aligncap.models.configuration_aligncap import AlignCapConfig
+from aligncap.models.encoders import MEL_PER_FRAME, layer_index
+from aligncap.models.modeling_aligncap import AlignCapForConditionalGeneration
+from aligncap.models.processing_aligncap import AUDIO_TOKEN, AlignCapProcessor
+from aligncap.models.projectors import StackMLPProjector
+from aligncap.models.sources import resolve
+from aligncap.prompts.templates import student_prompt
+
+
+def check_architecture(folder: str | Path, wanted: str) -> None:
+    """Refuse a checkpoint folder of another architecture before anything heavy is loaded.
+
+    Raises:
+        UserError: `folder` has no config.json, or its model_type is not `wanted`.
+    """
+    path = Path(folder) / "config.json"
+    if not path.is_file():
+        hint = "; it is an adapter: run `aligncap merge` first" if (Path(folder) / "adapter_config.json").is_file() else ""
+        raise UserError(f"{folder}: no config.json here, so no {wanted} checkpoint{hint}")
+    found = json.loads(path.read_text(encoding="utf-8")).get("model_type")
+    if found != wanted:
+        raise UserError(f"{path}: model_type is {found!r}, {wanted!r} is needed; give the folder of an AlignCap checkpoint")
+
+
+def load_llm(name: str, dtype: torch.dtype = torch.float32) -> tuple[PreTrainedModel, Any]:
+    """A causal LM and its tokenizer, by name or folder; a missing padding token becomes end-of-text."""
+    folder = resolve(name)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"{folder}: its tokenizer has no end-of-text token, which the loss needs")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype), tokenizer
+
+
+def assemble(audio_tower: PreTrainedModel, feature_extractor: Any, llm: PreTrainedModel, tokenizer: Any, **options: Any):
+    """Put parts in hand together; `options` are fields of `AlignCapConfig`.
+
+    Returns:
+        model: AlignCapForConditionalGeneration with the parts' weights and a fresh projector (torch's RNG);
+        processor: AlignCapProcessor with the student's prompt.
+    """
+    layer_index(options.get("encoder_layer", "last"), len(audio_tower.layers))
+    tokenizer.add_special_tokens({"additional_special_tokens": [AUDIO_TOKEN]})
+    audio_token_id = tokenizer.convert_tokens_to_ids(AUDIO_TOKEN)
+    embeddings = llm.get_input_embeddings()
+    if audio_token_id >= embeddings.num_embeddings:
+        llm.resize_token_embeddings(audio_token_id + 1, pad_to_multiple_of=64, mean_resizing=False)
+        embeddings = llm.get_input_embeddings()
+    positions = audio_tower.config.max_source_positions * 0.02
+    margin = options.get("margin_seconds", 1.0)
+    options["max_seconds"] = min(options.get("max_seconds", 29.0), positions - margin)
+    config = AlignCapConfig(
+        audio_config=audio_tower.config,
+        text_config=llm.config,
+        audio_token_id=audio_token_id,
+        tie_word_embeddings=llm.get_output_embeddings().weight is embeddings.weight,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        **options,
+    )
+    with torch.device("meta"):
+        model = AlignCapForConditionalGeneration(config)
+    model.model.audio_tower = audio_tower
+    model.model.language_model = llm.base_model
+    model.lm_head = llm.get_output_embeddings()
+    projector = model.model.multi_modal_projector
+    mix = 0 if projector.mix is None else projector.mix.numel()
+    model.model.multi_modal_projector = StackMLPProjector(
+        audio_tower.config.d_model,
+        embeddings.embedding_dim,
+        hidden=config.projector_hidden,
+        stack_size=config.stack_size,
+        dropout=config.projector_dropout,
+        summary_token=config.summary_token,
+        mix_layers=mix,
+    )
+    model.tie_weights()
+    left = [name for name, p in model.named_parameters() if p.is_meta]
+    if left:
+        raise RuntimeError(f"parameters without weights: {left}")
+    model.generation_config = GenerationConfig(
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, max_new_tokens=64, do_sample=False
+    )
+    processor = AlignCapProcessor(
+        feature_extractor,
+        tokenizer,
+        prompt=student_prompt(tokenizer, AUDIO_TOKEN),
+        **{
+            k: getattr(config, k)
+            for k in ("pool_size", "stack_size", "summary_token", "margin_seconds", "max_seconds")
+        },
+    )
+    return model.eval(), processor
+
+
+def build(encoder: str, llm: str, **options: Any) -> tuple[AlignCapForConditionalGeneration, AlignCapProcessor]:
+    """Build from names or folders: `build("whisper-base", "smollm2-135m-instruct", encoder_layer=4)`.
+
+    Raises:
+        UserError: a name cannot be found, or `encoder` is not a Whisper.
+    """
+    folder = resolve(encoder)
+    kind = AutoConfig.from_pretrained(folder).model_type
+    if kind != "whisper":
+        raise UserError(f"{folder}: model_type is {kind!r}; speech encoders are Whisper models of any size")
+    audio_tower = AutoModel.from_pretrained(folder, dtype=torch.float32).encoder
+    audio_tower.requires_grad_(False)
+    language_model, tokenizer = load_llm(llm)
+    return assemble(audio_tower, AutoFeatureExtractor.from_pretrained(folder), language_model, tokenizer, **options)
+
+
+__all__ = ["MEL_PER_FRAME", "assemble", "build", "check_architecture", "load_llm"]

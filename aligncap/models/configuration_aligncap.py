@@ -1,0 +1,48 @@
+"""Configuration of the AlignCap model."""
+
+from __future__ import annotations
+
+
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
+
+
+class AlignCapConfig(PreTrainedConfig):
+    """Speech encoder -> pool, stack, MLP projector -> causal LLM.
+
+    Args:
+        audio_config: configuration of the speech encoder (any Whisper size).
+        text_config: configuration of the language model (any causal LM).
+        audio_token_id: placeholder in the token ids. It is the first id past the tokenizer's own
+            vocabulary: that id and all above it are masked out of the logits, so never generated.
+        encoder_layer: what the projector reads. "last": the encoder's normalised output; "mix": a learnt
+            weighted sum of all hidden states; an int k: the hidden state after k layers (0 = embeddings).
+        pool_size: encoder frames (20 ms each) averaged into one, without parameters.
+        stack_size: pooled frames stacked into one audio token for the LLM.
+        projector_hidden: width of the projector's hidden layer.
+        projector_dropout: dropout on the projector's input and hidden layer.
+        summary_token: put a token made of the clip's mean and spread before the frame tokens.
+        margin_seconds: silence appended to a clip before the encoder, which it needs to close a sentence;
+            its frames are seen by the encoder and not by the LLM.
+        max_seconds: longest clip; at most the encoder's positions allow.
+    """
+
+    model_type = "aligncap"
+    auto_map = {}  # a class attribute, not a field: trl reads it, a serialised field breaks AutoConfig
+    sub_configs_defaults = {
+        "audio_config": SubConfigSpec(config_class=AutoConfig, model_type="whisper"),
+        "text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama"),
+    }
+
+    audio_config: dict | PreTrainedConfig | None = None
+    text_config: dict | PreTrainedConfig | None = None
+    audio_token_id: int = 0
+    encoder_layer: int | str = "last"
+    pool_size: int = 4
+    stack_size: int = 4
+    projector_hidden: int = 512
+    projector_dropout: float = 0.2
+    summary_token: bool = True
+    margin_seconds: float = 1.0
+    max_seconds: float = 29.0
+    tie_word_embeddings: bool = False

@@ -1,0 +1,113 @@
+"""Turn clips and prompts into model inputs: log-mel with a margin of silence, placeholders expanded."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import BatchFeature, ProcessorMixin
+
+from aligncap.audio.files import SAMPLE_RATE
+from aligncap.errors import UserError
+from aligncap.models.projectors import token_count
+
+AUDIO_TOKEN = "<|audio|>"
+FRAME_SAMPLES = SAMPLE_RATE // 50  # 320 samples: one encoder frame of 20 ms
+MEL_SAMPLES = SAMPLE_RATE // 100  # 160 samples: one log-mel frame of 10 ms
+
+
+class AlignCapProcessor(ProcessorMixin):
+    """Feature extractor and tokenizer of an AlignCap checkpoint.
+
+    `prompt` is the whole text the model was trained to answer, with one audio placeholder in it. The other
+    arguments mirror `AlignCapConfig`; they fix how many placeholders a clip takes.
+    """
+
+    audio_kwargs = {"sampling_rate": SAMPLE_RATE}
+
+    def __init__(
+        self,
+        feature_extractor: Any = None,
+        tokenizer: Any = None,
+        chat_template: str | None = None,
+        audio_token: str = AUDIO_TOKEN,
+        prompt: str = AUDIO_TOKEN,
+        pool_size: int = 4,
+        stack_size: int = 4,
+        summary_token: bool = True,
+        margin_seconds: float = 1.0,
+        max_seconds: float = 29.0,
+    ) -> None:
+        self.audio_token = audio_token
+        self.audio_token_id = tokenizer.convert_tokens_to_ids(audio_token)
+        self.prompt = prompt
+        self.pool_size = pool_size
+        self.stack_size = stack_size
+        self.summary_token = summary_token
+        self.margin_seconds = margin_seconds
+        self.max_seconds = max_seconds
+        super().__init__(feature_extractor, tokenizer, chat_template=chat_template)
+
+    def num_audio_tokens(self, samples: int) -> int:
+        """Placeholders for a clip of `samples` samples at 16 kHz."""
+        return self.tokens_of_frames(math.ceil(math.ceil(samples / FRAME_SAMPLES) / self.pool_size))
+
+    def tokens_of_frames(self, pooled_frames: int) -> int:
+        """Placeholders for a clip of `pooled_frames` pooled encoder frames."""
+        return token_count(pooled_frames, self.stack_size, self.summary_token)
+
+    def log_mel(self, clips: list[np.ndarray]) -> BatchFeature:
+        """Log-mel of clips of 16 kHz samples, each followed by its own margin of silence.
+
+        Returns:
+            input_features: (batch, mel bins, mel frames), float32;
+            input_features_mask: (batch, mel frames), 1 on the clip, 2 on its margin, 0 on padding.
+
+        Raises:
+            UserError: a clip is empty or longer than `max_seconds`.
+        """
+        padded = []
+        spans = []
+        for index, clip in enumerate(clips):
+            clip = np.asarray(clip, dtype=np.float32)
+            if clip.ndim != 1 or clip.size == 0:
+                raise UserError(f"clip {index}: a non-empty mono array is needed, its shape is {clip.shape}")
+            if clip.size > self.max_seconds * SAMPLE_RATE:
+                raise UserError(
+                    f"clip {index}: {clip.size / SAMPLE_RATE:.1f} s is longer than the model's {self.max_seconds:g} s; "
+                    "cut it into utterances"
+                )
+            own = math.ceil(clip.size / FRAME_SAMPLES) * FRAME_SAMPLES
+            margin = round(self.margin_seconds * SAMPLE_RATE / FRAME_SAMPLES) * FRAME_SAMPLES
+            padded.append(np.pad(clip, (0, own + margin - clip.size)))
+            spans.append((own // MEL_SAMPLES, margin // MEL_SAMPLES))
+        features = self.feature_extractor(
+            padded, sampling_rate=SAMPLE_RATE, padding="longest", truncation=False, return_tensors="pt"
+        )["input_features"]
+        mask = torch.zeros(len(clips), features.shape[-1], dtype=torch.long)
+        for row, (own, margin) in enumerate(spans):
+            mask[row, :own] = 1
+            mask[row, own : own + margin] = 2
+        return BatchFeature({"input_features": features, "input_features_mask": mask})
+
+    def _process_audio(self, audio: Any, **kwargs: Any) -> tuple[BatchFeature, list[str]]:
+        if kwargs.get("sampling_rate", SAMPLE_RATE) != SAMPLE_RATE:
+            raise UserError(f"audio must come at {SAMPLE_RATE} Hz; read it with aligncap.audio.files.load_audio")
+        clips = [audio] if isinstance(audio, np.ndarray) and audio.ndim == 1 else list(audio)
+        placeholders = [self.audio_token * self.num_audio_tokens(len(clip)) for clip in clips]
+        return self.log_mel(clips), placeholders
+
+    @property
+    def model_input_names(self) -> list[str]:
+        return ["input_ids", "attention_mask", "input_features", "input_features_mask"]
+
+    def captioning_inputs(self, clips: list[np.ndarray]) -> BatchFeature:
+        """Inputs of `generate` for clips of 16 kHz samples, left-padded."""
+        return self(
+            text=[self.prompt] * len(clips),
+            audio=clips,
+            return_tensors="pt",
+            text_kwargs={"padding": True, "padding_side": "left", "add_special_tokens": False},
+        )

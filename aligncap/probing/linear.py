@@ -1,0 +1,130 @@
+"""The yardstick: what a linear classifier hears in the frozen encoder's features, layer by layer.
+
+A captioner that names emotions worse than this does not yet use what its own encoder hears.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoFeatureExtractor, AutoModel
+
+from aligncap.audio.files import load_audio
+from aligncap.errors import UserError
+from aligncap.manifest import Utterance, audio_path, read_manifest
+from aligncap.models.encoders import encode_frames
+from aligncap.models.processing_aligncap import AlignCapProcessor
+from aligncap.models.sources import resolve
+from aligncap.tensor_cache import TensorCache, digest, file_key, fill
+
+
+@torch.no_grad()
+def pooled_layers(files: list[Path], encoder: str, cache_dir: Path) -> Tensor:
+    """Mean over time of every hidden state, (clips, layers + 1, width); computed once a file."""
+    folder = resolve(encoder)
+    extractor = AutoFeatureExtractor.from_pretrained(folder)
+    processor = AlignCapProcessor.__new__(AlignCapProcessor)  # log-mel needs no tokenizer
+    processor.feature_extractor, processor.margin_seconds, processor.max_seconds = extractor, 1.0, 29.0
+    description = {"kind": "mean of every layer", "encoder": str(folder), "config": AutoConfig.from_pretrained(folder).to_dict()}
+    cache = TensorCache(cache_dir / f"layers-{digest(description)}", description)
+    keys = {file_key(path): path for path in files}
+    model: Any = None
+
+    def compute(batch: list[str]) -> dict[str, Tensor]:
+        nonlocal model
+        model = model or AutoModel.from_pretrained(folder, dtype=torch.float32).encoder.eval()
+        mel = processor.log_mel([load_audio(keys[k], max_seconds=29.0) for k in batch])
+        frames, _ = encode_frames(model, mel["input_features"], mel["input_features_mask"] > 0, "mix")
+        own = (mel["input_features_mask"] == 1)[:, ::2][:, :, None, None].float()
+        return dict(zip(batch, ((frames * own).sum(1) / own.sum(1)).clone(), strict=True))
+
+    fill(cache, sorted(keys, key=lambda k: keys[k].stat().st_size), compute, 8, "probing layers")
+    return torch.stack([cache[file_key(path)] for path in files])
+
+
+def fit_logistic(features: Tensor, labels: Tensor, classes: int, penalty: float) -> Tensor:
+    """Multinomial logistic regression with an L2 penalty, by L-BFGS, classes weighted alike.
+
+    Args:
+        features: (clips, width), standardised; labels: (clips,).
+
+    Returns:
+        Weights (width + 1, classes), the last row the bias.
+    """
+    inputs = torch.cat([features, torch.ones(len(features), 1)], 1)
+    weight = torch.zeros(inputs.shape[1], classes, requires_grad=True)
+    counts = torch.bincount(labels, minlength=classes).clamp(min=1)
+    balance = len(labels) / (classes * counts.float())
+    optimizer = torch.optim.LBFGS([weight], max_iter=200, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = torch.nn.functional.cross_entropy(inputs @ weight, labels, weight=balance)
+        loss = loss + penalty * (weight[:-1] ** 2).sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    return weight.detach()
+
+
+def uar(predicted: np.ndarray, labels: np.ndarray) -> float:
+    """Unweighted average recall over the labels that occur."""
+    return float(np.mean([(predicted[labels == c] == c).mean() for c in np.unique(labels)]))
+
+
+def probe(
+    train: Path, dev: Path, tests: list[Path], encoder: str, cache_dir: Path, penalties: tuple[float, ...] = (1e-3, 1e-2, 1e-1)
+) -> dict[str, Any]:
+    """Fit one probe a layer on `train`, choose its penalty on `dev`, score it on each of `tests`.
+
+    On a test set with fewer labels only those labels compete, as a captioner's words are scored.
+
+    Returns:
+        {"encoder", "labels", "layers": [{"layer", "penalty", "dev": UAR, "<test manifest's stem>": UAR …}],
+        "best_layer": the layer best on dev}
+
+    Raises:
+        UserError: no labels, or fewer than two.
+    """
+    manifests = [train, dev, *tests]
+    utterances = [[u for u in read_manifest(m) if u.emotion] for m in manifests]
+    labels = sorted({u.emotion for u in utterances[0] if u.emotion})
+    if len(labels) < 2:
+        raise UserError(f"{train}: a probe needs at least two emotion labels, found {labels}")
+    for i in range(1, len(utterances)):
+        utterances[i] = [u for u in utterances[i] if u.emotion in labels]
+    features = [
+        pooled_layers([audio_path(m, u) for u in us], encoder, cache_dir) for m, us in zip(manifests, utterances, strict=True)
+    ]
+    targets = [torch.tensor([labels.index(_label(u)) for u in us]) for us in utterances]
+    layers = []
+    for layer in range(features[0].shape[1]):
+        mean, spread = features[0][:, layer].mean(0), features[0][:, layer].std(0).clamp(min=1e-5)
+        inputs = [(f[:, layer] - mean) / spread for f in features]
+        scored = []
+        for penalty in penalties:
+            weight = fit_logistic(inputs[0], targets[0], len(labels), penalty)
+            scores = [_score(x, y, weight) for x, y in zip(inputs[1:], targets[1:], strict=True)]
+            scored.append((scores[0], penalty, scores))
+        _, penalty, scores = max(scored)
+        row = {"layer": layer, "penalty": penalty, "dev": scores[0]}
+        row |= {m.stem: s for m, s in zip(tests, scores[1:], strict=True)}
+        layers.append(row)
+    best = max(layers, key=lambda row: row["dev"])
+    return {"encoder": encoder, "labels": labels, "layers": layers, "best_layer": best["layer"]}
+
+
+def _label(utterance: Utterance) -> str:
+    return str(utterance.emotion)
+
+
+def _score(features: Tensor, labels: Tensor, weight: Tensor) -> float:
+    logits = features @ weight[:-1] + weight[-1]
+    present = torch.zeros(logits.shape[1], dtype=torch.bool)
+    present[labels.unique()] = True
+    return uar(logits.masked_fill(~present, -torch.inf).argmax(1).numpy(), labels.numpy())

@@ -1,0 +1,43 @@
+"""What student and teacher read: the chat form where the tokenizer has one, else a plain instruction form."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jinja2 import TemplateError
+
+from aligncap.io import load_data
+
+
+def _wrap(tokenizer: Any, content: str) -> str:
+    texts = load_data("templates.yaml")
+    instruction = texts["instruction"]
+    if not getattr(tokenizer, "chat_template", None):
+        return (tokenizer.bos_token or "") + texts["plain"].format(instruction=instruction, content=content)
+    # The instruction is the system message: without one, many templates insert a long one of their own.
+    chat = [{"role": "system", "content": instruction}, {"role": "user", "content": content}]
+    try:
+        return tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    except TemplateError:
+        merged = [{"role": "user", "content": f"{instruction}\n{content}"}]
+        return tokenizer.apply_chat_template(merged, tokenize=False, add_generation_prompt=True)
+
+
+def student_prompt(tokenizer: Any, audio_token: str) -> str:
+    """The student's whole prompt, with one audio placeholder."""
+    return _wrap(tokenizer, audio_token)
+
+
+def teacher_prompt(tokenizer: Any, transcript: str | None, acoustic: str) -> str:
+    """The teacher's whole prompt: transcript and acoustic prompt P_act in place of the audio."""
+    lines = [f'"{transcript.strip()}"'] if transcript and transcript.strip() else []
+    return _wrap(tokenizer, "\n".join([*lines, acoustic]))
+
+
+def response_ids(tokenizer: Any, caption: str, max_tokens: int | None = None) -> list[int]:
+    """Token ids of the answer, closed by the end-of-text token. `max_tokens` cuts the caption, not the end."""
+    text = caption if getattr(tokenizer, "chat_template", None) else " " + caption
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    if max_tokens is not None:
+        ids = ids[: max_tokens - 1]
+    return [*ids, tokenizer.eos_token_id]

@@ -1,0 +1,124 @@
+"""Identical clips, and parts of a corpus that share no speaker."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from aligncap.errors import Faults, UserError
+from aligncap.naming import natural, nearest
+
+if TYPE_CHECKING:
+    from aligncap.manifest import Utterance
+
+_log = logging.getLogger(__name__)
+
+
+def duplicates(utterances: Iterable[Utterance]) -> list[list[str]]:
+    """Groups of ids whose clips are the same: equal sha256 of the bytes, or of the decoded samples
+    (`extra["samples_sha256"]`, which `prepare` writes and which survives a lossless change of container).
+    """
+    groups: list[list[str]] = []
+    of: dict[tuple[str, str], list[str]] = {}
+    for u in utterances:
+        hashes = [("bytes", u.sha256), ("samples", u.extra.get("samples_sha256"))]
+        keys = [(kind, value) for kind, value in hashes if value]
+        mine = next((of[key] for key in keys if key in of), None)
+        if mine is None:
+            groups.append(mine := [])
+        mine.append(u.id)
+        for key in keys:
+            of.setdefault(key, mine)
+    return [ids for ids in groups if len(ids) > 1]
+
+
+def duplicate_notes(utterances: Iterable[Utterance]) -> list[str]:
+    """A line for each group of identical clips."""
+    return [f"identical clips: {', '.join(ids)}" for ids in duplicates(utterances)]
+
+
+def straddling(parts: Mapping[str, Sequence[Utterance]]) -> list[str]:
+    """A line for each group of identical clips of which more than one part of a split holds one."""
+    part_of = {u.id: name for name, part in parts.items() for u in part}
+    groups = duplicates(u for part in parts.values() for u in part)
+    return [
+        "identical clips in different parts: " + ", ".join(f"{i} ({part_of[i]})" for i in ids)
+        for ids in groups
+        if len({part_of[i] for i in ids}) > 1
+    ]
+
+
+def split_by_speaker(
+    utterances: Sequence[Utterance],
+    dev: int = 0,
+    test: int = 0,
+    seed: int | None = None,
+    dev_speakers: Sequence[str] | None = None,
+    test_speakers: Sequence[str] | None = None,
+) -> dict[str, list[Utterance]]:
+    """Split into train, dev and test so that no speaker is in two parts.
+
+    The last `test` speakers in natural order are the test set and the `dev` before them the dev set; a
+    `seed` shuffles the speakers first. A list of speakers replaces the number; names may be given without
+    their corpus ("21" for "ravdess-21"). Identical clips in different parts are a warning in the log.
+
+    Raises:
+        Faults: utterances without a speaker.
+        UserError: an unknown or ambiguous speaker, one named for two parts, or none left to train on.
+    """
+    nameless = [u.id for u in utterances if not u.speaker]
+    if nameless:
+        raise Faults([f"{i}: no speaker; add one to the manifest to split by speaker" for i in nameless])
+    speakers = sorted({str(u.speaker) for u in utterances}, key=natural)
+    chosen_dev = _named(dev_speakers, speakers, utterances)
+    chosen_test = _named(test_speakers, speakers, utterances)
+    both = sorted(set(chosen_dev or []) & set(chosen_test or []), key=natural)
+    if both:
+        raise UserError(f"speaker {', '.join(both)} is named for dev and for test; name each once")
+    if min(dev, test) < 0:
+        raise UserError("--dev and --test are numbers of speakers, 0 or more")
+    free = [s for s in speakers if s not in {*(chosen_dev or []), *(chosen_test or [])}]
+    wanted = (0 if chosen_dev is not None else dev) + (0 if chosen_test is not None else test)
+    if wanted >= len(free):
+        raise UserError(
+            f"{len(speakers)} speakers are too few: dev and test take {len(speakers) - len(free) + wanted} "
+            "and at least one must be left for training; ask for fewer"
+        )
+    if seed is not None:
+        random.Random(seed).shuffle(free)
+    if chosen_test is None:
+        chosen_test = free[len(free) - test :]
+        free = free[: len(free) - test]
+    if chosen_dev is None:
+        chosen_dev = free[len(free) - dev :]
+    part = {**dict.fromkeys(chosen_dev, "dev"), **dict.fromkeys(chosen_test, "test")}
+    parts: dict[str, list[Utterance]] = {"train": [], "dev": [], "test": []}
+    for u in utterances:
+        parts[part.get(str(u.speaker), "train")].append(u)
+    for note in straddling(parts):
+        _log.warning("%s; drop one of them, or name the speakers of each part", note)
+    return parts
+
+
+def _named(
+    names: Sequence[str] | None, speakers: Sequence[str], utterances: Sequence[Utterance]
+) -> list[str] | None:
+    if names is None:
+        return None
+    aliases: dict[str, set[str]] = defaultdict(set)
+    for u in utterances:
+        aliases[str(u.speaker)].add(str(u.speaker))
+        aliases[str(u.speaker).removeprefix(f"{u.corpus}-")].add(str(u.speaker))
+    chosen: list[str] = []
+    for name in names:
+        found = {name} if name in speakers else aliases.get(name, set())
+        if len(found) != 1:
+            what = f"means {' and '.join(sorted(found))}" if found else "is not in the manifest"
+            raise UserError(
+                f'speaker "{name}" {what}{nearest(name, speakers)}; there are {", ".join(speakers)}'
+            )
+        chosen += found
+    return chosen

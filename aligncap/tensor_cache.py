@@ -1,0 +1,84 @@
+"""A cache of tensors on disk: a folder of safetensors shards, named by a hash of what made them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from aligncap.io import write_json
+from aligncap.progress import track
+
+SHARD_ROWS = 256
+
+
+def digest(*parts: object) -> str:
+    """Hash of JSON-able parts."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:24]
+
+
+def file_key(path: Path) -> str:
+    """Hash of a file's bytes: the key of what is computed from it."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+class TensorCache:
+    """Read-mostly mapping from a key to a tensor, over the shards of one folder."""
+
+    def __init__(self, folder: Path, description: dict[str, Any]) -> None:
+        self.folder = folder
+        self.description = description
+        self._where: dict[str, Path] = {}
+        self._open: dict[tuple[int, Path], Any] = {}
+        for shard in sorted(folder.glob("*.safetensors")):
+            self._register(shard)
+
+    def _register(self, shard: Path) -> None:
+        with safe_open(shard, "pt") as file:
+            self._where.update(dict.fromkeys(file.keys(), shard))
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._where
+
+    def __getitem__(self, key: str) -> Tensor:
+        if key not in self._where:
+            raise KeyError(f"{self.folder}: no row {key}; the cache was not filled for these settings")
+        # A handle opened before a fork must not be shared with the child.
+        handle = (os.getpid(), self._where[key])
+        if handle not in self._open:
+            self._open[handle] = safe_open(self._where[key], "pt")
+        return self._open[handle].get_tensor(key)
+
+    def write(self, rows: dict[str, Tensor]) -> None:
+        """Add one shard, atomically."""
+        if not rows:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if not (self.folder / "cache.json").exists():
+            write_json(self.folder / "cache.json", self.description)
+        shard = self.folder / f"{digest(sorted(rows))}.safetensors"
+        temporary = shard.with_suffix(f".{os.getpid()}.tmp")
+        save_file({k: v.contiguous() for k, v in rows.items()}, temporary)
+        os.replace(temporary, shard)
+        self._register(shard)
+
+
+def fill(
+    cache: TensorCache, keys: Iterable[str], compute: Callable[[list[str]], dict[str, Tensor]], batch: int, title: str
+) -> None:
+    """Compute the rows that `cache` lacks, `batch` keys at a time, shard by shard."""
+    missing = [k for k in dict.fromkeys(keys) if k not in cache]
+    rows: dict[str, Tensor] = {}
+    for start in track(range(0, len(missing), batch), title):
+        rows.update(compute(missing[start : start + batch]))
+        if len(rows) >= SHARD_ROWS:
+            cache.write(rows)
+            rows = {}
+    cache.write(rows)

@@ -1,0 +1,177 @@
+"""Options of the training verbs: transformers' own, plus ours. Defaults are the measured recipe."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import yaml
+from transformers import TrainingArguments
+from trl import TrlParser
+
+from aligncap.errors import Faults, UserError
+from aligncap.models.sources import DEFAULT_ENCODER, DEFAULT_LLM
+
+A = TypeVar("A", bound="CaptionArguments")
+
+
+@dataclass
+class CaptionArguments(TrainingArguments):
+    """Shared by all training verbs."""
+
+    output_dir: str | None = field(default=None, metadata={"help": "Folder of the run; made if missing."})
+    train_manifest: str | None = field(default=None, metadata={"help": "Manifest to learn from, with captions and P_act."})
+    dev_manifest: str | None = field(default=None, metadata={"help": "Manifest whose loss is reported during training."})
+    llm: str = field(default=DEFAULT_LLM, metadata={"help": "Language model: name, folder or hub id."})
+    lora_r: int = field(default=8, metadata={"help": "Rank of LoRA."})
+    lora_alpha: int = field(default=16, metadata={"help": "Scale of LoRA."})
+    lora_dropout: float = field(default=0.05, metadata={"help": "Dropout in LoRA."})
+    lora_targets: str = field(
+        default="auto", metadata={"help": "Comma-separated linear layers of the LLM to adapt; auto: q and v projections."}
+    )
+    smoothing: float = field(default=0.0, metadata={"help": "Label smoothing of the cross-entropy."})
+    max_response_tokens: int = field(default=64, metadata={"help": "Longer captions are cut, their end token kept."})
+    precision: str = field(default="auto", metadata={"help": "auto, float32 or bfloat16 (weights stay float32)."})
+
+    learning_rate: float = 1e-3
+    per_device_train_batch_size: int = 16
+    per_device_eval_batch_size: int = 32
+    max_steps: int = 300
+    warmup_steps: float = 0.05
+    weight_decay: float = 0.01
+    lr_scheduler_type: str = "linear"
+    logging_steps: float = 10
+    save_steps: float = 100
+    save_total_limit: int | None = 2
+    report_to: Any = "tensorboard"
+    remove_unused_columns: bool = False
+    label_names: list[str] | None = field(default_factory=lambda: ["labels"])
+
+    def __post_init__(self) -> None:
+        faults = []
+        if not self.output_dir:
+            faults.append("output_dir is missing: name a folder for the run, e.g. --output_dir runs/first")
+        for name in ("train_manifest", "dev_manifest"):
+            value = getattr(self, name)
+            if value and not Path(value).is_file():
+                faults.append(f"{name}: {value}: no such file; make it with `aligncap prepare` … `aligncap clues`")
+        if not self.train_manifest:
+            faults.append("train_manifest is missing: name a manifest, e.g. --train_manifest data/train.jsonl")
+        if self.precision not in ("auto", "float32", "bfloat16"):
+            faults.append(f"precision={self.precision!r}: choose auto, float32 or bfloat16")
+        if faults:
+            raise Faults(faults)
+        if not torch.cuda.is_available():
+            self.use_cpu = True
+        self.bf16, self.precision_reason = choose_precision(self.precision)
+        super().__post_init__()
+
+
+@dataclass
+class TeacherArguments(CaptionArguments):
+    """`train teacher`: SFT of the text LLM on transcript + P_act -> caption, adapters merged at the end."""
+
+    max_steps: int = 120
+    learning_rate: float = 5e-4
+
+
+@dataclass
+class SpeechArguments(CaptionArguments):
+    """`train sft`: cross-entropy on captions from speech."""
+
+    encoder: str = field(default=DEFAULT_ENCODER, metadata={"help": "Speech encoder: any Whisper, name or folder."})
+    encoder_layer: str = field(default="4", metadata={"help": "last, mix, or the number of encoder layers to run."})
+    pool_size: int = field(default=4, metadata={"help": "Encoder frames (20 ms) averaged into one."})
+    stack_size: int = field(default=4, metadata={"help": "Pooled frames stacked into one audio token."})
+    projector_hidden: int = field(default=512, metadata={"help": "Width of the projector's hidden layer."})
+    projector_dropout: float = field(default=0.2, metadata={"help": "Dropout in the projector."})
+    summary_token: bool = field(default=True, metadata={"help": "Add one token of the clip's mean and spread."})
+    feature_cache: bool = field(default=True, metadata={"help": "Compute encoder features once, before training."})
+    cache_dir: str = field(default="runs/cache", metadata={"help": "Folder of the caches."})
+
+
+@dataclass
+class DistillArguments(SpeechArguments):
+    """`train distill`: KL to the same LLM reading transcript and P_act."""
+
+    divergence: str = field(default="forward_kl", metadata={"help": "forward_kl, reverse_kl or jsd."})
+    temperature: float = field(default=1.0, metadata={"help": "Softens both distributions; the loss is scaled by T²."})
+    jsd_beta: float = field(default=0.5, metadata={"help": "β of the generalised Jensen-Shannon divergence."})
+    ce_weight: float = field(default=0.0, metadata={"help": "λ of the added cross-entropy."})
+    targets: str = field(default="references", metadata={"help": "references, or teacher: captions the teacher writes."})
+    teacher_cache: bool = field(default=True, metadata={"help": "Compute the teacher's states once, before training."})
+
+    def __post_init__(self) -> None:
+        from aligncap.training.divergences import NAMES
+
+        if self.divergence not in NAMES:
+            raise UserError(f"divergence={self.divergence!r}: choose from {', '.join(NAMES)}")
+        if self.targets not in ("references", "teacher"):
+            raise UserError(f"targets={self.targets!r}: choose references or teacher")
+        if self.temperature <= 0:
+            raise UserError(f"temperature={self.temperature}: must be above 0")
+        super().__post_init__()
+
+
+def choose_precision(wanted: str) -> tuple[bool, str]:
+    """Whether to compute in bfloat16, and why: the one place where precision is decided."""
+    if wanted != "auto":
+        return wanted == "bfloat16", f"{wanted}, as asked"
+    if torch.cuda.is_available():
+        able = torch.cuda.is_bf16_supported()
+        return able, f"{'bfloat16' if able else 'float32'}: the GPU {'has' if able else 'lacks'} it"
+    able = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return able, f"{'bfloat16' if able else 'float32'}: this CPU {'has' if able else 'lacks'} bfloat16 instructions"
+
+
+def parse(kind: type[A], argv: list[str]) -> A:
+    """Arguments from `--config FILE.yaml` and `--key value` flags, flags winning.
+
+    Raises:
+        UserError: the YAML cannot be read.
+        Faults: unknown keys, each with the nearest known one.
+    """
+    known = {f.name for f in dataclasses.fields(kind) if f.init}
+    faults = []
+    for i, word in enumerate(argv):
+        path = argv[i + 1] if word == "--config" and i + 1 < len(argv) else word.removeprefix("--config=")
+        if word == "--config" or word.startswith("--config="):
+            faults += [f"{path}: {fault}" for fault in _unknown(_read_config(path), known)]
+        elif word.startswith("--"):
+            name = word[2:].split("=")[0].replace("-", "_")
+            if name not in known | {n.removeprefix("no_") for n in known} and not (
+                name.startswith("no_") and name[3:] in known
+            ):
+                faults += _unknown([name], known)
+    if faults:
+        raise Faults(faults)
+    try:
+        (arguments,) = TrlParser((kind,)).parse_args_and_config(argv)
+    except ValueError as error:
+        raise UserError(f"options: {error}") from error
+    return arguments
+
+
+def _read_config(path: str) -> list[str]:
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"--config {path}: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: a mapping of options is needed")
+    return [str(key) for key in content]
+
+
+def _unknown(names: list[str], known: set[str]) -> list[str]:
+    faults = []
+    for name in names:
+        if name not in known and name != "env":
+            near = difflib.get_close_matches(name, known, 1)
+            faults.append(f"unknown option {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+    return faults

@@ -1,0 +1,97 @@
+"""Batches of training rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from aligncap.models.processing_aligncap import AlignCapProcessor
+
+IGNORE = -100
+
+
+def join_prompt_and_response(prompts: list[list[int]], responses: list[list[int]], pad: int) -> dict[str, Tensor]:
+    """Left-pad prompts, right-pad responses, put them side by side.
+
+    All responses start in the same column, so the k-th response token of a row lies at the same place for
+    teacher and student whatever their prompts' lengths.
+
+    >>> batch = join_prompt_and_response([[1, 2], [3]], [[7, 8], [9]], pad=0)
+    >>> batch["input_ids"].tolist()
+    [[1, 2, 7, 8], [0, 3, 9, 0]]
+    >>> batch["attention_mask"].tolist()
+    [[1, 1, 1, 1], [0, 1, 1, 0]]
+    >>> batch["labels"].tolist()
+    [[-100, -100, 7, 8], [-100, -100, 9, -100]]
+    """
+    left = max(map(len, prompts))
+    right = max(map(len, responses))
+    ids, mask, labels = [], [], []
+    for prompt, response in zip(prompts, responses, strict=True):
+        before, after = left - len(prompt), right - len(response)
+        ids.append([pad] * before + prompt + response + [pad] * after)
+        mask.append([0] * before + [1] * (len(prompt) + len(response)) + [0] * after)
+        labels.append([IGNORE] * left + response + [IGNORE] * after)
+    return {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask), "labels": torch.tensor(labels)}
+
+
+def stack_frames(frames: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Right-pad pooled frames of different lengths with zeros.
+
+    >>> padded, mask = stack_frames([torch.ones(2, 1), torch.ones(1, 1)])
+    >>> padded.squeeze(-1).tolist(), mask.tolist()
+    ([[1.0, 1.0], [1.0, 0.0]], [[True, True], [True, False]])
+    """
+    padded = torch.nn.utils.rnn.pad_sequence(frames, batch_first=True)
+    lengths = torch.tensor([len(f) for f in frames])
+    return padded, torch.arange(padded.shape[1])[None] < lengths[:, None]
+
+
+@dataclass
+class TextCollator:
+    """Rows {"prompt_ids", "response_ids"} of the text LLM."""
+
+    pad_token_id: int
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+        return join_prompt_and_response(
+            [r["prompt_ids"] for r in rows], [r["response_ids"] for r in rows], self.pad_token_id
+        )
+
+
+@dataclass
+class SpeechCollator:
+    """Rows of the student, with what the teacher reads beside it.
+
+    A row holds `prompt_ids` (placeholders expanded), `response_ids`, and either `frames` (cached pooled
+    frames, (frames, width)) or `samples` (16 kHz audio). For distillation it holds `teacher_prompt_ids`, or
+    `teacher_hidden` (response tokens, width) when the teacher's states are cached.
+
+    A batch of two clips, of 1 and 2 audio tokens (A), responses [7, 8] and [9]:
+        input_ids       [[0, 5, A, 6, 7, 8], [5, A, A, 6, 9, 0]]
+        attention_mask  [[0, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 0]]
+        labels          [[-100, -100, -100, -100, 7, 8], [-100, -100, -100, -100, 9, -100]]
+        audio_frames    (2, frames, width), audio_frames_mask (2, frames)
+        teacher_*       the same three over the teacher's prompts, labels with the same responses
+    """
+
+    processor: AlignCapProcessor
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+        pad = self.processor.tokenizer.pad_token_id
+        responses = [r["response_ids"] for r in rows]
+        batch = join_prompt_and_response([r["prompt_ids"] for r in rows], responses, pad)
+        if "frames" in rows[0]:
+            batch["audio_frames"], batch["audio_frames_mask"] = stack_frames([r["frames"] for r in rows])
+        else:
+            batch.update(self.processor.log_mel([r["samples"] for r in rows]))
+        if "teacher_prompt_ids" in rows[0]:
+            teacher = join_prompt_and_response([r["teacher_prompt_ids"] for r in rows], responses, pad)
+            batch.update({f"teacher_{k}": v for k, v in teacher.items()})
+        if "teacher_hidden" in rows[0]:
+            # Flat, in the row-major order in which a bool mask picks response positions.
+            batch["teacher_hidden"] = torch.cat([r["teacher_hidden"] for r in rows])
+        return batch

@@ -1,0 +1,108 @@
+"""SFT and KL distillation of the speech student. The teacher is the same LLM, adapters off, reading text."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import Trainer
+
+from aligncap.training.collators import IGNORE
+from aligncap.training.divergences import chunked_divergence
+
+
+def response_positions(labels: Tensor) -> Tensor:
+    """Bool mask (batch, length) of the positions whose logits predict a response token: i predicts i + 1.
+
+    >>> response_positions(torch.tensor([[-100, -100, 7, 8]])).tolist()
+    [[False, True, True, False]]
+    """
+    return F.pad(labels[:, 1:] != IGNORE, (0, 1), value=False)
+
+
+class SFTTrainer(Trainer):
+    """Cross-entropy on response tokens, end-of-text included. Logits are computed at response positions only."""
+
+    # The loss is divided by the global number of response tokens here, so accumulation must not divide again.
+    loss_is_scaled_for_ga = True
+
+    def response_logits(self, model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Logits (response tokens, text vocabulary) and the tokens themselves."""
+        labels = inputs["labels"]
+        arguments = {k: v for k, v in inputs.items() if k != "labels"}
+        logits = model(**arguments, logits_to_keep=response_positions(labels), use_cache=False).logits
+        targets = labels[:, 1:][labels[:, 1:] != IGNORE]
+        if logits.dim() != 2 or len(logits) != len(targets):
+            raise ValueError("the model ignores boolean logits_to_keep; its forward cannot be trained here")
+        return self.drop_placeholder(logits), targets
+
+    def drop_placeholder(self, logits: Tensor) -> Tensor:
+        """Cut off the masked ids from the audio placeholder upwards: their log-probability is no number."""
+        limit = getattr(self.accelerator.unwrap_model(self.model).config, "audio_token_id", None)
+        return logits[:, :limit]
+
+    def token_loss(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+        """Summed loss over the response tokens of `inputs`."""
+        logits, targets = self.response_logits(model, inputs)
+        return F.cross_entropy(logits.float(), targets, reduction="sum", label_smoothing=self.args.smoothing)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        tokens = (inputs["labels"][:, 1:] != IGNORE).sum()
+        loss = self.token_loss(model, dict(inputs))
+        if num_items_in_batch is None:
+            loss = loss / tokens
+        else:
+            loss = loss / num_items_in_batch
+            if self.args.average_tokens_across_devices:
+                loss = loss * self.accelerator.num_processes  # the count is global, DDP averages gradients
+        return (loss, {}) if return_outputs else loss
+
+    def prediction_step(
+        self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
+    ) -> tuple[Tensor, None, None]:
+        with torch.no_grad(), self.compute_loss_context_manager():
+            return self.compute_loss(model, self._prepare_inputs(inputs)).detach(), None, None
+
+
+class DistillTrainer(SFTTrainer):
+    """L = T² · D(p ‖ q) + λ · CE over response tokens; D is forward KL by default (AlignCap, KD-Regularisation).
+
+    The teacher's pass is live (`teacher_input_ids` in the batch) or starts from cached last hidden states
+    (`teacher_hidden`), to which the same frozen head is applied.
+    """
+
+    def teacher_logits(self, model: nn.Module, teacher: dict[str, Tensor]) -> Tensor:
+        with torch.no_grad():
+            if "hidden" in teacher:
+                head = self.accelerator.unwrap_model(model).get_output_embeddings()
+                return self.drop_placeholder(head(teacher["hidden"]))
+            labels = teacher.pop("labels")
+            was_training = model.training
+            model.eval()
+            with self.accelerator.unwrap_model(model).disable_adapter():
+                logits = model(**teacher, logits_to_keep=response_positions(labels), use_cache=False).logits
+            model.train(was_training)
+            return self.drop_placeholder(logits)
+
+    def token_loss(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+        teacher = {k.removeprefix("teacher_"): inputs.pop(k) for k in list(inputs) if k.startswith("teacher_")}
+        # Teacher first: switching adapters off and on must be over before the student's graph is built.
+        target = self.teacher_logits(model, teacher)
+        logits, tokens = self.response_logits(model, inputs)
+        if logits.shape != target.shape:
+            raise ValueError(f"teacher {tuple(target.shape)} and student {tuple(logits.shape)} logits do not match")
+        temperature = self.args.temperature
+        loss = temperature**2 * chunked_divergence(
+            logits, target, name=self.args.divergence, temperature=temperature, beta=self.args.jsd_beta
+        )
+        if self.args.ce_weight:
+            loss = loss + self.args.ce_weight * F.cross_entropy(logits.float(), tokens, reduction="sum")
+        return loss

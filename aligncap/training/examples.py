@@ -1,0 +1,130 @@
+"""From manifest to training rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch.utils.data import Dataset
+
+from aligncap.audio.files import load_audio
+from aligncap.errors import Faults
+from aligncap.manifest import Utterance, audio_path, read_manifest
+from aligncap.models.processing_aligncap import AlignCapProcessor
+from aligncap.prompts.templates import response_ids, teacher_prompt
+from aligncap.tensor_cache import TensorCache, file_key
+from aligncap.training.caches import teacher_key
+
+
+def read_captioned(path: str, need_p_act: bool) -> list[Utterance]:
+    """Utterances with captions (and acoustic prompts).
+
+    Raises:
+        Faults: utterances without captions or acoustic prompts, all of them.
+    """
+    utterances = read_manifest(Path(path))
+    faults = []
+    for number, u in enumerate(utterances, 1):
+        if not u.captions:
+            faults.append(f"{path}:{number}: {u.id} has no captions; run `aligncap annotate` on it")
+        elif need_p_act and len(u.p_act) != len(u.captions):
+            faults.append(f"{path}:{number}: {u.id} has no acoustic prompts; run `aligncap clues` on it")
+    if not utterances:
+        faults.append(f"{path}: the manifest is empty")
+    if faults:
+        raise Faults(faults)
+    return utterances
+
+
+def audio_files(manifest: str, utterances: list[Utterance]) -> tuple[list[str], dict[str, Path]]:
+    """Feature key of each utterance, and the file behind each key.
+
+    Raises:
+        Faults: files that are missing or have changed since `prepare`.
+    """
+    keys, paths, faults = [], {}, []
+    for number, u in enumerate(utterances, 1):
+        path = audio_path(Path(manifest), u)
+        if not path.is_file():
+            faults.append(f"{manifest}:{number}: {path}: no such file")
+            continue
+        key = file_key(path)
+        if u.sha256 and u.sha256 != key:
+            faults.append(f"{manifest}:{number}: {path}: has changed since `aligncap prepare`; prepare it again")
+        keys.append(key)
+        paths[key] = path
+    if faults:
+        raise Faults(faults)
+    return keys, paths
+
+
+def text_rows(utterances: list[Utterance], tokenizer: Any, limit: int) -> list[dict[str, Any]]:
+    """Rows of the teacher's SFT: transcript + P_act -> caption. The same pair of texts stands once."""
+    rows = {}
+    for u in utterances:
+        for caption, acoustic in zip(u.captions, u.p_act, strict=True):
+            rows[teacher_prompt(tokenizer, u.transcript, acoustic), caption] = None
+    return [
+        {
+            "prompt_ids": tokenizer(prompt, add_special_tokens=False)["input_ids"],
+            "response_ids": response_ids(tokenizer, caption, limit),
+        }
+        for prompt, caption in rows
+    ]
+
+
+class SpeechRows(Dataset):
+    """One row a (clip, caption) pair; audio comes from the feature cache, or from the file when there is none."""
+
+    def __init__(
+        self,
+        manifest: str,
+        utterances: list[Utterance],
+        processor: AlignCapProcessor,
+        *,
+        teacher: bool,
+        limit: int,
+        features: TensorCache | None,
+        keys: list[str],
+        states: TensorCache | None = None,
+    ) -> None:
+        self.features, self.states = features, states
+        self.processor = processor
+        tokenizer = processor.tokenizer
+        before, after = (
+            tokenizer(part, add_special_tokens=False)["input_ids"]
+            for part in processor.prompt.split(processor.audio_token)
+        )
+        self._around = before, after
+        self.rows: list[dict[str, Any]] = []
+        for u, key in zip(utterances, keys, strict=True):
+            path = audio_path(Path(manifest), u)
+            for i, caption in enumerate(u.captions):
+                row = {"key": key, "path": path, "response_ids": response_ids(tokenizer, caption, limit)}
+                if teacher:
+                    prompt = teacher_prompt(tokenizer, u.transcript, u.p_act[i])
+                    row["teacher_prompt_ids"] = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+                self.rows.append(row)
+
+    def teacher_pairs(self) -> list[tuple[list[int], list[int]]]:
+        return [(r["teacher_prompt_ids"], r["response_ids"]) for r in self.rows]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        source = self.rows[index]
+        row: dict[str, Any] = {"response_ids": source["response_ids"]}
+        if self.features is not None:
+            row["frames"] = self.features[source["key"]]
+            count = self.processor.tokens_of_frames(len(row["frames"]))
+        else:
+            row["samples"] = load_audio(source["path"], max_seconds=self.processor.max_seconds)
+            count = self.processor.num_audio_tokens(len(row["samples"]))
+        before, after = self._around
+        row["prompt_ids"] = [*before, *[self.processor.audio_token_id] * count, *after]
+        if self.states is not None:
+            row["teacher_hidden"] = self.states[teacher_key(source["teacher_prompt_ids"], source["response_ids"])]
+        elif "teacher_prompt_ids" in source:
+            row["teacher_prompt_ids"] = source["teacher_prompt_ids"]
+        return row

@@ -1,0 +1,154 @@
+"""What every training run shares: adapters, interruption, logs, resume, the record of the run."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
+
+from aligncap.errors import UserError
+from aligncap.run_record import write_run_record
+from aligncap.training.arguments import CaptionArguments
+
+_TARGETS = (("q_proj", "v_proj"), ("c_attn",), ("query_key_value",), ("qkv_proj",))
+
+
+def lora_targets(llm: nn.Module, wanted: str, prefix: str = "") -> str:
+    """Regular expression of the linear layers to adapt, anchored at the language model.
+
+    Anchoring matters: Whisper's layers carry the same names.
+
+    Raises:
+        UserError: the language model has no such layers.
+    """
+    names = {name.rsplit(".", 1)[-1] for name, _ in llm.named_modules()}
+    groups = _TARGETS if wanted == "auto" else (tuple(part.strip() for part in wanted.split(",")),)
+    for group in groups:
+        if set(group) <= names:
+            return rf"{prefix}.*\.({'|'.join(map(re.escape, group))})"
+    raise UserError(f"lora_targets={wanted!r}: the language model has no such layers; choose from its linear layers")
+
+
+def add_adapters(model: PreTrainedModel, args: CaptionArguments, *, projector: bool) -> PeftModel:
+    """LoRA on the language model; the projector, where there is one, is trained in full and saved beside it."""
+    llm = model.model.language_model if projector else model
+    return get_peft_model(
+        model,
+        LoraConfig(
+            r=args.lora_r,
+            lora_alpha=args.lora_alpha,
+            lora_dropout=args.lora_dropout,
+            target_modules=lora_targets(llm, args.lora_targets, r"model\.language_model" if projector else ""),
+            modules_to_save=["multi_modal_projector"] if projector else None,
+            task_type="CAUSAL_LM",
+        ),
+    )
+
+
+class Interruption(TrainerCallback):
+    """Ctrl-C or a termination signal ends the run after the step under way, with a checkpoint."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._former: dict[int, Any] = {}
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._former[number] = signal.signal(number, self._ask)
+
+    def _ask(self, *_: Any) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+        print("stopping after this step; a checkpoint will be saved", file=sys.stderr)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self.asked:
+            control.should_save = control.should_training_stop = True
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        for number, former in self._former.items():
+            signal.signal(number, former)
+
+
+class JsonLog(TrainerCallback):
+    """Every log as a line of OUT/log.jsonl, with the seconds since the start."""
+
+    def __init__(self) -> None:
+        self.start = time.perf_counter()
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **_: Any,
+    ) -> None:
+        if state.is_world_process_zero and logs:
+            row = {"step": state.global_step, "seconds": round(time.perf_counter() - self.start, 2), **logs}
+            with (Path(str(args.output_dir)) / "log.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+
+
+def prepare_folder(args: CaptionArguments) -> Path:
+    """The run's folder, proven writable before anything long begins."""
+    out = Path(str(args.output_dir))
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        probe = out / ".write-probe"
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"output_dir {out}: cannot be written: {error.strerror}") from error
+    return out
+
+
+def last_checkpoint(args: CaptionArguments) -> str | None:
+    """Checkpoint to resume from: a path, or the newest of the folder when `resume_from_checkpoint` is true."""
+    wanted = args.resume_from_checkpoint
+    if not wanted or str(wanted).lower() == "false":
+        return None
+    if str(wanted).lower() != "true":
+        if not Path(str(wanted)).is_dir():
+            raise UserError(f"resume_from_checkpoint {wanted}: no such folder")
+        return str(wanted)
+    return get_last_checkpoint(str(args.output_dir))
+
+
+def resume_command() -> str:
+    """The command that goes on from the last checkpoint."""
+    words = [w for w in sys.argv if not w.startswith("--resume_from_checkpoint")]
+    first = Path(words[0]).name if Path(words[0]).name == "aligncap" else f"python {words[0]}"
+    return " ".join([first, *words[1:], "--resume_from_checkpoint true"])
+
+
+def train(trainer: Trainer, args: CaptionArguments, verb: str, data: list[str | Path], **record: Any) -> bool:
+    """Train to the end or to an interruption.
+
+    Returns:
+        True when the run is complete, False when it was interrupted (checkpoint saved, command printed).
+    """
+    stop = Interruption()
+    trainer.add_callback(stop)
+    trainer.add_callback(JsonLog())
+    if trainer.is_world_process_zero():
+        print(f"precision: {args.precision_reason}", file=sys.stderr)
+        write_run_record(str(args.output_dir), verb, args.to_dict(), data, seed=args.seed, **record)
+    trainer.train(resume_from_checkpoint=last_checkpoint(args))
+    if stop.asked and trainer.state.global_step < trainer.state.max_steps:
+        if trainer.is_world_process_zero():
+            print(f"stopped at step {trainer.state.global_step}; go on with:\n  {resume_command()}", file=sys.stderr)
+        return False
+    return True

@@ -1,0 +1,40 @@
+"""Captions written by the teacher itself, as targets of distillation (DeSTA 2.5; BLSP-Emo)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from aligncap.io import read_jsonl, write_jsonl
+from aligncap.progress import track
+
+
+@torch.no_grad()
+def write_targets(path: Path, model: nn.Module, tokenizer: Any, datasets: list[Any], batch: int = 32) -> None:
+    """Replace each row's response by the teacher's greedy caption; captions are kept in `path` and reused.
+
+    A caption that does not end within the length limit keeps its reference, since a cut sentence teaches
+    the student not to stop.
+    """
+    known = {tuple(r["prompt_ids"]): r["response_ids"] for r in read_jsonl(path)} if path.exists() else {}
+    limit = max(len(r["response_ids"]) for d in datasets for r in d.rows) + 8
+    missing = list(dict.fromkeys(tuple(r["teacher_prompt_ids"]) for d in datasets for r in d.rows) - known.keys())
+    missing.sort(key=len)
+    for start in track(range(0, len(missing), batch), "teacher writes"):
+        chosen = missing[start : start + batch]
+        width = max(map(len, chosen))
+        ids = torch.tensor([[tokenizer.pad_token_id] * (width - len(p)) + list(p) for p in chosen])
+        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in chosen])
+        made = model.generate(
+            input_ids=ids.to(model.device), attention_mask=mask.to(model.device), max_new_tokens=limit, do_sample=False
+        )
+        for prompt, row in zip(chosen, made[:, width:].tolist(), strict=True):
+            if tokenizer.eos_token_id in row:
+                known[prompt] = row[: row.index(tokenizer.eos_token_id) + 1]
+    write_jsonl(path, [{"prompt_ids": list(p), "response_ids": r} for p, r in known.items()])
+    for d in datasets:
+        for row in d.rows:
+            row["response_ids"] = known.get(tuple(row["teacher_prompt_ids"]), row["response_ids"])

@@ -1,0 +1,48 @@
+"""`train teacher`: the text LLM learns transcript + P_act -> caption. Merged, it is the LLM of teacher and student."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from transformers import set_seed
+
+from aligncap.models.building import load_llm
+from aligncap.training.arguments import TeacherArguments
+from aligncap.training.collators import TextCollator
+from aligncap.training.distill import SFTTrainer
+from aligncap.training.examples import read_captioned, text_rows
+from aligncap.training.runs import add_adapters, last_checkpoint, prepare_folder, train
+
+
+def train_teacher(args: TeacherArguments) -> Path | None:
+    """Train, merge and save a plain causal LM with its tokenizer in `output_dir`.
+
+    Returns:
+        The folder, or None when the run was interrupted.
+
+    Raises:
+        UserError: data or model cannot be had; see `read_captioned`, `load_llm`.
+    """
+    out = prepare_folder(args)
+    manifests = [m for m in (args.train_manifest, args.dev_manifest) if m]
+    utterances = [read_captioned(m, need_p_act=True) for m in manifests]
+    last_checkpoint(args)
+    set_seed(args.seed)
+    model, tokenizer = load_llm(args.llm)
+    rows = [text_rows(u, tokenizer, args.max_response_tokens) for u in utterances]
+    peft_model = add_adapters(model, args, projector=False)
+    trainer = SFTTrainer(
+        model=peft_model,
+        args=args,
+        train_dataset=rows[0],
+        eval_dataset=rows[1] if len(rows) > 1 else None,
+        data_collator=TextCollator(tokenizer.pad_token_id),
+    )
+    if not train(trainer, args, "train teacher", list(manifests)):
+        return None
+    if trainer.is_world_process_zero():
+        merged = trainer.accelerator.unwrap_model(trainer.model).merge_and_unload()
+        merged.save_pretrained(out)
+        tokenizer.save_pretrained(out)
+    trainer.accelerator.wait_for_everyone()
+    return out
