@@ -54,7 +54,9 @@ def atomic_open(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
         os.replace(name, path)
         name = ""
     except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror or error}. Free space or choose another --out") from error
+        raise UserError(
+            f"{path}: cannot be written: {error.strerror or error}. Free space or choose another --out"
+        ) from error
     finally:
         if name:
             Path(name).unlink(missing_ok=True)
@@ -91,13 +93,15 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
         raise UserError(f"{path}: no such file")
     rows: list[dict[str, Any]] = []
     faults: list[str] = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
-            faults.append(f"{path}:{number}: broken JSON ({error.msg} at column {error.colno}); mend or delete the line")
+            faults.append(
+                f"{path}:{number}: broken JSON ({error.msg} at column {error.colno}); mend or delete the line"
+            )
             continue
         if isinstance(row, dict):
             rows.append(row)

@@ -8,10 +8,11 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import re
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ __all__ = [
     "examine",
     "file_sha256",
     "read_manifest",
+    "rebase",
     "split_by_speaker",
     "straddling",
     "validate",
@@ -120,6 +122,17 @@ def audio_path(manifest_path: str | Path, utterance: Utterance) -> Path:
             "give a path under the root, or the folder that really holds the file as root"
         )
     return path
+
+
+def rebase(utterances: Iterable[Utterance], source: str | Path, target: str | Path) -> list[Utterance]:
+    """Utterances of the manifest `source`, for a manifest at `target`: relative roots still lead to the audio."""
+    old, new = Path(source).resolve().parent, Path(target).resolve().parent
+    moved = []
+    for u in utterances:
+        if old != new and not Path(u.root).is_absolute():
+            u = replace(u, root=Path(os.path.relpath(old / u.root, new)).as_posix())
+        moved.append(u)
+    return moved
 
 
 def validate(path: str | Path, deep: bool = True) -> list[str]:

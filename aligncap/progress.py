@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from typing import TypeVar
 
 T = TypeVar("T")
 
 
-def track(items: Iterable[T], total: int, what: str) -> Iterator[T]:
-    """Yield `items`, showing how many of `total` are done when standard error is a terminal."""
+def track(items: Iterable[T], total: int | None, what: str) -> Iterator[T]:
+    """Yield `items`, showing how many of `total` (None: their length) are done when standard error is a terminal."""
     from rich.console import Console
     from rich.progress import track as bar
 
@@ -17,4 +17,6 @@ def track(items: Iterable[T], total: int, what: str) -> Iterator[T]:
     if not console.is_terminal:
         yield from items
         return
+    if total is None and isinstance(items, Sized):
+        total = len(items)
     yield from bar(items, description=what, total=total, console=console, transient=True)

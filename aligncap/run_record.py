@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import platform
 import subprocess
 import sys
@@ -13,7 +14,18 @@ from typing import Any
 
 from aligncap.io import write_json
 
-_PACKAGES = ("aligncap", "torch", "transformers", "trl", "peft", "accelerate", "spacy", "evaluate", "numpy", "soxr")
+_PACKAGES = (
+    "aligncap",
+    "torch",
+    "transformers",
+    "trl",
+    "peft",
+    "accelerate",
+    "spacy",
+    "evaluate",
+    "numpy",
+    "soxr",
+)
 
 
 def git_commit() -> str | None:
@@ -22,9 +34,15 @@ def git_commit() -> str | None:
     if not (folder / ".git").exists():
         return None
     try:
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=True)
+        commit = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=True
+        )
         status = subprocess.run(
-            ["git", "status", "--porcelain", "--untracked-files=no"], cwd=folder, capture_output=True, text=True, check=True
+            ["git", "status", "--porcelain", "--untracked-files=no"],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            check=True,
         )
     except (OSError, subprocess.CalledProcessError):
         return None
@@ -62,6 +80,7 @@ def write_run_record(
             "git_commit": git_commit(),
             "python": platform.python_version(),
             "machine": platform.machine(),
+            "processes": int(os.environ.get("WORLD_SIZE", "1")),
             "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             **more,
         },

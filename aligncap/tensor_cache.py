@@ -71,12 +71,16 @@ class TensorCache:
 
 
 def fill(
-    cache: TensorCache, keys: Iterable[str], compute: Callable[[list[str]], dict[str, Tensor]], batch: int, title: str
+    cache: TensorCache,
+    keys: Iterable[str],
+    compute: Callable[[list[str]], dict[str, Tensor]],
+    batch: int,
+    title: str,
 ) -> None:
     """Compute the rows that `cache` lacks, `batch` keys at a time, shard by shard."""
     missing = [k for k in dict.fromkeys(keys) if k not in cache]
     rows: dict[str, Tensor] = {}
-    for start in track(range(0, len(missing), batch), title):
+    for start in track(range(0, len(missing), batch), None, title):
         rows.update(compute(missing[start : start + batch]))
         if len(rows) >= SHARD_ROWS:
             cache.write(rows)

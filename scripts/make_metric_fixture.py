@@ -63,7 +63,7 @@ def sentence(rng: random.Random, label: str) -> str:
 
 
 def texts(seed: int) -> tuple[list[str], list[list[str]]]:
-    """200 captions and their references; among them empty, one-word, copied, Chinese and far too long ones."""
+    """200 captions and their references; among them empty, one-word, copied, Chinese and overlong ones."""
     rng = random.Random(seed)
     captions, references = [], []
     for clip in range(200):

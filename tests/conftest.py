@@ -25,7 +25,9 @@ SENTENCES = [
 @pytest.fixture(scope="session")
 def corpora() -> Path:
     """Folder of the real corpora; skips where they are absent."""
-    folder = Path(os.environ.get("ALIGNCAP_CORPORA", Path(__file__).resolve().parents[2] / "shared" / "corpora"))
+    folder = Path(
+        os.environ.get("ALIGNCAP_CORPORA", Path(__file__).resolve().parents[2] / "shared" / "corpora")
+    )
     if not (folder / "ravdess").is_dir():
         pytest.skip(f"real speech is not at hand: {folder}/ravdess; set ALIGNCAP_CORPORA")
     return folder
@@ -39,7 +41,9 @@ def make_tokenizer(chat: bool = True):
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=400, special_tokens=["<eos>", "<pad>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+        vocab_size=400,
+        special_tokens=["<eos>", "<pad>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )
     tokenizer.train_from_iterator(SENTENCES, trainer)
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<pad>")
@@ -102,7 +106,11 @@ def make_model(tied: bool = True, chat: bool = True, seed: int = 0, **options):
     tokenizer = make_tokenizer(chat)
     options = {"encoder_layer": 2, "projector_hidden": 24} | options
     return assemble(
-        make_whisper().encoder, WhisperFeatureExtractor(), make_llm(len(tokenizer), tied), tokenizer, **options
+        make_whisper().encoder,
+        WhisperFeatureExtractor(),
+        make_llm(len(tokenizer), tied),
+        tokenizer,
+        **options,
     )
 
 
@@ -157,7 +165,10 @@ def manifest(tmp_path_factory) -> Path:
                 transcript="Kids are talking by the door",
                 emotion="angry" if angry else "calm",
                 sha256=file_sha256(folder / name),
-                captions=["He sounds angry, with a loud voice." if angry else "She sounds calm and steady.", SENTENCES[i % 3]],
+                captions=[
+                    "He sounds angry, with a loud voice." if angry else "She sounds calm and steady.",
+                    SENTENCES[i % 3],
+                ],
                 clues=[["angry", "loud"] if angry else ["calm", "steady"], ["soft"]],
                 p_act=["Voice: angry, loud." if angry else "Voice: calm, steady.", "Voice: soft."],
             )

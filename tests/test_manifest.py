@@ -54,8 +54,9 @@ def tone(path: Path, hz: float = 220.0, seconds: float = 0.5) -> Path:
 def test_what_is_written_is_read_back_and_empty_fields_are_left_out(tmp_path: Path) -> None:
     full = utterance(
         "a", language="zh", speaker="s", gender="female", transcript="你好\u2028嗨", emotion="sad",
-        duration=0.0, intensity="strong", sha256="0" * 64, captions=["她很伤心"], clues=[["伤心"]], p_act=["x"],
-        cues={"f0_median_hz": 201.5}, cue_words={"pitch": "high"}, extra={"n": 1},
+        duration=0.0, intensity="strong", sha256="0" * 64, captions=["她很伤心"],
+        clues=[["伤心"]], p_act=["x"], cues={"f0_median_hz": 201.5},
+        cue_words={"pitch": "high"}, extra={"n": 1},
     )  # fmt: skip
     path = tmp_path / "deep" / "m.jsonl"
     write_manifest(path, [full, utterance("b")])

@@ -48,7 +48,7 @@ class Dimension:
     title: str
     below: float
     above: float
-    levels: tuple[Level, Level, Level]
+    levels: tuple[Level, ...]
 
     def level_of(self, value: float) -> Level:
         """The level of a relative value; a value on a bound is near the norm."""

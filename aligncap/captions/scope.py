@@ -6,17 +6,24 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from aligncap.captions.lexicon import ChineseWords, Phrases, Token, normalise, tokenise
 from aligncap.io import load_data
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 _REACH = 7  # tokens between a negator and the first word it negates
 
 _QUOTED = re.compile(
     "\"[^\"]*\"|\u201c[^\u201d]*\u201d|\u300c[^\u300d]*\u300d|\u300e[^\u300f]*\u300f|\u2018[^\u2019]*\u2019(?!\\w)|(?<!\\w)'[^']*'(?!\\w)"
 )
+
+
+class Matcher(Protocol[T_co]):
+    """Whatever finds a listed word or phrase at a token position: (number of tokens, value) or None."""
+
+    def match(self, tokens: Sequence[Token], i: int) -> tuple[int, T_co] | None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +62,7 @@ def _words(key: str) -> frozenset[str]:
     return frozenset(load_data("voice_words.yaml")["en"][key])
 
 
-def _list_goes_on(tokens: Sequence[Token], i: int, table: Phrases[Any]) -> bool:
+def _list_goes_on(tokens: Sequence[Token], i: int, table: Matcher[Any]) -> bool:
     """Whether the comma at token i stands in a list joined by "or" or "nor": "no anger, fear or joy"."""
     i += 1
     while i < len(tokens):
@@ -68,7 +75,7 @@ def _list_goes_on(tokens: Sequence[Token], i: int, table: Phrases[Any]) -> bool:
     return False
 
 
-def scan_english(text: str, table: Phrases[T]) -> list[Hit[T]]:
+def scan_english(text: str, table: Matcher[T]) -> list[Hit[T]]:
     """Listed words of an English text in order, each with its negation and degree."""
     tokens = tokenise(text)
     fillers, markers = _words("fillers"), _markers()
@@ -100,6 +107,9 @@ def scan_english(text: str, table: Phrases[T]) -> list[Hit[T]]:
                 negated, reach, after_hit = True, _REACH, False
             elif kind == "breakers" or kind == "not_negators":
                 negated = False
+            elif word == "," and degree and (markers.match(tokens, i + 1) if i + 1 < len(tokens) else None):
+                i += 1
+                continue
             elif word == ",":
                 negated = negated and _list_goes_on(tokens, i, table)
             elif word in ("and", "&") or (after_hit and word not in fillers):
@@ -112,7 +122,7 @@ def scan_english(text: str, table: Phrases[T]) -> list[Hit[T]]:
     return hits
 
 
-def _directly_goes_on(tokens: Sequence[Token], i: int, table: Phrases[Any]) -> bool:
+def _directly_goes_on(tokens: Sequence[Token], i: int, table: Matcher[Any]) -> bool:
     """Whether a listed word stands at token i, past articles and degrees."""
     while i < len(tokens):
         if table.match(tokens, i):
@@ -150,7 +160,8 @@ def scan_chinese(text: str, table: ChineseWords[T]) -> list[Hit[T]]:
     i = gap = 0
     while i < len(text):
         found, marker = table.match(text, i), markers.match(text, i)
-        if found and not (marker and marker[0] > found[0]):
+        grades = marker is not None and marker[1][0] == "degree" and _grades_next(text, i + marker[0], table)
+        if found and not (marker and (marker[0] > found[0] or grades)):
             length, value = found
             hits.append(Hit(value, text[i : i + length], i, i + length, negated, degree, i))
             degree, gap = "", 0
@@ -171,7 +182,7 @@ def scan_chinese(text: str, table: ChineseWords[T]) -> list[Hit[T]]:
         length, (kind, form) = marker
         if kind == "degree":
             degree = form if not degree else degree + form
-            if form in ("强烈", "明显", "深深", "浓浓", "浓厚", "满满", "隐隐", "淡淡", "轻微") and text[i + length : i + length + 1] == "的":
+            if text[i + length : i + length + 1] == "的" and _grades_next(text, i + length, table):
                 degree += "的"
         elif kind == "negation":
             negated, degree, gap = form, "", 0
@@ -183,3 +194,8 @@ def scan_chinese(text: str, table: ChineseWords[T]) -> list[Hit[T]]:
             degree = ""
         i += length
     return hits
+
+
+def _grades_next(text: str, i: int, table: ChineseWords[Any]) -> bool:
+    """Whether 的 and a listed word follow at character i: 强烈 in 强烈的愤怒 is a degree, in 语气强烈 a quality."""
+    return text[i : i + 1] == "的" and i + 1 < len(text) and table.match(text, i + 1) is not None

@@ -15,13 +15,14 @@ from aligncap.io import load_data
 
 FILE = "caption_templates.yaml"
 PLAIN_SHARE = 0.5  # how often the plain word of an emotion is chosen
+ADD_SHARE = 0.7  # how often a slot with room takes one more fact
 STRONG_WORD_SHARE = 0.3  # of strong clips: a stronger synonym instead of a degree word
 _FACT_FORMS = ("voice", "quality", "manner", "phrase")
 _SLOT = re.compile(r"(voice|quality|manner|phrase)(\d?)")
 _WORD = re.compile(r"[A-Za-z][\w'-]*")
 # words that may stand twice in one caption
 _SMALL = frozenset("a an the is it in at of to and but with his her their he she who".split())
-_PEOPLE = {
+_PEOPLE: dict[str | None, dict[str, Any]] = {
     "female": {
         "he": ["she"] * 4 + ["the woman"] * 2 + ["the speaker"],
         "his": "her",
@@ -152,7 +153,7 @@ def _slots(pattern: str) -> tuple[str, ...]:
 
 def _people(pattern: str, gender: str | None, rng: Random) -> dict[str, str] | None:
     """Words for the speaker; None when the pattern needs a gender that is not known."""
-    people: dict[str, Any] = _PEOPLE.get(gender, _PEOPLE[None])
+    people = _PEOPLE.get(gender, _PEOPLE[None])
     if people["sex"] is None and "{sex" in pattern:
         return None
     his = people["his"]
@@ -175,7 +176,8 @@ def _forms(level: Level, form: str) -> tuple[str, ...]:
 
 def _share_out(slots: Sequence[str], levels: Mapping[str, Level], rng: Random) -> dict[str, list[str]] | None:
     """Dimensions for every fact slot, each dimension at most once; None when a slot stays empty."""
-    free = rng.sample(list(levels), len(levels))
+    # levels near the norm are said only where no other fits
+    free = sorted(rng.sample(list(levels), len(levels)), key=lambda name: levels[name].rank == 0)
     parsed = [(slot, *_SLOT.fullmatch(slot).groups()) for slot in slots]  # type: ignore[union-attr]
     shares: dict[str, list[str]] = {}
     # the slot with the fewest candidates chooses first
@@ -189,7 +191,7 @@ def _share_out(slots: Sequence[str], levels: Mapping[str, Level], rng: Random) -
         free.remove(name)
     for slot, form, most in parsed:
         for name in list(free):
-            if len(shares[slot]) < int(most or 1) and _forms(levels[name], form) and rng.random() < 0.6:
+            if len(shares[slot]) < int(most or 1) and _forms(levels[name], form) and rng.random() < ADD_SHARE:
                 shares[slot].append(name)
                 free.remove(name)
     return shares
@@ -219,7 +221,9 @@ def _feel(slot: str, emotion: str, intensity: str | None, rng: Random) -> str | 
     if slot in ("noun", "adverb"):
         words = entry.get(slot, [])
     else:
-        words = entry["adjective"] + (entry.get("predicate", []) if slot in ("feeling", "state") else [])
+        words = entry.get(slot) or entry["adjective"] + (
+            entry.get("predicate", []) if slot in ("feeling", "state") else []
+        )
         if strong and entry.get("strong") and rng.random() < STRONG_WORD_SHARE:
             return rng.choice(entry["strong"])
     if not words:
@@ -240,7 +244,7 @@ def _finish(text: str) -> str:
 
 
 def _reads_well(text: str) -> bool:
-    """Right length, no content word twice, no pile of "in a …" or "with …" phrases."""
+    """Right length, no content word twice, no pile of "in a …" or "with …" phrases, no list of one."""
     words = [word.lower() for word in _WORD.findall(text)]
     length = load_data(FILE)["length"]
     content = [word for word in words if word not in _SMALL]
@@ -250,4 +254,5 @@ def _reads_well(text: str) -> bool:
         and len(re.findall(r"\bin an? ", text.lower())) < 2
         and words.count("with") < 2
         and not {"tone", "monotone"} <= set(words)
+        and not re.search(r": [\w-]+\.$", text)  # a list of one
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 from collections.abc import Iterable
@@ -31,12 +32,25 @@ Reading = tuple[list[Utterance], list[Problem]]
 def sound_files(folder: Path) -> list[Path]:
     """Sound files anywhere under a folder, in natural order; hidden files and macOS doubles left out."""
     found: list[Path] = []
+    seen: set[str] = set()  # real paths, since a symlink may lead back up
     for parent, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith((".", "__MACOSX"))]
+        folders[:] = [
+            name
+            for name in folders
+            if not name.startswith((".", "__MACOSX"))
+            and (not os.path.islink(os.path.join(parent, name)) or _unseen(os.path.join(parent, name), seen))
+        ]
         found += [
             Path(parent, name) for name in names if name.lower().endswith(SOUND) and not name.startswith(".")
         ]
     return sorted(found, key=lambda path: natural(str(path)))
+
+
+def _unseen(path: str, seen: set[str]) -> bool:
+    real = os.path.realpath(path)
+    new = real not in seen and not Path(path).parent.resolve().is_relative_to(real)
+    seen.add(real)
+    return new
 
 
 def inside(folder: Path, path: Path) -> str:
@@ -95,7 +109,8 @@ def read_table(path: Path, delimiter: str = ",") -> list[dict[str, str]]:
     Raises:
         UserError: no header, or a header that names a column twice.
     """
-    lines = csv.reader(read_text(path).splitlines(), delimiter=delimiter)
+    # not splitlines(): texts may hold line separators of their own
+    lines = csv.reader(io.StringIO(read_text(path), newline=""), delimiter=delimiter)
     header = [name.strip() for name in next(lines, [])]
     twice = sorted({name for name in header if name and header.count(name) > 1})
     if not any(header) or twice:

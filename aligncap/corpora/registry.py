@@ -63,4 +63,6 @@ def is_folder(corpus: str, folder: Path) -> Path:
     """
     if corpus != "made" and not folder.exists():
         raise UserError(f"{folder}: no such folder; give the folder of the {corpus} corpus")
+    if folder.is_file() and not takes_columns(corpus):
+        raise UserError(f"{folder}: is a file; give the folder of the {corpus} corpus, unpacked")
     return folder.resolve()

@@ -135,8 +135,8 @@ def paired_differences(
     """Second minus first on the same clips: {"name": {"value", "low", "high", "p"}}.
 
     Both systems are scored on the same draws, which takes out what speakers have in common. `p` is the
-    two-sided share of resamples on the other side of zero (twice the smaller tail, at most 1); 0 means below
-    1/resamples.
+    two-sided share of resamples on the other side of zero (twice the smaller tail, at most 1 and at least
+    1/resamples).
     """
     a, b = _resampled([first, second], clusters, resamples, seed)
     result: dict[str, Interval] = {}
@@ -150,6 +150,6 @@ def paired_differences(
             "value": values[1] - values[0],
             "low": low,
             "high": high,
-            "p": float(min(1, 2 * tail)),
+            "p": float(min(1, max(2 * tail, 1 / resamples))),
         }
     return result

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,9 +38,15 @@ class Emotions:
         return matrix
 
 
-def read_emotions(captions: Sequence[str], utterances: Sequence[Utterance]) -> Emotions:
-    """The emotion that each caption names beside the label of its clip."""
-    said = [emotion_of(caption) or NONE for caption in captions]
+def read_emotions(
+    captions: Sequence[str], utterances: Sequence[Utterance], label_map: Mapping[str, str] | None = None
+) -> Emotions:
+    """The emotion that each caption names beside the label of its clip.
+
+    `label_map` renames what captions say, for a set that has no such label: {"calm": "neutral"}.
+    """
+    found = [emotion_of(caption) or NONE for caption in captions]
+    said = [(label_map or {}).get(label, label) for label in found]
     labels = sorted({u.emotion for u in utterances if u.emotion is not None})
     others = sorted(set(said) - set(labels) - {NONE})
     columns = [*labels, *others, NONE]

@@ -112,7 +112,13 @@ def _bleu(counts: np.ndarray, order: int) -> Statistic:
     return Statistic(counts, lambda sums: bleu_scores(sums)[..., order - 1])
 
 
-def score(utterances: list[Utterance], captions: list[str], *, synonyms: Synonyms = "auto") -> Scored:
+def score(
+    utterances: list[Utterance],
+    captions: list[str],
+    *,
+    synonyms: Synonyms = "auto",
+    label_map: Mapping[str, str] | None = None,
+) -> Scored:
     """Count everything once, clip by clip; `captions[i]` belongs to `utterances[i]`."""
     if synonyms == "wordnet":
         require_wordnet()
@@ -120,7 +126,7 @@ def score(utterances: list[Utterance], captions: list[str], *, synonyms: Synonym
     said = [tokens.tokenize(caption) for caption in captions]
     targets = [[tokens.tokenize(text) for text in u.captions] for u in utterances]
     sets = count_ngrams(said, targets)
-    emotions = read_emotions(captions, utterances)
+    emotions = read_emotions(captions, utterances, label_map)
     counts = bleu_counts(sets)
     statistics = {f"bleu_{order}": _bleu(counts, order) for order in range(1, ORDERS + 1)}
     statistics["meteor"] = mean(meteor(said, targets, wordnet=wordnet))
@@ -138,6 +144,7 @@ def evaluate_captions(
     resamples: int = 1000,
     seed: int = 0,
     synonyms: Synonyms = "auto",
+    label_map: Mapping[str, str] | None = None,
     allow_missing: bool = False,
 ) -> dict[str, Any]:
     """Score `rows` ({"id", "caption", ...}) against the captions and labels of `references`.
@@ -146,21 +153,22 @@ def evaluate_captions(
     apply), and "signature": what was counted and how; "details": confusion matrix, scores by speaker, most
     frequent captions.
 
-    `synonyms` is METEOR's use of WordNet: where found, insisted on, or none.
+    `synonyms` is METEOR's use of WordNet: where found, insisted on, or none. `label_map` renames emotions
+    that captions name, for a set without such a label: {"calm": "neutral"}.
 
     Raises:
         Faults: captions and references do not match; all mismatches at once.
         UserError: WordNet is insisted on and not found; nothing to score.
     """
     utterances, captions = pair_up(rows, references, allow_missing=allow_missing)
-    scored = score(utterances, captions, synonyms=synonyms)
+    scored = score(utterances, captions, synonyms=synonyms, label_map=label_map)
     found = intervals(scored.statistics, scored.clusters, resamples=resamples, seed=seed)
     for order in (1, 2):
         found[f"distinct_{order}"] = distinct_share(scored.sets, order, scored.clusters)
     nothing: Interval = {"value": None, "low": None, "high": None}
     result: dict[str, Any] = {name: found.get(name, dict(nothing)) for name in METRICS}
     missing = (len(rows) - len(captions), len(references) - len(captions))
-    result["signature"] = _signature(scored, missing, resamples, seed)
+    result["signature"] = _signature(scored, missing, resamples, seed, label_map)
     result["details"] = {
         "labels": scored.emotions.labels,
         "columns": scored.emotions.columns,
@@ -179,6 +187,7 @@ def compare_captions(
     resamples: int = 1000,
     seed: int = 0,
     synonyms: Synonyms = "auto",
+    label_map: Mapping[str, str] | None = None,
 ) -> dict[str, Interval]:
     """Second minus first, resampled together: {"name": {"value", "low", "high", "p"}}.
 
@@ -187,11 +196,15 @@ def compare_captions(
     Raises:
         Faults: captions and references do not match.
     """
-    a, b = (score(*pair_up(rows, references), synonyms=synonyms) for rows in (first, second))
+    a, b = (
+        score(*pair_up(rows, references), synonyms=synonyms, label_map=label_map) for rows in (first, second)
+    )
     return paired_differences(a.statistics, b.statistics, a.clusters, resamples=resamples, seed=seed)
 
 
-def _signature(scored: Scored, missing: tuple[int, int], resamples: int, seed: int) -> dict[str, Any]:
+def _signature(
+    scored: Scored, missing: tuple[int, int], resamples: int, seed: int, label_map: Mapping[str, str] | None
+) -> dict[str, Any]:
     wordnet = "exact+stem"
     if scored.synonyms:
         wordnet = f"exact+stem+WordNet {require_wordnet().get_version()}"
@@ -217,6 +230,7 @@ def _signature(scored: Scored, missing: tuple[int, int], resamples: int, seed: i
         "cider_d": "n-grams 1-4, sigma 6, 0 to 10, document frequencies of all these references",
         "meteor": f"nltk.translate.meteor_score, {wordnet}, best reference, mean over clips; not Java's 1.5",
         "emotion": "label of the caption's emotion words by data/emotions.yaml; no word counts as wrong",
+        "emotions_renamed": dict(label_map or {}),
         "interval": f"95 % percentile bootstrap over {scored.clusters.note}; distinct_n: jackknife",
         "resamples": resamples,
         "seed": seed,

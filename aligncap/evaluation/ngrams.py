@@ -158,7 +158,8 @@ def cider_d(sets: CaptionSet) -> Floats:
         keys = sets.clip_of[references.sentence] * references.kinds + references.gram
         place, found = _find(keys, captions.sentence * captions.kinds + captions.gram)
         product = np.minimum(mine[place[found]], theirs[found]) * theirs[found]
-        dot = np.bincount(references.sentence[found], product, len(sets.clip_of))
+        # bincount of nothing is whole-numbered even with weights.
+        dot = np.bincount(references.sentence[found], product, len(sets.clip_of)).astype(np.float64)
         norms = my_norm[sets.clip_of] * their_norm
         total += np.divide(dot, norms, out=np.zeros_like(dot), where=norms > 0) * penalty
     sums = np.bincount(sets.clip_of, total, sets.clips)

@@ -77,13 +77,10 @@ def speakers_picture(systems: Mapping[str, Mapping[str, float]], chance: float) 
         axes.plot(
             np.full(len(uars), place), uars, "o", color=colour, alpha=0.75, markersize=6, markeredgewidth=0
         )
-        axes.plot([place - 0.18, place + 0.18], [uars.mean()] * 2, color=INK, linewidth=1.6)
+        axes.plot([place - 0.14, place + 0.14], [uars.mean()] * 2, color=INK, linewidth=1.6, zorder=1)
         if len(names) <= 12:
-            # Dots closer than a line of text would be named on top of each other.
-            at = uars.copy()
-            for i in range(1, len(at)):
-                at[i] = max(at[i], at[i - 1] + 0.045)
-            for name, y in zip(names, at, strict=True):
+            for name, dot, y in zip(names, uars, _spread(uars, 0.045), strict=True):
+                axes.plot([place + 0.05, place + 0.2], [dot, y], color="#c5ccd3", linewidth=0.7, zorder=0)
                 axes.text(place + 0.22, y, _plain(name), va="center", fontsize=7.5, color=GREY)
     axes.axhline(chance, color=GREY, linewidth=1, linestyle="--")
     axes.text(-0.55, chance + 0.012, "chance", color=GREY, fontsize=8)
@@ -118,21 +115,25 @@ def right_wrong_picture(
             )
         if name.startswith("Emotion UAR"):
             axes.axhline(chance, color=ORANGE, linewidth=1.2, linestyle="--")
-            axes.annotate(
-                "chance",
-                (1.32, chance),
-                (0, 3),
-                textcoords="offset points",
-                ha="right",
-                color=ORANGE,
-                fontsize=8,
-            )
+            axes.set_xlabel("dashed: chance", color=ORANGE, fontsize=8)
         axes.set_xticks([0, 1], ["right\naudio", "wrong\naudio"], fontsize=9)
         axes.set_xlim(-0.5, 1.5)
         axes.set_ylim(0, axes.get_ylim()[1] * 1.1)
         axes.set_title(name, fontsize=10, color=INK)
         _bare(axes)
     return _png(figure)
+
+
+def _spread(heights: NDArray[np.float64], gap: float) -> NDArray[np.float64]:
+    """Ascending heights moved apart until neighbours are `gap` from each other, so that names can be read."""
+    at = heights.astype(np.float64)
+    for _ in range(200):
+        lack = np.clip(gap - np.diff(at), 0, None)
+        if lack.max(initial=0) < 1e-3:
+            break
+        at[:-1] -= lack / 2
+        at[1:] += lack / 2
+    return at
 
 
 def _cycle(number: int) -> list[str]:

@@ -14,17 +14,14 @@ from typing import Any
 import numpy as np
 
 from aligncap.errors import UserError
+from aligncap.evaluation import wording
 from aligncap.evaluation.pictures import confusion_picture, right_wrong_picture, speakers_picture
 from aligncap.evaluation.samples import Audio, attach_audio, choose_samples
 from aligncap.evaluation.systems import (
-    LESS_IS_BETTER,
-    NEITHER,
     TITLES,
     Cell,
     System,
     Yardstick,
-    figure,
-    interval,
     pooled,
     table,
     yardstick_cells,
@@ -50,7 +47,7 @@ def write_report(
     audio: Audio = "copy",
     title: str = "Speech emotion captions",
 ) -> Path:
-    """Write `out`/metrics.json, report.html, PNG pictures and, for the clips shown, audio; return report.html's path.
+    """Write `out`/metrics.json, report.html, pictures and the audio of shown clips; return the page's path.
 
     Args:
         systems: side by side in this order, all scored on the same clips.
@@ -64,12 +61,13 @@ def write_report(
         audio: copy the shown clips into `out`/audio, link to where they lie, or embed clips and pictures.
 
     Raises:
-        UserError: names repeat or are unknown, systems were scored on different clips, an audio path leads out
-            of its root, or `out` cannot be written.
+        UserError: names repeat or are unknown, systems were scored on different clips, an audio path leads
+            out of its root, or `out` cannot be written.
     """
     main = _check(systems, headline)
     out = Path(out)
     cells = {s.name: pooled(s.results) for s in systems}
+    columns = [*cells.items(), *((y.name, yardstick_cells(y)) for y in yardsticks)]
     chance = 1 / max(1, len(main.results[0]["details"]["labels"]))
     pictures = _pictures(systems, main, cells[main.name], wrong_audio, chance)
     samples = choose_samples(systems, main, references, sample, seed)
@@ -81,22 +79,21 @@ def write_report(
             file.write(png)
         data = base64.b64encode(png).decode()
         sources[name] = f"data:image/png;base64,{data}" if audio == "embed" else f"{name}.png"
-    columns = [*cells.items(), *((y.name, yardstick_cells(y)) for y in yardsticks)]
     wrong = None if wrong_audio is None else pooled(wrong_audio.results)
     page = _template().render(
         title=title,
-        summary=_summary(main, cells[main.name], wrong, chance),
+        summary=wording.summary(main, cells[main.name], wrong, chance),
         columns=[{"name": name, "main": name == main.name} for name, _ in columns],
         notes=[
             *((s.name, s.note) for s in systems if s.note),
             *((y.name, y.note) for y in yardsticks if y.note),
         ],
-        lines=_lines(columns, len(systems)),
+        lines=wording.lines(columns, len(systems)),
         several=any(len(s.results) > 1 for s in systems),
         main=main.name,
-        wrong=None if wrong is None else _wrong_lines(cells[main.name], wrong),
+        wrong=None if wrong is None else wording.wrong_lines(cells[main.name], wrong),
         wrong_note="" if wrong_audio is None else wrong_audio.note,
-        differences=_difference_lines(differences or {}),
+        differences=wording.difference_lines(differences or {}),
         pictures=sources,
         confusions=[
             (s.name, sources[f"confusion_{i}"]) for i, s in enumerate(systems) if f"confusion_{i}" in sources
@@ -105,7 +102,7 @@ def write_report(
         references=len(references),
         seed=seed,
         top_captions=main.results[0]["details"]["top_captions"],
-        signature=_signature_lines(main.results[0]["signature"]),
+        signature=wording.signature_lines(main.results[0]["signature"]),
     )
     write_json(out / "metrics.json", _metrics(main, systems, cells, yardsticks, wrong, differences))
     write_text(out / "report.html", page)
@@ -190,112 +187,6 @@ def _summed_confusion(details: Sequence[Mapping[str, Any]]) -> tuple[list[str], 
             d["confusion"], dtype=np.int64
         )
     return labels, columns, matrix
-
-
-def _summary(
-    main: System, cells: Mapping[str, Cell], wrong: Mapping[str, Cell] | None, chance: float
-) -> list[str]:
-    """Sentences of the paragraph at the top."""
-    signature = main.results[0]["signature"]
-    runs = len(main.results)
-    over = f"over {signature['clips']} clips"
-    if signature["speakers"]:
-        over += f" of {signature['speakers']} speaker{'s' if signature['speakers'] > 1 else ''}"
-    seeds = f", mean of {runs} seeds" if runs > 1 else ""
-
-    def say(name: str) -> str:
-        spread = cells[name]["spread"]
-        more = "" if spread is None else f" ± {figure(name, spread)}"
-        return f"{figure(name, cells[name]['value'])}{more} {interval(name, cells[name])}".strip()
-
-    sentences = []
-    if cells["emotion_uar"]["value"] is not None:
-        labels = signature["emotion_labels"]
-        sentences.append(
-            f"{main.name}: emotion UAR {say('emotion_uar')} {over}{seeds} ({labels} labels, chance {chance:.3f})."
-        )
-    else:
-        sentences.append(f"{main.name}: scored {over}{seeds}; no clip has an emotion label.")
-    sentences.append(f"CIDEr-D {say('cider_d')}, METEOR {say('meteor')}, BLEU-4 {say('bleu_4')}.")
-    sentences.append(
-        f"The most frequent caption makes up {100 * cells['top_caption_share']['value']:.1f} % of all; "
-        f"{100 * cells['emotion_none_share']['value']:.1f} % name no emotion."
-    )
-    if wrong is not None and wrong["emotion_uar"]["value"] is not None:
-        sentences.append(
-            f"On the wrong audio UAR is {figure('emotion_uar', wrong['emotion_uar']['value'])} and "
-            f"CIDEr-D {figure('cider_d', wrong['cider_d']['value'])}."
-        )
-    return sentences
-
-
-def _show(name: str, cell: Cell | None) -> dict[str, str]:
-    if cell is None:
-        return {"value": "–", "spread": "", "interval": ""}
-    spread = "" if cell["spread"] is None else f"± {figure(name, cell['spread'])}"
-    return {"value": figure(name, cell["value"]), "spread": spread, "interval": interval(name, cell)}
-
-
-def _lines(columns: Sequence[tuple[str, Mapping[str, Cell]]], systems: int) -> list[dict[str, Any]]:
-    """One line a metric; the best of the systems (not of the yardsticks) is marked where more is better or worse."""
-    lines = []
-    for name, metric in TITLES.items():
-        values = [cells[name]["value"] for _, cells in columns[:systems]]
-        known = [value for value in values if value is not None]
-        best = None
-        if len(known) > 1 and len(set(known)) > 1 and name not in NEITHER:
-            best = values.index(min(known) if name in LESS_IS_BETTER else max(known))
-        cells_shown = [
-            {**_show(name, cells.get(name)), "best": place == best}
-            for place, (_, cells) in enumerate(columns)
-        ]
-        lines.append({"title": metric, "cells": cells_shown, "less": name in LESS_IS_BETTER})
-    return lines
-
-
-def _wrong_lines(right: Mapping[str, Cell], wrong: Mapping[str, Cell]) -> list[dict[str, Any]]:
-    lines = []
-    for name in ("emotion_uar", "emotion_accuracy", "cider_d", "meteor", "rouge_l", "bleu_4"):
-        a, b = right[name]["value"], wrong[name]["value"]
-        drop = None if a is None or b is None else a - b
-        shown = (_show(name, right[name]), _show(name, wrong[name]), figure(name, drop))
-        lines.append({"title": TITLES[name], "right": shown[0], "wrong": shown[1], "drop": shown[2]})
-    return lines
-
-
-def _difference_lines(differences: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    lines = []
-    for pair, metrics in differences.items():
-        for name in TITLES:
-            if name in metrics and metrics[name]["low"] is not None and name not in NEITHER:
-                cell = metrics[name]
-                apart = cell["low"] > 0 or cell["high"] < 0
-                p = cell.get("p")
-                shown = "" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
-                value = f"{cell['value']:+.3f}"
-                bounds = f"[{cell['low']:+.3f}, {cell['high']:+.3f}]"
-                lines.append(
-                    {
-                        "pair": pair,
-                        "title": TITLES[name],
-                        "value": value,
-                        "interval": bounds,
-                        "p": shown,
-                        "apart": apart,
-                    }
-                )
-    return lines
-
-
-def _signature_lines(signature: Mapping[str, Any]) -> list[tuple[str, str]]:
-    lines = []
-    for name, value in signature.items():
-        if isinstance(value, Mapping):
-            value = ", ".join(f"{key} {one}" for key, one in value.items())
-        elif isinstance(value, (list, tuple)):
-            value = "–".join(map(str, value)) if name == "references_per_clip" else ", ".join(map(str, value))
-        lines.append((name.replace("_", " "), str(value)))
-    return lines
 
 
 def _metrics(

@@ -31,7 +31,7 @@ _MIME = {
 def choose_samples(
     systems: Sequence[System], main: System, references: Sequence[Utterance], number: int, seed: int
 ) -> list[dict[str, Any]]:
-    """Rows of the sample table: `number` clips drawn by `seed`, sorted by label, with what every system says."""
+    """Rows of the sample table: `number` clips drawn by `seed`, sorted by label, with what systems say."""
     captions = {s.name: {row["id"]: row["caption"] for row in s.rows} for s in systems}
     pool = [u for u in references if u.id in captions[main.name]]
     chosen = np.random.default_rng(seed).permutation(len(pool))[:number]
@@ -71,11 +71,11 @@ def attach_audio(rows: Sequence[dict[str, Any]], out: Path, manifest_path: Path,
     Raises:
         UserError: an audio path leads out of its root, or a copy cannot be written.
     """
+    paths = [audio_path(manifest_path, row["utterance"]) for row in rows]
     folder = out / "audio"
     for stale in folder.glob("clip-*.*"):
         stale.unlink()
-    for number, row in enumerate(rows):
-        path = audio_path(manifest_path, row["utterance"])
+    for number, (row, path) in enumerate(zip(rows, paths, strict=True)):
         suffix = path.suffix.lower()
         row["type"] = _MIME.get(suffix, "application/octet-stream")
         if not path.is_file():

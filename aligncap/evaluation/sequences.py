@@ -91,7 +91,8 @@ class _CachedWordNet:
 def meteor(captions: Sequence[Tokens], references: Sequence[Sequence[Tokens]], *, wordnet: bool) -> Floats:
     """METEOR of each clip (clips,), the best of its references, by nltk.translate.meteor_score.
 
-    Matches exact words, then Porter stems, then (with `wordnet`) words of one WordNet synset. The Java METEOR
+    Matches exact words, then Porter stems, then (with `wordnet`) words of one WordNet synset; the last among
+    what stemming left, so that "glad" does not find "happy", whose stem is "happi". The Java METEOR
     1.5 of COCO's tools is another score and not comparable.
 
     Raises:
@@ -103,8 +104,10 @@ def meteor(captions: Sequence[Tokens], references: Sequence[Sequence[Tokens]], *
     from aligncap.evaluation.wordnet import require_wordnet
 
     reader = require_wordnet() if wordnet else None
-    # A synonym that no reference says cannot match: leaving such out changes no score and halves the time.
-    vocabulary = {word for targets in references for target in targets for word in target}
+    stem = cache(PorterStemmer().stem)
+    # NLTK seeks synonyms among the stems of the references: leaving out one that is no such stem changes no
+    # score and halves the time.
+    vocabulary = {stem(word) for targets in references for target in targets for word in target}
 
     @cache
     def synsets(word: str) -> list[_Synonyms]:
@@ -113,7 +116,7 @@ def meteor(captions: Sequence[Tokens], references: Sequence[Sequence[Tokens]], *
         words = {lemma.name() for synset in reader.synsets(word) for lemma in synset.lemmas()} & vocabulary
         return [_Synonyms(tuple(_Word(text) for text in sorted(words)))]
 
-    stemmer = _CachedStemmer(cache(PorterStemmer().stem))
+    stemmer = _CachedStemmer(stem)
     lexicon = _CachedWordNet(synsets)
     return np.array(
         [

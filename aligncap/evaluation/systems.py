@@ -38,8 +38,8 @@ NEITHER = {"mean_length"}
 class System:
     """One system under test.
 
-    `results` are those of `evaluate_captions`, one a seed; `rows` are the captions of the first of them, which
-    the report shows.
+    `results` are those of `evaluate_captions`, one a seed; `rows` are the captions of the first of them,
+    which the report shows.
     """
 
     name: str
@@ -62,7 +62,7 @@ class System:
 
 @dataclass(frozen=True)
 class Yardstick:
-    """A figure to hold systems against, such as a linear probe: values of some metrics, with or without interval."""
+    """What systems are held against, such as a linear probe: some metrics, with or without interval."""
 
     name: str
     values: Mapping[str, float | Mapping[str, float | None]]

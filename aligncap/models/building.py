@@ -35,11 +35,17 @@ def check_architecture(folder: str | Path, wanted: str) -> None:
     """
     path = Path(folder) / "config.json"
     if not path.is_file():
-        hint = "; it is an adapter: run `aligncap merge` first" if (Path(folder) / "adapter_config.json").is_file() else ""
+        hint = (
+            "; it is an adapter: run `aligncap merge` first"
+            if (Path(folder) / "adapter_config.json").is_file()
+            else ""
+        )
         raise UserError(f"{folder}: no config.json here, so no {wanted} checkpoint{hint}")
     found = json.loads(path.read_text(encoding="utf-8")).get("model_type")
     if found != wanted:
-        raise UserError(f"{path}: model_type is {found!r}, {wanted!r} is needed; give the folder of an AlignCap checkpoint")
+        raise UserError(
+            f"{path}: model_type is {found!r}, {wanted!r} is needed; give the folder of an AlignCap checkpoint"
+        )
 
 
 def load_llm(name: str, dtype: torch.dtype = torch.float32) -> tuple[PreTrainedModel, Any]:
@@ -53,7 +59,9 @@ def load_llm(name: str, dtype: torch.dtype = torch.float32) -> tuple[PreTrainedM
     return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype), tokenizer
 
 
-def assemble(audio_tower: PreTrainedModel, feature_extractor: Any, llm: PreTrainedModel, tokenizer: Any, **options: Any):
+def assemble(
+    audio_tower: PreTrainedModel, feature_extractor: Any, llm: PreTrainedModel, tokenizer: Any, **options: Any
+):
     """Put parts in hand together; `options` are fields of `AlignCapConfig`.
 
     Returns:
@@ -101,7 +109,10 @@ def assemble(audio_tower: PreTrainedModel, feature_extractor: Any, llm: PreTrain
     if left:
         raise RuntimeError(f"parameters without weights: {left}")
     model.generation_config = GenerationConfig(
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, max_new_tokens=64, do_sample=False
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        max_new_tokens=64,
+        do_sample=False,
     )
     processor = AlignCapProcessor(
         feature_extractor,
@@ -115,7 +126,9 @@ def assemble(audio_tower: PreTrainedModel, feature_extractor: Any, llm: PreTrain
     return model.eval(), processor
 
 
-def build(encoder: str, llm: str, **options: Any) -> tuple[AlignCapForConditionalGeneration, AlignCapProcessor]:
+def build(
+    encoder: str, llm: str, **options: Any
+) -> tuple[AlignCapForConditionalGeneration, AlignCapProcessor]:
     """Build from names or folders: `build("whisper-base", "smollm2-135m-instruct", encoder_layer=4)`.
 
     Raises:
@@ -128,7 +141,9 @@ def build(encoder: str, llm: str, **options: Any) -> tuple[AlignCapForConditiona
     audio_tower = AutoModel.from_pretrained(folder, dtype=torch.float32).encoder
     audio_tower.requires_grad_(False)
     language_model, tokenizer = load_llm(llm)
-    return assemble(audio_tower, AutoFeatureExtractor.from_pretrained(folder), language_model, tokenizer, **options)
+    return assemble(
+        audio_tower, AutoFeatureExtractor.from_pretrained(folder), language_model, tokenizer, **options
+    )
 
 
 __all__ = ["MEL_PER_FRAME", "assemble", "build", "check_architecture", "load_llm"]

@@ -96,7 +96,12 @@ class Journal:
 
 
 def caption_jobs(
-    captioner: Captioner, jobs: list[Job], out: Path, settings: dict[str, Any], batch_size: int, **options: Any
+    captioner: Captioner,
+    jobs: list[Job],
+    out: Path,
+    settings: dict[str, Any],
+    batch_size: int,
+    **options: Any,
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Caption every job and write `out`, in the jobs' order.
 
@@ -115,7 +120,7 @@ def caption_jobs(
     todo = [i for i, key in enumerate(keys) if key not in journal.rows]
     faults: dict[int, str] = {}
     try:
-        for start in track(range(0, len(todo), 8 * batch_size), "captioning"):
+        for start in track(range(0, len(todo), 8 * batch_size), None, "captioning"):
             chosen = todo[start : start + 8 * batch_size]
             for index, caption in captioner.stream([jobs[i].path for i in chosen], batch_size, **options):
                 job = jobs[chosen[index]]
@@ -125,7 +130,9 @@ def caption_jobs(
                     journal.add(keys[chosen[index]], {"id": job.id, "audio": job.audio, "caption": caption})
     except OSError as error:
         journal.close(done=False)
-        raise UserError(f"{journal.path}: cannot be written: {error.strerror}; what is done is kept there") from error
+        raise UserError(
+            f"{journal.path}: cannot be written: {error.strerror}; what is done is kept there"
+        ) from error
     except BaseException:
         journal.close(done=False)
         raise

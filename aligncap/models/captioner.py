@@ -17,7 +17,7 @@ Audio = str | Path | np.ndarray
 
 
 def pick_device(device: str) -> str:
-    """"auto" is the GPU where there is one."""
+    """ "auto" is the GPU where there is one."""
     return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
 
 
@@ -81,7 +81,9 @@ class Captioner:
                 item = audio[index]
                 try:
                     clips[index] = (
-                        item if isinstance(item, np.ndarray) else load_audio(item, max_seconds=self.processor.max_seconds)
+                        item
+                        if isinstance(item, np.ndarray)
+                        else load_audio(item, max_seconds=self.processor.max_seconds)
                     )
                 except UserError as error:
                     yield index, error

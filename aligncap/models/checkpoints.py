@@ -28,7 +28,9 @@ def base_of(folder: Path) -> Path:
     for candidate in (folder / "base", folder.parent / "base"):
         if (candidate / "config.json").is_file():
             return candidate
-    recorded = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path")
+    recorded = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get(
+        "base_model_name_or_path"
+    )
     if recorded and (Path(recorded) / "config.json").is_file():
         return Path(recorded)
     raise UserError(f"{folder}: the base model of this adapter is missing; expected {folder / 'base'}")
@@ -60,7 +62,9 @@ def merge(folder: str | Path, out: str | Path) -> Path:
     """
     folder, out = Path(folder), Path(out)
     if not (folder / "adapter_config.json").is_file():
-        raise UserError(f"{folder}: no adapter here (adapter_config.json); give the output_dir of a training run")
+        raise UserError(
+            f"{folder}: no adapter here (adapter_config.json); give the output_dir of a training run"
+        )
     if out.is_dir() and any(out.iterdir()):
         raise UserError(f"{out}: exists and is not empty; choose another --out")
     model, processor = load_checkpoint(folder)

@@ -6,8 +6,8 @@ The layout is that of CTranslate2 model binaries, version 6 (little endian)::
     u32 n, n x (str name, u8 rank, rank x u32 dimension, u8 type, u32 bytes, data),
     u32 m, m x (str alias, str name)
 
-where `str` is a u16 length that counts a closing NUL, then the bytes. Weights keep their stored precision on disk
-(float16 for the packaged Whisper, exact) and the configuration says float32, so `from_pretrained` computes in float32.
+where `str` is a u16 length that counts a closing NUL, then the bytes. Weights keep their stored precision on
+disk (float16 for the packaged Whisper, exact); by its configuration `from_pretrained` computes in float32.
 """
 
 from __future__ import annotations
@@ -48,7 +48,9 @@ class _Reader:
 
     def take(self, size: int) -> memoryview:
         if self.at + size > len(self.data):
-            raise UserError(f"{self.path}: ends at byte {len(self.data)}, more were announced; fetch it again")
+            raise UserError(
+                f"{self.path}: ends at byte {len(self.data)}, more were announced; fetch it again"
+            )
         self.at += size
         return memoryview(self.data)[self.at - size : self.at]
 
@@ -63,7 +65,7 @@ def read_ct2(path: Path) -> CT2File:
     """Read a CTranslate2 model binary.
 
     Raises:
-        UserError: another version or element type, a size that disagrees with its shape, or a wrong file length.
+        UserError: another version or element type, a size that disagrees with its shape, or a wrong length.
     """
     reader = _Reader(path)
     version = reader.number("I")
@@ -75,10 +77,14 @@ def read_ct2(path: Path) -> CT2File:
         shape = tuple(reader.number("I") for _ in range(reader.number("B")))
         kind, size = reader.number("B"), reader.number("I")
         if kind not in _DTYPES:
-            raise UserError(f"{path}: {name} has element type {kind}; convert the model with --quantization float16")
+            raise UserError(
+                f"{path}: {name} has element type {kind}; convert the model with --quantization float16"
+            )
         dtype = np.dtype(_DTYPES[kind])
         if size != dtype.itemsize * int(np.prod(shape, dtype=np.int64)):
-            raise UserError(f"{path}: {name} of shape {shape} has {size} bytes; the file is damaged, fetch it again")
+            raise UserError(
+                f"{path}: {name} of shape {shape} has {size} bytes; the file is damaged, fetch it again"
+            )
         file.tensors[name] = np.frombuffer(reader.take(size), dtype=dtype).reshape(shape)
     file.aliases = {reader.string(): reader.string() for _ in range(reader.number("I"))}
     if reader.at != len(reader.data):
@@ -113,14 +119,17 @@ def rename(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """CTranslate2's tensors under transformers' names, fused projections taken apart; settings are left out.
 
     Raises:
-        UserError: a weight of unknown name, quantised weights, or a key projection with a bias (Whisper has none).
+        UserError: a weight of unknown name, quantised weights, or a key projection with a bias, which Whisper
+            has not.
     """
     state: dict[str, np.ndarray] = {}
     for name, value in tensors.items():
         if value.ndim == 0 or name == "decoder/alignment_heads":
             continue
         if value.dtype.kind != "f":
-            raise UserError(f"{name}: quantised weights are not read; convert the model with --quantization float16")
+            raise UserError(
+                f"{name}: quantised weights are not read; convert the model with --quantization float16"
+            )
         if name in _PLAIN:
             state[_PLAIN[name]] = value
             continue
@@ -134,7 +143,9 @@ def rename(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
             for target, piece in zip(parts, np.split(value, len(parts)), strict=True):
                 if target.endswith("k_proj") and last == "bias":
                     if np.any(piece):
-                        raise UserError(f"{name}: the key projection has a bias, so this is not a Whisper model")
+                        raise UserError(
+                            f"{name}: the key projection has a bias, so this is not a Whisper model"
+                        )
                     continue
                 state[f"{prefix}{target}.{_SUFFIX[last]}"] = piece
         elif layer and part in _NORMS_AND_FFN:
@@ -153,7 +164,9 @@ def config_of(file: CT2File) -> dict[str, Any]:
         raise UserError(f"a CTranslate2 {file.specification}, not a WhisperSpec; name a Whisper model")
     activation = int(tensors["decoder/activation"])
     if activation != _GELU:
-        raise UserError(f"activation {activation} is not Whisper's GELU ({_GELU}); the file is of another model")
+        raise UserError(
+            f"activation {activation} is not Whisper's GELU ({_GELU}); the file is of another model"
+        )
 
     def count(side: str) -> int:
         found = {m[1] for name in tensors if (m := re.match(rf"{side}/layer_(\d+)/", name))}
@@ -203,7 +216,9 @@ def convert(source: Path, target: Path) -> None:
     with torch.device("meta"):
         shell = WhisperForConditionalGeneration(config)
     tied = {"proj_out.weight": state["model.decoder.embed_tokens.weight"]}
-    shell.load_state_dict({**state, **tied}, strict=True, assign=True)  # names and shapes proved against the class
+    shell.load_state_dict(
+        {**state, **tied}, strict=True, assign=True
+    )  # names and shapes proved against the class
     save_file(state, target / "model.safetensors", metadata={"format": "pt"})
     config.save_pretrained(target)
     _save_tokenizer(source / "tokenizer.json", target)

@@ -22,11 +22,15 @@ def layer_index(encoder_layer: int | str, num_layers: int) -> int | None:
     if isinstance(encoder_layer, str) and encoder_layer.isdigit():
         encoder_layer = int(encoder_layer)
     if not isinstance(encoder_layer, int) or not 0 <= encoder_layer <= num_layers:
-        raise UserError(f"encoder_layer={encoder_layer!r}: choose last, mix or a number from 0 to {num_layers}")
+        raise UserError(
+            f"encoder_layer={encoder_layer!r}: choose last, mix or a number from 0 to {num_layers}"
+        )
     return encoder_layer
 
 
-def encode_frames(encoder: nn.Module, mel: Tensor, mel_mask: Tensor, encoder_layer: int | str) -> tuple[Tensor, Tensor]:
+def encode_frames(
+    encoder: nn.Module, mel: Tensor, mel_mask: Tensor, encoder_layer: int | str
+) -> tuple[Tensor, Tensor]:
     """Hidden states of a Whisper encoder over clips of different lengths, padding masked at every step.
 
     The stock forward accepts 30 s only and does not mask. Here convolution inputs are zeroed past each
@@ -53,7 +57,9 @@ def encode_frames(encoder: nn.Module, mel: Tensor, mel_mask: Tensor, encoder_lay
     frame_mask = mel_mask[:, ::MEL_PER_FRAME].bool()
     count = hidden.shape[1]
     if count > encoder.embed_positions.num_embeddings:
-        raise ValueError(f"{count} frames exceed the encoder's {encoder.embed_positions.num_embeddings} positions")
+        raise ValueError(
+            f"{count} frames exceed the encoder's {encoder.embed_positions.num_embeddings} positions"
+        )
     hidden = hidden + encoder.embed_positions.weight[:count].to(hidden.dtype)
     attention_mask = create_bidirectional_mask(
         config=encoder.config, inputs_embeds=hidden, attention_mask=frame_mask.long()

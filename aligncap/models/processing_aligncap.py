@@ -94,7 +94,9 @@ class AlignCapProcessor(ProcessorMixin):
 
     def _process_audio(self, audio: Any, **kwargs: Any) -> tuple[BatchFeature, list[str]]:
         if kwargs.get("sampling_rate", SAMPLE_RATE) != SAMPLE_RATE:
-            raise UserError(f"audio must come at {SAMPLE_RATE} Hz; read it with aligncap.audio.files.load_audio")
+            raise UserError(
+                f"audio must come at {SAMPLE_RATE} Hz; read it with aligncap.audio.files.load_audio"
+            )
         clips = [audio] if isinstance(audio, np.ndarray) and audio.ndim == 1 else list(audio)
         placeholders = [self.audio_token * self.num_audio_tokens(len(clip)) for clip in clips]
         return self.log_mel(clips), placeholders

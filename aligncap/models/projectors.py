@@ -66,7 +66,9 @@ class StackMLPProjector(nn.Module):
         Returns:
             tokens: (batch, tokens, text width); token mask: (batch, tokens), bool.
         """
-        frames = ((frames.to(self.feature_mean.dtype) - self.feature_mean) * self.feature_scale).to(frames.dtype)
+        frames = ((frames.to(self.feature_mean.dtype) - self.feature_mean) * self.feature_scale).to(
+            frames.dtype
+        )
         if self.mix is not None:
             frames = (frames * self.mix.softmax(0).to(frames.dtype)[:, None]).sum(2)
         frames = frames * mask[..., None]
@@ -77,7 +79,9 @@ class StackMLPProjector(nn.Module):
             number = mask.sum(1, keepdim=True).clamp(min=1).to(frames.dtype)
             mean = frames.sum(1) / number
             variance = ((frames - mean[:, None]) ** 2 * mask[..., None]).sum(1) / number
-            hidden_states.append(self.summary(self.dropout(torch.cat([mean, (variance + 1e-5).sqrt()], -1)))[:, None])
+            hidden_states.append(
+                self.summary(self.dropout(torch.cat([mean, (variance + 1e-5).sqrt()], -1)))[:, None]
+            )
             masks.append(mask.any(1, keepdim=True))
         extra = -count % self.stack_size
         if extra:

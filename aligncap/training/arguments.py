@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 import yaml
@@ -24,18 +24,27 @@ class CaptionArguments(TrainingArguments):
     """Shared by all training verbs."""
 
     output_dir: str | None = field(default=None, metadata={"help": "Folder of the run; made if missing."})
-    train_manifest: str | None = field(default=None, metadata={"help": "Manifest to learn from, with captions and P_act."})
-    dev_manifest: str | None = field(default=None, metadata={"help": "Manifest whose loss is reported during training."})
+    train_manifest: str | None = field(
+        default=None, metadata={"help": "Manifest to learn from, with captions and P_act."}
+    )
+    dev_manifest: str | None = field(
+        default=None, metadata={"help": "Manifest whose loss is reported during training."}
+    )
     llm: str = field(default=DEFAULT_LLM, metadata={"help": "Language model: name, folder or hub id."})
     lora_r: int = field(default=8, metadata={"help": "Rank of LoRA."})
     lora_alpha: int = field(default=16, metadata={"help": "Scale of LoRA."})
     lora_dropout: float = field(default=0.05, metadata={"help": "Dropout in LoRA."})
     lora_targets: str = field(
-        default="auto", metadata={"help": "Comma-separated linear layers of the LLM to adapt; auto: q and v projections."}
+        default="auto",
+        metadata={"help": "Comma-separated linear layers of the LLM to adapt; auto: q and v projections."},
     )
     smoothing: float = field(default=0.0, metadata={"help": "Label smoothing of the cross-entropy."})
-    max_response_tokens: int = field(default=64, metadata={"help": "Longer captions are cut, their end token kept."})
-    precision: str = field(default="auto", metadata={"help": "auto, float32 or bfloat16 (weights stay float32)."})
+    max_response_tokens: int = field(
+        default=64, metadata={"help": "Longer captions are cut, their end token kept."}
+    )
+    precision: str = field(
+        default="auto", metadata={"help": "auto, float32 or bfloat16 (weights stay float32)."}
+    )
 
     learning_rate: float = 1e-3
     per_device_train_batch_size: int = 16
@@ -47,7 +56,7 @@ class CaptionArguments(TrainingArguments):
     logging_steps: float = 10
     save_steps: float = 100
     save_total_limit: int | None = 2
-    report_to: Any = "tensorboard"
+    report_to: None | str | list[str] = "tensorboard"
     remove_unused_columns: bool = False
     label_names: list[str] | None = field(default_factory=lambda: ["labels"])
 
@@ -58,9 +67,13 @@ class CaptionArguments(TrainingArguments):
         for name in ("train_manifest", "dev_manifest"):
             value = getattr(self, name)
             if value and not Path(value).is_file():
-                faults.append(f"{name}: {value}: no such file; make it with `aligncap prepare` … `aligncap clues`")
+                faults.append(
+                    f"{name}: {value}: no such file; make it with `aligncap prepare` … `aligncap clues`"
+                )
         if not self.train_manifest:
-            faults.append("train_manifest is missing: name a manifest, e.g. --train_manifest data/train.jsonl")
+            faults.append(
+                "train_manifest is missing: name a manifest, e.g. --train_manifest data/train.jsonl"
+            )
         if self.precision not in ("auto", "float32", "bfloat16"):
             faults.append(f"precision={self.precision!r}: choose auto, float32 or bfloat16")
         if faults:
@@ -83,14 +96,22 @@ class TeacherArguments(CaptionArguments):
 class SpeechArguments(CaptionArguments):
     """`train sft`: cross-entropy on captions from speech."""
 
-    encoder: str = field(default=DEFAULT_ENCODER, metadata={"help": "Speech encoder: any Whisper, name or folder."})
-    encoder_layer: str = field(default="4", metadata={"help": "last, mix, or the number of encoder layers to run."})
+    encoder: str = field(
+        default=DEFAULT_ENCODER, metadata={"help": "Speech encoder: any Whisper, name or folder."}
+    )
+    encoder_layer: str = field(
+        default="4", metadata={"help": "last, mix, or the number of encoder layers to run."}
+    )
     pool_size: int = field(default=4, metadata={"help": "Encoder frames (20 ms) averaged into one."})
     stack_size: int = field(default=4, metadata={"help": "Pooled frames stacked into one audio token."})
     projector_hidden: int = field(default=512, metadata={"help": "Width of the projector's hidden layer."})
     projector_dropout: float = field(default=0.2, metadata={"help": "Dropout in the projector."})
-    summary_token: bool = field(default=True, metadata={"help": "Add one token of the clip's mean and spread."})
-    feature_cache: bool = field(default=True, metadata={"help": "Compute encoder features once, before training."})
+    summary_token: bool = field(
+        default=True, metadata={"help": "Add one token of the clip's mean and spread."}
+    )
+    feature_cache: bool = field(
+        default=True, metadata={"help": "Compute encoder features once, before training."}
+    )
     cache_dir: str = field(default="runs/cache", metadata={"help": "Folder of the caches."})
 
 
@@ -99,11 +120,17 @@ class DistillArguments(SpeechArguments):
     """`train distill`: KL to the same LLM reading transcript and P_act."""
 
     divergence: str = field(default="forward_kl", metadata={"help": "forward_kl, reverse_kl or jsd."})
-    temperature: float = field(default=1.0, metadata={"help": "Softens both distributions; the loss is scaled by T²."})
+    temperature: float = field(
+        default=1.0, metadata={"help": "Softens both distributions; the loss is scaled by T²."}
+    )
     jsd_beta: float = field(default=0.5, metadata={"help": "β of the generalised Jensen-Shannon divergence."})
     ce_weight: float = field(default=0.0, metadata={"help": "λ of the added cross-entropy."})
-    targets: str = field(default="references", metadata={"help": "references, or teacher: captions the teacher writes."})
-    teacher_cache: bool = field(default=True, metadata={"help": "Compute the teacher's states once, before training."})
+    targets: str = field(
+        default="references", metadata={"help": "references, or teacher: captions the teacher writes."}
+    )
+    teacher_cache: bool = field(
+        default=True, metadata={"help": "Compute the teacher's states once, before training."}
+    )
 
     def __post_init__(self) -> None:
         from aligncap.training.divergences import NAMES
@@ -125,7 +152,10 @@ def choose_precision(wanted: str) -> tuple[bool, str]:
         able = torch.cuda.is_bf16_supported()
         return able, f"{'bfloat16' if able else 'float32'}: the GPU {'has' if able else 'lacks'} it"
     able = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return able, f"{'bfloat16' if able else 'float32'}: this CPU {'has' if able else 'lacks'} bfloat16 instructions"
+    return (
+        able,
+        f"{'bfloat16' if able else 'float32'}: this CPU {'has' if able else 'lacks'} bfloat16 instructions",
+    )
 
 
 def parse(kind: type[A], argv: list[str]) -> A:
@@ -150,10 +180,39 @@ def parse(kind: type[A], argv: list[str]) -> A:
     if faults:
         raise Faults(faults)
     try:
-        (arguments,) = TrlParser((kind,)).parse_args_and_config(argv)
-    except ValueError as error:
+        (arguments,) = _Parser((kind,)).parse_args_and_config(argv)
+    except (ValueError, TypeError) as error:
         raise UserError(f"options: {error}") from error
     return arguments
+
+
+class _Parser(TrlParser):
+    """A wrong value is one clear line, not the usage of a hundred options."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"options: {message}")
+
+
+def usage(kinds: dict[str, type[CaptionArguments]]) -> str:
+    """Help text: examples, and for a single verb its own options with their defaults."""
+    lines = ["usage: aligncap train VERB --config FILE.yaml [--key value …]", ""]
+    for verb, kind in kinds.items():
+        lines.append(f"{verb:8} {' '.join((kind.__doc__ or '').split())}")
+    if len(kinds) == 1:
+        ((_, kind),) = kinds.items()
+        lines += ["", "options (and all of transformers.TrainingArguments):"]
+        inherited = {f.name for f in dataclasses.fields(TrainingArguments)}
+        for f in dataclasses.fields(kind):
+            if f.name not in inherited or f.name in CaptionArguments.__annotations__:
+                lines.append(f"  --{f.name} [{f.default}]  {f.metadata.get('help', '')}".rstrip())
+    lines += [
+        "",
+        "examples:",
+        "  aligncap train teacher --config configs/recipes/teacher.yaml",
+        "  aligncap train distill --config configs/recipes/distill.yaml --seed 1 --output_dir runs/distill-1",
+        "  accelerate launch --config_file configs/accelerate/cpu2.yaml scripts/train.py distill --config …",
+    ]
+    return "\n".join(lines)
 
 
 def _read_config(path: str) -> list[str]:

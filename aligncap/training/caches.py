@@ -45,7 +45,9 @@ def feature_cache(root: Path, model: nn.Module, processor: Any) -> TensorCache:
 
 
 @torch.no_grad()
-def fill_features(cache: TensorCache, model: nn.Module, processor: Any, paths: dict[str, Path], batch: int = 8) -> None:
+def fill_features(
+    cache: TensorCache, model: nn.Module, processor: Any, paths: dict[str, Path], batch: int = 8
+) -> None:
     """Compute the pooled frames of every file in `paths` (key to file) that the cache lacks.
 
     Raises:
@@ -111,7 +113,9 @@ def fill_teacher(
         device = next(llm.parameters()).device
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
             hidden = llm(
-                **{k: v.to(device) for k, v in inputs.items()}, position_ids=position_ids.to(device), use_cache=False
+                **{k: v.to(device) for k, v in inputs.items()},
+                position_ids=position_ids.to(device),
+                use_cache=False,
             ).last_hidden_state
         return {k: h[m].to(dtype).cpu() for k, h, m in zip(keys, hidden, keep.to(device), strict=True)}
 

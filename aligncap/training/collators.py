@@ -13,7 +13,9 @@ from aligncap.models.processing_aligncap import AlignCapProcessor
 IGNORE = -100
 
 
-def join_prompt_and_response(prompts: list[list[int]], responses: list[list[int]], pad: int) -> dict[str, Tensor]:
+def join_prompt_and_response(
+    prompts: list[list[int]], responses: list[list[int]], pad: int
+) -> dict[str, Tensor]:
     """Left-pad prompts, right-pad responses, put them side by side.
 
     All responses start in the same column, so the k-th response token of a row lies at the same place for
@@ -35,7 +37,11 @@ def join_prompt_and_response(prompts: list[list[int]], responses: list[list[int]
         ids.append([pad] * before + prompt + response + [pad] * after)
         mask.append([0] * before + [1] * (len(prompt) + len(response)) + [0] * after)
         labels.append([IGNORE] * left + response + [IGNORE] * after)
-    return {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask), "labels": torch.tensor(labels)}
+    return {
+        "input_ids": torch.tensor(ids),
+        "attention_mask": torch.tensor(mask),
+        "labels": torch.tensor(labels),
+    }
 
 
 def stack_frames(frames: list[Tensor]) -> tuple[Tensor, Tensor]:

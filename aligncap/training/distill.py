@@ -93,12 +93,16 @@ class DistillTrainer(SFTTrainer):
             return self.drop_placeholder(logits)
 
     def token_loss(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
-        teacher = {k.removeprefix("teacher_"): inputs.pop(k) for k in list(inputs) if k.startswith("teacher_")}
+        teacher = {
+            k.removeprefix("teacher_"): inputs.pop(k) for k in list(inputs) if k.startswith("teacher_")
+        }
         # Teacher first: switching adapters off and on must be over before the student's graph is built.
         target = self.teacher_logits(model, teacher)
         logits, tokens = self.response_logits(model, inputs)
         if logits.shape != target.shape:
-            raise ValueError(f"teacher {tuple(target.shape)} and student {tuple(logits.shape)} logits do not match")
+            raise ValueError(
+                f"teacher {tuple(target.shape)} and student {tuple(logits.shape)} logits do not match"
+            )
         temperature = self.args.temperature
         loss = temperature**2 * chunked_divergence(
             logits, target, name=self.args.divergence, temperature=temperature, beta=self.args.jsd_beta

@@ -12,7 +12,9 @@ from aligncap.errors import UserError
 NAMES = ("forward_kl", "reverse_kl", "jsd")
 
 
-def divergence(student: Tensor, teacher: Tensor, name: str = "forward_kl", temperature: float = 1.0, beta: float = 0.5) -> Tensor:
+def divergence(
+    student: Tensor, teacher: Tensor, name: str = "forward_kl", temperature: float = 1.0, beta: float = 0.5
+) -> Tensor:
     """Sum over tokens of D(p ‖ q), p teacher and q student, each softened by `temperature`.
 
     forward_kl: Σ p log(p/q), AlignCap's KD-Regularisation up to the teacher's entropy (Liang et al. 2024).
@@ -40,7 +42,9 @@ def divergence(student: Tensor, teacher: Tensor, name: str = "forward_kl", tempe
     if name == "reverse_kl":
         return F.kl_div(log_p, log_q, reduction="sum", log_target=True)
     if not 0 < beta < 1:
-        raise UserError(f"jsd_beta={beta}: must lie between 0 and 1; use forward_kl or reverse_kl for the ends")
+        raise UserError(
+            f"jsd_beta={beta}: must lie between 0 and 1; use forward_kl or reverse_kl for the ends"
+        )
     weights = torch.tensor([beta, 1 - beta], device=log_p.device).log()
     log_m = torch.logsumexp(torch.stack([log_p + weights[0], log_q + weights[1]]), 0)
     from_p = F.kl_div(log_m, log_p, reduction="sum", log_target=True)

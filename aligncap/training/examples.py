@@ -50,7 +50,9 @@ def audio_files(manifest: str, utterances: list[Utterance]) -> tuple[list[str], 
             continue
         key = file_key(path)
         if u.sha256 and u.sha256 != key:
-            faults.append(f"{manifest}:{number}: {path}: has changed since `aligncap prepare`; prepare it again")
+            faults.append(
+                f"{manifest}:{number}: {path}: has changed since `aligncap prepare`; prepare it again"
+            )
         keys.append(key)
         paths[key] = path
     if faults:
@@ -124,7 +126,9 @@ class SpeechRows(Dataset):
         before, after = self._around
         row["prompt_ids"] = [*before, *[self.processor.audio_token_id] * count, *after]
         if self.states is not None:
-            row["teacher_hidden"] = self.states[teacher_key(source["teacher_prompt_ids"], source["response_ids"])]
+            row["teacher_hidden"] = self.states[
+                teacher_key(source["teacher_prompt_ids"], source["response_ids"])
+            ]
         elif "teacher_prompt_ids" in source:
             row["teacher_prompt_ids"] = source["teacher_prompt_ids"]
         return row

@@ -12,7 +12,14 @@ from typing import Any
 
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    PreTrainedModel,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 from transformers.trainer_utils import get_last_checkpoint
 
 from aligncap.errors import UserError
@@ -35,7 +42,9 @@ def lora_targets(llm: nn.Module, wanted: str, prefix: str = "") -> str:
     for group in groups:
         if set(group) <= names:
             return rf"{prefix}.*\.({'|'.join(map(re.escape, group))})"
-    raise UserError(f"lora_targets={wanted!r}: the language model has no such layers; choose from its linear layers")
+    raise UserError(
+        f"lora_targets={wanted!r}: the language model has no such layers; choose from its linear layers"
+    )
 
 
 def add_adapters(model: PreTrainedModel, args: CaptionArguments, *, projector: bool) -> PeftModel:
@@ -47,7 +56,9 @@ def add_adapters(model: PreTrainedModel, args: CaptionArguments, *, projector: b
             r=args.lora_r,
             lora_alpha=args.lora_alpha,
             lora_dropout=args.lora_dropout,
-            target_modules=lora_targets(llm, args.lora_targets, r"model\.language_model" if projector else ""),
+            target_modules=lora_targets(
+                llm, args.lora_targets, r"model\.language_model" if projector else ""
+            ),
             modules_to_save=["multi_modal_projector"] if projector else None,
             task_type="CAUSAL_LM",
         ),
@@ -73,11 +84,15 @@ class Interruption(TrainerCallback):
         self.asked = True
         print("stopping after this step; a checkpoint will be saved", file=sys.stderr)
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
         if self.asked:
             control.should_save = control.should_training_stop = True
 
-    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
         for number, former in self._former.items():
             signal.signal(number, former)
 
@@ -149,6 +164,9 @@ def train(trainer: Trainer, args: CaptionArguments, verb: str, data: list[str | 
     trainer.train(resume_from_checkpoint=last_checkpoint(args))
     if stop.asked and trainer.state.global_step < trainer.state.max_steps:
         if trainer.is_world_process_zero():
-            print(f"stopped at step {trainer.state.global_step}; go on with:\n  {resume_command()}", file=sys.stderr)
+            print(
+                f"stopped at step {trainer.state.global_step}; go on with:\n  {resume_command()}",
+                file=sys.stderr,
+            )
         return False
     return True

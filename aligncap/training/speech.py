@@ -23,7 +23,14 @@ from aligncap.training.examples import SpeechRows, audio_files, read_captioned
 from aligncap.training.runs import add_adapters, last_checkpoint, prepare_folder, train
 from aligncap.training.targets import write_targets
 
-_MODEL_OPTIONS = ("encoder_layer", "pool_size", "stack_size", "projector_hidden", "projector_dropout", "summary_token")
+_MODEL_OPTIONS = (
+    "encoder_layer",
+    "pool_size",
+    "stack_size",
+    "projector_hidden",
+    "projector_dropout",
+    "summary_token",
+)
 
 
 def feature_statistics(frames: list[Tensor]) -> tuple[Tensor, Tensor]:
@@ -69,7 +76,9 @@ def train_speech(args: SpeechArguments) -> Path | None:
     utterances = [read_captioned(m, need_p_act=distill) for m in manifests]
     files = [audio_files(m, u) for m, u in zip(manifests, utterances, strict=True)]
     if not args.resume_from_checkpoint and (out / "base").exists():
-        raise UserError(f"{out}: holds a run already; add --resume_from_checkpoint true, or choose another --output_dir")
+        raise UserError(
+            f"{out}: holds a run already; add --resume_from_checkpoint true, or choose another --output_dir"
+        )
     last_checkpoint(args)
     set_seed(args.seed)
     with args.main_process_first(local=False, desc="base model"):

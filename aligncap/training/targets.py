@@ -21,15 +21,20 @@ def write_targets(path: Path, model: nn.Module, tokenizer: Any, datasets: list[A
     """
     known = {tuple(r["prompt_ids"]): r["response_ids"] for r in read_jsonl(path)} if path.exists() else {}
     limit = max(len(r["response_ids"]) for d in datasets for r in d.rows) + 8
-    missing = list(dict.fromkeys(tuple(r["teacher_prompt_ids"]) for d in datasets for r in d.rows) - known.keys())
+    missing = list(
+        dict.fromkeys(tuple(r["teacher_prompt_ids"]) for d in datasets for r in d.rows) - known.keys()
+    )
     missing.sort(key=len)
-    for start in track(range(0, len(missing), batch), "teacher writes"):
+    for start in track(range(0, len(missing), batch), None, "teacher writes"):
         chosen = missing[start : start + batch]
         width = max(map(len, chosen))
         ids = torch.tensor([[tokenizer.pad_token_id] * (width - len(p)) + list(p) for p in chosen])
         mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in chosen])
         made = model.generate(
-            input_ids=ids.to(model.device), attention_mask=mask.to(model.device), max_new_tokens=limit, do_sample=False
+            input_ids=ids.to(model.device),
+            attention_mask=mask.to(model.device),
+            max_new_tokens=limit,
+            do_sample=False,
         )
         for prompt, row in zip(chosen, made[:, width:].tolist(), strict=True):
             if tokenizer.eos_token_id in row:

@@ -242,6 +242,36 @@ def test_a_clip_without_label_and_without_cues_is_a_fault(
     assert all(emotion_of(caption) == "angry" for caption in done[0].captions)
 
 
+@pytest.mark.real
+def test_real_anger_takes_more_effort_than_calm_and_all_captions_hold(corpora: Path, tmp_path: Path) -> None:
+    clips = []
+    for number, actor in enumerate(("Actor_01", "Actor_02"), 1):
+        for path in sorted((corpora / "ravdess" / actor).glob("03-01-0[258]-*.flac")):
+            emotion = {"02": "calm", "05": "angry", "08": "surprised"}[path.name[6:8]]
+            clips.append(
+                Utterance(
+                    path.stem,
+                    str(corpora / "ravdess"),
+                    f"{actor}/{path.name}",
+                    "ravdess",
+                    "en",
+                    speaker=f"a{number}",
+                    gender=("male", "female")[number - 1],
+                    emotion=emotion,
+                )
+            )
+    done, faults = annotate(tmp_path / "m.jsonl", clips, workers=1, progress=False)
+    assert faults == [] and len(done) == len(clips) > 40
+    forceful = {
+        e: sum(u.cue_words["effort"] == "forceful" for u in done if u.emotion == e) for e in ("angry", "calm")
+    }
+    assert forceful["angry"] > 3 * forceful["calm"] + 3
+    for utterance in done:
+        for caption in utterance.captions:
+            assert emotion_of(caption) == utterance.emotion
+            assert all(utterance.cue_words[m.dimension] == m.level for m in manner_mentions(caption)), caption
+
+
 def test_fewer_than_one_reference_is_refused() -> None:
     with pytest.raises(UserError, match="--references 0"):
         annotate("m.jsonl", [clip(0)], references=0)

@@ -298,6 +298,25 @@ def test_unknown_corpus_suggests_the_nearest_and_a_missing_folder_is_named(tmp_p
         prepare("ravdess", tmp_path / "gone", tmp_path / "m.jsonl")
 
 
+def test_an_archive_in_place_of_the_folder_is_refused(corpus: Corpus) -> None:
+    corpus.text("ravdess.zip", "PK")
+    for name in ("ravdess", "made"):
+        with pytest.raises(UserError, match="is a file"):
+            prepare(name, corpus.folder / "ravdess.zip", corpus.out)
+
+
+def test_a_symlink_that_leads_back_up_is_not_followed_round(corpus: Corpus) -> None:
+    corpus.clips("wav/03a01Fa.wav")
+    (corpus.folder / "wav" / "up").symlink_to(corpus.folder)
+    assert list(corpus.prepare("emodb")[0]) == ["emodb-03a01Fa"]
+
+
+def test_texts_with_line_breaks_and_separators_stay_whole(corpus: Corpus) -> None:
+    corpus.clips("a.wav")
+    corpus.text("t.csv", 'path,text\na.wav,"one\ntwo\u2028three"\n')
+    assert corpus.prepare("csv")[0]["corpus-a"].transcript == "one\ntwo\u2028three"
+
+
 def test_two_clips_with_one_id_are_an_error_that_names_both(corpus: Corpus) -> None:
     corpus.clips("Actor_01/03-01-01-01-01-01-01.wav", "copy/Actor_01/03-01-01-01-01-01-01.wav")
     with pytest.raises(Faults, match="Actor_01.*copy/Actor_01.*have this id"):

@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -67,20 +68,21 @@ def test_angry_speech_has_more_energy_above_one_kilohertz_than_sad_speech(speech
     assert share_above("angry") > 2 * share_above("sad")
 
 
-def test_the_seed_decides_every_byte(tmp_path: Path) -> None:
-    def digest(folder: Path) -> str:
-        files = sorted(p for p in folder.rglob("*") if p.is_file())
-        return hashlib.sha256(b"".join(p.read_bytes() for p in files)).hexdigest()
+def test_the_seed_decides_every_byte(speech: Path, tmp_path: Path) -> None:
+    def digests(folder: Path) -> dict[str, str]:
+        files = (p for p in folder.rglob("*") if p.is_file())
+        return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
-    made = [make_speech(tmp_path / str(i), 1, 4, seed).parent for i, seed in enumerate((5, 5, 6))]
-    assert digest(made[0]) == digest(made[1]) != digest(made[2])
+    again = make_speech(tmp_path / "again", speakers=2, clips_per_speaker=16, seed=3)
+    assert digests(again.parent) == digests(speech.parent)
+    assert plan(2, 16, 3) != plan(2, 16, 4)
 
 
 def test_prepare_fills_an_absent_folder_once_and_then_reads_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("aligncap.corpora.made.SPEAKERS", 2)
-    monkeypatch.setattr(make_speech, "__defaults__", (2, 3, 0))
+    fewer = partial(make_speech, speakers=2, clips_per_speaker=3)
+    monkeypatch.setattr("aligncap.corpora.made.make_speech", fewer)
     report = prepare("made", tmp_path / "speech", tmp_path / "m.jsonl")
     assert (report.clips, list(report.speakers)) == (6, ["made-speech-01", "made-speech-02"])
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "speech").rglob("*.wav")}

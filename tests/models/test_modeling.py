@@ -25,7 +25,10 @@ def test_a_batch_gives_the_logits_of_its_single_clips(layer):
         for row, clip in zip(batch, CLIPS):
             single = model(**processor.captioning_inputs([clip])).logits[0]
             torch.testing.assert_close(
-                words(model, processor, row[-len(single) :]), words(model, processor, single), atol=1e-4, rtol=1e-4
+                words(model, processor, row[-len(single) :]),
+                words(model, processor, single),
+                atol=1e-4,
+                rtol=1e-4,
             )
 
 
@@ -53,7 +56,9 @@ def test_the_encoder_equals_the_stock_encoder_at_thirty_seconds(tiny):
 
 def test_a_short_clip_costs_a_short_pass(tiny):
     _, processor = tiny
-    assert processor.log_mel([voice(2.0)])["input_features"].shape[-1] == 300  # two seconds and one of silence
+    assert (
+        processor.log_mel([voice(2.0)])["input_features"].shape[-1] == 300
+    )  # two seconds and one of silence
 
 
 def test_pooling_averages_only_frames_that_exist():
@@ -66,7 +71,9 @@ def test_the_placeholder_is_never_generated(tiny):
     model, processor = tiny
     inputs = processor.captioning_inputs(CLIPS)
     torch.manual_seed(0)
-    made = model.generate(**inputs, do_sample=True, temperature=100.0, top_k=0, num_return_sequences=8, max_new_tokens=40)
+    made = model.generate(
+        **inputs, do_sample=True, temperature=100.0, top_k=0, num_return_sequences=8, max_new_tokens=40
+    )
     assert (made[:, inputs["input_ids"].shape[1] :] < processor.audio_token_id).all()
 
 
@@ -81,7 +88,10 @@ def test_placeholders_and_audio_must_match_in_number(tiny):
     model, processor = tiny
     inputs = processor.captioning_inputs(CLIPS[:1])
     first = int((inputs["input_ids"][0] == processor.audio_token_id).nonzero()[0])
-    cut = {k: torch.cat([inputs[k][:, :first], inputs[k][:, first + 1 :]], 1) for k in ("input_ids", "attention_mask")}
+    cut = {
+        k: torch.cat([inputs[k][:, :first], inputs[k][:, first + 1 :]], 1)
+        for k in ("input_ids", "attention_mask")
+    }
     with pytest.raises(ValueError, match="differ in number"):
         model(**{**inputs, **cut})
     with pytest.raises(ValueError, match="no audio was given"):

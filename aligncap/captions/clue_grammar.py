@@ -1,0 +1,286 @@
+"""Which words of a parsed English caption speak of voice or feeling, and which of anything else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from aligncap.captions.clue_rules import (
+    CLAUSE_OPENERS,
+    english_table,
+    join_hits,
+    take_neighbours,
+    voice_noun_near,
+    without_dimensions,
+    word_set,
+)
+from aligncap.captions.lexicon import Token, tokenise
+from aligncap.captions.scope import Hit, scan_english
+from aligncap.errors import UserError
+
+_OF_NOUN = ("amod", "compound", "nmod", "nummod", "poss")
+_OF_SUBJECT = ("acomp", "attr", "oprd", "xcomp", "ccomp", "dobj")
+_SUBJECTS = ("nsubj", "nsubjpass", "csubj")
+_SIMPLE_NEGATORS = ("not", "n't", "never", "hardly", "scarcely", "barely", "nothing", "neither")
+
+
+def load_spacy(model: str) -> Any | None:
+    """A spaCy pipeline with tagger, lemmatizer and parser; None when the default model is not there.
+
+    Args:
+        model: "default", or a folder that spacy.load reads.
+
+    Raises:
+        UserError: a folder was named and is not a spaCy model.
+    """
+    import spacy
+
+    from aligncap.models.sources import DEFAULT_SPACY, resolve
+
+    try:
+        folder = resolve(DEFAULT_SPACY, fetch=False) if model == "default" else resolve(model)
+    except UserError:
+        if model == "default":
+            return None
+        raise
+    try:
+        return spacy.load(folder, disable=["ner"])
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder}: not a spaCy model ({error}); run `aligncap models fetch {DEFAULT_SPACY}`") from error
+
+
+class _Spans:
+    """Accepted words by character offset, for the scan that adds negation and degree."""
+
+    def __init__(self, spans: dict[int, tuple[int, str]]) -> None:
+        self._spans = spans
+
+    def match(self, tokens: Sequence[Token], i: int) -> tuple[int, str] | None:
+        found = self._spans.get(tokens[i].start)
+        if found is None:
+            return None
+        end, kind = found
+        length = 1
+        while i + length < len(tokens) and tokens[i + length].end <= end:
+            length += 1
+        return length, kind
+
+
+def _first(token: Any) -> Any:
+    """The first member of the list that a token belongs to ("loud and angry" -> "loud")."""
+    while token.dep_ == "conj" and token.head.i != token.i:
+        token = token.head
+    return token
+
+
+def _subject(verb: Any) -> Any | None:
+    """Subject of a verb, through lists of verbs and relative clauses."""
+    seen = 0
+    while seen < 6:
+        seen += 1
+        for child in verb.children:
+            if child.dep_ in _SUBJECTS:
+                if child.tag_ in ("WDT", "WP") and verb.dep_ == "relcl":
+                    return verb.head
+                return child
+        if verb.dep_ in ("conj", "xcomp", "advcl", "ccomp") and verb.head.i != verb.i:
+            verb = verb.head
+        elif verb.dep_ in ("acl", "relcl"):
+            return verb.head
+        else:
+            return None
+    return None
+
+
+def _owner(token: Any) -> tuple[str, Any | None]:
+    """What a word is said of: ("noun", noun), ("subject", subject), ("verb", verb) or ("", None)."""
+    first = _first(token)
+    head = first.head
+    if first.dep_ in _OF_NOUN and head.pos_ in ("NOUN", "PROPN", "PRON"):
+        return "noun", head
+    if first.dep_ in ("advmod", "npadvmod", "prt", "amod") and head.pos_ in ("VERB", "AUX"):
+        return "verb", head
+    if first.dep_ in _OF_SUBJECT and head.pos_ in ("VERB", "AUX"):
+        return "subject", _subject(head)
+    if first.dep_ in ("amod", "acl", "appos", "relcl") and head.pos_ in ("NOUN", "PROPN", "PRON"):
+        return "noun", head
+    if first.pos_ == "VERB":
+        return "subject", _subject(first)
+    return "", None
+
+
+def _lemma(token: Any) -> str:
+    return token.lemma_.lower()
+
+
+def _content(doc: Any) -> set[int]:
+    """Tokens that belong to what is talked about: "about the keys", "says that the car is red"."""
+    inside: set[int] = set()
+    for token in doc:
+        about = token.lower_ in ("about", "regarding", "concerning") and token.dep_ == "prep"
+        said = (
+            token.dep_ == "ccomp"
+            and _lemma(token.head) in word_set("saying_verbs")
+            and token.i > token.head.i
+            and not (_lemma(token.head) == "say" and token.head.i == token.i)
+        )
+        if about or said:
+            inside.update(t.i for t in token.subtree)
+    return inside
+
+
+def _is_voice(noun: Any) -> bool:
+    return _lemma(noun) in word_set("voice_nouns") or noun.lower_ in word_set("voice_nouns")
+
+
+def _is_person(noun: Any) -> bool:
+    return _lemma(noun) in word_set("persons") or noun.lower_ in word_set("persons")
+
+
+def _accepts_listed(token: Any, kind: str, feeling: bool) -> bool:
+    """Whether a listed, unambiguous word is said of a voice, a person or a feeling, not of a thing."""
+    role, owner = _owner(token)
+    if owner is None or role == "verb":
+        return True
+    if role == "noun" and kind == "adjective":
+        return _is_voice(owner) or _is_person(owner) or english_table().match(tokenise(owner.lower_), 0) is not None
+    if role == "subject" and owner.pos_ == "NOUN" and kind in ("adjective", "verb"):
+        return _is_voice(owner) or _is_person(owner) or owner.ent_type_ == "PERSON" or feeling
+    return True
+
+
+def _accepts_open(token: Any, listed: bool) -> bool:
+    """Whether a word counts by its place in the parse: of a voice noun, after "sounds", a manner of speaking.
+
+    `listed` words (those of voices and of things) may be of any part of speech and need less.
+    """
+    word, first = token.lower_, _first(token)
+    if word in word_set("not_voice") or word in word_set("degree") or _opens_infinitive(token):
+        return False
+    role, owner = _owner(token)
+    if listed and token.pos_ in ("NOUN", "PROPN") and role != "noun":
+        named = any(child.dep_ == "prep" and child.lower_ == "of" for child in token.children)
+        return token.dep_ in ("pobj", "dobj", "attr", "nsubj", "conj") and not named
+    if role == "verb" and owner is not None:
+        manner = word.endswith("ly") or listed
+        return manner and word not in word_set("not_manner") and (listed or _lemma(owner) in word_set("speech_verbs"))
+    adjective = listed or "ADJ" in (token.pos_, first.pos_) or _sounds_participle(token)
+    if role == "noun" and owner is not None:
+        feeling = english_table().match(tokenise(owner.lower_) or [Token("", 0, 0)], 0)
+        fits = _is_voice(owner) or (feeling is not None and feeling[1] == "feeling noun")
+        return adjective and fits and first.dep_ != "poss" and (listed or token.pos_ not in ("NOUN", "PROPN"))
+    if role == "subject" and adjective:
+        verb = first.head if first.dep_ in _OF_SUBJECT else first
+        linking = _lemma(verb) in word_set("linking_verbs") or _sounds_participle(first)
+        hears = linking and _lemma(verb) != "be"
+        if owner is None:
+            return hears
+        if _is_voice(owner):
+            return linking or listed
+        return _is_person(owner) and (hears or (listed and linking))
+    return False
+
+
+def _opens_infinitive(token: Any) -> bool:
+    """ "hard to understand" is not a hard voice, "clear that she is sad" not a clear one."""
+    return token.i + 1 < len(token.doc) and token.nbor().lower_ in CLAUSE_OPENERS
+
+
+def _sounds_participle(token: Any) -> bool:
+    """ "feels rehearsed", read by the parser as a passive."""
+    return token.tag_ == "VBN" and any(
+        c.dep_ in ("aux", "auxpass") and _lemma(c) in ("sound", "seem", "feel", "appear") for c in token.children
+    )
+
+
+def _negated(token: Any) -> bool:
+    """Negation of a word by the parse: its own, its verb's, its preposition's, or its list's."""
+    seen = 0
+    child = token
+    while seen < 8:
+        seen += 1
+        for c in token.children:
+            if c.dep_ == "neg" and not (c.i + 1 < len(c.doc) and c.nbor().lower_ in ("only", "just", "merely", "simply")):
+                return True
+            if c.dep_ in ("det", "preconj") and c.lower_ in ("no", "neither"):
+                return True
+        if token.lower_ in ("without", "lack", "lacking", "devoid") or _lemma(token) == "lack":
+            return True
+        head = token.head
+        if head.i == token.i:
+            return False
+        if token.dep_ == "conj":
+            between = {t.lower_ for t in token.doc[head.i : token.i]}
+            finite = token.pos_ in ("VERB", "AUX")
+            if not between & {"or", "nor"} and (finite or between & {"but", "yet"} or "and" not in between):
+                return False
+        elif token.dep_ in ("advcl", "relcl", "acl", "ccomp", "parataxis", "nsubj", "appos", "npadvmod"):
+            return False
+        elif token.dep_ == "amod" and token.i < head.i and child.pos_ == "VERB":
+            return False
+        elif token.dep_ == "prep" and head.pos_ == "VERB" and token.lower_ not in ("with", "in", "at", "like", "of"):
+            return False
+        token = head
+    return False
+
+
+def clues_of(doc: Any, text: str) -> list[str]:
+    """Clues of a parsed caption.
+
+    Args:
+        doc: spaCy parse of `text`.
+        text: caption with quoted speech blanked out.
+    """
+    table, tokens = english_table(), tokenise(text)
+    content = _content(doc)
+    by_offset = {token.idx: token for token in doc}
+    listed: dict[int, tuple[int, str]] = {}
+    scanned = scan_english(text, table)
+    for hit in scanned:
+        listed[hit.start] = (hit.end, hit.value)
+    accepted: dict[int, tuple[int, str]] = {}
+    dimension: dict[int, str] = {}
+    positions = {token.start: i for i, token in enumerate(tokens)}
+    covered: set[int] = set()
+    for start, (end, kind) in listed.items():
+        inside = [t for t in doc if start <= t.idx < end]
+        if not inside or inside[0].i in content:
+            continue
+        covered.update(t.i for t in inside)
+        token, word = by_offset.get(start, inside[0]), text[start:end].lower()
+        if word in word_set("ambiguous"):
+            near = voice_noun_near(tokens, positions[start], table)
+            fragment = not any(t.pos_ in ("VERB", "AUX") for t in doc)
+            ok = _accepts_open(token, True) or ((near is not None or fragment) and not _opens_infinitive(token))
+        else:
+            ok = len(inside) > 1 or _accepts_listed(token, kind, kind.startswith("feeling"))
+        if ok:
+            accepted[start] = (end, kind)
+    taken = set(accepted)
+    take_neighbours(text, [h for h in scanned if by_offset.get(h.start) is None or by_offset[h.start].i not in content], taken)
+    accepted |= {start: listed[start] for start in taken - set(accepted)}
+    for token in doc:
+        if token.i in content or token.i in covered or not token.is_alpha or token.pos_ not in ("ADJ", "ADV", "VERB"):
+            continue
+        if token.pos_ == "VERB" and token.dep_ != "amod" and not _sounds_participle(token):
+            continue
+        if _accepts_open(token, False):
+            accepted[token.idx] = (token.idx + len(token.text), "adverb" if token.pos_ == "ADV" else "adjective")
+    hits: list[Hit[str]] = []
+    for hit in scan_english(text, _Spans(accepted)):
+        anchor = by_offset.get(hit.start)
+        if anchor is not None:
+            dimension.update(_dimension(anchor, hit, tokens, positions))
+        hits.append(hit)
+    return join_hits(text, without_dimensions(hits, dimension), dimension)
+
+
+def _dimension(token: Any, hit: Hit[str], tokens: Sequence[Token], positions: dict[int, int]) -> Iterable[tuple[int, str]]:
+    """The noun that a high or low pitch, volume or energy keeps."""
+    if hit.word not in word_set("dimension_adjectives"):
+        return []
+    _, owner = _owner(token)
+    noun = owner.lower_ if owner is not None else voice_noun_near(tokens, positions[hit.start], english_table())
+    if noun in word_set("dimensions") and token.pos_ != "VERB":
+        return [(hit.start, str(noun))]
+    return []

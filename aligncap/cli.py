@@ -1,0 +1,430 @@
+"""The `aligncap` command: one verb a function; parse, call, print."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from aligncap.errors import UserError
+
+TRAINING = ("teacher", "sft", "distill")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb. Returns 0, 1 (faults were found or some files failed), 2 (a mistake of the user's) or 130."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    _quiet()
+    try:
+        if argv[:1] == ["train"]:
+            return train(argv[1:])
+        arguments = _parser().parse_args(argv)
+        return arguments.verb(arguments) or 0
+    except UserError as error:
+        for line in str(error).splitlines():
+            print(f"aligncap: {line}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(
+            "aligncap: stopped; what was finished is kept, the same command goes on from there",
+            file=sys.stderr,
+        )
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def _quiet() -> None:
+    import logging
+    import warnings
+
+    from transformers.utils import logging as transformers_logging
+
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.getLogger("aligncap").setLevel(logging.INFO)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    transformers_logging.set_verbosity_error()
+    if not sys.stderr.isatty():
+        transformers_logging.disable_progress_bar()
+
+
+def _print(item: Any) -> None:
+    from rich.console import Console
+
+    Console().print(item)
+
+
+def models(a: argparse.Namespace) -> int:
+    from rich.table import Table
+
+    from aligncap.models.sources import fetch, listing
+
+    if a.action == "fetch":
+        for name in a.names or [row["name"] for row in listing()]:
+            print(f"{name}: {fetch(name)}")
+        return 0
+    table = Table("name", "kind", "licence", "state", "where")
+    for row in listing():
+        table.add_row(*(str(row[k]) for k in ("name", "kind", "licence", "state", "where")))
+    _print(table)
+    return 0
+
+
+def prepare(a: argparse.Namespace) -> int:
+    from aligncap.corpora import prepare
+
+    columns = _pairs(a.columns, "--columns")
+    print(prepare(a.corpus, a.folder, a.out, columns=columns or None).summary())
+    return 0
+
+
+def validate(a: argparse.Namespace) -> int:
+    from aligncap.manifest import examine
+
+    found = examine(a.manifest, deep=not a.shallow)
+    for line in found.faults + [f"note: {note}" for note in found.notes]:
+        print(line)
+    print(f"{a.manifest}: {found.clips} clips, {len(found.faults)} faults, {len(found.notes)} notes")
+    return 1 if found.faults else 0
+
+
+def split(a: argparse.Namespace) -> int:
+    from aligncap.manifest import read_manifest, rebase, write_manifest
+    from aligncap.splits import split_by_speaker
+
+    parts = split_by_speaker(
+        read_manifest(a.manifest),
+        a.dev,
+        a.test,
+        a.seed,
+        dev_speakers=a.dev_speakers,
+        test_speakers=a.test_speakers,
+    )
+    for name, utterances in parts.items():
+        out = Path(a.out) / f"{name}.jsonl"
+        write_manifest(out, rebase(utterances, a.manifest, out))
+        speakers = sorted({str(u.speaker) for u in utterances})
+        print(f"{out}: {len(utterances)} clips of {len(speakers)} speakers: {', '.join(speakers)}")
+    return 0
+
+
+def annotate(a: argparse.Namespace) -> int:
+    from aligncap.captions.annotate import annotate
+    from aligncap.captions.cue_report import write_cue_report
+    from aligncap.manifest import read_manifest, rebase, write_manifest
+
+    done, faults = annotate(
+        a.manifest, read_manifest(a.manifest), references=a.references, seed=a.seed, workers=a.workers
+    )
+    if a.paraphrase:
+        from aligncap.captions.paraphrase import paraphrase_utterances
+
+        done, message = paraphrase_utterances(done, model=a.paraphrase, base_url=a.base_url)
+        print(message)
+    if done:
+        write_manifest(a.out, rebase(done, a.manifest, a.out))
+    for fault in faults:
+        print(fault, file=sys.stderr)
+    print(f"{a.out}: {len(done)} clips, {sum(len(u.captions) for u in done)} captions, {len(faults)} faults")
+    if a.report and done:
+        print(f"cues by emotion: {write_cue_report(done, Path(a.report))}")
+    return 1 if faults else 0
+
+
+def clues(a: argparse.Namespace) -> int:
+    from aligncap.captions.clues import ClueParser
+    from aligncap.manifest import read_manifest, rebase, write_manifest
+    from aligncap.prompts.acoustic import acoustic_prompt
+
+    utterances = read_manifest(a.manifest)
+    parser = ClueParser(None if a.parser == "rules" else a.parser)
+    found = iter(parser.parse([c for u in utterances for c in u.captions]))
+    for u in utterances:
+        u.clues = [next(found) for _ in u.captions]
+        u.p_act = [acoustic_prompt(c) for c in u.clues]
+    write_manifest(a.out, rebase(utterances, a.manifest, a.out))
+    total = sum(len(c) for u in utterances for c in u.clues)
+    empty = sum(not c for u in utterances for c in u.clues)
+    print(
+        f"{a.out}: {total} clues in {sum(len(u.captions) for u in utterances)} captions, {empty} captions without any"
+    )
+    return 0
+
+
+def train(argv: list[str]) -> int:
+    """`aligncap train VERB --config X.yaml [--key value …]`; also what scripts/train.py calls."""
+    from aligncap.training.arguments import DistillArguments, SpeechArguments, TeacherArguments, parse, usage
+
+    kinds = {"teacher": TeacherArguments, "sft": SpeechArguments, "distill": DistillArguments}
+    if not argv or argv[0] in ("-h", "--help"):
+        print(usage(kinds))
+        return 0 if argv else 2
+    if argv[0] not in kinds:
+        raise UserError(f"train {argv[0]}: choose one of {', '.join(kinds)}")
+    if {"-h", "--help"} & set(argv):
+        print(usage({argv[0]: kinds[argv[0]]}))
+        return 0
+    arguments = parse(kinds[argv[0]], argv[1:])
+    from aligncap.training.speech import train_speech
+    from aligncap.training.teacher import train_teacher
+
+    folder = train_teacher(arguments) if isinstance(arguments, TeacherArguments) else train_speech(arguments)
+    if folder is None:
+        return 130
+    if arguments.process_index == 0:
+        print(f"trained: {folder}")
+    return 0
+
+
+def merge(a: argparse.Namespace) -> int:
+    from aligncap.models.checkpoints import merge
+
+    print(f"merged: {merge(a.checkpoint, a.out)}")
+    return 0
+
+
+def caption(a: argparse.Namespace) -> int:
+    from rich.table import Table
+
+    from aligncap.models.caption_files import caption_jobs, jobs_of_files, jobs_of_manifest, with_wrong_audio
+    from aligncap.models.captioner import Captioner
+    from aligncap.models.checkpoints import model_key
+
+    if bool(a.files) == bool(a.manifest):
+        raise UserError("name sound files or folders, or one --manifest M.jsonl")
+    jobs = jobs_of_manifest(a.manifest) if a.manifest else jobs_of_files(a.files)
+    if a.wrong_audio is not None:
+        jobs = with_wrong_audio(jobs, a.wrong_audio)
+    options = {"num_beams": a.beams, "max_new_tokens": a.max_new_tokens}
+    if a.temperature:
+        from transformers import set_seed
+
+        set_seed(a.seed)
+        options |= {"do_sample": True, "temperature": a.temperature, "top_p": a.top_p}
+    settings = {
+        "model": model_key(a.model),
+        "dtype": a.dtype,
+        "wrong_audio": a.wrong_audio,
+        "seed": a.seed,
+        **options,
+    }
+    captioner = Captioner.from_pretrained(a.model, device=a.device, dtype=a.dtype)
+    rows, faults = caption_jobs(
+        captioner, jobs, Path(a.out) if a.out else None, settings, a.batch_size, **options
+    )
+    if not a.out:
+        if sys.stdout.isatty():
+            table = Table("clip", "caption")
+            for row in rows:
+                table.add_row(row["audio"], row["caption"])
+            _print(table)
+        else:
+            for row in rows:
+                print(f"{row['audio']}\t{row['caption']}")
+    for fault in faults:
+        print(fault, file=sys.stderr)
+    where = f"{a.out}: " if a.out else ""
+    print(f"{where}{len(rows)} captions, {len(faults)} files could not be captioned", file=sys.stderr)
+    return 1 if faults else 0
+
+
+def evaluate(a: argparse.Namespace) -> int:
+    from aligncap.evaluation.scoring import score_files
+
+    systems = [(a.name, [a.captions])]
+    grouped: dict[str, list[str]] = {}
+    for name, path in _named(a.system, "--system"):
+        grouped.setdefault(name, []).append(path)
+    if a.name in grouped:
+        systems[0][1].extend(grouped.pop(a.name))
+    table, path = score_files(
+        [*grouped.items(), *systems],
+        a.references,
+        Path(a.out),
+        wrong_audio=a.wrong_audio,
+        probe=a.probe,
+        label_map=_pairs(a.label_map, "--label-map"),
+        resamples=a.resamples,
+        seed=a.seed,
+        audio=a.audio,
+        wordnet=a.wordnet,
+        allow_missing=a.allow_missing,
+        title=a.title,
+    )
+    _print(table)
+    print(f"report: {path}")
+    return 0
+
+
+def probe(a: argparse.Namespace) -> int:
+    from rich.table import Table
+
+    from aligncap.io import write_json
+    from aligncap.probing.linear import probe
+
+    result = probe(Path(a.train), Path(a.dev), [Path(t) for t in a.test], a.encoder, Path(a.cache_dir))
+    if a.out:
+        write_json(a.out, result)
+    names = ["dev", *(Path(t).stem for t in a.test)]
+    table = Table("layer", *(f"UAR {n}" for n in names), title=f"linear probe on {a.encoder}")
+    for row in result["layers"]:
+        mark = " (best on dev)" if row["layer"] == result["best_layer"] else ""
+        table.add_row(f"{row['layer']}{mark}", *(f"{row[n]:.3f}" for n in names))
+    _print(table)
+    return 0
+
+
+def _named(words: Sequence[str] | None, option: str) -> list[tuple[str, str]]:
+    pairs = []
+    for word in words or ():
+        name, sign, value = word.partition("=")
+        if not (name and sign and value):
+            raise UserError(f"{option} {word}: write NAME=VALUE")
+        pairs.append((name, value))
+    return pairs
+
+
+def _pairs(words: Sequence[str] | None, option: str) -> dict[str, str]:
+    return dict(_named(words, option))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="aligncap",
+        description="Train a machine to say how a voice sounds, and measure it.",
+        epilog="Start with `bash scripts/quickstart.sh`. Each verb has its own --help with an example.",
+    )
+    verbs = parser.add_subparsers(metavar="VERB", required=True)
+
+    def verb(
+        name: str, run: Callable[[argparse.Namespace], int], text: str, example: str
+    ) -> argparse.ArgumentParser:
+        sub = verbs.add_parser(
+            name,
+            help=text,
+            description=text,
+            epilog=f"example:\n  aligncap {name} {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        sub.set_defaults(verb=run)
+        return sub
+
+    v = verb("models", models, "fetch or list pretrained models", "fetch whisper-base")
+    v.add_argument("action", choices=["fetch", "list"])
+    v.add_argument("names", nargs="*", help="default: the three default models")
+
+    v = verb(
+        "prepare", prepare, "a corpus folder to a manifest", "ravdess ~/corpora/ravdess --out ravdess.jsonl"
+    )
+    v.add_argument(
+        "corpus", help="ravdess, nemo, crema-d, emodb, esd, …, csv, jsonl, or made (synthetic speech)"
+    )
+    v.add_argument("folder")
+    v.add_argument("--out", required=True, help="manifest to write")
+    v.add_argument("--columns", nargs="+", metavar="FIELD=COLUMN", help="for csv and jsonl")
+
+    v = verb("validate", validate, "every fault of a manifest, with file and line", "ravdess.jsonl")
+    v.add_argument("manifest")
+    v.add_argument("--shallow", action="store_true", help="do not decode the audio")
+
+    v = verb(
+        "split", split, "split by speaker", "ravdess.jsonl --by speaker --dev 2 --test 4 --out runs/data"
+    )
+    v.add_argument("manifest")
+    v.add_argument("--by", choices=["speaker"], default="speaker")
+    v.add_argument("--dev", type=int, default=2, help="number of dev speakers")
+    v.add_argument("--test", type=int, default=4, help="number of test speakers")
+    v.add_argument("--dev-speakers", nargs="+")
+    v.add_argument("--test-speakers", nargs="+")
+    v.add_argument("--seed", type=int, help="shuffle the speakers; default: the last ones are test")
+    v.add_argument("--out", required=True, help="folder for train.jsonl, dev.jsonl, test.jsonl")
+
+    v = verb(
+        "annotate",
+        annotate,
+        "measure cues and write captions",
+        "ravdess.jsonl --references 5 --out captioned.jsonl",
+    )
+    v.add_argument("manifest")
+    v.add_argument("--references", type=int, default=5, help="captions a clip")
+    v.add_argument("--out", required=True)
+    v.add_argument("--seed", type=int, default=0)
+    v.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    v.add_argument("--report", metavar="FOLDER", help="pictures of every cue by emotion")
+    v.add_argument("--paraphrase", metavar="MODEL", help="reword through an OpenAI-compatible endpoint")
+    v.add_argument("--base-url", help="of that endpoint; the key comes from OPENAI_API_KEY")
+
+    v = verb("clues", clues, "emotion clues and acoustic prompts", "captioned.jsonl --out clued.jsonl")
+    v.add_argument("manifest")
+    v.add_argument("--out", required=True)
+    v.add_argument("--parser", default="default", help="default, rules, or a spaCy model folder")
+
+    verb(
+        "train", lambda a: 2, "train teacher | sft | distill", "distill --config configs/recipes/distill.yaml"
+    )
+
+    v = verb("merge", merge, "fold the adapter in", "runs/distill --out runs/model")
+    v.add_argument("checkpoint")
+    v.add_argument("--out", required=True)
+
+    v = verb("caption", caption, "say how voices sound", "--model runs/model clip.wav folder/")
+    v.add_argument("files", nargs="*", help="sound files or folders")
+    v.add_argument("--model", required=True)
+    v.add_argument("--manifest")
+    v.add_argument("--out", help="captions.jsonl; without it, a table")
+    v.add_argument("--batch-size", type=int, default=32)
+    v.add_argument("--beams", type=int, default=1)
+    v.add_argument("--max-new-tokens", type=int, default=48)
+    v.add_argument("--temperature", type=float, help="sample at this temperature; default: greedy")
+    v.add_argument("--top-p", type=float, default=0.9)
+    v.add_argument("--seed", type=int, default=0)
+    v.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    v.add_argument("--device", default="auto")
+    v.add_argument("--wrong-audio", type=int, metavar="SEED", help="each clip hears another's audio")
+
+    v = verb(
+        "evaluate",
+        evaluate,
+        "score captions and write a report",
+        "captions.jsonl --references test.jsonl --out report/",
+    )
+    v.add_argument("captions")
+    v.add_argument("--references", required=True, help="manifest with captions")
+    v.add_argument("--out", required=True, help="folder of the report")
+    v.add_argument("--name", default="model", help="name of the system in the report")
+    v.add_argument(
+        "--system", nargs="+", metavar="NAME=CAPTIONS", help="more systems; a name again is another seed"
+    )
+    v.add_argument("--wrong-audio", nargs="+", metavar="CAPTIONS", help="captions of shuffled clips")
+    v.add_argument("--probe", metavar="JSON", help="output of `aligncap probe`, as a yardstick")
+    v.add_argument(
+        "--label-map", nargs="+", metavar="SAID=LABEL", help="count an emotion as another, e.g. calm=neutral"
+    )
+    v.add_argument("--resamples", type=int, default=1000)
+    v.add_argument("--seed", type=int, default=0)
+    v.add_argument("--audio", choices=["copy", "link", "embed"], default="copy", help="players in the report")
+    v.add_argument("--wordnet", choices=["auto", "require", "none"], default="auto", help="METEOR's synonyms")
+    v.add_argument("--allow-missing", action="store_true")
+    v.add_argument("--title", default="Speech emotion captions")
+
+    v = verb(
+        "probe",
+        probe,
+        "linear probe on the encoder, the yardstick",
+        "--train train.jsonl --dev dev.jsonl --test test.jsonl",
+    )
+    v.add_argument("--train", required=True)
+    v.add_argument("--dev", required=True)
+    v.add_argument("--test", required=True, nargs="+")
+    v.add_argument("--encoder", default="whisper-base")
+    v.add_argument("--cache-dir", default="runs/cache")
+    v.add_argument("--out", help="JSON to write")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,114 @@
+"""From caption files to a report: systems, seeds, wrong audio and the linear probe side by side."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from aligncap.errors import UserError
+from aligncap.evaluation.evaluate import compare_captions, evaluate_captions
+from aligncap.evaluation.report import System, Yardstick, table, write_report
+from aligncap.io import read_jsonl
+from aligncap.manifest import read_manifest
+from aligncap.run_record import write_run_record
+
+
+def read_probe(path: str | Path, manifest: str | Path) -> list[Yardstick]:
+    """UAR of a linear probe (`aligncap probe --out`) on the test set of this manifest: best layer on dev, and last.
+
+    Raises:
+        UserError: the file is no probe's output, or was made for other test sets.
+    """
+    name = Path(manifest).stem
+    try:
+        result = json.loads(Path(path).read_text(encoding="utf-8"))
+        layers = {row["layer"]: row for row in result["layers"]}
+        best, last = layers[result["best_layer"]], layers[max(layers)]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: no output of `aligncap probe` ({error})") from error
+    if name not in best:
+        raise UserError(f"{path}: holds no score for {name!r}; run `aligncap probe` with --test {manifest}")
+    return [
+        Yardstick(
+            f"linear probe, layer {row['layer']}",
+            {"emotion_uar": row[name]},
+            note=f"logistic regression on the mean of the encoder's frames; {what}",
+        )
+        for row, what in ((best, "the layer that is best on the dev set"), (last, "the encoder's last layer"))
+    ]
+
+
+def score_files(
+    systems: Sequence[tuple[str, Sequence[str]]],
+    references: str | Path,
+    out: Path,
+    *,
+    wrong_audio: Sequence[str] | None = None,
+    probe: str | None = None,
+    label_map: Mapping[str, str] | None = None,
+    resamples: int = 1000,
+    seed: int = 0,
+    audio: Any = "copy",
+    wordnet: Any = "auto",
+    allow_missing: bool = False,
+    title: str = "Speech emotion captions",
+) -> tuple[Any, Path]:
+    """Score every caption file of every system (several files: seeds) and write the report; the last system leads.
+
+    Returns:
+        A terminal table, and the path of report.html.
+
+    Raises:
+        UserError: files missing or not matching the manifest.
+    """
+    utterances = read_manifest(references)
+    wanted = {str(u.emotion) for u in utterances}
+    scorer = {"resamples": resamples, "seed": seed, "synonyms": wordnet, "label_map": label_map or None}
+
+    def score(name: str, paths: Sequence[str], note: str = "") -> System:
+        rows = [read_jsonl(path) for path in paths]
+        results = [evaluate_captions(r, utterances, allow_missing=allow_missing, **scorer) for r in rows]
+        return System(name, results, rows[0], note)
+
+    unknown = set((label_map or {}).values()) - wanted
+    if unknown:
+        raise UserError(f"--label-map: {', '.join(sorted(unknown))} is no label of {references}")
+    scored = [score(name, paths) for name, paths in systems]
+    wrong = (
+        score("wrong audio", wrong_audio, "each caption was written from another clip's audio")
+        if wrong_audio
+        else None
+    )
+    differences = {}
+    if not allow_missing:
+        lead = scored[-1]
+        for other in scored[:-1]:
+            differences[f"{lead.name} − {other.name}"] = compare_captions(
+                other.rows, lead.rows, utterances, **scorer
+            )
+        if wrong is not None:
+            differences[f"{lead.name} − wrong audio"] = compare_captions(
+                wrong.rows, lead.rows, utterances, **scorer
+            )
+    path = write_report(
+        out,
+        scored,
+        utterances,
+        manifest_path=Path(references),
+        yardsticks=read_probe(probe, references) if probe else (),
+        wrong_audio=wrong,
+        differences=differences,
+        seed=seed,
+        audio=audio,
+        title=title,
+    )
+    files = [references, *(p for _, paths in systems for p in paths), *(wrong_audio or ())]
+    write_run_record(
+        out, "evaluate", {"systems": {n: list(p) for n, p in systems}, **scorer}, files, seed=seed
+    )
+    yardsticks = read_probe(probe, references) if probe else ()
+    shown = scored if wrong is None else [*scored, replace(wrong, name=f"{scored[-1].name}, wrong audio")]
+    return table(shown, yardsticks), path

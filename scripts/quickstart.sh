@@ -1,0 +1,67 @@
+#!/usr/bin/env bash
+# From nothing to a scored report: environment, models, speech, training, captions, report.
+#
+#   bash scripts/quickstart.sh                              made (synthetic) speech
+#   bash scripts/quickstart.sh --corpus ravdess FOLDER      the same on real speech
+#
+# What stands already is reused; a run that was stopped goes on. OUT chooses the folder (default runs/<corpus>).
+source "$(dirname "$0")/setup.sh"
+corpus=made folder= test=4 dev=2
+teacher_steps=60 steps=150
+while [ $# -gt 0 ]; do
+  case $1 in
+    --corpus)
+      [ $# -ge 3 ] || { echo "usage: bash scripts/quickstart.sh [--corpus NAME FOLDER]" >&2; exit 2; }
+      corpus=$2 folder=$(realpath -m "$3") teacher_steps=100 steps=300
+      shift 3 ;;
+    *) echo "unknown argument $1; usage: bash scripts/quickstart.sh [--corpus NAME FOLDER]" >&2; exit 2 ;;
+  esac
+done
+cd "$root"
+out=${OUT:-runs/$corpus}
+folder=${folder:-$out/speech}
+mkdir -p "$out"
+
+begin=$SECONDS
+say() { printf '\n[%3d s] %s\n' $((SECONDS - begin)) "$*"; }
+# stage FILE TITLE COMMAND…: run the command unless FILE stands.
+stage() {
+  local file=$1 title=$2
+  shift 2
+  if [ -e "$file" ]; then say "$title: stands ($file)"; else say "$title"; "$@"; fi
+}
+# train VERB FOLDER FLAGS…: go on from a checkpoint where there is one.
+train() {
+  local verb=$1 to=$2
+  shift 2
+  local resume=()
+  [ ! -e "$to/run.json" ] || resume=(--resume_from_checkpoint true)
+  aligncap train "$verb" --config "configs/recipes/$verb.yaml" --train_manifest "$out/data/train.jsonl" \
+    --output_dir "$to" "$@" "${resume[@]}"
+}
+
+say "models"
+aligncap models fetch
+stage "$out/all.jsonl" "speech: $corpus" aligncap prepare "$corpus" "$folder" --out "$out/all.jsonl"
+stage "$out/captioned.jsonl" "cues and captions" \
+  aligncap annotate "$out/all.jsonl" --references 5 --out "$out/captioned.jsonl" --report "$out/cues"
+stage "$out/clued.jsonl" "emotion clues" aligncap clues "$out/captioned.jsonl" --out "$out/clued.jsonl"
+stage "$out/data/test.jsonl" "split by speaker" \
+  aligncap split "$out/clued.jsonl" --by speaker --dev $dev --test $test --out "$out/data"
+stage "$out/probe.json" "linear probe, the yardstick" \
+  aligncap probe --train "$out/data/train.jsonl" --dev "$out/data/dev.jsonl" --test "$out/data/test.jsonl" --out "$out/probe.json"
+stage "$out/teacher/config.json" "teacher: text LLM reads transcript and clues" \
+  train teacher "$out/teacher" --max_steps $teacher_steps
+stage "$out/distill/adapter_model.safetensors" "distillation: speech student" \
+  train distill "$out/distill" --llm "$out/teacher" --max_steps $steps
+stage "$out/model/config.json" "merge" aligncap merge "$out/distill" --out "$out/model"
+stage "$out/captions.jsonl" "captions" \
+  aligncap caption --model "$out/model" --manifest "$out/data/test.jsonl" --out "$out/captions.jsonl"
+stage "$out/untrained.jsonl" "captions of the untrained model" \
+  aligncap caption --model "$out/distill/base" --manifest "$out/data/test.jsonl" --out "$out/untrained.jsonl"
+stage "$out/wrong.jsonl" "captions of the wrong audio" \
+  aligncap caption --model "$out/model" --manifest "$out/data/test.jsonl" --wrong-audio 0 --out "$out/wrong.jsonl"
+say "scores"
+aligncap evaluate "$out/captions.jsonl" --references "$out/data/test.jsonl" --name distill --out "$out/report" \
+  --system untrained="$out/untrained.jsonl" --wrong-audio "$out/wrong.jsonl" --probe "$out/probe.json"
+say "done"

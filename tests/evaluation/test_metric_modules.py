@@ -1,0 +1,75 @@
+"""The metrics as evaluate.Metric modules: by path without a network, and by import."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import aligncap.evaluation.metrics as metrics
+
+FOLDER = Path(metrics.__file__).parent
+PREDICTIONS = ["He sounds sad.", "She is very happy, speaking fast."]
+REFERENCES = [
+    ["He seems sad and slow.", "He sounds sad."],
+    ["She sounds happy.", "She speaks fast and is happy."],
+]
+
+SCRIPT = """
+import json, socket, sys
+def refuse(*a, **k): raise AssertionError("network touched")
+socket.socket.connect = refuse
+import evaluate
+folder, predictions, references = sys.argv[1], json.loads(sys.argv[2]), json.loads(sys.argv[3])
+result = {}
+for name in ("bleu", "meteor", "rouge_l", "cider_d"):
+    metric = evaluate.load(f"{folder}/{name}.py")
+    metric.add_batch(predictions=predictions[:1], references=references[:1])
+    metric.add_batch(predictions=predictions[1:], references=references[1:])
+    result.update(metric.compute())
+print("RESULT" + json.dumps(result))
+"""
+
+
+def test_all_load_by_path_offline_and_agree_with_the_imported_classes(tmp_path: Path) -> None:
+    from aligncap.evaluation.metrics.bleu import Bleu
+    from aligncap.evaluation.metrics.cider_d import CiderD
+    from aligncap.evaluation.metrics.meteor import Meteor
+    from aligncap.evaluation.metrics.rouge_l import RougeL
+
+    environment = {
+        **os.environ,
+        "HF_HUB_OFFLINE": "1",
+        "HF_HOME": str(tmp_path),
+        "HF_MODULES_CACHE": str(tmp_path / "m"),
+    }
+    run = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(FOLDER), json.dumps(PREDICTIONS), json.dumps(REFERENCES)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert run.returncode == 0, run.stderr[-2000:]
+    by_path = json.loads(run.stdout.split("RESULT")[1])
+    by_import: dict[str, float | str] = {}
+    for metric in (Bleu, Meteor, RougeL, CiderD):
+        by_import.update(
+            metric(cache_dir=str(tmp_path)).compute(predictions=PREDICTIONS, references=REFERENCES)
+        )
+    assert by_path == by_import
+    assert set(by_path) == {"bleu_1", "bleu_2", "bleu_3", "bleu_4", "meteor", "variant", "rouge_l", "cider_d"}
+    assert by_path["bleu_1"] == pytest.approx(7 / 9)  # of 9 words "very" and "speaking" are in no reference
+
+
+def test_scores_of_single_clips_on_request(tmp_path: Path) -> None:
+    from aligncap.evaluation.metrics.rouge_l import RougeL
+
+    metric = RougeL(cache_dir=str(tmp_path))
+    result = metric.compute(predictions=PREDICTIONS, references=REFERENCES, per_clip=True)
+    assert result["per_clip"][0] == pytest.approx(1.0)
+    assert result["rouge_l"] == pytest.approx(sum(result["per_clip"]) / 2)
