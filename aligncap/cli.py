@@ -121,10 +121,13 @@ def annotate(a: argparse.Namespace) -> int:
         a.manifest, read_manifest(a.manifest), references=a.references, seed=a.seed, workers=a.workers
     )
     if a.paraphrase:
-        from aligncap.captions.paraphrase import paraphrase_utterances
+        from aligncap.captions.paraphrase import paraphrase
 
-        done, message = paraphrase_utterances(done, model=a.paraphrase, base_url=a.base_url)
-        print(message)
+        made = paraphrase([c for u in done for c in u.captions], a.paraphrase, base_url=a.base_url)
+        reworded = iter(made.captions)
+        for u in done:
+            u.captions = [next(reworded) for _ in u.captions]
+        print(f"paraphrased: {made.reworded} captions; kept as they were: {dict(made.kept_original)}")
     if done:
         write_manifest(a.out, rebase(done, a.manifest, a.out))
     for fault in faults:

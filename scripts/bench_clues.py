@@ -54,7 +54,9 @@ def tag_baseline(model: str) -> System:
 def main() -> None:
     arguments = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     arguments.add_argument("--model", default="default", help="folder of a spaCy model")
-    arguments.add_argument("--errors", choices=["dev", "test"], help="print the captions that a system gets wrong")
+    arguments.add_argument(
+        "--errors", choices=["dev", "test"], help="print the captions that a system gets wrong"
+    )
     options = arguments.parse_args()
     rows = read_jsonl(data_path("clue_gold.jsonl"))
     systems: dict[str, System] = {
@@ -72,11 +74,15 @@ def main() -> None:
                     continue
                 found = system([r["caption"] for r in part])
                 figures = scores(found, [r["clues"] for r in part])
-                print(f"{name:8} {language:8} {split:5} {len(part):8} " + " ".join(f"{f:6.3f}" for f in figures))
+                print(
+                    f"{name:8} {language:8} {split:5} {len(part):8} " + " ".join(f"{f:6.3f}" for f in figures)
+                )
                 if options.errors == split and name != "tags":
                     for row, clues in zip(part, found, strict=True):
                         if clues != row["clues"]:
-                            print(f"    {row['id']} {row['caption']}\n        is {clues}\n        be {row['clues']}")
+                            print(
+                                f"    {row['id']} {row['caption']}\n        is {clues}\n        be {row['clues']}"
+                            )
     english = [r["caption"] for r in rows if not is_chinese(r["caption"])]
     captions = [f"{english[i % len(english)]} {i}" for i in range(5000)]
     for name in ("parse", "rules"):

@@ -46,7 +46,9 @@ def load_spacy(model: str) -> Any | None:
     try:
         return spacy.load(folder, disable=["ner"])
     except (OSError, ValueError) as error:
-        raise UserError(f"{folder}: not a spaCy model ({error}); run `aligncap models fetch {DEFAULT_SPACY}`") from error
+        raise UserError(
+            f"{folder}: not a spaCy model ({error}); run `aligncap models fetch {DEFAULT_SPACY}`"
+        ) from error
 
 
 class _Spans:
@@ -143,7 +145,11 @@ def _accepts_listed(token: Any, kind: str, feeling: bool) -> bool:
     if owner is None or role == "verb":
         return True
     if role == "noun" and kind == "adjective":
-        return _is_voice(owner) or _is_person(owner) or english_table().match(tokenise(owner.lower_), 0) is not None
+        return (
+            _is_voice(owner)
+            or _is_person(owner)
+            or english_table().match(tokenise(owner.lower_), 0) is not None
+        )
     if role == "subject" and owner.pos_ == "NOUN" and kind in ("adjective", "verb"):
         return _is_voice(owner) or _is_person(owner) or owner.ent_type_ == "PERSON" or feeling
     return True
@@ -163,7 +169,11 @@ def _accepts_open(token: Any, listed: bool) -> bool:
         return token.dep_ in ("pobj", "dobj", "attr", "nsubj", "conj") and not named
     if role == "verb" and owner is not None:
         manner = word.endswith("ly") or listed
-        return manner and word not in word_set("not_manner") and (listed or _lemma(owner) in word_set("speech_verbs"))
+        return (
+            manner
+            and word not in word_set("not_manner")
+            and (listed or _lemma(owner) in word_set("speech_verbs"))
+        )
     adjective = listed or "ADJ" in (token.pos_, first.pos_) or _sounds_participle(token)
     if role == "noun" and owner is not None:
         feeling = english_table().match(tokenise(owner.lower_) or [Token("", 0, 0)], 0)
@@ -189,7 +199,8 @@ def _opens_infinitive(token: Any) -> bool:
 def _sounds_participle(token: Any) -> bool:
     """ "feels rehearsed", read by the parser as a passive."""
     return token.tag_ == "VBN" and any(
-        c.dep_ in ("aux", "auxpass") and _lemma(c) in ("sound", "seem", "feel", "appear") for c in token.children
+        c.dep_ in ("aux", "auxpass") and _lemma(c) in ("sound", "seem", "feel", "appear")
+        for c in token.children
     )
 
 
@@ -200,7 +211,9 @@ def _negated(token: Any) -> bool:
     while seen < 8:
         seen += 1
         for c in token.children:
-            if c.dep_ == "neg" and not (c.i + 1 < len(c.doc) and c.nbor().lower_ in ("only", "just", "merely", "simply")):
+            if c.dep_ == "neg" and not (
+                c.i + 1 < len(c.doc) and c.nbor().lower_ in ("only", "just", "merely", "simply")
+            ):
                 return True
             if c.dep_ in ("det", "preconj") and c.lower_ in ("no", "neither"):
                 return True
@@ -218,7 +231,11 @@ def _negated(token: Any) -> bool:
             return False
         elif token.dep_ == "amod" and token.i < head.i and child.pos_ == "VERB":
             return False
-        elif token.dep_ == "prep" and head.pos_ == "VERB" and token.lower_ not in ("with", "in", "at", "like", "of"):
+        elif (
+            token.dep_ == "prep"
+            and head.pos_ == "VERB"
+            and token.lower_ not in ("with", "in", "at", "like", "of")
+        ):
             return False
         token = head
     return False
@@ -251,21 +268,35 @@ def clues_of(doc: Any, text: str) -> list[str]:
         if word in word_set("ambiguous"):
             near = voice_noun_near(tokens, positions[start], table)
             fragment = not any(t.pos_ in ("VERB", "AUX") for t in doc)
-            ok = _accepts_open(token, True) or ((near is not None or fragment) and not _opens_infinitive(token))
+            ok = _accepts_open(token, True) or (
+                (near is not None or fragment) and not _opens_infinitive(token)
+            )
         else:
             ok = len(inside) > 1 or _accepts_listed(token, kind, kind.startswith("feeling"))
         if ok:
             accepted[start] = (end, kind)
     taken = set(accepted)
-    take_neighbours(text, [h for h in scanned if by_offset.get(h.start) is None or by_offset[h.start].i not in content], taken)
+    take_neighbours(
+        text,
+        [h for h in scanned if by_offset.get(h.start) is None or by_offset[h.start].i not in content],
+        taken,
+    )
     accepted |= {start: listed[start] for start in taken - set(accepted)}
     for token in doc:
-        if token.i in content or token.i in covered or not token.is_alpha or token.pos_ not in ("ADJ", "ADV", "VERB"):
+        if (
+            token.i in content
+            or token.i in covered
+            or not token.is_alpha
+            or token.pos_ not in ("ADJ", "ADV", "VERB")
+        ):
             continue
         if token.pos_ == "VERB" and token.dep_ != "amod" and not _sounds_participle(token):
             continue
         if _accepts_open(token, False):
-            accepted[token.idx] = (token.idx + len(token.text), "adverb" if token.pos_ == "ADV" else "adjective")
+            accepted[token.idx] = (
+                token.idx + len(token.text),
+                "adverb" if token.pos_ == "ADV" else "adjective",
+            )
     hits: list[Hit[str]] = []
     for hit in scan_english(text, _Spans(accepted)):
         anchor = by_offset.get(hit.start)
@@ -275,12 +306,16 @@ def clues_of(doc: Any, text: str) -> list[str]:
     return join_hits(text, without_dimensions(hits, dimension), dimension)
 
 
-def _dimension(token: Any, hit: Hit[str], tokens: Sequence[Token], positions: dict[int, int]) -> Iterable[tuple[int, str]]:
+def _dimension(
+    token: Any, hit: Hit[str], tokens: Sequence[Token], positions: dict[int, int]
+) -> Iterable[tuple[int, str]]:
     """The noun that a high or low pitch, volume or energy keeps."""
     if hit.word not in word_set("dimension_adjectives"):
         return []
     _, owner = _owner(token)
-    noun = owner.lower_ if owner is not None else voice_noun_near(tokens, positions[hit.start], english_table())
+    noun = (
+        owner.lower_ if owner is not None else voice_noun_near(tokens, positions[hit.start], english_table())
+    )
     if noun in word_set("dimensions") and token.pos_ != "VERB":
         return [(hit.start, str(noun))]
     return []

@@ -55,7 +55,11 @@ def _ness(adjective: str) -> str:
 @cache
 def spoken_forms() -> frozenset[str]:
     """Inflected verbs of speaking."""
-    return frozenset(form for verb in word_set("speech_verbs") for form in FORMS["verb"](verb)) | {"spoke", "spoken", "said"}
+    return frozenset(form for verb in word_set("speech_verbs") for form in FORMS["verb"](verb)) | {
+        "spoke",
+        "spoken",
+        "said",
+    }
 
 
 def take_neighbours(text: str, hits: Sequence[Hit[str]], taken: set[int]) -> None:
@@ -65,7 +69,12 @@ def take_neighbours(text: str, hits: Sequence[Hit[str]], taken: set[int]) -> Non
             first, second = sorted((one, other), key=lambda hit: hit.start)
             between = text[first.end : second.start].lower().replace(second.degree, " ")
             closed = re.match(r"\s*(?:[,.;:!?]|and\b|but\b|or\b|$)", text[second.end :]) is not None
-            if one.start in taken and other.value != "verb" and closed and re.fullmatch(r"[\s,]*(and|but|or|yet)?\s*", between):
+            if (
+                one.start in taken
+                and other.value != "verb"
+                and closed
+                and re.fullmatch(r"[\s,]*(and|but|or|yet)?\s*", between)
+            ):
                 taken.add(other.start)
 
 
@@ -100,9 +109,9 @@ def join_hits(text: str, hits: Sequence[Hit[str]], dimension: dict[int, str]) ->
         following = hits[k + 1] if k + 1 < len(hits) else None
         adjacent = following is not None and text[hit.end : following.start] == " "
         noun_next = adjacent and following is not None and following.value == "feeling noun"
-        fused = (hit.value == "adverb" and adjacent and following is not None and following.value == "adjective") or (
-            hit.value == "adjective" and noun_next and text[hit.start : hit.end] not in ("own",)
-        )
+        fused = (
+            hit.value == "adverb" and adjacent and following is not None and following.value == "adjective"
+        ) or (hit.value == "adjective" and noun_next and text[hit.start : hit.end] not in ("own",))
         word = (f"{joined} " if joined else "") + hit.word
         if hit.value == "feeling noun" and not joined and not hit.degree:
             before = text[: hit.start].lower().rstrip().rsplit(" ", 1)[-1]
@@ -118,8 +127,12 @@ def join_hits(text: str, hits: Sequence[Hit[str]], dimension: dict[int, str]) ->
     return unique(clues)
 
 
-_QUALITY_LINK = frozenset("although though while as is are was were sounds sounded seems seemed becomes became gets got grows grew remains remained stays , : and a the very".split())
-_SAYING = frozenset("says said say saying tells told telling states stated asks asked asking claims announces mentions explains".split())
+_QUALITY_LINK = frozenset(
+    "although though while as is are was were sounds sounded seems seemed becomes became gets got grows grew remains remained stays , : and a the very".split()
+)
+_SAYING = frozenset(
+    "says said say saying tells told telling states stated asks asked asking claims announces mentions explains".split()
+)
 CLAUSE_OPENERS = frozenset("to that how why what whether".split())  # "hard to hear", "clear that"
 _CONTENT_OPENS = frozenset("that whether if where why how when who what".split())
 _CONTENT_ENDS = frozenset([",", ".", ";", ":", "!", "?", "but", "in", "with", "while"])
@@ -148,13 +161,17 @@ def voice_noun_near(tokens: Sequence[Token], i: int, table: Matcher[str]) -> str
         if tokens[k].text in nouns:
             return tokens[k].text
         word = tokens[k].text
-        passed = word in ("and", ",", "but", "yet") or word in word_set("degree") or word in word_set("not_voice")
+        passed = (
+            word in ("and", ",", "but", "yet") or word in word_set("degree") or word in word_set("not_voice")
+        )
         if not (table.match(tokens, k) or passed):
             break
     for k in range(i - 1, max(i - 7, -1), -1):
         if tokens[k].text in nouns:
             return tokens[k].text
-        if not (tokens[k].text in _QUALITY_LINK or tokens[k].text in word_set("degree") or table.match(tokens, k)):
+        if not (
+            tokens[k].text in _QUALITY_LINK or tokens[k].text in word_set("degree") or table.match(tokens, k)
+        ):
             break
     return None
 

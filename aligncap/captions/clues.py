@@ -38,7 +38,11 @@ class ClueParser:
 
             self._nlp = load_spacy(model)
         if self._nlp is None:
-            reason = "asked for" if model is None else "no spaCy model is installed: `aligncap models fetch` gets it"
+            reason = (
+                "asked for"
+                if model is None
+                else "no spaCy model is installed: `aligncap models fetch` gets it"
+            )
             _log.warning("Emotion clues are found by rules, not by a grammar parse (%s).", reason)
         self._cached: dict[str, list[str]] = {}
 

@@ -60,13 +60,17 @@ def words_of(label: str, language: str = "en", kinds: Sequence[str] | None = Non
         raise UserError(f"emotion words: no language {language!r}; choose 'en' or 'zh'")
     if language == "zh":
         return list(group["zh"])
-    return list(dict.fromkeys(w for kind, ws in group["en"].items() if kinds is None or kind in kinds for w in ws))
+    return list(
+        dict.fromkeys(w for kind, ws in group["en"].items() if kinds is None or kind in kinds for w in ws)
+    )
 
 
 def _group(label: str) -> dict:
     groups = load_data("emotions.yaml")
     if label not in groups:
-        raise UserError(f"data/emotions.yaml: no emotion words for {label!r}; the labels are {', '.join(groups)}")
+        raise UserError(
+            f"data/emotions.yaml: no emotion words for {label!r}; the labels are {', '.join(groups)}"
+        )
     return groups[label]
 
 
@@ -122,7 +126,9 @@ def emotion_of(caption: str) -> str | None:
     weights: dict[str, float] = {}
     for mention in emotion_words(caption):
         if not mention.negated:
-            weights[mention.label] = weights.get(mention.label, 0.0) + (_WEAK if mention.degree in weak else 1.0)
+            weights[mention.label] = weights.get(mention.label, 0.0) + (
+                _WEAK if mention.degree in weak else 1.0
+            )
     return max(weights, key=lambda label: weights[label], default=None)
 
 

@@ -89,7 +89,9 @@ def scan_english(text: str, table: Matcher[T]) -> list[Hit[T]]:
         if found and not (marker and marker[0] > found[0]):
             length, value = found
             start, end = tokens[i].start, tokens[i + length - 1].end
-            hits.append(Hit(value, text[start:end].lower(), start, end, "not" if negated else "", " ".join(degree), i))
+            hits.append(
+                Hit(value, text[start:end].lower(), start, end, "not" if negated else "", " ".join(degree), i)
+            )
             after_hit, degree = negated, []
             i += length
             continue

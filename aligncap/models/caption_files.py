@@ -8,7 +8,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from aligncap.errors import UserError
 from aligncap.io import write_jsonl
@@ -65,9 +65,12 @@ def with_wrong_audio(jobs: list[Job], seed: int) -> list[Job]:
 class Journal:
     """Rows finished so far, in `OUT.partial`; its first line says what they were made with."""
 
-    def __init__(self, out: Path, settings: dict[str, Any]) -> None:
-        self.path = out.with_name(out.name + ".partial")
+    def __init__(self, out: Path | None, settings: dict[str, Any]) -> None:
+        self.path = out.with_name(out.name + ".partial") if out else Path(os.devnull)
         self.rows: dict[str, dict[str, Any]] = {}
+        self._file: IO[str] | None = None
+        if out is None:
+            return
         head = json.dumps({"settings": settings}, sort_keys=True)
         lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
         self.resumed = bool(lines) and lines[0] == head
@@ -85,20 +88,23 @@ class Journal:
 
     def add(self, key: str, row: dict[str, Any]) -> None:
         self.rows[key] = row
+        if self._file is None:
+            return
         self._file.write(json.dumps({"key": key, "row": row}, ensure_ascii=False) + "\n")
         self._file.flush()
         os.fsync(self._file.fileno())
 
     def close(self, *, done: bool) -> None:
-        self._file.close()
-        if done:
-            self.path.unlink()
+        if self._file is not None:
+            self._file.close()
+            if done:
+                self.path.unlink()
 
 
 def caption_jobs(
     captioner: Captioner,
     jobs: list[Job],
-    out: Path,
+    out: Path | None,
     settings: dict[str, Any],
     batch_size: int,
     **options: Any,
@@ -106,6 +112,7 @@ def caption_jobs(
     """Caption every job and write `out`, in the jobs' order.
 
     Args:
+        out: JSONL to write; None writes nothing and keeps nothing.
         settings: what the captions depend on; a partial file of other settings is not taken up.
         options: of `generate`.
 
@@ -137,6 +144,7 @@ def caption_jobs(
         journal.close(done=False)
         raise
     rows = [journal.rows[key] for key in keys if key in journal.rows]
-    write_jsonl(out, rows)
+    if out is not None:
+        write_jsonl(out, rows)
     journal.close(done=True)
     return rows, [faults[i] for i in sorted(faults)]

@@ -54,6 +54,12 @@ def load_checkpoint(
     return PeftModel.from_pretrained(model, str(folder), is_trainable=trainable).eval(), processor
 
 
+def model_key(folder: str | Path) -> str:
+    """What identifies a checkpoint's weights on this machine: path, size and time of its weight files."""
+    files = sorted(Path(folder).glob("*.safetensors"))
+    return "|".join(f"{f.resolve()}:{f.stat().st_size}:{f.stat().st_mtime_ns}" for f in files)
+
+
 def merge(folder: str | Path, out: str | Path) -> Path:
     """Fold an adapter into its base and save one folder that loads with `from_pretrained`.
 

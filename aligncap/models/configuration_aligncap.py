@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 

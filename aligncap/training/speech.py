@@ -14,8 +14,8 @@ from aligncap.models.building import build
 from aligncap.models.checkpoints import load_folder
 from aligncap.models.modeling_aligncap import AlignCapForConditionalGeneration
 from aligncap.models.processing_aligncap import AlignCapProcessor
-from aligncap.training.arguments import DistillArguments, SpeechArguments
 from aligncap.tensor_cache import TensorCache
+from aligncap.training.arguments import DistillArguments, SpeechArguments
 from aligncap.training.caches import feature_cache, fill_features, fill_teacher, teacher_cache
 from aligncap.training.collators import SpeechCollator
 from aligncap.training.distill import DistillTrainer, SFTTrainer
