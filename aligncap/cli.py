@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -15,7 +16,10 @@ TRAINING = ("teacher", "sft", "distill")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb. Returns 0, 1 (faults were found or some files failed), 2 (a mistake of the user's) or 130."""
+    """Run one verb.
+
+    Returns 0, 1 (faults were found or some files failed), 2 (a mistake of the user's) or 130.
+    """
     argv = list(sys.argv[1:] if argv is None else argv)
     _quiet()
     try:
@@ -26,6 +30,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         for line in str(error).splitlines():
             print(f"aligncap: {line}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise
+        print(
+            f"aligncap: {error.filename or 'writing'}: {error.strerror}; "
+            "free space, or choose another folder",
+            file=sys.stderr,
+        )
         return 2
     except KeyboardInterrupt:
         print(
@@ -153,7 +166,8 @@ def clues(a: argparse.Namespace) -> int:
     total = sum(len(c) for u in utterances for c in u.clues)
     empty = sum(not c for u in utterances for c in u.clues)
     print(
-        f"{a.out}: {total} clues in {sum(len(u.captions) for u in utterances)} captions, {empty} captions without any"
+        f"{a.out}: {total} clues in {sum(len(u.captions) for u in utterances)} captions, "
+        f"{empty} captions without any"
     )
     return 0
 
@@ -171,7 +185,7 @@ def train(argv: list[str]) -> int:
     if {"-h", "--help"} & set(argv):
         print(usage({argv[0]: kinds[argv[0]]}))
         return 0
-    arguments = parse(kinds[argv[0]], argv[1:])
+    arguments: Any = parse(kinds[argv[0]], argv[1:])
     from aligncap.training.speech import train_speech
     from aligncap.training.teacher import train_teacher
 
@@ -180,6 +194,19 @@ def train(argv: list[str]) -> int:
         return 130
     if arguments.process_index == 0:
         print(f"trained: {folder}")
+    return 0
+
+
+def build(a: argparse.Namespace) -> int:
+    from transformers import set_seed
+
+    from aligncap.models.building import build
+
+    set_seed(a.seed)
+    layer = int(a.encoder_layer) if a.encoder_layer.isdigit() else a.encoder_layer
+    for part in build(a.encoder, a.llm, encoder_layer=layer):
+        part.save_pretrained(a.out)
+    print(f"built, untrained: {a.out}")
     return 0
 
 
@@ -240,11 +267,11 @@ def evaluate(a: argparse.Namespace) -> int:
 
     systems = [(a.name, [a.captions])]
     grouped: dict[str, list[str]] = {}
-    for name, path in _named(a.system, "--system"):
-        grouped.setdefault(name, []).append(path)
+    for name, captions in _named(a.system, "--system"):
+        grouped.setdefault(name, []).append(captions)
     if a.name in grouped:
         systems[0][1].extend(grouped.pop(a.name))
-    table, path = score_files(
+    table, samples, path = score_files(
         [*grouped.items(), *systems],
         a.references,
         Path(a.out),
@@ -257,8 +284,11 @@ def evaluate(a: argparse.Namespace) -> int:
         wordnet=a.wordnet,
         allow_missing=a.allow_missing,
         title=a.title,
+        show=a.show,
     )
     _print(table)
+    for sample in samples:
+        print(sample)
     print(f"report: {path}")
     return 0
 
@@ -293,6 +323,12 @@ def _named(words: Sequence[str] | None, option: str) -> list[tuple[str, str]]:
 
 def _pairs(words: Sequence[str] | None, option: str) -> dict[str, str]:
     return dict(_named(words, option))
+
+
+def _positive(word: str) -> int:
+    if not word.isdigit() or int(word) < 1:
+        raise argparse.ArgumentTypeError(f"{word!r} is no whole number above 0")
+    return int(word)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -370,6 +406,15 @@ def _parser() -> argparse.ArgumentParser:
         "train", lambda a: 2, "train teacher | sft | distill", "distill --config configs/recipes/distill.yaml"
     )
 
+    v = verb(
+        "build", build, "an untrained model from parts", "--llm smollm2-135m-instruct --out runs/untrained"
+    )
+    v.add_argument("--encoder", default="whisper-base", help="any Whisper: name, folder or hub id")
+    v.add_argument("--llm", default="smollm2-135m-instruct", help="any causal LM: name, folder or hub id")
+    v.add_argument("--encoder-layer", default="4", help="last, mix, or a number of layers")
+    v.add_argument("--seed", type=int, default=0)
+    v.add_argument("--out", required=True)
+
     v = verb("merge", merge, "fold the adapter in", "runs/distill --out runs/model")
     v.add_argument("checkpoint")
     v.add_argument("--out", required=True)
@@ -379,9 +424,9 @@ def _parser() -> argparse.ArgumentParser:
     v.add_argument("--model", required=True)
     v.add_argument("--manifest")
     v.add_argument("--out", help="captions.jsonl; without it, a table")
-    v.add_argument("--batch-size", type=int, default=32)
-    v.add_argument("--beams", type=int, default=1)
-    v.add_argument("--max-new-tokens", type=int, default=48)
+    v.add_argument("--batch-size", type=_positive, default=32)
+    v.add_argument("--beams", type=_positive, default=1)
+    v.add_argument("--max-new-tokens", type=_positive, default=48)
     v.add_argument("--temperature", type=float, help="sample at this temperature; default: greedy")
     v.add_argument("--top-p", type=float, default=0.9)
     v.add_argument("--seed", type=int, default=0)
@@ -412,6 +457,7 @@ def _parser() -> argparse.ArgumentParser:
     v.add_argument("--audio", choices=["copy", "link", "embed"], default="copy", help="players in the report")
     v.add_argument("--wordnet", choices=["auto", "require", "none"], default="auto", help="METEOR's synonyms")
     v.add_argument("--allow-missing", action="store_true")
+    v.add_argument("--show", type=int, default=3, metavar="N", help="captions printed beside a reference")
     v.add_argument("--title", default="Speech emotion captions")
 
     v = verb(

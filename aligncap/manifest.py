@@ -125,7 +125,10 @@ def audio_path(manifest_path: str | Path, utterance: Utterance) -> Path:
 
 
 def rebase(utterances: Iterable[Utterance], source: str | Path, target: str | Path) -> list[Utterance]:
-    """Utterances of the manifest `source`, for a manifest at `target`: relative roots still lead to the audio."""
+    """Utterances of the manifest `source`, for a manifest at `target`.
+
+    Relative roots still lead to the audio.
+    """
     old, new = Path(source).resolve().parent, Path(target).resolve().parent
     moved = []
     for u in utterances:

@@ -9,7 +9,10 @@ T = TypeVar("T")
 
 
 def track(items: Iterable[T], total: int | None, what: str) -> Iterator[T]:
-    """Yield `items`, showing how many of `total` (None: their length) are done when standard error is a terminal."""
+    """Yield `items`; when standard error is a terminal, show how many of `total` are done.
+
+    `total` None is the length of `items`.
+    """
     from rich.console import Console
     from rich.progress import track as bar
 

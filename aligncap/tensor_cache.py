@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -17,11 +18,21 @@ from aligncap.io import write_json
 from aligncap.progress import track
 
 SHARD_ROWS = 256
+AUDIO_VERSION = 1  # raise when loading, levelling or log-mel change what they give
 
 
 def digest(*parts: object) -> str:
     """Hash of JSON-able parts."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:24]
+
+
+def fingerprint(model: Any) -> str:
+    """Hash of a transformers model: its weights, as they are in memory, and its configuration."""
+    total = hashlib.sha256(json.dumps(model.config.to_dict(), sort_keys=True, default=str).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        total.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        total.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return total.hexdigest()[:24]
 
 
 def file_key(path: Path) -> str:
@@ -65,8 +76,11 @@ class TensorCache:
             write_json(self.folder / "cache.json", self.description)
         shard = self.folder / f"{digest(sorted(rows))}.safetensors"
         temporary = shard.with_suffix(f".{os.getpid()}.tmp")
-        save_file({k: v.contiguous() for k, v in rows.items()}, temporary)
-        os.replace(temporary, shard)
+        try:
+            save_file({k: v.contiguous() for k, v in rows.items()}, temporary)
+            os.replace(temporary, shard)
+        finally:
+            temporary.unlink(missing_ok=True)
         self._register(shard)
 
 

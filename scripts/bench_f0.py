@@ -1,17 +1,18 @@
 """Compare F0 libraries on made sounds of known F0: accuracy, octave errors and cost.
 
-    python scripts/bench_f0.py                # all libraries that are installed, about a minute of CPU
-    python scripts/bench_f0.py --only swift-f0 pyworld-dio
+    python scripts/bench_f0.py                # all libraries that are installed, 3 to 4 minutes of CPU
+    python scripts/bench_f0.py --only swift-f0    # some seconds
 
 Every sound is 2 s at 16 kHz: sines, pulse trains and vowels (pulse trains through three formants) at 70 to
-500 Hz, sweeps and vibrato, each clean and with white noise at 20 and 10 dB SNR. Ten sounds in the
-middle of digital near-silence (`rest`) count frames called voiced where there is no voice.
+500 Hz, sweeps and vibrato, each clean (60 dB SNR) and with white noise at 20 and 10 dB SNR. The 0.2 s before
+and after each hold the noise alone, to count frames called voiced where there is no voice.
 
 Columns: gross = voiced frames off by more than 20 %; octave = those within 3 % of half or double the truth;
 cents = median absolute error of the other frames; missed = voiced frames called unvoiced; false = unvoiced
 frames called voiced; cost = CPU seconds per second of sound, best of three.
 
-librosa and pyworld are not dependencies of the package: `pip install librosa pyworld` to have their rows.
+librosa and pyworld are not dependencies of the package: `pip install librosa pyworld` to have their rows;
+pyworld 0.3.5 imports `pkg_resources`, so it needs `pip install "setuptools<81"` beside it.
 """
 
 from __future__ import annotations

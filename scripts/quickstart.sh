@@ -7,12 +7,12 @@
 # What stands already is reused; a run that was stopped goes on. OUT chooses the folder (default runs/<corpus>).
 source "$(dirname "$0")/setup.sh"
 corpus=made folder= test=4 dev=2
-teacher_steps=60 steps=150
+limits=(60 80) # steps of teacher and student; real speech takes the recipes'
 while [ $# -gt 0 ]; do
   case $1 in
     --corpus)
       [ $# -ge 3 ] || { echo "usage: bash scripts/quickstart.sh [--corpus NAME FOLDER]" >&2; exit 2; }
-      corpus=$2 folder=$(realpath -m "$3") teacher_steps=100 steps=300
+      corpus=$2 folder=$(realpath -m "$3") limits=()
       shift 3 ;;
     *) echo "unknown argument $1; usage: bash scripts/quickstart.sh [--corpus NAME FOLDER]" >&2; exit 2 ;;
   esac
@@ -35,7 +35,7 @@ train() {
   local verb=$1 to=$2
   shift 2
   local resume=()
-  [ ! -e "$to/run.json" ] || resume=(--resume_from_checkpoint true)
+  [ ! -e "$to/run.json" ] && [ ! -e "$to/base" ] || resume=(--resume_from_checkpoint true)
   aligncap train "$verb" --config "configs/recipes/$verb.yaml" --train_manifest "$out/data/train.jsonl" \
     --output_dir "$to" "$@" "${resume[@]}"
 }
@@ -51,9 +51,9 @@ stage "$out/data/test.jsonl" "split by speaker" \
 stage "$out/probe.json" "linear probe, the yardstick" \
   aligncap probe --train "$out/data/train.jsonl" --dev "$out/data/dev.jsonl" --test "$out/data/test.jsonl" --out "$out/probe.json"
 stage "$out/teacher/config.json" "teacher: text LLM reads transcript and clues" \
-  train teacher "$out/teacher" --max_steps $teacher_steps
+  train teacher "$out/teacher" ${limits[0]:+--max_steps ${limits[0]}}
 stage "$out/distill/adapter_model.safetensors" "distillation: speech student" \
-  train distill "$out/distill" --llm "$out/teacher" --max_steps $steps
+  train distill "$out/distill" --llm "$out/teacher" --seed 0 ${limits[1]:+--max_steps ${limits[1]}}
 stage "$out/model/config.json" "merge" aligncap merge "$out/distill" --out "$out/model"
 stage "$out/captions.jsonl" "captions" \
   aligncap caption --model "$out/model" --manifest "$out/data/test.jsonl" --out "$out/captions.jsonl"

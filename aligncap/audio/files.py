@@ -119,7 +119,7 @@ def array_to_16k(
             "give floats within -1 to 1 or int16"
         )
     with np.errstate(over="ignore"):
-        frames = array.reshape(len(array), -1).astype(np.float32)
+        frames = (array if array.ndim == 2 else array[:, None]).astype(np.float32)
     return _finish(Decoded(frames, int(rate), clips_at), name, normalise, max_seconds)
 
 

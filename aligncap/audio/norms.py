@@ -21,7 +21,7 @@ FILE = "cues.yaml"
 class CueNorm:
     """How one cue is compared: its scale, the narrowest spread, (centre, spread) by gender in raw units.
 
-    Spreads are in units of the scale: semitones for `semitones`, factors of two for `octaves`, else raw units.
+    Spreads are in units of the scale: semitones, octaves (factors of two), or raw units for `linear`.
     """
 
     scale: str

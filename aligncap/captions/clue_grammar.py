@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from aligncap.captions.clue_rules import (
@@ -16,39 +17,10 @@ from aligncap.captions.clue_rules import (
 )
 from aligncap.captions.lexicon import Token, tokenise
 from aligncap.captions.scope import Hit, scan_english
-from aligncap.errors import UserError
 
 _OF_NOUN = ("amod", "compound", "nmod", "nummod", "poss")
 _OF_SUBJECT = ("acomp", "attr", "oprd", "xcomp", "ccomp", "dobj")
 _SUBJECTS = ("nsubj", "nsubjpass", "csubj")
-_SIMPLE_NEGATORS = ("not", "n't", "never", "hardly", "scarcely", "barely", "nothing", "neither")
-
-
-def load_spacy(model: str) -> Any | None:
-    """A spaCy pipeline with tagger, lemmatizer and parser; None when the default model is not there.
-
-    Args:
-        model: "default", or a folder that spacy.load reads.
-
-    Raises:
-        UserError: a folder was named and is not a spaCy model.
-    """
-    import spacy
-
-    from aligncap.models.sources import DEFAULT_SPACY, resolve
-
-    try:
-        folder = resolve(DEFAULT_SPACY, fetch=False) if model == "default" else resolve(model)
-    except UserError:
-        if model == "default":
-            return None
-        raise
-    try:
-        return spacy.load(folder, disable=["ner"])
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{folder}: not a spaCy model ({error}); run `aligncap models fetch {DEFAULT_SPACY}`"
-        ) from error
 
 
 class _Spans:
@@ -98,6 +70,9 @@ def _owner(token: Any) -> tuple[str, Any | None]:
     """What a word is said of: ("noun", noun), ("subject", subject), ("verb", verb) or ("", None)."""
     first = _first(token)
     head = first.head
+    own = [child for child in first.children if child.dep_ in _SUBJECTS]
+    if own and first.pos_ == "ADJ":
+        return "subject", own[0]
     if first.dep_ in _OF_NOUN and head.pos_ in ("NOUN", "PROPN", "PRON"):
         return "noun", head
     if first.dep_ in ("advmod", "npadvmod", "prt", "amod") and head.pos_ in ("VERB", "AUX"):
@@ -164,9 +139,11 @@ def _accepts_open(token: Any, listed: bool) -> bool:
     if word in word_set("not_voice") or word in word_set("degree") or _opens_infinitive(token):
         return False
     role, owner = _owner(token)
+    if listed and token.pos_ == "VERB" and any(c.dep_ == "dobj" and _is_voice(c) for c in token.children):
+        return True
     if listed and token.pos_ in ("NOUN", "PROPN") and role != "noun":
         named = any(child.dep_ == "prep" and child.lower_ == "of" for child in token.children)
-        return token.dep_ in ("pobj", "dobj", "attr", "nsubj", "conj") and not named
+        return token.dep_ in ("pobj", "dobj", "attr", "nsubj", "conj", "oprd", "acomp") and not named
     if role == "verb" and owner is not None:
         manner = word.endswith("ly") or listed
         return (
@@ -175,6 +152,8 @@ def _accepts_open(token: Any, listed: bool) -> bool:
             and (listed or _lemma(owner) in word_set("speech_verbs"))
         )
     adjective = listed or "ADJ" in (token.pos_, first.pos_) or _sounds_participle(token)
+    if listed and role == "noun" and owner is not None and _is_person(owner):
+        return True
     if role == "noun" and owner is not None:
         feeling = english_table().match(tokenise(owner.lower_) or [Token("", 0, 0)], 0)
         fits = _is_voice(owner) or (feeling is not None and feeling[1] == "feeling noun")
@@ -193,7 +172,7 @@ def _accepts_open(token: Any, listed: bool) -> bool:
 
 def _opens_infinitive(token: Any) -> bool:
     """ "hard to understand" is not a hard voice, "clear that she is sad" not a clear one."""
-    return token.i + 1 < len(token.doc) and token.nbor().lower_ in CLAUSE_OPENERS
+    return token.pos_ != "ADV" and token.i + 1 < len(token.doc) and token.nbor().lower_ in CLAUSE_OPENERS
 
 
 def _sounds_participle(token: Any) -> bool:
@@ -205,40 +184,12 @@ def _sounds_participle(token: Any) -> bool:
 
 
 def _negated(token: Any) -> bool:
-    """Negation of a word by the parse: its own, its verb's, its preposition's, or its list's."""
-    seen = 0
-    child = token
-    while seen < 8:
-        seen += 1
-        for c in token.children:
-            if c.dep_ == "neg" and not (
-                c.i + 1 < len(c.doc) and c.nbor().lower_ in ("only", "just", "merely", "simply")
-            ):
-                return True
-            if c.dep_ in ("det", "preconj") and c.lower_ in ("no", "neither"):
-                return True
-        if token.lower_ in ("without", "lack", "lacking", "devoid") or _lemma(token) == "lack":
-            return True
-        head = token.head
-        if head.i == token.i:
-            return False
-        if token.dep_ == "conj":
-            between = {t.lower_ for t in token.doc[head.i : token.i]}
-            finite = token.pos_ in ("VERB", "AUX")
-            if not between & {"or", "nor"} and (finite or between & {"but", "yet"} or "and" not in between):
-                return False
-        elif token.dep_ in ("advcl", "relcl", "acl", "ccomp", "parataxis", "nsubj", "appos", "npadvmod"):
-            return False
-        elif token.dep_ == "amod" and token.i < head.i and child.pos_ == "VERB":
-            return False
-        elif (
-            token.dep_ == "prep"
-            and head.pos_ == "VERB"
-            and token.lower_ not in ("with", "in", "at", "like", "of")
-        ):
-            return False
-        token = head
-    return False
+    """Whether the verb that a word completes has a "not" of its own, however far away it stands."""
+    head = token.head
+    if token.dep_ not in ("acomp", "attr", "oprd") or head.pos_ not in ("VERB", "AUX"):
+        return False
+    only = ("only", "just", "merely", "simply")
+    return any(c.dep_ == "neg" and c.i < token.i and c.nbor().lower_ not in only for c in head.children)
 
 
 def clues_of(doc: Any, text: str) -> list[str]:
@@ -302,6 +253,8 @@ def clues_of(doc: Any, text: str) -> list[str]:
         anchor = by_offset.get(hit.start)
         if anchor is not None:
             dimension.update(_dimension(anchor, hit, tokens, positions))
+            if not hit.negated and _negated(anchor):
+                hit = replace(hit, negated="not")
         hits.append(hit)
     return join_hits(text, without_dimensions(hits, dimension), dimension)
 

@@ -1,4 +1,4 @@
-"""Clues of a caption by word lists and windows alone, where no grammar parser is installed; and Chinese captions."""
+"""Clues by word lists and windows alone: Chinese captions, and English ones where no parser is installed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _word_sets() -> dict[str, frozenset[str]]:
 
 @cache
 def english_table() -> Phrases[str]:
-    """Feeling and voice words with what they are: "feeling noun", "adjective", "adverb", "noun", "verb", "other"."""
+    """Feeling and voice words with what they are: "feeling noun", "adjective", "adverb", "noun", "verb"…"""
     table: Phrases[str] = Phrases()
     for word in word_set("ambiguous"):
         if not word.endswith(("ly", "er", "s", "ing", "ed")):
@@ -63,7 +63,7 @@ def spoken_forms() -> frozenset[str]:
 
 
 def take_neighbours(text: str, hits: Sequence[Hit[str]], taken: set[int]) -> None:
-    """Add to `taken` the hits that stand in a list with taken ones: "toneless, quiet, resigned". Changes `taken`."""
+    """Add to `taken`, in place, the hits in a list with taken ones: "toneless, quiet, resigned"."""
     for ordered in (list(hits), list(hits)[::-1]):
         for one, other in zip(ordered, ordered[1:], strict=False):
             first, second = sorted((one, other), key=lambda hit: hit.start)
@@ -95,6 +95,15 @@ def without_dimensions(hits: Sequence[Hit[str]], dimension: dict[int, str]) -> l
     return [hit for hit in hits if hit.word not in said]
 
 
+def _grades(hits: Sequence[Hit[str]], k: int, text: str) -> bool:
+    """Whether hit k stands directly before an adjective: the hedge of "clearly annoyed"."""
+    return (
+        k + 1 < len(hits)
+        and text[hits[k].end : hits[k + 1].start] == " "
+        and hits[k + 1].value == "adjective"
+    )
+
+
 def join_hits(text: str, hits: Sequence[Hit[str]], dimension: dict[int, str]) -> list[str]:
     """Clue texts of hits: an adverb joins the adjective it stands before, a strength its feeling noun.
 
@@ -106,12 +115,14 @@ def join_hits(text: str, hits: Sequence[Hit[str]], dimension: dict[int, str]) ->
     clues: list[str] = []
     joined: str | None = None
     for k, hit in enumerate(hits):
+        if hit.word in word_set("not_manner") and _grades(hits, k, text):
+            continue
         following = hits[k + 1] if k + 1 < len(hits) else None
         adjacent = following is not None and text[hit.end : following.start] == " "
         noun_next = adjacent and following is not None and following.value == "feeling noun"
         fused = (
             hit.value == "adverb" and adjacent and following is not None and following.value == "adjective"
-        ) or (hit.value == "adjective" and noun_next and text[hit.start : hit.end] not in ("own",))
+        ) or (hit.value == "adjective" and noun_next)
         word = (f"{joined} " if joined else "") + hit.word
         if hit.value == "feeling noun" and not joined and not hit.degree:
             before = text[: hit.start].lower().rstrip().rsplit(" ", 1)[-1]
@@ -128,12 +139,16 @@ def join_hits(text: str, hits: Sequence[Hit[str]], dimension: dict[int, str]) ->
 
 
 _QUALITY_LINK = frozenset(
-    "although though while as is are was were sounds sounded seems seemed becomes became gets got grows grew remains remained stays , : and a the very".split()
+    "although though while as is are was were sounds sounded seems seemed becomes became "
+    "gets got grows grew remains remained stays , : and a the very".split()
 )
 _SAYING = frozenset(
-    "says said say saying tells told telling states stated asks asked asking claims announces mentions explains".split()
+    "says said say saying tells told telling states stated asks asked "
+    "asking claims announces mentions explains".split()
 )
-CLAUSE_OPENERS = frozenset("to that how why what whether".split())  # "hard to hear", "clear that"
+CLAUSE_OPENERS = frozenset(
+    "to that how why what whether of".split()
+)  # "hard to hear", "clear that", "full of"
 _CONTENT_OPENS = frozenset("that whether if where why how when who what".split())
 _CONTENT_ENDS = frozenset([",", ".", ";", ":", "!", "?", "but", "in", "with", "while"])
 
@@ -155,7 +170,7 @@ def _content(tokens: Sequence[Token]) -> list[bool]:
 
 
 def voice_noun_near(tokens: Sequence[Token], i: int, table: Matcher[str]) -> str | None:
-    """The voice noun that the adjective at token i belongs to, by position: after it, or before it with a verb between."""
+    """The voice noun that the adjective at token i belongs to: after it, or before it with a verb between."""
     nouns = word_set("voice_nouns")
     for k in range(i + 1, min(i + 8, len(tokens))):
         if tokens[k].text in nouns:
@@ -191,7 +206,9 @@ def english_clues(caption: str) -> list[str]:
         noun = voice_noun_near(tokens, hit.token, table)
         before = tokens[hit.token - 1].text if hit.token else ""
         spoken = (before in spoken_forms() or hit.degree) and hit.word not in word_set("dimension_adjectives")
-        opens_clause = hit.token + 1 < len(tokens) and tokens[hit.token + 1].text in CLAUSE_OPENERS
+        opens_clause = hit.value == "adjective" and any(
+            t.text in CLAUSE_OPENERS for t in tokens[hit.token + 1 : hit.token + 2]
+        )
         if not opens_clause and (noun is not None or spoken or len(tokens) <= 6):
             taken.add(hit.start)
         if noun in word_set("dimensions") and hit.word in word_set("dimension_adjectives"):

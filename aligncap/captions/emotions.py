@@ -20,7 +20,7 @@ _WEAK = 0.5  # "slightly sad but angry" is angry, "slightly sad" is still sad
 
 @dataclass(frozen=True, slots=True)
 class Mention:
-    """One emotion word of a caption. `start` is its character offset, `degree` the words that grade it or ''."""
+    """One emotion word of a caption; `start` is its character offset, `degree` the words that grade it."""
 
     word: str
     label: str

@@ -1,4 +1,4 @@
-"""Negation and degree around listed words, by rules alone: what "not", "without", "slightly" and "没有" reach."""
+"""Negation and degree around listed words, by rules: what "not", "without", "slightly" and "没有" reach."""
 
 from __future__ import annotations
 
@@ -176,7 +176,7 @@ def scan_chinese(text: str, table: ChineseWords[T]) -> list[Hit[T]]:
             continue
         if marker is None:
             gap += 1
-            # a few unlisted characters may stand between a negator and its word, none between a degree and its
+            # unlisted characters may stand between a negator and its word, none between a degree and its
             negated = negated if gap <= 2 else ""
             degree = ""
             i += 1
@@ -199,5 +199,5 @@ def scan_chinese(text: str, table: ChineseWords[T]) -> list[Hit[T]]:
 
 
 def _grades_next(text: str, i: int, table: ChineseWords[Any]) -> bool:
-    """Whether 的 and a listed word follow at character i: 强烈 in 强烈的愤怒 is a degree, in 语气强烈 a quality."""
+    """Whether 的 and a listed word follow: 强烈 in 强烈的愤怒 is a degree, in 语气强烈 a quality."""
     return text[i : i + 1] == "的" and i + 1 < len(text) and table.match(text, i + 1) is not None

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -28,7 +28,7 @@ from aligncap.evaluation.sequences import meteor, rouge_l
 from aligncap.evaluation.wordnet import find_wordnet, require_wordnet
 from aligncap.manifest import Utterance
 
-Synonyms = Literal["auto", "wordnet", "none"]
+Synonyms = Literal["auto", "require", "none"]
 
 METRICS = (
     *(f"bleu_{order}" for order in range(1, ORDERS + 1)),
@@ -120,9 +120,11 @@ def score(
     label_map: Mapping[str, str] | None = None,
 ) -> Scored:
     """Count everything once, clip by clip; `captions[i]` belongs to `utterances[i]`."""
-    if synonyms == "wordnet":
+    if synonyms not in get_args(Synonyms):
+        raise UserError(f"synonyms is {synonyms!r}; choose among {', '.join(get_args(Synonyms))}")
+    if synonyms == "require":
         require_wordnet()
-    wordnet = synonyms == "wordnet" or (synonyms == "auto" and find_wordnet() is not None)
+    wordnet = synonyms == "require" or (synonyms == "auto" and find_wordnet() is not None)
     said = [tokens.tokenize(caption) for caption in captions]
     targets = [[tokens.tokenize(text) for text in u.captions] for u in utterances]
     sets = count_ngrams(said, targets)

@@ -11,13 +11,16 @@ from typing import Any
 from aligncap.errors import UserError
 from aligncap.evaluation.evaluate import compare_captions, evaluate_captions
 from aligncap.evaluation.report import System, Yardstick, table, write_report
+from aligncap.evaluation.samples import choose_samples
 from aligncap.io import read_jsonl
 from aligncap.manifest import read_manifest
-from aligncap.run_record import write_run_record
+from aligncap.run_record import file_hashes, write_run_record
 
 
 def read_probe(path: str | Path, manifest: str | Path) -> list[Yardstick]:
-    """UAR of a linear probe (`aligncap probe --out`) on the test set of this manifest: best layer on dev, and last.
+    """UAR of a linear probe (`aligncap probe --out`) on the test set of this manifest.
+
+    Best layer on dev, and last.
 
     Raises:
         UserError: the file is no probe's output, or was made for other test sets.
@@ -29,7 +32,7 @@ def read_probe(path: str | Path, manifest: str | Path) -> list[Yardstick]:
         best, last = layers[result["best_layer"]], layers[max(layers)]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: no output of `aligncap probe` ({error})") from error
-    if name not in best:
+    if name not in best or file_hashes([manifest])[str(manifest)] not in result.get("tests", {}).values():
         raise UserError(f"{path}: holds no score for {name!r}; run `aligncap probe` with --test {manifest}")
     return [
         Yardstick(
@@ -55,16 +58,20 @@ def score_files(
     wordnet: Any = "auto",
     allow_missing: bool = False,
     title: str = "Speech emotion captions",
-) -> tuple[Any, Path]:
-    """Score every caption file of every system (several files: seeds) and write the report; the last system leads.
+    show: int = 3,
+) -> tuple[Any, list[str], Path]:
+    """Score every caption file of every system (several files: seeds) and write the report.
+
+    The last system leads.
 
     Returns:
-        A terminal table, and the path of report.html.
+        A terminal table, `show` captions beside a reference of theirs, and the path of report.html.
 
     Raises:
         UserError: files missing or not matching the manifest.
     """
     utterances = read_manifest(references)
+    yardsticks = read_probe(probe, references) if probe else []
     wanted = {str(u.emotion) for u in utterances}
     scorer = {"resamples": resamples, "seed": seed, "synonyms": wordnet, "label_map": label_map or None}
 
@@ -98,7 +105,7 @@ def score_files(
         scored,
         utterances,
         manifest_path=Path(references),
-        yardsticks=read_probe(probe, references) if probe else (),
+        yardsticks=yardsticks,
         wrong_audio=wrong,
         differences=differences,
         seed=seed,
@@ -109,6 +116,10 @@ def score_files(
     write_run_record(
         out, "evaluate", {"systems": {n: list(p) for n, p in systems}, **scorer}, files, seed=seed
     )
-    yardsticks = read_probe(probe, references) if probe else ()
     shown = scored if wrong is None else [*scored, replace(wrong, name=f"{scored[-1].name}, wrong audio")]
-    return table(shown, yardsticks), path
+    lines = [
+        f"{row['utterance'].id} ({row['utterance'].emotion or 'no label'})\n"
+        f"  says       {row['said'][0]['caption']}\n  reference  {row['utterance'].captions[0]}"
+        for row in choose_samples([scored[-1]], scored[-1], utterances, show, seed)
+    ]
+    return table(shown, yardsticks), lines, path

@@ -44,13 +44,18 @@ def check_architecture(folder: str | Path, wanted: str) -> None:
     found = json.loads(path.read_text(encoding="utf-8")).get("model_type")
     if found != wanted:
         raise UserError(
-            f"{path}: model_type is {found!r}, {wanted!r} is needed; give the folder of an AlignCap checkpoint"
+            f"{path}: model_type is {found!r}, {wanted!r} is needed; "
+            "give the folder of an AlignCap checkpoint"
         )
 
 
 def load_llm(name: str, dtype: torch.dtype = torch.float32) -> tuple[PreTrainedModel, Any]:
     """A causal LM and its tokenizer, by name or folder; a missing padding token becomes end-of-text."""
     folder = resolve(name)
+    config = AutoConfig.from_pretrained(folder) if (folder / "config.json").is_file() else None
+    if config is None or config.is_encoder_decoder or config.model_type in ("aligncap", "whisper"):
+        kind = "none" if config is None else config.model_type
+        raise UserError(f"{folder}: model_type is {kind!r}; the language model must be a causal LM")
     tokenizer = AutoTokenizer.from_pretrained(folder)
     if tokenizer.eos_token_id is None:
         raise UserError(f"{folder}: its tokenizer has no end-of-text token, which the loss needs")
@@ -60,8 +65,8 @@ def load_llm(name: str, dtype: torch.dtype = torch.float32) -> tuple[PreTrainedM
 
 
 def assemble(
-    audio_tower: PreTrainedModel, feature_extractor: Any, llm: PreTrainedModel, tokenizer: Any, **options: Any
-):
+    audio_tower: Any, feature_extractor: Any, llm: Any, tokenizer: Any, **options: Any
+) -> tuple[AlignCapForConditionalGeneration, AlignCapProcessor]:
     """Put parts in hand together; `options` are fields of `AlignCapConfig`.
 
     Returns:
@@ -83,9 +88,7 @@ def assemble(
         text_config=llm.config,
         audio_token_id=audio_token_id,
         tie_word_embeddings=llm.get_output_embeddings().weight is embeddings.weight,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
+        **{k: getattr(tokenizer, k) for k in ("pad_token_id", "bos_token_id", "eos_token_id")},
         **options,
     )
     with torch.device("meta"):

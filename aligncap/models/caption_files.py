@@ -53,7 +53,10 @@ def jobs_of_manifest(manifest: str | Path) -> list[Job]:
 
 
 def with_wrong_audio(jobs: list[Job], seed: int) -> list[Job]:
-    """Every id hears another id's clip: a random cyclic shift of a random order, so no clip stays in place."""
+    """Every id hears another id's clip.
+
+    A random cyclic shift of a random order, so no clip stays in place.
+    """
     if len(jobs) < 2:
         raise UserError("wrong audio needs at least two clips")
     order = list(range(len(jobs)))

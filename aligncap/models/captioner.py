@@ -45,6 +45,7 @@ class Captioner:
         """
         if dtype not in ("float32", "bfloat16"):
             raise UserError(f"dtype {dtype!r}: choose float32 or bfloat16")
+        model: Any
         model, processor = load_checkpoint(folder, getattr(torch, dtype))
         return cls(model.to(pick_device(device)), processor)
 

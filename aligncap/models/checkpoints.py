@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -12,6 +14,7 @@ from aligncap.errors import UserError
 from aligncap.models.building import check_architecture
 from aligncap.models.modeling_aligncap import AlignCapForConditionalGeneration
 from aligncap.models.processing_aligncap import AlignCapProcessor
+from aligncap.run_record import write_run_record
 
 
 def load_folder(
@@ -60,6 +63,16 @@ def model_key(folder: str | Path) -> str:
     return "|".join(f"{f.resolve()}:{f.stat().st_size}:{f.stat().st_mtime_ns}" for f in files)
 
 
+def save_whole(model: Any, folder: str | Path) -> None:
+    """Save weights, and config.json last: a folder that has it is complete, whenever a run is killed."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        model.save_pretrained(temporary)
+        for path in sorted(Path(temporary).iterdir(), key=lambda p: p.name == "config.json"):
+            path.replace(folder / path.name)
+
+
 def merge(folder: str | Path, out: str | Path) -> Path:
     """Fold an adapter into its base and save one folder that loads with `from_pretrained`.
 
@@ -73,8 +86,9 @@ def merge(folder: str | Path, out: str | Path) -> Path:
         )
     if out.is_dir() and any(out.iterdir()):
         raise UserError(f"{out}: exists and is not empty; choose another --out")
+    model: Any
     model, processor = load_checkpoint(folder)
-    merged = model.merge_and_unload()
-    merged.save_pretrained(out)
     processor.save_pretrained(out)
+    save_whole(model.merge_and_unload(), out)
+    write_run_record(out, "merge", {"checkpoint": str(folder)}, [folder / "adapter_model.safetensors"])
     return out

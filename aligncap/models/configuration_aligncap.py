@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, ClassVar
+
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
@@ -27,7 +29,8 @@ class AlignCapConfig(PreTrainedConfig):
     """
 
     model_type = "aligncap"
-    auto_map = {}  # a class attribute, not a field: trl reads it, a serialised field breaks AutoConfig
+    # A class attribute, not a field: trl reads it, a serialised field breaks AutoConfig.
+    auto_map: ClassVar[dict[str, Any]] = {}
     sub_configs_defaults = {
         "audio_config": SubConfigSpec(config_class=AutoConfig, model_type="whisper"),
         "text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama"),

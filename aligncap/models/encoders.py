@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from transformers.masking_utils import create_bidirectional_mask
@@ -29,7 +31,7 @@ def layer_index(encoder_layer: int | str, num_layers: int) -> int | None:
 
 
 def encode_frames(
-    encoder: nn.Module, mel: Tensor, mel_mask: Tensor, encoder_layer: int | str
+    encoder: Any, mel: Tensor, mel_mask: Tensor, encoder_layer: int | str
 ) -> tuple[Tensor, Tensor]:
     """Hidden states of a Whisper encoder over clips of different lengths, padding masked at every step.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ class AlignCapPreTrainedModel(PreTrainedModel):
 
     config_class = AlignCapConfig
     base_model_prefix = "model"
-    input_modalities = ("audio", "text")
+    input_modalities: Any = ("audio", "text")
     supports_gradient_checkpointing = True
     _skip_keys_device_placement = ["past_key_values"]
     _supports_sdpa = True
@@ -46,7 +46,8 @@ class AlignCapModel(AlignCapPreTrainedModel):
 
     def __init__(self, config: AlignCapConfig) -> None:
         super().__init__(config)
-        audio_config, text_config = config.audio_config, config.text_config
+        audio_config: Any = config.audio_config
+        text_config: Any = config.text_config
         self.audio_tower = AutoModel.from_config(audio_config).encoder
         self.language_model = AutoModel.from_config(text_config)
         self.multi_modal_projector = StackMLPProjector(
@@ -119,9 +120,9 @@ class AlignCapModel(AlignCapPreTrainedModel):
             prefill = past_key_values is None or past_key_values.get_seq_length() == 0
             if prefill and (input_features is not None or audio_frames is not None):
                 pooled = (
-                    PooledFrames(audio_frames, audio_frames_mask)
+                    PooledFrames(audio_frames, cast(Tensor, audio_frames_mask))
                     if audio_frames is not None
-                    else self.encode_audio(input_features, input_features_mask)
+                    else self.encode_audio(cast(Tensor, input_features), cast(Tensor, input_features_mask))
                 )
                 tokens, mask = self.get_audio_features(pooled)
                 wanted, given = is_audio.sum(1), mask.sum(1)
@@ -157,7 +158,8 @@ class AlignCapForConditionalGeneration(AlignCapPreTrainedModel, GenerationMixin)
         embeddings = self.model.get_input_embeddings()
         self.lm_head = nn.Linear(embeddings.embedding_dim, embeddings.num_embeddings, bias=False)
         if config.tie_word_embeddings:
-            # Where the embedding lies differs from family to family (embed_tokens, wte, decoder.embed_tokens).
+            # Where the embedding lies differs from family to family (embed_tokens, wte,
+            # decoder.embed_tokens).
             name = next(n for n, module in self.model.named_modules() if module is embeddings)
             self._tied_weights_keys = {"lm_head.weight": f"model.{name}.weight"}
         self.post_init()
@@ -186,7 +188,8 @@ class AlignCapForConditionalGeneration(AlignCapPreTrainedModel, GenerationMixin)
     ) -> CausalLMOutputWithPast:
         """
         Args:
-            logits_to_keep: as in transformers; a bool mask (batch, length) gives logits (chosen positions, vocab).
+            logits_to_keep: as in transformers; a bool mask (batch, length) gives logits (chosen positions,
+                vocab).
         """
         outputs = self.model(
             input_ids=input_ids,

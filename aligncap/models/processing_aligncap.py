@@ -76,8 +76,8 @@ class AlignCapProcessor(ProcessorMixin):
                 raise UserError(f"clip {index}: a non-empty mono array is needed, its shape is {clip.shape}")
             if clip.size > self.max_seconds * SAMPLE_RATE:
                 raise UserError(
-                    f"clip {index}: {clip.size / SAMPLE_RATE:.1f} s is longer than the model's {self.max_seconds:g} s; "
-                    "cut it into utterances"
+                    f"clip {index}: {clip.size / SAMPLE_RATE:.1f} s is longer than the model's "
+                    f"{self.max_seconds:g} s; cut it into utterances"
                 )
             own = math.ceil(clip.size / FRAME_SAMPLES) * FRAME_SAMPLES
             margin = round(self.margin_seconds * SAMPLE_RATE / FRAME_SAMPLES) * FRAME_SAMPLES

@@ -20,6 +20,9 @@ class StackMLPProjector(nn.Module):
     standardised by the mean and spread of the training features (`fit`), kept as buffers.
     """
 
+    feature_mean: Tensor
+    feature_scale: Tensor
+
     def __init__(
         self,
         audio_width: int,

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoFeatureExtractor, AutoModel
+from transformers import AutoFeatureExtractor, AutoModel
 
 from aligncap.audio.files import load_audio
 from aligncap.errors import UserError
@@ -19,7 +19,8 @@ from aligncap.manifest import Utterance, audio_path, read_manifest
 from aligncap.models.encoders import encode_frames
 from aligncap.models.processing_aligncap import AlignCapProcessor
 from aligncap.models.sources import resolve
-from aligncap.tensor_cache import TensorCache, digest, file_key, fill
+from aligncap.run_record import file_hashes
+from aligncap.tensor_cache import AUDIO_VERSION, TensorCache, digest, file_key, fill, fingerprint
 
 
 @torch.no_grad()
@@ -29,18 +30,18 @@ def pooled_layers(files: list[Path], encoder: str, cache_dir: Path) -> Tensor:
     extractor = AutoFeatureExtractor.from_pretrained(folder)
     processor = AlignCapProcessor.__new__(AlignCapProcessor)  # log-mel needs no tokenizer
     processor.feature_extractor, processor.margin_seconds, processor.max_seconds = extractor, 1.0, 29.0
+    model = AutoModel.from_pretrained(folder, dtype=torch.float32).encoder.eval()
     description = {
         "kind": "mean of every layer",
-        "encoder": str(folder),
-        "config": AutoConfig.from_pretrained(folder).to_dict(),
+        "encoder": fingerprint(model),
+        "features": extractor.to_dict(),
+        "margin_seconds": processor.margin_seconds,
+        "audio_version": AUDIO_VERSION,
     }
     cache = TensorCache(cache_dir / f"layers-{digest(description)}", description)
     keys = {file_key(path): path for path in files}
-    model: Any = None
 
     def compute(batch: list[str]) -> dict[str, Tensor]:
-        nonlocal model
-        model = model or AutoModel.from_pretrained(folder, dtype=torch.float32).encoder.eval()
         mel = processor.log_mel([load_audio(keys[k], max_seconds=29.0) for k in batch])
         frames, _ = encode_frames(model, mel["input_features"], mel["input_features_mask"] > 0, "mix")
         own = (mel["input_features_mask"] == 1)[:, ::2][:, :, None, None].float()
@@ -95,11 +96,16 @@ def probe(
 
     Returns:
         {"encoder", "labels", "layers": [{"layer", "penalty", "dev": UAR, "<test manifest's stem>": UAR …}],
-        "best_layer": the layer best on dev}
+        "best_layer": the layer best on dev, "tests": SHA-256 of each test manifest}
 
     Raises:
         UserError: no labels, or fewer than two.
     """
+    stems = [path.stem for path in tests]
+    if len(set(stems)) < len(stems) or {"dev", "layer", "penalty"} & set(stems):
+        raise UserError(
+            f"--test {' '.join(map(str, tests))}: test manifests need names of their own, and not dev"
+        )
     manifests = [train, dev, *tests]
     utterances = [[u for u in read_manifest(m) if u.emotion] for m in manifests]
     labels = sorted({u.emotion for u in utterances[0] if u.emotion})
@@ -107,6 +113,8 @@ def probe(
         raise UserError(f"{train}: a probe needs at least two emotion labels, found {labels}")
     for i in range(1, len(utterances)):
         utterances[i] = [u for u in utterances[i] if u.emotion in labels]
+        if not utterances[i]:
+            raise UserError(f"{manifests[i]}: no clip has a label of {train} ({', '.join(labels)})")
     features = [
         pooled_layers([audio_path(m, u) for u in us], encoder, cache_dir)
         for m, us in zip(manifests, utterances, strict=True)
@@ -126,7 +134,13 @@ def probe(
         row |= {m.stem: s for m, s in zip(tests, scores[1:], strict=True)}
         layers.append(row)
     best = max(layers, key=lambda row: row["dev"])
-    return {"encoder": encoder, "labels": labels, "layers": layers, "best_layer": best["layer"]}
+    return {
+        "encoder": encoder,
+        "labels": labels,
+        "layers": layers,
+        "best_layer": best["layer"],
+        "tests": file_hashes(list(tests)),
+    }
 
 
 def _label(utterance: Utterance) -> str:

@@ -25,7 +25,7 @@ def _wrap(tokenizer: Any, content: str) -> str:
 
 def student_prompt(tokenizer: Any, audio_token: str) -> str:
     """The student's whole prompt, with one audio placeholder."""
-    return _wrap(tokenizer, audio_token)
+    return _wrap(tokenizer, load_data("templates.yaml")["speech"].format(audio=audio_token))
 
 
 def teacher_prompt(tokenizer: Any, transcript: str | None, acoustic: str) -> str:
@@ -35,7 +35,10 @@ def teacher_prompt(tokenizer: Any, transcript: str | None, acoustic: str) -> str
 
 
 def response_ids(tokenizer: Any, caption: str, max_tokens: int | None = None) -> list[int]:
-    """Token ids of the answer, closed by the end-of-text token. `max_tokens` cuts the caption, not the end."""
+    """Token ids of the answer, closed by the end-of-text token.
+
+    `max_tokens` cuts the caption, not the end.
+    """
     text = caption if getattr(tokenizer, "chat_template", None) else " " + caption
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     if max_tokens is not None:

@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar, cast
 
 import torch
 import yaml
@@ -76,12 +76,32 @@ class CaptionArguments(TrainingArguments):
             )
         if self.precision not in ("auto", "float32", "bfloat16"):
             faults.append(f"precision={self.precision!r}: choose auto, float32 or bfloat16")
+        for name in (
+            "lora_r",
+            "lora_alpha",
+            "max_response_tokens",
+            "pool_size",
+            "stack_size",
+            "projector_hidden",
+        ):
+            if getattr(self, name, 1) < 1:
+                faults.append(f"{name}={getattr(self, name)}: must be 1 or more")
+        for name in ("smoothing", "lora_dropout", "projector_dropout"):
+            if not 0 <= getattr(self, name, 0.0) < 1:
+                faults.append(f"{name}={getattr(self, name)}: must lie in [0, 1)")
+        faults += self.own_faults()
         if faults:
             raise Faults(faults)
+        if self.dev_manifest and self.eval_strategy == "no":
+            self.eval_strategy, self.eval_steps = "steps", self.eval_steps or self.save_steps
         if not torch.cuda.is_available():
             self.use_cpu = True
         self.bf16, self.precision_reason = choose_precision(self.precision)
         super().__post_init__()
+
+    def own_faults(self) -> list[str]:
+        """Faults of the options that a subclass adds."""
+        return []
 
 
 @dataclass
@@ -96,6 +116,7 @@ class TeacherArguments(CaptionArguments):
 class SpeechArguments(CaptionArguments):
     """`train sft`: cross-entropy on captions from speech."""
 
+    balance: bool = field(default=True, metadata={"help": "Repeat clips of rarer emotion labels."})
     encoder: str = field(
         default=DEFAULT_ENCODER, metadata={"help": "Speech encoder: any Whisper, name or folder."}
     )
@@ -105,9 +126,17 @@ class SpeechArguments(CaptionArguments):
     pool_size: int = field(default=4, metadata={"help": "Encoder frames (20 ms) averaged into one."})
     stack_size: int = field(default=4, metadata={"help": "Pooled frames stacked into one audio token."})
     projector_hidden: int = field(default=512, metadata={"help": "Width of the projector's hidden layer."})
-    projector_dropout: float = field(default=0.2, metadata={"help": "Dropout in the projector."})
+    projector_dropout: float = field(default=0.3, metadata={"help": "Dropout in the projector."})
     summary_token: bool = field(
         default=True, metadata={"help": "Add one token of the clip's mean and spread."}
+    )
+    align_steps: int = field(
+        default=200,
+        metadata={"help": "Steps of projector alignment with clue words before decoding; 0: none."},
+    )
+    align_learning_rate: float = field(default=1e-3, metadata={"help": "Its learning rate."})
+    projector_learning_rate: float | None = field(
+        default=2e-4, metadata={"help": "Learning rate of the projector once aligned; none: learning_rate."}
     )
     feature_cache: bool = field(
         default=True, metadata={"help": "Compute encoder features once, before training."}
@@ -128,20 +157,28 @@ class DistillArguments(SpeechArguments):
     targets: str = field(
         default="references", metadata={"help": "references, or teacher: captions the teacher writes."}
     )
-    teacher_cache: bool = field(
-        default=True, metadata={"help": "Compute the teacher's states once, before training."}
+    teacher_cache: str = field(
+        default="auto",
+        metadata={
+            "help": "Compute the teacher's states before training: yes, no, or auto: if each is read once."
+        },
     )
 
-    def __post_init__(self) -> None:
+    def own_faults(self) -> list[str]:
         from aligncap.training.divergences import NAMES
 
+        faults = []
         if self.divergence not in NAMES:
-            raise UserError(f"divergence={self.divergence!r}: choose from {', '.join(NAMES)}")
+            faults.append(f"divergence={self.divergence!r}: choose from {', '.join(NAMES)}")
         if self.targets not in ("references", "teacher"):
-            raise UserError(f"targets={self.targets!r}: choose references or teacher")
+            faults.append(f"targets={self.targets!r}: choose references or teacher")
+        if self.teacher_cache not in ("auto", "yes", "no"):
+            faults.append(f"teacher_cache={self.teacher_cache!r}: choose auto, yes or no")
         if self.temperature <= 0:
-            raise UserError(f"temperature={self.temperature}: must be above 0")
-        super().__post_init__()
+            faults.append(f"temperature={self.temperature}: must be above 0")
+        if not 0 < self.jsd_beta < 1:
+            faults.append(f"jsd_beta={self.jsd_beta}: must lie between 0 and 1")
+        return faults
 
 
 def choose_precision(wanted: str) -> tuple[bool, str]:
@@ -166,6 +203,12 @@ def parse(kind: type[A], argv: list[str]) -> A:
         Faults: unknown keys, each with the nearest known one.
     """
     known = {f.name for f in dataclasses.fields(kind) if f.init}
+    argv = [
+        part for word in argv for part in (word.split("=", 1) if word.startswith("--config=") else [word])
+    ]
+    flags = {word.lstrip("-").replace("-", "_").split("=")[0] for word in argv}
+    if "num_train_epochs" in flags and "max_steps" not in flags:
+        argv = [*argv, "--max_steps", "-1"]
     faults = []
     for i, word in enumerate(argv):
         path = argv[i + 1] if word == "--config" and i + 1 < len(argv) else word.removeprefix("--config=")
@@ -180,7 +223,7 @@ def parse(kind: type[A], argv: list[str]) -> A:
     if faults:
         raise Faults(faults)
     try:
-        (arguments,) = _Parser((kind,)).parse_args_and_config(argv)
+        (arguments,) = _Parser(cast(Any, (kind,))).parse_args_and_config(argv)
     except (ValueError, TypeError) as error:
         raise UserError(f"options: {error}") from error
     return arguments

@@ -6,30 +6,18 @@ Shards are written one after another, so a killed run goes on from the last of t
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from aligncap.audio.files import load_audio
 from aligncap.errors import Faults, UserError
-from aligncap.tensor_cache import TensorCache, digest, fill
-
-AUDIO_VERSION = 1  # raise when loading, levelling or log-mel change what they give
+from aligncap.tensor_cache import AUDIO_VERSION, TensorCache, digest, fill, fingerprint
 
 
-def fingerprint(module: nn.Module) -> str:
-    """Hash of a module's weights, whatever dtype or device they are in."""
-    total = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        total.update(name.encode())
-        total.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return total.hexdigest()[:24]
-
-
-def feature_cache(root: Path, model: nn.Module, processor: Any) -> TensorCache:
+def feature_cache(root: Path, model: Any, processor: Any) -> TensorCache:
     """Cache of pooled encoder frames of `model` (an AlignCapForConditionalGeneration)."""
     config = model.config
     description = {
@@ -46,7 +34,7 @@ def feature_cache(root: Path, model: nn.Module, processor: Any) -> TensorCache:
 
 @torch.no_grad()
 def fill_features(
-    cache: TensorCache, model: nn.Module, processor: Any, paths: dict[str, Path], batch: int = 8
+    cache: TensorCache, model: Any, processor: Any, paths: dict[str, Path], batch: int = 8
 ) -> None:
     """Compute the pooled frames of every file in `paths` (key to file) that the cache lacks.
 
@@ -89,7 +77,7 @@ def teacher_key(prompt_ids: list[int], response_ids: list[int]) -> str:
 @torch.no_grad()
 def fill_teacher(
     cache: TensorCache,
-    llm: nn.Module,
+    llm: Any,
     pairs: list[tuple[list[int], list[int]]],
     pad: int,
     dtype: torch.dtype,

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import Trainer
 
+from aligncap.training.arguments import CaptionArguments, DistillArguments
 from aligncap.training.collators import IGNORE
 from aligncap.training.divergences import chunked_divergence
 
@@ -23,10 +24,38 @@ def response_positions(labels: Tensor) -> Tensor:
 
 
 class SFTTrainer(Trainer):
-    """Cross-entropy on response tokens, end-of-text included. Logits are computed at response positions only."""
+    """Cross-entropy on response tokens, end-of-text included.
 
+    Logits are computed at response positions only.
+    """
+
+    args: CaptionArguments
+    model: Any
     # The loss is divided by the global number of response tokens here, so accumulation must not divide again.
     loss_is_scaled_for_ga = True
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        """AdamW with a learning rate of its own for the projector, where the options name one."""
+        rate = getattr(self.args, "projector_learning_rate", None)
+        if self.optimizer is None and rate:
+            groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+            for name, parameter in self.model.named_parameters():
+                if parameter.requires_grad:
+                    key = ("multi_modal_projector" in name, parameter.dim() > 1)
+                    groups.setdefault(key, []).append(parameter)
+            kind, options = self.get_optimizer_cls_and_kwargs(self.args)
+            self.optimizer = kind(
+                [
+                    {
+                        "params": parameters,
+                        "lr": rate if projector else self.args.learning_rate,
+                        "weight_decay": self.args.weight_decay if decays else 0.0,
+                    }
+                    for (projector, decays), parameters in groups.items()
+                ],
+                **options,
+            )
+        return super().create_optimizer(*args, **kwargs)
 
     def response_logits(self, model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Logits (response tokens, text vocabulary) and the tokens themselves."""
@@ -73,11 +102,14 @@ class SFTTrainer(Trainer):
 
 
 class DistillTrainer(SFTTrainer):
-    """L = T² · D(p ‖ q) + λ · CE over response tokens; D is forward KL by default (AlignCap, KD-Regularisation).
+    """L = T² · D(p ‖ q) + λ · CE over response tokens.
 
+    D is forward KL by default (AlignCap, KD-Regularisation).
     The teacher's pass is live (`teacher_input_ids` in the batch) or starts from cached last hidden states
     (`teacher_hidden`), to which the same frozen head is applied.
     """
+
+    args: DistillArguments
 
     def teacher_logits(self, model: nn.Module, teacher: dict[str, Tensor]) -> Tensor:
         with torch.no_grad():

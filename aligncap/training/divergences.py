@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -52,7 +54,7 @@ def divergence(
     return beta * from_p + (1 - beta) * from_q
 
 
-def chunked_divergence(student: Tensor, teacher: Tensor, chunk: int = 128, **options: object) -> Tensor:
+def chunked_divergence(student: Tensor, teacher: Tensor, chunk: int = 128, **options: Any) -> Tensor:
     """`divergence` over chunks of tokens, recomputed in the backward pass: the float32 softmaxes of a whole
     batch (tokens × vocabulary) never stand in memory together. Equal to the plain form."""
     total = student.sum().float() * 0.0  # keeps the graph when a batch holds no response token
@@ -60,5 +62,5 @@ def chunked_divergence(student: Tensor, teacher: Tensor, chunk: int = 128, **opt
         if torch.is_grad_enabled() and s.requires_grad:
             total = total + checkpoint(divergence, s, t, use_reentrant=False, **options)
         else:
-            total = total + divergence(s, t, **options)  # type: ignore[arg-type]
+            total = total + divergence(s, t, **options)
     return total

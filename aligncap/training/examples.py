@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -60,9 +61,20 @@ def audio_files(manifest: str, utterances: list[Utterance]) -> tuple[list[str], 
     return keys, paths
 
 
+def balanced(utterances: list[Utterance]) -> list[int]:
+    """Indices of the utterances, those of rarer emotion labels repeated until labels count about alike.
+
+    A label never named by the model costs the same whether it is rare or frequent, so it must be learnt
+    alike.
+    """
+    counts = Counter(u.emotion for u in utterances)
+    most = max(counts.values())
+    return [i for i, u in enumerate(utterances) for _ in range(round(most / counts[u.emotion]))]
+
+
 def text_rows(utterances: list[Utterance], tokenizer: Any, limit: int) -> list[dict[str, Any]]:
     """Rows of the teacher's SFT: transcript + P_act -> caption. The same pair of texts stands once."""
-    rows = {}
+    rows: dict[tuple[str, str], None] = {}
     for u in utterances:
         for caption, acoustic in zip(u.captions, u.p_act, strict=True):
             rows[teacher_prompt(tokenizer, u.transcript, acoustic), caption] = None
@@ -76,7 +88,10 @@ def text_rows(utterances: list[Utterance], tokenizer: Any, limit: int) -> list[d
 
 
 class SpeechRows(Dataset):
-    """One row a (clip, caption) pair; audio comes from the feature cache, or from the file when there is none."""
+    """One row a (clip, caption) pair.
+
+    Audio comes from the feature cache, or from the file when there is none.
+    """
 
     def __init__(
         self,

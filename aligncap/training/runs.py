@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shlex
 import signal
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import (
@@ -20,7 +23,6 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
-from transformers.trainer_utils import get_last_checkpoint
 
 from aligncap.errors import UserError
 from aligncap.run_record import write_run_record
@@ -48,7 +50,10 @@ def lora_targets(llm: nn.Module, wanted: str, prefix: str = "") -> str:
 
 
 def add_adapters(model: PreTrainedModel, args: CaptionArguments, *, projector: bool) -> PeftModel:
-    """LoRA on the language model; the projector, where there is one, is trained in full and saved beside it."""
+    """LoRA on the language model.
+
+    The projector, where there is one, is trained in full and saved beside it.
+    """
     llm = model.model.language_model if projector else model
     return get_peft_model(
         model,
@@ -70,6 +75,7 @@ class Interruption(TrainerCallback):
 
     def __init__(self) -> None:
         self.asked = False
+        self._since = 0.0
         self._former: dict[int, Any] = {}
 
     def on_train_begin(
@@ -78,15 +84,22 @@ class Interruption(TrainerCallback):
         for number in (signal.SIGINT, signal.SIGTERM):
             self._former[number] = signal.signal(number, self._ask)
 
-    def _ask(self, *_: Any) -> None:
-        if self.asked:
+    def _ask(self, number: int, *_: Any) -> None:
+        # A launcher passes the terminal's Ctrl-C on by signals of its own: only a later SIGINT is impatience.
+        if self.asked and number == signal.SIGINT and time.monotonic() - self._since > 2:
             raise KeyboardInterrupt
-        self.asked = True
+        if self.asked:
+            return
+        self.asked, self._since = True, time.monotonic()
         print("stopping after this step; a checkpoint will be saved", file=sys.stderr)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
+        if args.world_size > 1:  # all processes stop at one step, or their collectives would not match
+            asked = torch.tensor(float(self.asked), device=args.device)
+            torch.distributed.all_reduce(asked, op=torch.distributed.ReduceOp.MAX)
+            self.asked = bool(asked.item())
         if self.asked:
             control.should_save = control.should_training_stop = True
 
@@ -124,14 +137,22 @@ def prepare_folder(args: CaptionArguments) -> Path:
         out.mkdir(parents=True, exist_ok=True)
         probe = out / ".write-probe"
         probe.write_text("")
-        probe.unlink()
+        probe.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"output_dir {out}: cannot be written: {error.strerror}") from error
+    if args.process_index == 0 and (out / "run.json").exists() and not args.resume_from_checkpoint:
+        raise UserError(
+            f"{out}: holds a run already; add --resume_from_checkpoint true, or choose another --output_dir"
+        )
+    last_checkpoint(args)  # a resume from nowhere is refused before anything long
     return out
 
 
 def last_checkpoint(args: CaptionArguments) -> str | None:
-    """Checkpoint to resume from: a path, or the newest of the folder when `resume_from_checkpoint` is true."""
+    """Checkpoint to resume from.
+
+    A path, or the newest of the folder when `resume_from_checkpoint` is true.
+    """
     wanted = args.resume_from_checkpoint
     if not wanted or str(wanted).lower() == "false":
         return None
@@ -139,14 +160,27 @@ def last_checkpoint(args: CaptionArguments) -> str | None:
         if not Path(str(wanted)).is_dir():
             raise UserError(f"resume_from_checkpoint {wanted}: no such folder")
         return str(wanted)
-    return get_last_checkpoint(str(args.output_dir))
+    # trainer_state.json is what transformers writes last: a checkpoint without it was torn by a kill.
+    whole = [p.parent for p in Path(str(args.output_dir)).glob("checkpoint-*/trainer_state.json")]
+    return str(max(whole, key=lambda p: int(p.name.split("-")[1]))) if whole else None
 
 
 def resume_command() -> str:
     """The command that goes on from the last checkpoint."""
-    words = [w for w in sys.argv if not w.startswith("--resume_from_checkpoint")]
-    first = Path(words[0]).name if Path(words[0]).name == "aligncap" else f"python {words[0]}"
-    return " ".join([first, *words[1:], "--resume_from_checkpoint true"])
+    words, rest = [], list(sys.argv[1:])
+    while rest:
+        word = rest.pop(0)
+        if word.replace("-", "_").startswith("__resume_from_checkpoint"):
+            if "=" not in word and rest and not rest[0].startswith("--"):
+                rest.pop(0)
+        else:
+            words.append(word)
+    script = Path(sys.argv[0])
+    start = ["aligncap"] if script.name == "aligncap" else ["python", str(script)]
+    processes = os.environ.get("WORLD_SIZE", "1")
+    if processes != "1":
+        start = ["accelerate", "launch", "--num_processes", processes, str(script)]
+    return shlex.join([*start, *words, "--resume_from_checkpoint", "true"])
 
 
 def train(trainer: Trainer, args: CaptionArguments, verb: str, data: list[str | Path], **record: Any) -> bool:

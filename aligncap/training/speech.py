@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +12,20 @@ from torch import Tensor
 from transformers import set_seed
 
 from aligncap.errors import UserError
+from aligncap.io import write_json, write_jsonl
+from aligncap.manifest import Utterance
 from aligncap.models.building import build
 from aligncap.models.checkpoints import load_folder
 from aligncap.models.modeling_aligncap import AlignCapForConditionalGeneration
 from aligncap.models.processing_aligncap import AlignCapProcessor
-from aligncap.tensor_cache import TensorCache
+from aligncap.tensor_cache import TensorCache, digest
+from aligncap.training.alignment import align_projector
 from aligncap.training.arguments import DistillArguments, SpeechArguments
 from aligncap.training.caches import feature_cache, fill_features, fill_teacher, teacher_cache
 from aligncap.training.collators import SpeechCollator
 from aligncap.training.distill import DistillTrainer, SFTTrainer
-from aligncap.training.examples import SpeechRows, audio_files, read_captioned
-from aligncap.training.runs import add_adapters, last_checkpoint, prepare_folder, train
+from aligncap.training.examples import SpeechRows, audio_files, balanced, read_captioned
+from aligncap.training.runs import add_adapters, prepare_folder, train
 from aligncap.training.targets import write_targets
 
 _MODEL_OPTIONS = (
@@ -36,29 +41,72 @@ _MODEL_OPTIONS = (
 def feature_statistics(frames: list[Tensor]) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation over all frames: (width,) or (layers, width) each."""
     count = sum(len(f) for f in frames)
-    mean = sum(f.double().sum(0) for f in frames) / count
-    variance = sum(((f.double() - mean) ** 2).sum(0) for f in frames) / count
+    mean: Any = sum(f.double().sum(0) for f in frames) / count
+    variance: Any = sum(((f.double() - mean) ** 2).sum(0) for f in frames) / count
     return mean.float(), variance.sqrt().float()
 
 
 def build_base(
-    args: SpeechArguments, folder: Path, paths: dict[str, Path]
+    args: SpeechArguments, folder: Path, utterances: list[Utterance], keys: list[str], paths: dict[str, Path]
 ) -> tuple[AlignCapForConditionalGeneration, AlignCapProcessor]:
-    """The student before training, saved in `folder` once: parts, fresh projector, standardised features."""
-    if (folder / "processor_config.json").is_file():
-        return load_folder(folder)
+    """The student before decoding is trained, saved in `folder` once: parts, and a projector whose features
+    are standardised and whose tokens are aligned with clue words (`align_steps`)."""
+    model: Any
+    made_of = digest(
+        *(
+            getattr(args, name)
+            for name in (*_MODEL_OPTIONS, "encoder", "llm", "align_steps", "align_learning_rate", "seed")
+        ),
+        keys,
+        [u.clues for u in utterances] if args.align_steps else None,
+    )
+    mark = folder / "made_of.json"
+    if mark.is_file():
+        if json.loads(mark.read_text(encoding="utf-8"))["digest"] != made_of:
+            raise UserError(
+                f"{folder}: was made with other options or data; "
+                "resume with the same, or choose another output_dir"
+            )
+        model, processor = load_folder(folder)
+        return model.to(args.device), processor
     options: dict[str, Any] = {name: getattr(args, name) for name in _MODEL_OPTIONS}
     if str(options["encoder_layer"]).isdigit():
         options["encoder_layer"] = int(options["encoder_layer"])
     model, processor = build(args.encoder, args.llm, **options)
+    model.to(args.device)
     cache = feature_cache(Path(args.cache_dir), model, processor)
     fill_features(cache, model, processor, paths)
-    embedding = model.get_input_embeddings().weight
-    rms = embedding.detach().float().pow(2).mean().sqrt().item()
-    model.model.multi_modal_projector.fit(*feature_statistics([cache[k] for k in paths]), rms)
+    table: Any = model.get_input_embeddings()
+    embeddings = table.weight.detach()
+    rms = embeddings.float().pow(2).mean().sqrt().item()
+    projector = model.model.multi_modal_projector
+    projector.fit(*feature_statistics([cache[k] for k in paths]), rms)
+    if args.align_steps:
+        frames = [cache[k] for k in keys]
+        losses = align_projector(
+            projector,
+            embeddings,
+            utterances,
+            frames,
+            processor.tokenizer,
+            steps=args.align_steps,
+            learning_rate=args.align_learning_rate,
+            seed=args.seed,
+        )
+        write_jsonl(folder.parent / "align.jsonl", [{"step": i + 1, "loss": v} for i, v in enumerate(losses)])
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
+    write_json(mark, {"digest": made_of})  # last: a folder without it was not finished
     return model, processor
+
+
+def wants_teacher_cache(args: DistillArguments, rows: int) -> bool:
+    """Whether the teacher's states of every row, computed beforehand, cost no more than computed live."""
+    if args.fsdp or args.deepspeed or os.environ.get("ACCELERATE_USE_FSDP"):
+        return False  # the head's weights are sharded: only the model's own forward may use them
+    if args.teacher_cache != "auto":
+        return args.teacher_cache == "yes"
+    return args.max_steps * args.train_batch_size * args.gradient_accumulation_steps * args.world_size >= rows
 
 
 def train_speech(args: SpeechArguments) -> Path | None:
@@ -73,16 +121,15 @@ def train_speech(args: SpeechArguments) -> Path | None:
     out = prepare_folder(args)
     distill = isinstance(args, DistillArguments)
     manifests = [m for m in (args.train_manifest, args.dev_manifest) if m]
-    utterances = [read_captioned(m, need_p_act=distill) for m in manifests]
+    utterances = [read_captioned(m, need_p_act=distill or args.align_steps > 0) for m in manifests]
     files = [audio_files(m, u) for m, u in zip(manifests, utterances, strict=True)]
-    if not args.resume_from_checkpoint and (out / "base").exists():
-        raise UserError(
-            f"{out}: holds a run already; add --resume_from_checkpoint true, or choose another --output_dir"
-        )
-    last_checkpoint(args)
+    if args.balance:
+        repeated = balanced(utterances[0])
+        utterances[0] = [utterances[0][i] for i in repeated]
+        files[0] = ([files[0][0][i] for i in repeated], files[0][1])
     set_seed(args.seed)
     with args.main_process_first(local=False, desc="base model"):
-        model, processor = build_base(args, out / "base", files[0][1])
+        model, processor = build_base(args, out / "base", utterances[0], *files[0])
     features: TensorCache | None = None
     if args.feature_cache:
         with args.main_process_first(local=False, desc="features"):
@@ -99,7 +146,7 @@ def train_speech(args: SpeechArguments) -> Path | None:
         if args.targets == "teacher":
             with args.main_process_first(local=False, desc="teacher's captions"):
                 write_targets(out / "targets.jsonl", model, processor.tokenizer, datasets)
-        if args.teacher_cache:
+        if wants_teacher_cache(args, len(datasets[0])):
             dtype = torch.bfloat16 if args.bf16 else torch.float32
             llm = model.model.language_model
             with args.main_process_first(local=False, desc="teacher's states"):

@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from aligncap.io import read_jsonl, write_jsonl
 from aligncap.progress import track
 
 
 @torch.no_grad()
-def write_targets(path: Path, model: nn.Module, tokenizer: Any, datasets: list[Any], batch: int = 32) -> None:
+def write_targets(path: Path, model: Any, tokenizer: Any, datasets: list[Any], batch: int = 32) -> None:
     """Replace each row's response by the teacher's greedy caption; captions are kept in `path` and reused.
 
     A caption that does not end within the length limit keeps its reference, since a cut sentence teaches

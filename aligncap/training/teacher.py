@@ -1,4 +1,7 @@
-"""`train teacher`: the text LLM learns transcript + P_act -> caption. Merged, it is the LLM of teacher and student."""
+"""`train teacher`: the text LLM learns transcript + P_act -> caption.
+
+Merged, it is the LLM of teacher and student.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,12 @@ from pathlib import Path
 from transformers import set_seed
 
 from aligncap.models.building import load_llm
+from aligncap.models.checkpoints import save_whole
 from aligncap.training.arguments import TeacherArguments
 from aligncap.training.collators import TextCollator
 from aligncap.training.distill import SFTTrainer
 from aligncap.training.examples import read_captioned, text_rows
-from aligncap.training.runs import add_adapters, last_checkpoint, prepare_folder, train
+from aligncap.training.runs import add_adapters, prepare_folder, train
 
 
 def train_teacher(args: TeacherArguments) -> Path | None:
@@ -26,7 +30,6 @@ def train_teacher(args: TeacherArguments) -> Path | None:
     out = prepare_folder(args)
     manifests = [m for m in (args.train_manifest, args.dev_manifest) if m]
     utterances = [read_captioned(m, need_p_act=True) for m in manifests]
-    last_checkpoint(args)
     set_seed(args.seed)
     model, tokenizer = load_llm(args.llm)
     rows = [text_rows(u, tokenizer, args.max_response_tokens) for u in utterances]
@@ -42,7 +45,7 @@ def train_teacher(args: TeacherArguments) -> Path | None:
         return None
     if trainer.is_world_process_zero():
         merged = trainer.accelerator.unwrap_model(trainer.model).merge_and_unload()
-        merged.save_pretrained(out)
         tokenizer.save_pretrained(out)
+        save_whole(merged, out)
     trainer.accelerator.wait_for_everyone()
     return out

@@ -156,3 +156,8 @@ def test_comparing_pairs_clips_whatever_the_order_of_rows() -> None:
     assert gap["emotion_accuracy"]["value"] == pytest.approx(0.5)
     assert gap["rouge_l"]["value"] > 0
     assert "distinct_1" not in gap
+
+
+def test_an_unknown_use_of_synonyms_is_refused() -> None:
+    with pytest.raises(UserError, match="auto, require, none"):
+        evaluate_captions(rows(), utterances(), synonyms="wordnet")  # type: ignore[arg-type]

@@ -124,7 +124,7 @@ def test_adapters_survive_saving_and_merging(tmp_path, manifest):
     args = SpeechArguments(output_dir=str(tmp_path / "run"), train_manifest=str(manifest))
     adapted = add_adapters(model, args, projector=True)
     torch.manual_seed(1)
-    for name, parameter in adapted.named_parameters():
+    for parameter in adapted.parameters():
         if parameter.requires_grad:
             parameter.data += 0.05 * torch.randn_like(parameter)
     adapted.eval().save_pretrained(tmp_path / "run")

@@ -1,4 +1,4 @@
-"""Training on tiny models: what the loss is, and that batch size, caches, resuming and processes do not change it."""
+"""Training on tiny models: what the loss is; batch size, caches, resuming and processes do not change it."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def run(kind, out, manifest, parts, **more):
 @pytest.fixture(scope="module")
 def distilled(tmp_path_factory, manifest, parts):
     out = tmp_path_factory.mktemp("runs") / "distilled"
-    run(DistillArguments, out, manifest, parts)
+    run(DistillArguments, out, manifest, parts, teacher_cache="yes")
     return out
 
 
@@ -162,7 +162,7 @@ def test_the_teacher_is_the_base_llm_reading_text(manifest, parts, tmp_path):
 
 
 def test_caches_do_not_change_the_run(distilled, manifest, parts, tmp_path):
-    run(DistillArguments, tmp_path / "plain", manifest, parts, feature_cache=False, teacher_cache=False)
+    run(DistillArguments, tmp_path / "plain", manifest, parts, feature_cache=False, teacher_cache="no")
     assert losses(tmp_path / "plain") == pytest.approx(losses(distilled), rel=1e-4)
     for name, value in adapter(tmp_path / "plain").items():
         torch.testing.assert_close(value, adapter(distilled)[name], atol=1e-4, rtol=1e-3)
@@ -274,7 +274,8 @@ def test_two_processes_give_the_losses_of_one(distilled, manifest, parts, tmp_pa
     config.write_text(yaml.safe_dump(chosen))
     root = Path(__file__).resolve().parents[2]
     command = [
-        sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(root / "configs/accelerate/cpu2.yaml"),
+        sys.executable, "-m", "accelerate.commands.launch",
+        "--config_file", str(root / "configs/accelerate/cpu2.yaml"),
         str(root / "scripts/train.py"), "distill", "--config", str(config),
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=280)

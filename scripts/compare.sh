@@ -1,0 +1,73 @@
+#!/usr/bin/env bash
+# SFT against distillation at equal steps over three seeds, with the untrained model, wrong audio and the linear
+# probe, in one report; and zero-shot on a corpus never seen.
+#
+#   bash scripts/quickstart.sh --corpus ravdess RAVDESS_FOLDER
+#   bash scripts/compare.sh runs/ravdess nemo NEMO_FOLDER
+#
+# SEEDS (default "0 1 2") chooses the seeds, STEPS the steps. What stands is reused.
+source "$(dirname "$0")/setup.sh"
+cd "$root"
+[ $# -ge 1 ] || { echo "usage: bash scripts/compare.sh RUN [OTHER_CORPUS OTHER_FOLDER]" >&2; exit 2; }
+out=$1 other=${2:-} steps=${STEPS:-$(sed -n 's/^max_steps: //p' configs/recipes/distill.yaml)}
+[ -e "$out/teacher/config.json" ] || { echo "$out/teacher: no teacher; run scripts/quickstart.sh first" >&2; exit 2; }
+tests=(test)
+if [ -n "$other" ]; then
+  zero=$out/data/$other.jsonl
+  if [ ! -e "$zero" ]; then
+    aligncap prepare "$other" "$(realpath "$3")" --out "$out/data/$other.all.jsonl"
+    aligncap annotate "$out/data/$other.all.jsonl" --references 5 --out "$zero"
+  fi
+  tests+=("$other")
+fi
+probe=$out/probe-all.json
+sets=("${tests[@]/%/.jsonl}")
+[ -e "$probe" ] || aligncap probe --train "$out/data/train.jsonl" --dev "$out/data/dev.jsonl" \
+  --test "${sets[@]/#/$out/data/}" --out "$probe"
+
+caption_on() { # SET MODEL NAME FLAGS…
+  local set=$1 model=$2 name=$3
+  shift 3
+  [ -e "$out/compare/$set/$name.jsonl" ] ||
+    aligncap caption --model "$model" --manifest "$out/data/$set.jsonl" --out "$out/compare/$set/$name.jsonl" "$@"
+}
+caption() { # MODEL NAME: captions of every test set
+  local set
+  for set in "${tests[@]}"; do caption_on "$set" "$@"; done
+}
+seeds=${SEEDS:-0 1 2}
+for seed in $seeds; do
+  for verb in sft distill; do
+    run=$out/compare/$verb-$seed
+    [ "$verb-$seed" != distill-0 ] || run=$out/distill # the quickstart trained it
+    if [ ! -e "$run/adapter_model.safetensors" ]; then
+      resume=()
+      [ ! -e "$run/run.json" ] && [ ! -e "$run/base" ] || resume=(--resume_from_checkpoint true)
+      aligncap train $verb --config configs/recipes/$verb.yaml --llm "$out/teacher" --seed "$seed" --max_steps "$steps" \
+        --train_manifest "$out/data/train.jsonl" --output_dir "$run" "${resume[@]}"
+    fi
+    caption "$run" "$verb-$seed"
+  done
+  # $run is the distilled one here; what it started from and what it says of wrong audio are shown on the test set.
+  caption_on test "$run/base" "aligned-$seed"
+  caption_on test "$run" "wrong-$seed" --wrong-audio "$seed"
+  [ -e "$out/compare/untrained-$seed/config.json" ] ||
+    aligncap build --llm "$out/teacher" --seed "$seed" --out "$out/compare/untrained-$seed"
+  caption_on test "$out/compare/untrained-$seed" "untrained-$seed"
+done
+
+for set in "${tests[@]}"; do
+  at=$out/compare/$set
+  systems=()
+  for name in untrained aligned sft; do
+    [ -e "$at/$name-${seeds%% *}.jsonl" ] || continue
+    for seed in $seeds; do systems+=("$name=$at/$name-$seed.jsonl"); done
+  done
+  first=${seeds%% *} wrong=()
+  for seed in $seeds; do
+    [ ! -e "$at/wrong-$seed.jsonl" ] || wrong+=("$at/wrong-$seed.jsonl")
+    [ "$seed" = "$first" ] || systems+=("distill=$at/distill-$seed.jsonl")
+  done
+  aligncap evaluate "$at/distill-$first.jsonl" --name distill --references "$out/data/$set.jsonl" --out "$at/report" \
+    --system "${systems[@]}" ${wrong[@]:+--wrong-audio "${wrong[@]}"} --probe "$probe" --title "Speech emotion captions: $set"
+done
