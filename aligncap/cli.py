@@ -201,11 +201,13 @@ def build(a: argparse.Namespace) -> int:
     from transformers import set_seed
 
     from aligncap.models.building import build
+    from aligncap.models.checkpoints import save_whole
 
     set_seed(a.seed)
     layer = int(a.encoder_layer) if a.encoder_layer.isdigit() else a.encoder_layer
-    for part in build(a.encoder, a.llm, encoder_layer=layer):
-        part.save_pretrained(a.out)
+    model, processor = build(a.encoder, a.llm, encoder_layer=layer)
+    processor.save_pretrained(a.out)
+    save_whole(model, a.out)
     print(f"built, untrained: {a.out}")
     return 0
 

@@ -8,7 +8,7 @@
 # SEEDS (default "0 1 2") chooses the seeds, STEPS the steps. What stands is reused.
 source "$(dirname "$0")/setup.sh"
 cd "$root"
-[ $# -ge 1 ] || { echo "usage: bash scripts/compare.sh RUN [OTHER_CORPUS OTHER_FOLDER]" >&2; exit 2; }
+[ $# = 1 ] || [ $# = 3 ] || { echo "usage: bash scripts/compare.sh RUN [OTHER_CORPUS OTHER_FOLDER]" >&2; exit 2; }
 out=$1 other=${2:-} steps=${STEPS:-$(sed -n 's/^max_steps: //p' configs/recipes/distill.yaml)}
 [ -e "$out/teacher/config.json" ] || { echo "$out/teacher: no teacher; run scripts/quickstart.sh first" >&2; exit 2; }
 tests=(test)
@@ -35,6 +35,10 @@ caption() { # MODEL NAME: captions of every test set
   local set
   for set in "${tests[@]}"; do caption_on "$set" "$@"; done
 }
+# The quickstart captioned the test set with seed 0 already.
+for name in captions:distill untrained:untrained wrong:wrong; do
+  [ -e "$out/compare/test/${name#*:}-0.jsonl" ] || { mkdir -p "$out/compare/test"; cp "$out/${name%:*}.jsonl" "$out/compare/test/${name#*:}-0.jsonl"; }
+done
 seeds=${SEEDS:-0 1 2}
 for seed in $seeds; do
   for verb in sft distill; do
@@ -51,9 +55,10 @@ for seed in $seeds; do
   # $run is the distilled one here; what it started from and what it says of wrong audio are shown on the test set.
   caption_on test "$run/base" "aligned-$seed"
   caption_on test "$run" "wrong-$seed" --wrong-audio "$seed"
-  [ -e "$out/compare/untrained-$seed/config.json" ] ||
-    aligncap build --llm "$out/teacher" --seed "$seed" --out "$out/compare/untrained-$seed"
-  caption_on test "$out/compare/untrained-$seed" "untrained-$seed"
+  untrained=$out/compare/untrained-$seed
+  [ "$seed" != 0 ] || untrained=$out/untrained
+  [ -e "$untrained/config.json" ] || aligncap build --llm "$out/teacher" --seed "$seed" --out "$untrained"
+  caption_on test "$untrained" "untrained-$seed"
 done
 
 for set in "${tests[@]}"; do

@@ -21,6 +21,11 @@ cd "$root"
 out=${OUT:-runs/$corpus}
 folder=${folder:-$out/speech}
 mkdir -p "$out"
+if [ "$(cat "$out/made-of" 2>/dev/null || echo "$folder")" != "$folder" ]; then
+  echo "$out holds a run on $(cat "$out/made-of"); set OUT to another folder" >&2
+  exit 2
+fi
+echo "$folder" >"$out/made-of"
 
 begin=$SECONDS
 say() { printf '\n[%3d s] %s\n' $((SECONDS - begin)) "$*"; }
@@ -28,7 +33,10 @@ say() { printf '\n[%3d s] %s\n' $((SECONDS - begin)) "$*"; }
 stage() {
   local file=$1 title=$2
   shift 2
-  if [ -e "$file" ]; then say "$title: stands ($file)"; else say "$title"; "$@"; fi
+  if [ -e "$file" ]; then say "$title: stands ($file)"; return; fi
+  say "$title"
+  # Exit 1 with the file written: single clips could not be used and were named; the rest goes on.
+  "$@" || { local code=$?; [ $code = 1 ] && [ -e "$file" ] || exit $code; }
 }
 # train VERB FOLDER FLAGS…: go on from a checkpoint where there is one.
 train() {
@@ -57,8 +65,9 @@ stage "$out/distill/adapter_model.safetensors" "distillation: speech student" \
 stage "$out/model/config.json" "merge" aligncap merge "$out/distill" --out "$out/model"
 stage "$out/captions.jsonl" "captions" \
   aligncap caption --model "$out/model" --manifest "$out/data/test.jsonl" --out "$out/captions.jsonl"
-stage "$out/untrained.jsonl" "captions of the untrained model" \
-  aligncap caption --model "$out/distill/base" --manifest "$out/data/test.jsonl" --out "$out/untrained.jsonl"
+stage "$out/untrained/config.json" "an untrained student" aligncap build --llm "$out/teacher" --out "$out/untrained"
+stage "$out/untrained.jsonl" "captions of the untrained student" \
+  aligncap caption --model "$out/untrained" --manifest "$out/data/test.jsonl" --out "$out/untrained.jsonl"
 stage "$out/wrong.jsonl" "captions of the wrong audio" \
   aligncap caption --model "$out/model" --manifest "$out/data/test.jsonl" --wrong-audio 0 --out "$out/wrong.jsonl"
 say "scores"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Make .venv with everything the project needs, from pinned versions; nothing to do when it stands.
-# Source it: `source scripts/setup.sh`. PYTHON chooses the interpreter (3.10 or later).
+# The other scripts source it. PYTHON chooses the interpreter (3.10 or later).
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 venv=$root/.venv

@@ -108,6 +108,7 @@ def assemble(
         mix_layers=mix,
     )
     model.tie_weights()
+    _check_head(model, llm, audio_token_id)
     left = [name for name, p in model.named_parameters() if p.is_meta]
     if left:
         raise RuntimeError(f"parameters without weights: {left}")
@@ -127,6 +128,23 @@ def assemble(
         },
     )
     return model.eval(), processor
+
+
+@torch.no_grad()
+def _check_head(model: Any, llm: Any, limit: int) -> None:
+    """Some families scale, cap or bias their logits outside the head's weight; as a teacher that would be
+    another LLM than the one named.
+
+    Raises:
+        UserError: the assembled model does not give the LLM's own logits on text.
+    """
+    ids = torch.arange(4, device=llm.device)[None] % limit
+    ours, theirs = (m.eval()(input_ids=ids).logits[..., :limit].float() for m in (model, llm))
+    if llm.get_output_embeddings().bias is not None or not torch.allclose(ours, theirs, atol=1e-3, rtol=1e-3):
+        raise UserError(
+            f"language models of type {llm.config.model_type!r} bias, scale or cap their logits, which the head of "
+            "AlignCap does not; choose another family, such as llama, qwen2, gpt2 or opt"
+        )
 
 
 def build(

@@ -37,6 +37,23 @@ def read_captioned(path: str, need_p_act: bool) -> list[Utterance]:
     return utterances
 
 
+def refuse_special_tokens(path: str, utterances: list[Utterance], tokenizer: Any) -> None:
+    """A caption or transcript that holds a control token would end a turn, or put audio where there is none.
+
+    Raises:
+        Faults: every such text.
+    """
+    special = [token for token in tokenizer.all_special_tokens if token.strip()]
+    faults = [
+        f"{path}:{number}: {u.id}: {token!r} in its texts is a control token of the LLM; take it out"
+        for number, u in enumerate(utterances, 1)
+        for token in special
+        if any(token in text for text in (u.transcript or "", *u.captions, *u.p_act))
+    ]
+    if faults:
+        raise Faults(faults)
+
+
 def audio_files(manifest: str, utterances: list[Utterance]) -> tuple[list[str], dict[str, Path]]:
     """Feature key of each utterance, and the file behind each key.
 
@@ -108,11 +125,10 @@ class SpeechRows(Dataset):
         self.features, self.states = features, states
         self.processor = processor
         tokenizer = processor.tokenizer
-        before, after = (
-            tokenizer(part, add_special_tokens=False)["input_ids"]
-            for part in processor.prompt.split(processor.audio_token)
-        )
-        self._around = before, after
+        # Tokenised whole, as in captioning: some tokenizers treat a start of text otherwise.
+        prompt = tokenizer(processor.prompt, add_special_tokens=False)["input_ids"]
+        place = prompt.index(processor.audio_token_id)
+        self._around = prompt[:place], prompt[place + 1 :]
         self.rows: list[dict[str, Any]] = []
         for u, key in zip(utterances, keys, strict=True):
             path = audio_path(Path(manifest), u)

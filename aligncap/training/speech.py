@@ -24,7 +24,13 @@ from aligncap.training.arguments import DistillArguments, SpeechArguments
 from aligncap.training.caches import feature_cache, fill_features, fill_teacher, teacher_cache
 from aligncap.training.collators import SpeechCollator
 from aligncap.training.distill import DistillTrainer, SFTTrainer
-from aligncap.training.examples import SpeechRows, audio_files, balanced, read_captioned
+from aligncap.training.examples import (
+    SpeechRows,
+    audio_files,
+    balanced,
+    read_captioned,
+    refuse_special_tokens,
+)
 from aligncap.training.runs import add_adapters, prepare_folder, train
 from aligncap.training.targets import write_targets
 
@@ -130,6 +136,8 @@ def train_speech(args: SpeechArguments) -> Path | None:
     set_seed(args.seed)
     with args.main_process_first(local=False, desc="base model"):
         model, processor = build_base(args, out / "base", utterances[0], *files[0])
+    for path, part in zip(manifests, utterances, strict=True):
+        refuse_special_tokens(path, part, processor.tokenizer)
     features: TensorCache | None = None
     if args.feature_cache:
         with args.main_process_first(local=False, desc="features"):

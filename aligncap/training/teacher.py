@@ -14,7 +14,7 @@ from aligncap.models.checkpoints import save_whole
 from aligncap.training.arguments import TeacherArguments
 from aligncap.training.collators import TextCollator
 from aligncap.training.distill import SFTTrainer
-from aligncap.training.examples import read_captioned, text_rows
+from aligncap.training.examples import read_captioned, refuse_special_tokens, text_rows
 from aligncap.training.runs import add_adapters, prepare_folder, train
 
 
@@ -32,6 +32,8 @@ def train_teacher(args: TeacherArguments) -> Path | None:
     utterances = [read_captioned(m, need_p_act=True) for m in manifests]
     set_seed(args.seed)
     model, tokenizer = load_llm(args.llm)
+    for path, part in zip(manifests, utterances, strict=True):
+        refuse_special_tokens(path, part, tokenizer)
     rows = [text_rows(u, tokenizer, args.max_response_tokens) for u in utterances]
     peft_model = add_adapters(model, args, projector=False)
     trainer = SFTTrainer(

@@ -152,3 +152,58 @@ def test_a_checkpoint_of_another_architecture_is_refused(parts, tmp_path):
         load_checkpoint(parts["llm"])
     with pytest.raises(UserError, match="no such folder"):
         load_checkpoint(tmp_path / "nothing")
+
+
+def test_families_whose_head_is_more_than_a_matrix_are_refused():
+    from conftest import make_tokenizer, make_whisper
+    from transformers import PhiConfig, PhiForCausalLM, WhisperFeatureExtractor
+
+    from aligncap.models.building import assemble
+
+    tokenizer = make_tokenizer()
+    phi = PhiForCausalLM(
+        PhiConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=1,
+            num_attention_heads=4,
+        )
+    )
+    with pytest.raises(UserError, match="'phi' bias"):
+        assemble(make_whisper().encoder, WhisperFeatureExtractor(), phi, tokenizer)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "opt", "qwen2"])
+def test_other_families_keep_their_logits_and_batch_like_singles(family):
+    import transformers
+    from conftest import make_tokenizer, make_whisper
+
+    from aligncap.models.building import assemble
+
+    torch.manual_seed(0)
+    tokenizer = make_tokenizer(chat=False)
+    size = {"vocab_size": len(tokenizer), "num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 32}
+    llm = {
+        "gpt2": lambda: transformers.GPT2LMHeadModel(
+            transformers.GPT2Config(vocab_size=len(tokenizer), n_embd=32, n_layer=2, n_head=4)
+        ),
+        "opt": lambda: transformers.OPTForCausalLM(
+            transformers.OPTConfig(**size, ffn_dim=64, word_embed_proj_dim=32, pad_token_id=1)
+        ),
+        "qwen2": lambda: transformers.Qwen2ForCausalLM(
+            transformers.Qwen2Config(**size, intermediate_size=64, num_key_value_heads=2)
+        ),
+    }[family]()
+    model, processor = assemble(
+        make_whisper().encoder, transformers.WhisperFeatureExtractor(), llm, tokenizer, encoder_layer=1
+    )
+    with torch.no_grad():
+        batch = model(**processor.captioning_inputs(CLIPS)).logits
+        single = model(**processor.captioning_inputs(CLIPS[:1])).logits[0]
+    torch.testing.assert_close(
+        words(model, processor, batch[0, -len(single) :]),
+        words(model, processor, single),
+        atol=1e-4,
+        rtol=1e-4,
+    )
