@@ -31,10 +31,6 @@ caption_on() { # SET MODEL NAME FLAGS…
   [ -e "$out/compare/$set/$name.jsonl" ] ||
     aligncap caption --model "$model" --manifest "$out/data/$set.jsonl" --out "$out/compare/$set/$name.jsonl" "$@"
 }
-caption() { # MODEL NAME: captions of every test set
-  local set
-  for set in "${tests[@]}"; do caption_on "$set" "$@"; done
-}
 # The quickstart captioned the test set with seed 0 already.
 for name in captions:distill untrained:untrained wrong:wrong; do
   [ -e "$out/compare/test/${name#*:}-0.jsonl" ] || { mkdir -p "$out/compare/test"; cp "$out/${name%:*}.jsonl" "$out/compare/test/${name#*:}-0.jsonl"; }
@@ -50,10 +46,11 @@ for seed in $seeds; do
       aligncap train $verb --config configs/recipes/$verb.yaml --llm "$out/teacher" --seed "$seed" --max_steps "$steps" \
         --train_manifest "$out/data/train.jsonl" --output_dir "$run" "${resume[@]}"
     fi
-    caption "$run" "$verb-$seed"
+    caption_on test "$run" "$verb-$seed"
+    [ $verb = sft ] || [ -z "$other" ] || caption_on "$other" "$run" "$verb-$seed"
   done
   # $run is the distilled one here; what it started from and what it says of wrong audio are shown on the test set.
-  caption_on test "$run/base" "aligned-$seed"
+  [ "$seed" != "${seeds%% *}" ] || caption_on test "$run/base" "aligned-$seed"
   caption_on test "$run" "wrong-$seed" --wrong-audio "$seed"
   untrained=$out/compare/untrained-$seed
   [ "$seed" != 0 ] || untrained=$out/untrained
@@ -65,8 +62,9 @@ for set in "${tests[@]}"; do
   at=$out/compare/$set
   systems=()
   for name in untrained aligned sft; do
-    [ -e "$at/$name-${seeds%% *}.jsonl" ] || continue
-    for seed in $seeds; do systems+=("$name=$at/$name-$seed.jsonl"); done
+    for seed in $seeds; do
+      [ ! -e "$at/$name-$seed.jsonl" ] || systems+=("$name=$at/$name-$seed.jsonl")
+    done
   done
   first=${seeds%% *} wrong=()
   for seed in $seeds; do
@@ -74,5 +72,5 @@ for set in "${tests[@]}"; do
     [ "$seed" = "$first" ] || systems+=("distill=$at/distill-$seed.jsonl")
   done
   aligncap evaluate "$at/distill-$first.jsonl" --name distill --references "$out/data/$set.jsonl" --out "$at/report" \
-    --system "${systems[@]}" ${wrong[@]:+--wrong-audio "${wrong[@]}"} --probe "$probe" --title "Speech emotion captions: $set"
+    ${systems[@]:+--system "${systems[@]}"} ${wrong[@]:+--wrong-audio "${wrong[@]}"} --probe "$probe" --title "Speech emotion captions: $set"
 done

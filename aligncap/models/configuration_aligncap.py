@@ -40,10 +40,10 @@ class AlignCapConfig(PreTrainedConfig):
     text_config: dict | PreTrainedConfig | None = None
     audio_token_id: int = 0
     encoder_layer: int | str = "last"
-    pool_size: int = 4
+    pool_size: int = 16
     stack_size: int = 4
     projector_hidden: int = 512
-    projector_dropout: float = 0.2
+    projector_dropout: float = 0.3
     summary_token: bool = True
     margin_seconds: float = 1.0
     max_seconds: float = 29.0

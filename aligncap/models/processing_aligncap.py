@@ -34,7 +34,7 @@ class AlignCapProcessor(ProcessorMixin):
         chat_template: str | None = None,
         audio_token: str = AUDIO_TOKEN,
         prompt: str = AUDIO_TOKEN,
-        pool_size: int = 4,
+        pool_size: int = 16,
         stack_size: int = 4,
         summary_token: bool = True,
         margin_seconds: float = 1.0,

@@ -47,9 +47,9 @@ class CaptionArguments(TrainingArguments):
     )
 
     learning_rate: float = 1e-3
-    per_device_train_batch_size: int = 16
+    per_device_train_batch_size: int = 8
     per_device_eval_batch_size: int = 32
-    max_steps: int = 300
+    max_steps: int = 150
     warmup_steps: float = 0.05
     weight_decay: float = 0.01
     lr_scheduler_type: str = "linear"
@@ -108,7 +108,7 @@ class CaptionArguments(TrainingArguments):
 class TeacherArguments(CaptionArguments):
     """`train teacher`: SFT of the text LLM on transcript + P_act -> caption, adapters merged at the end."""
 
-    max_steps: int = 120
+    max_steps: int = 150
     learning_rate: float = 5e-4
 
 
@@ -123,7 +123,7 @@ class SpeechArguments(CaptionArguments):
     encoder_layer: str = field(
         default="4", metadata={"help": "last, mix, or the number of encoder layers to run."}
     )
-    pool_size: int = field(default=4, metadata={"help": "Encoder frames (20 ms) averaged into one."})
+    pool_size: int = field(default=16, metadata={"help": "Encoder frames (20 ms) averaged into one."})
     stack_size: int = field(default=4, metadata={"help": "Pooled frames stacked into one audio token."})
     projector_hidden: int = field(default=512, metadata={"help": "Width of the projector's hidden layer."})
     projector_dropout: float = field(default=0.3, metadata={"help": "Dropout in the projector."})
@@ -131,12 +131,12 @@ class SpeechArguments(CaptionArguments):
         default=True, metadata={"help": "Add one token of the clip's mean and spread."}
     )
     align_steps: int = field(
-        default=200,
+        default=400,
         metadata={"help": "Steps of projector alignment with clue words before decoding; 0: none."},
     )
     align_learning_rate: float = field(default=1e-3, metadata={"help": "Its learning rate."})
     projector_learning_rate: float | None = field(
-        default=2e-4, metadata={"help": "Learning rate of the projector once aligned; none: learning_rate."}
+        default=3e-4, metadata={"help": "Learning rate of the projector once aligned; none: learning_rate."}
     )
     feature_cache: bool = field(
         default=True, metadata={"help": "Compute encoder features once, before training."}
