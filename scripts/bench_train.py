@@ -95,13 +95,11 @@ def main() -> None:
                 if turn:
                     seconds[name].append(time.perf_counter() - began)
         gap = abs(losses["distill step, teacher live"] - losses["distill step, teacher cached"])
-        print(
-            f"precision {args.precision_reason}; batch {a.batch}, {live['input_ids'].shape[1]} tokens a student row,"
-        )
-        print(f"{live['teacher_input_ids'].shape[1]} a teacher row, {torch.get_num_threads()} threads")
-        print(
-            f"loss, teacher live against cached: {gap:.1e} apart at {losses['distill step, teacher live']:.4f}"
-        )
+        student, teacher = (live[k].shape[1] for k in ("input_ids", "teacher_input_ids"))
+        print(f"precision {args.precision_reason}; batch {a.batch}, {torch.get_num_threads()} threads,")
+        print(f"{student} tokens a student row, {teacher} a teacher row")
+        at = losses["distill step, teacher live"]
+        print(f"loss, teacher live against cached: {gap:.1e} apart at {at:.4f}")
         base = statistics.median(seconds["distill step, teacher live"])
         print(f"\n{'':32}{'median s':>9}{'least':>8}{'most':>8}{'ratio':>7}")
         for name, values in seconds.items():

@@ -142,8 +142,8 @@ def _check_head(model: Any, llm: Any, limit: int) -> None:
     ours, theirs = (m.eval()(input_ids=ids).logits[..., :limit].float() for m in (model, llm))
     if llm.get_output_embeddings().bias is not None or not torch.allclose(ours, theirs, atol=1e-3, rtol=1e-3):
         raise UserError(
-            f"language models of type {llm.config.model_type!r} bias, scale or cap their logits, which the head of "
-            "AlignCap does not; choose another family, such as llama, qwen2, gpt2 or opt"
+            f"language models of type {llm.config.model_type!r} bias, scale or cap their logits, which "
+            "the head of AlignCap does not; choose another family, such as llama, qwen2, gpt2 or opt"
         )
 
 
