@@ -47,10 +47,12 @@ for seed in $seeds; do
         --train_manifest "$out/data/train.jsonl" --output_dir "$run" "${resume[@]}"
     fi
     caption_on test "$run" "$verb-$seed"
-    [ $verb = sft ] || [ -z "$other" ] || caption_on "$other" "$run" "$verb-$seed"
   done
-  # $run is the distilled one here; what it started from and what it says of wrong audio are shown on the test set.
-  [ "$seed" != "${seeds%% *}" ] || caption_on test "$run/base" "aligned-$seed"
+  # $run is the distilled one here. What it started from, wrong audio and the other corpus: the first seed, unless
+  # ALL=1 asks for the hours of captioning that all seeds take.
+  [ "$seed" = "${seeds%% *}" ] || [ -n "${ALL:-}" ] || continue
+  [ -z "$other" ] || caption_on "$other" "$run" "distill-$seed"
+  caption_on test "$run/base" "aligned-$seed"
   caption_on test "$run" "wrong-$seed" --wrong-audio "$seed"
   untrained=$out/compare/untrained-$seed
   [ "$seed" != 0 ] || untrained=$out/untrained
@@ -69,7 +71,7 @@ for set in "${tests[@]}"; do
   first=${seeds%% *} wrong=()
   for seed in $seeds; do
     [ ! -e "$at/wrong-$seed.jsonl" ] || wrong+=("$at/wrong-$seed.jsonl")
-    [ "$seed" = "$first" ] || systems+=("distill=$at/distill-$seed.jsonl")
+    [ "$seed" = "$first" ] || [ ! -e "$at/distill-$seed.jsonl" ] || systems+=("distill=$at/distill-$seed.jsonl")
   done
   aligncap evaluate "$at/distill-$first.jsonl" --name distill --references "$out/data/$set.jsonl" --out "$at/report" \
     ${systems[@]:+--system "${systems[@]}"} ${wrong[@]:+--wrong-audio "${wrong[@]}"} --probe "$probe" --title "Speech emotion captions: $set"
