@@ -33,7 +33,10 @@ caption_on() { # SET MODEL NAME FLAGS…
 }
 # The quickstart captioned the test set with seed 0 already.
 for name in captions:distill untrained:untrained wrong:wrong; do
-  [ -e "$out/compare/test/${name#*:}-0.jsonl" ] || { mkdir -p "$out/compare/test"; cp "$out/${name%:*}.jsonl" "$out/compare/test/${name#*:}-0.jsonl"; }
+  if [ -e "$out/${name%:*}.jsonl" ] && [ ! -e "$out/compare/test/${name#*:}-0.jsonl" ]; then
+    mkdir -p "$out/compare/test"
+    cp "$out/${name%:*}.jsonl" "$out/compare/test/${name#*:}-0.jsonl"
+  fi
 done
 seeds=${SEEDS:-0 1 2}
 for seed in $seeds; do
