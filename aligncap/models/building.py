@@ -24,7 +24,7 @@ from aligncap.models.modeling_aligncap import AlignCapForConditionalGeneration
 from aligncap.models.processing_aligncap import AUDIO_TOKEN, AlignCapProcessor
 from aligncap.models.projectors import StackMLPProjector
 from aligncap.models.sources import resolve
-from aligncap.prompts.templates import student_prompt
+from aligncap.prompts.templates import end_token_id, student_prompt
 
 
 def check_architecture(folder: str | Path, wanted: str) -> None:
@@ -113,7 +113,7 @@ def assemble(
     if left:
         raise RuntimeError(f"parameters without weights: {left}")
     model.generation_config = GenerationConfig(
-        eos_token_id=tokenizer.eos_token_id,
+        eos_token_id=list(dict.fromkeys([end_token_id(tokenizer), tokenizer.eos_token_id])),
         pad_token_id=tokenizer.pad_token_id,
         max_new_tokens=64,
         do_sample=False,

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 import random
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -32,7 +33,7 @@ def jobs_of_files(arguments: Sequence[str]) -> list[Job]:
     """Sound files named one by one or by folder (searched to the bottom).
 
     Raises:
-        UserError: a path is missing, or a folder holds no sound file.
+        UserError: a folder holds no sound file.
     """
     jobs = []
     for argument in arguments:
@@ -44,7 +45,8 @@ def jobs_of_files(arguments: Sequence[str]) -> list[Job]:
             jobs += [Job(str(p.relative_to(path).with_suffix("")), str(p), p) for p in found]
         else:
             jobs.append(Job(path.stem, argument, path))
-    return jobs
+    times = Counter(job.id for job in jobs)
+    return [replace(job, id=job.audio) if times[job.id] > 1 else job for job in jobs]
 
 
 def jobs_of_manifest(manifest: str | Path) -> list[Job]:

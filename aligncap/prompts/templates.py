@@ -34,8 +34,23 @@ def teacher_prompt(tokenizer: Any, transcript: str | None, acoustic: str) -> str
     return _wrap(tokenizer, "\n".join([*lines, acoustic]))
 
 
+def end_token_id(tokenizer: Any) -> int:
+    """What closes an answer: the special token after an assistant's turn in the chat template, else end-of-text.
+
+    The two differ in some families (Gemma's <end_of_turn>), and the LLM stops at the former.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        return tokenizer.eos_token_id
+    answer = "AnswerOfTheAssistant"
+    chat = [{"role": "user", "content": "Question"}, {"role": "assistant", "content": answer}]
+    rest = tokenizer.apply_chat_template(chat, tokenize=False).rpartition(answer)[2]
+    special = {*tokenizer.all_special_ids, *getattr(tokenizer, "added_tokens_decoder", {})}
+    ids = tokenizer(rest, add_special_tokens=False)["input_ids"]
+    return next((i for i in ids if i in special), tokenizer.eos_token_id)
+
+
 def response_ids(tokenizer: Any, caption: str, max_tokens: int | None = None) -> list[int]:
-    """Token ids of the answer, closed by the end-of-text token.
+    """Token ids of the answer, closed by the end token.
 
     `max_tokens` cuts the caption, not the end.
     """
@@ -43,4 +58,4 @@ def response_ids(tokenizer: Any, caption: str, max_tokens: int | None = None) ->
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     if max_tokens is not None:
         ids = ids[: max_tokens - 1]
-    return [*ids, tokenizer.eos_token_id]
+    return [*ids, end_token_id(tokenizer)]

@@ -83,12 +83,13 @@ def align_projector(
     used = [i for i in range(len(utterances)) if counts[i].sum() > 0]
     if not used:
         return []
+    device = embeddings.device
     words = embeddings[ids].detach().float()
     # Embeddings share a large common part, which tells no word from another: it becomes the tokens' bias.
     common = words.mean(0)
     words = words - common
     targets = counts / counts.sum(1, keepdim=True).clamp(min=1)
-    scale = nn.Parameter(torch.tensor(20.0))
+    scale = nn.Parameter(torch.tensor(20.0, device=device))
     fixed = {projector.norm.weight, projector.norm.bias}
     parameters = [p for p in projector.parameters() if p not in fixed]
     optimizer = torch.optim.AdamW([*parameters, scale], lr=learning_rate, weight_decay=0.05)
@@ -101,8 +102,9 @@ def align_projector(
     projector.train()
     for _ in range(steps):
         chosen = [used[i] for i in torch.randint(len(used), (batch,), generator=generator).tolist()]
-        logits = clue_logits(projector, *stack_frames([frames[i] for i in chosen]), words, scale)
-        loss = torch.stack([F.cross_entropy(part, targets[chosen]) for part in logits]).mean()
+        batched = (part.to(device) for part in stack_frames([frames[i] for i in chosen]))
+        logits = clue_logits(projector, *batched, words, scale)
+        loss = torch.stack([F.cross_entropy(part, targets[chosen].to(device)) for part in logits]).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

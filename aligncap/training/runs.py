@@ -25,6 +25,7 @@ from transformers import (
 )
 
 from aligncap.errors import UserError
+from aligncap.io import read_jsonl, write_jsonl
 from aligncap.run_record import write_run_record
 from aligncap.training.arguments import CaptionArguments
 
@@ -115,6 +116,13 @@ class JsonLog(TrainerCallback):
 
     def __init__(self) -> None:
         self.start = time.perf_counter()
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        path = Path(str(args.output_dir)) / "log.jsonl"
+        if state.is_world_process_zero and path.exists():  # steps past the checkpoint are made again
+            write_jsonl(path, [row for row in read_jsonl(path) if row["step"] <= state.global_step])
 
     def on_log(
         self,

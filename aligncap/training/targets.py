@@ -9,6 +9,7 @@ import torch
 
 from aligncap.io import read_jsonl, write_jsonl
 from aligncap.progress import track
+from aligncap.prompts.templates import end_token_id
 
 
 @torch.no_grad()
@@ -19,6 +20,7 @@ def write_targets(path: Path, model: Any, tokenizer: Any, datasets: list[Any], b
     the student not to stop.
     """
     known = {tuple(r["prompt_ids"]): r["response_ids"] for r in read_jsonl(path)} if path.exists() else {}
+    end = end_token_id(tokenizer)
     limit = max(len(r["response_ids"]) for d in datasets for r in d.rows) + 8
     missing = list(
         dict.fromkeys(tuple(r["teacher_prompt_ids"]) for d in datasets for r in d.rows) - known.keys()
@@ -36,8 +38,8 @@ def write_targets(path: Path, model: Any, tokenizer: Any, datasets: list[Any], b
             do_sample=False,
         )
         for prompt, row in zip(chosen, made[:, width:].tolist(), strict=True):
-            if tokenizer.eos_token_id in row:
-                known[prompt] = row[: row.index(tokenizer.eos_token_id) + 1]
+            if end in row:
+                known[prompt] = row[: row.index(end) + 1]
     write_jsonl(path, [{"prompt_ids": list(p), "response_ids": r} for p, r in known.items()])
     for d in datasets:
         for row in d.rows:
