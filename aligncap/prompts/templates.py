@@ -35,7 +35,7 @@ def teacher_prompt(tokenizer: Any, transcript: str | None, acoustic: str) -> str
 
 
 def end_token_id(tokenizer: Any) -> int:
-    """What closes an answer: the special token after an assistant's turn in the chat template, else end-of-text.
+    """What closes an answer: the token after an assistant turn of the chat template, or end-of-text.
 
     The two differ in some families (Gemma's <end_of_turn>), and the LLM stops at the former.
     """

@@ -102,8 +102,8 @@ def align_projector(
     projector.train()
     for _ in range(steps):
         chosen = [used[i] for i in torch.randint(len(used), (batch,), generator=generator).tolist()]
-        batched = (part.to(device) for part in stack_frames([frames[i] for i in chosen]))
-        logits = clue_logits(projector, *batched, words, scale)
+        padded, mask = stack_frames([frames[i] for i in chosen])
+        logits = clue_logits(projector, padded.to(device), mask.to(device), words, scale)
         loss = torch.stack([F.cross_entropy(part, targets[chosen].to(device)) for part in logits]).mean()
         optimizer.zero_grad()
         loss.backward()
