@@ -28,10 +28,16 @@ def student_prompt(tokenizer: Any, audio_token: str) -> str:
     return _wrap(tokenizer, load_data("templates.yaml")["speech"].format(audio=audio_token))
 
 
-def teacher_prompt(tokenizer: Any, transcript: str | None, acoustic: str) -> str:
-    """The teacher's whole prompt: transcript and acoustic prompt P_act in place of the audio."""
-    lines = [f'"{transcript.strip()}"'] if transcript and transcript.strip() else []
-    return _wrap(tokenizer, "\n".join([*lines, acoustic]))
+def teacher_prompt(tokenizer: Any, transcript: str | None, acoustic: str, gender: str | None = None) -> str:
+    """The teacher's whole prompt: who says what, and the acoustic prompt P_act in place of the audio."""
+    words = f'"{transcript.strip()}"' if transcript and transcript.strip() else "…" if gender else ""
+    said = load_data("templates.yaml")["says"][gender or "unknown"].format(words=words)
+    return _wrap(tokenizer, "\n".join(line for line in (said, acoustic) if line))
+
+
+def speaker_word(gender: str | None) -> str | None:
+    """ "woman" or "man"."""
+    return load_data("templates.yaml")["speakers"].get(gender)
 
 
 def end_token_id(tokenizer: Any) -> int:

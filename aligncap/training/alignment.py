@@ -17,26 +17,29 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from aligncap.manifest import Utterance
+from aligncap.prompts.templates import speaker_word
 from aligncap.training.collators import stack_frames
+
+
+def _ids(tokenizer: Any, text: str) -> list[int]:
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
 def clue_targets(utterances: list[Utterance], tokenizer: Any) -> tuple[list[int], Tensor]:
     """Token ids of all clue words, and how often each clip's clues hold them.
+
+    "woman" or "man" is a clue of every caption where the speaker's gender is known.
 
     A clue is tokenised as it stands in P_act, after a space.
 
     Returns:
         ids: the clue vocabulary; counts: (clips, len(ids)).
     """
-    rows = [
-        [
-            t
-            for clues in u.clues
-            for clue in clues
-            for t in tokenizer(" " + clue, add_special_tokens=False)["input_ids"]
-        ]
+    said = [
+        [*(clue for clues in u.clues for clue in clues), *[speaker_word(u.gender) or ""] * len(u.clues)]
         for u in utterances
     ]
+    rows = [[t for clue in clues if clue for t in _ids(tokenizer, " " + clue)] for clues in said]
     ids = sorted({t for row in rows for t in row})
     column = {t: i for i, t in enumerate(ids)}
     counts = torch.zeros(len(rows), len(ids))

@@ -94,7 +94,7 @@ def text_rows(utterances: list[Utterance], tokenizer: Any, limit: int) -> list[d
     rows: dict[tuple[str, str], None] = {}
     for u in utterances:
         for caption, acoustic in zip(u.captions, u.p_act, strict=True):
-            rows[teacher_prompt(tokenizer, u.transcript, acoustic), caption] = None
+            rows[teacher_prompt(tokenizer, u.transcript, acoustic, u.gender), caption] = None
     return [
         {
             "prompt_ids": tokenizer(prompt, add_special_tokens=False)["input_ids"],
@@ -135,7 +135,7 @@ class SpeechRows(Dataset):
             for i, caption in enumerate(u.captions):
                 row = {"key": key, "path": path, "response_ids": response_ids(tokenizer, caption, limit)}
                 if teacher:
-                    prompt = teacher_prompt(tokenizer, u.transcript, u.p_act[i])
+                    prompt = teacher_prompt(tokenizer, u.transcript, u.p_act[i], u.gender)
                     row["teacher_prompt_ids"] = tokenizer(prompt, add_special_tokens=False)["input_ids"]
                 self.rows.append(row)
 

@@ -38,3 +38,10 @@ def test_a_long_caption_is_cut_and_its_end_kept():
     tokenizer = make_tokenizer()
     ids = response_ids(tokenizer, "He sounds angry, with a loud voice.", max_tokens=4)
     assert len(ids) == 4 and ids[-1] == tokenizer.eos_token_id
+
+
+def test_the_teacher_is_told_who_speaks_where_that_is_known():
+    tokenizer = make_tokenizer()
+    assert 'A woman says: "Hello"' in teacher_prompt(tokenizer, "Hello", "Voice: sad.", "female")
+    assert "A man says: …" in teacher_prompt(tokenizer, None, "Voice: sad.", "male")
+    assert "says" not in teacher_prompt(tokenizer, "Hello", "Voice: sad.")
