@@ -115,7 +115,11 @@ class DistillTrainer(SFTTrainer):
         with torch.no_grad():
             if "hidden" in teacher:
                 head = self.accelerator.unwrap_model(model).get_output_embeddings()
-                return self.drop_placeholder(head(teacher["hidden"]))
+                hidden = teacher["hidden"]
+                # Mixed precision wraps the model's own forward only, and the head is called beside it.
+                half = hidden.dtype == torch.bfloat16
+                with torch.autocast(hidden.device.type, dtype=torch.bfloat16, enabled=half):
+                    return self.drop_placeholder(head(hidden))
             labels = teacher.pop("labels")
             was_training = model.training
             model.eval()

@@ -168,6 +168,12 @@ def test_caches_do_not_change_the_run(distilled, manifest, parts, tmp_path):
         torch.testing.assert_close(value, adapter(distilled)[name], atol=1e-4, rtol=1e-3)
 
 
+def test_the_teacher_cache_holds_in_bfloat16(manifest, parts, tmp_path):
+    for cache in ("yes", "no"):
+        run(DistillArguments, tmp_path / cache, manifest, parts, precision="bfloat16", teacher_cache=cache)
+    assert losses(tmp_path / "yes") == pytest.approx(losses(tmp_path / "no"), rel=0.02)
+
+
 def test_one_by_eight_equals_eight_by_one(distilled, manifest, parts, tmp_path):
     run(
         DistillArguments,
