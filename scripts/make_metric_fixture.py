@@ -1,7 +1,7 @@
 """Make tests/fixtures/metrics_200.json: 200 captions, 5 references each, and pycocoevalcap's scores of them.
 
-    pip install --no-deps --target /tmp/coco pycocoevalcap==1.2
-    PYTHONPATH=/tmp/coco python scripts/make_metric_fixture.py
+    pip install --no-deps --target coco pycocoevalcap==1.2
+    PYTHONPATH=coco python scripts/make_metric_fixture.py
 
 The texts are generated here from the seed; the values are those of pycocoevalcap 1.2 (Bleu(4), Rouge(),
 Cider()) on the very tokens that aligncap counts, so that tokenizers play no part. Needs no Java. Takes a few
