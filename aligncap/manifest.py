@@ -5,7 +5,6 @@ The format is described for people in data/manifest.md.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from aligncap.errors import Faults, UserError
-from aligncap.io import load_data, write_jsonl
+from aligncap.io import file_sha256, load_data, write_jsonl
 from aligncap.naming import natural, nearest
 from aligncap.progress import track
 from aligncap.splits import duplicate_notes, duplicates, split_by_speaker, straddling
@@ -160,15 +159,6 @@ def examine(path: str | Path, deep: bool = True) -> Validation:
             faults += [f"{path}:{number}: {fault}" for fault in found]
     faults.sort(key=natural)
     return Validation(faults, duplicate_notes(u for _, u in rows), len(rows))
-
-
-def file_sha256(path: str | Path) -> str:
-    """Hex SHA-256 of a file's bytes."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _number(value: Any) -> bool:

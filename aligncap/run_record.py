@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import platform
 import subprocess
@@ -12,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from aligncap.io import write_json
+from aligncap.io import file_sha256, write_json
 
 _PACKAGES = (
     "aligncap",
@@ -62,7 +61,7 @@ def versions() -> dict[str, str]:
 
 def file_hashes(paths: list[str | Path]) -> dict[str, str]:
     """SHA-256 of each file."""
-    return {str(p): hashlib.sha256(Path(p).read_bytes()).hexdigest() for p in paths}
+    return {str(p): file_sha256(p) for p in paths}
 
 
 def write_run_record(

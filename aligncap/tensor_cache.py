@@ -35,11 +35,6 @@ def fingerprint(model: Any) -> str:
     return total.hexdigest()[:24]
 
 
-def file_key(path: Path) -> str:
-    """Hash of a file's bytes: the key of what is computed from it."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
 class TensorCache:
     """Read-mostly mapping from a key to a tensor, over the shards of one folder."""
 

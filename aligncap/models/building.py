@@ -19,10 +19,9 @@ from transformers import (
 
 from aligncap.errors import UserError
 from aligncap.models.configuration_aligncap import AlignCapConfig
-from aligncap.models.encoders import MEL_PER_FRAME, layer_index
-from aligncap.models.modeling_aligncap import AlignCapForConditionalGeneration
+from aligncap.models.encoders import layer_index
+from aligncap.models.modeling_aligncap import AlignCapForConditionalGeneration, make_projector
 from aligncap.models.processing_aligncap import AUDIO_TOKEN, AlignCapProcessor
-from aligncap.models.projectors import StackMLPProjector
 from aligncap.models.sources import resolve
 from aligncap.prompts.templates import end_token_id, student_prompt
 
@@ -96,17 +95,7 @@ def assemble(
     model.model.audio_tower = audio_tower
     model.model.language_model = llm.base_model
     model.lm_head = llm.get_output_embeddings()
-    projector = model.model.multi_modal_projector
-    mix = 0 if projector.mix is None else projector.mix.numel()
-    model.model.multi_modal_projector = StackMLPProjector(
-        audio_tower.config.d_model,
-        embeddings.embedding_dim,
-        hidden=config.projector_hidden,
-        stack_size=config.stack_size,
-        dropout=config.projector_dropout,
-        summary_token=config.summary_token,
-        mix_layers=mix,
-    )
+    model.model.multi_modal_projector = make_projector(config, embeddings.embedding_dim)
     model.tie_weights()
     _check_head(model, llm, audio_token_id)
     left = [name for name, p in model.named_parameters() if p.is_meta]
@@ -165,6 +154,3 @@ def build(
     return assemble(
         audio_tower, AutoFeatureExtractor.from_pretrained(folder), language_model, tokenizer, **options
     )
-
-
-__all__ = ["MEL_PER_FRAME", "assemble", "build", "check_architecture", "load_llm"]

@@ -41,6 +41,20 @@ class PooledFrames:
     mask: Tensor
 
 
+def make_projector(config: AlignCapConfig, text_width: int) -> StackMLPProjector:
+    """A fresh projector of this configuration."""
+    audio_config = cast(Any, config.audio_config)
+    return StackMLPProjector(
+        audio_config.d_model,
+        text_width,
+        hidden=config.projector_hidden,
+        stack_size=config.stack_size,
+        dropout=config.projector_dropout,
+        summary_token=config.summary_token,
+        mix_layers=audio_config.encoder_layers + 1 if config.encoder_layer == "mix" else 0,
+    )
+
+
 class AlignCapModel(AlignCapPreTrainedModel):
     """Everything but the language-model head."""
 
@@ -50,14 +64,8 @@ class AlignCapModel(AlignCapPreTrainedModel):
         text_config: Any = config.text_config
         self.audio_tower = AutoModel.from_config(audio_config).encoder
         self.language_model = AutoModel.from_config(text_config)
-        self.multi_modal_projector = StackMLPProjector(
-            audio_config.d_model,
-            self.language_model.get_input_embeddings().embedding_dim,
-            hidden=config.projector_hidden,
-            stack_size=config.stack_size,
-            dropout=config.projector_dropout,
-            summary_token=config.summary_token,
-            mix_layers=audio_config.encoder_layers + 1 if config.encoder_layer == "mix" else 0,
+        self.multi_modal_projector = make_projector(
+            config, self.language_model.get_input_embeddings().embedding_dim
         )
         self.post_init()
         # Children declare classes that are not here (Whisper's decoder layer), on which FSDP would stop.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import logging
 import os
 import shutil
@@ -17,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from aligncap.errors import UserError
+from aligncap.io import file_sha256
 
 _log = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ def download(name: str, wheel: dict[str, Any], work: Path) -> Path:
         said = done.stderr.strip().splitlines() or ["no message"]
         reason = [line for line in said if line.startswith("ERROR") and line != "ERROR: Exception:"] or said
         raise Unavailable(f"pip could not download {requirement} ({reason[-1].strip()})")
-    found = sha256(files[0])
+    found = file_sha256(files[0])
     if found != wheel["sha256"]:
         raise UserError(
             f"{name}: {requirement} has SHA-256 {found}, but {wheel['sha256']} is pinned; it was deleted "
@@ -63,15 +63,6 @@ def download(name: str, wheel: dict[str, Any], work: Path) -> Path:
             "folder of the model"
         )
     return files[0]
-
-
-def sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def unpack(wheel: Path, target: Path, folder: str, patterns: list[str]) -> None:

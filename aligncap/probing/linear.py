@@ -15,12 +15,13 @@ from transformers import AutoFeatureExtractor, AutoModel
 
 from aligncap.audio.files import load_audio
 from aligncap.errors import UserError
+from aligncap.io import file_sha256
 from aligncap.manifest import Utterance, audio_path, read_manifest
 from aligncap.models.encoders import encode_frames
 from aligncap.models.processing_aligncap import AlignCapProcessor
 from aligncap.models.sources import resolve
 from aligncap.run_record import file_hashes
-from aligncap.tensor_cache import AUDIO_VERSION, TensorCache, digest, file_key, fill, fingerprint
+from aligncap.tensor_cache import AUDIO_VERSION, TensorCache, digest, fill, fingerprint
 
 
 @torch.no_grad()
@@ -39,7 +40,7 @@ def pooled_layers(files: list[Path], encoder: str, cache_dir: Path) -> Tensor:
         "audio_version": AUDIO_VERSION,
     }
     cache = TensorCache(cache_dir / f"layers-{digest(description)}", description)
-    keys = {file_key(path): path for path in files}
+    keys = {file_sha256(path): path for path in files}
 
     def compute(batch: list[str]) -> dict[str, Tensor]:
         mel = processor.log_mel([load_audio(keys[k], max_seconds=29.0) for k in batch])
@@ -48,7 +49,7 @@ def pooled_layers(files: list[Path], encoder: str, cache_dir: Path) -> Tensor:
         return dict(zip(batch, ((frames * own).sum(1) / own.sum(1)).clone(), strict=True))
 
     fill(cache, sorted(keys, key=lambda k: keys[k].stat().st_size), compute, 8, "probing layers")
-    return torch.stack([cache[file_key(path)] for path in files])
+    return torch.stack([cache[file_sha256(path)] for path in files])
 
 
 def fit_logistic(features: Tensor, labels: Tensor, classes: int, penalty: float) -> Tensor:

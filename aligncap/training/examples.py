@@ -10,10 +10,11 @@ from torch.utils.data import Dataset
 
 from aligncap.audio.files import load_audio
 from aligncap.errors import Faults
+from aligncap.io import file_sha256
 from aligncap.manifest import Utterance, audio_path, read_manifest
 from aligncap.models.processing_aligncap import AlignCapProcessor
 from aligncap.prompts.templates import response_ids, teacher_prompt
-from aligncap.tensor_cache import TensorCache, file_key
+from aligncap.tensor_cache import TensorCache
 from aligncap.training.caches import teacher_key
 
 
@@ -66,7 +67,7 @@ def audio_files(manifest: str, utterances: list[Utterance]) -> tuple[list[str], 
         if not path.is_file():
             faults.append(f"{manifest}:{number}: {path}: no such file")
             continue
-        key = file_key(path)
+        key = file_sha256(path)
         if u.sha256 and u.sha256 != key:
             faults.append(
                 f"{manifest}:{number}: {path}: has changed since `aligncap prepare`; prepare it again"
