@@ -12,8 +12,6 @@ from typing import Any
 
 from aligncap.errors import UserError
 
-TRAINING = ("teacher", "sft", "distill")
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb.
@@ -174,9 +172,22 @@ def clues(a: argparse.Namespace) -> int:
 
 def train(argv: list[str]) -> int:
     """`aligncap train VERB --config X.yaml [--key value …]`; also what scripts/train.py calls."""
-    from aligncap.training.arguments import DistillArguments, SpeechArguments, TeacherArguments, parse, usage
+    from aligncap.training.arguments import (
+        DistillArguments,
+        RunArguments,
+        SpeechArguments,
+        TeacherArguments,
+        parse,
+        usage,
+    )
+    from aligncap.training.prefer_arguments import PreferArguments
 
-    kinds = {"teacher": TeacherArguments, "sft": SpeechArguments, "distill": DistillArguments}
+    kinds: dict[str, type[RunArguments]] = {
+        "teacher": TeacherArguments,
+        "sft": SpeechArguments,
+        "distill": DistillArguments,
+        "prefer": PreferArguments,
+    }
     if not argv or argv[0] in ("-h", "--help"):
         print(usage(kinds))
         return 0 if argv else 2
@@ -186,10 +197,14 @@ def train(argv: list[str]) -> int:
         print(usage({argv[0]: kinds[argv[0]]}))
         return 0
     arguments: Any = parse(kinds[argv[0]], argv[1:])
-    from aligncap.training.speech import train_speech
-    from aligncap.training.teacher import train_teacher
-
-    folder = train_teacher(arguments) if isinstance(arguments, TeacherArguments) else train_speech(arguments)
+    run: Callable[[Any], Path | None]
+    if isinstance(arguments, PreferArguments):
+        from aligncap.training.prefer import train_prefer as run
+    elif isinstance(arguments, TeacherArguments):
+        from aligncap.training.teacher import train_teacher as run
+    else:
+        from aligncap.training.speech import train_speech as run
+    folder = run(arguments)
     if folder is None:
         return 130
     if arguments.process_index == 0:
@@ -405,7 +420,10 @@ def _parser() -> argparse.ArgumentParser:
     v.add_argument("--parser", default="default", help="default, rules, or a spaCy model folder")
 
     verb(
-        "train", lambda a: 2, "train teacher | sft | distill", "distill --config configs/recipes/distill.yaml"
+        "train",
+        lambda a: 2,
+        "train teacher | sft | distill | prefer",
+        "distill --config configs/recipes/distill.yaml",
     )
 
     v = verb(

@@ -16,21 +16,17 @@ from trl import TrlParser
 from aligncap.errors import Faults, UserError
 from aligncap.models.sources import DEFAULT_ENCODER, DEFAULT_LLM
 
-A = TypeVar("A", bound="CaptionArguments")
+A = TypeVar("A", bound="RunArguments")
 
 
 @dataclass
-class CaptionArguments(TrainingArguments):
+class RunArguments(TrainingArguments):
     """Shared by all training verbs."""
 
     output_dir: str | None = field(default=None, metadata={"help": "Folder of the run; made if missing."})
-    train_manifest: str | None = field(
-        default=None, metadata={"help": "Manifest to learn from, with captions and P_act."}
-    )
     dev_manifest: str | None = field(
         default=None, metadata={"help": "Manifest whose loss is reported during training."}
     )
-    llm: str = field(default=DEFAULT_LLM, metadata={"help": "Language model: name, folder or hub id."})
     lora_r: int = field(default=8, metadata={"help": "Rank of LoRA."})
     lora_alpha: int = field(default=16, metadata={"help": "Scale of LoRA."})
     lora_dropout: float = field(default=0.05, metadata={"help": "Dropout in LoRA."})
@@ -38,7 +34,6 @@ class CaptionArguments(TrainingArguments):
         default="auto",
         metadata={"help": "Comma-separated linear layers of the LLM to adapt; auto: q and v projections."},
     )
-    smoothing: float = field(default=0.0, metadata={"help": "Label smoothing of the cross-entropy."})
     max_response_tokens: int = field(
         default=64, metadata={"help": "Longer captions are cut, their end token kept."}
     )
@@ -65,15 +60,11 @@ class CaptionArguments(TrainingArguments):
         if not self.output_dir:
             faults.append("output_dir is missing: name a folder for the run, e.g. --output_dir runs/first")
         for name in ("train_manifest", "dev_manifest"):
-            value = getattr(self, name)
+            value = getattr(self, name, None)
             if value and not Path(value).is_file():
                 faults.append(
                     f"{name}: {value}: no such file; make it with `aligncap prepare` … `aligncap clues`"
                 )
-        if not self.train_manifest:
-            faults.append(
-                "train_manifest is missing: name a manifest, e.g. --train_manifest data/train.jsonl"
-            )
         if self.precision not in ("auto", "float32", "bfloat16"):
             faults.append(f"precision={self.precision!r}: choose auto, float32 or bfloat16")
         for name in (
@@ -102,6 +93,22 @@ class CaptionArguments(TrainingArguments):
     def own_faults(self) -> list[str]:
         """Faults of the options that a subclass adds."""
         return []
+
+
+@dataclass
+class CaptionArguments(RunArguments):
+    """Shared by the verbs that learn from captions."""
+
+    train_manifest: str | None = field(
+        default=None, metadata={"help": "Manifest to learn from, with captions and P_act."}
+    )
+    llm: str = field(default=DEFAULT_LLM, metadata={"help": "Language model: name, folder or hub id."})
+    smoothing: float = field(default=0.0, metadata={"help": "Label smoothing of the cross-entropy."})
+
+    def own_faults(self) -> list[str]:
+        if self.train_manifest:
+            return []
+        return ["train_manifest is missing: name a manifest, e.g. --train_manifest data/train.jsonl"]
 
 
 @dataclass
@@ -167,7 +174,7 @@ class DistillArguments(SpeechArguments):
     def own_faults(self) -> list[str]:
         from aligncap.training.divergences import NAMES
 
-        faults = []
+        faults = super().own_faults()
         if self.divergence not in NAMES:
             faults.append(f"divergence={self.divergence!r}: choose from {', '.join(NAMES)}")
         if self.targets not in ("references", "teacher"):
@@ -236,7 +243,7 @@ class _Parser(TrlParser):
         raise UserError(f"options: {message}")
 
 
-def usage(kinds: dict[str, type[CaptionArguments]]) -> str:
+def usage(kinds: dict[str, type[RunArguments]]) -> str:
     """Help text: examples, and for a single verb its own options with their defaults."""
     lines = ["usage: aligncap train VERB --config FILE.yaml [--key value …]", ""]
     for verb, kind in kinds.items():
@@ -245,14 +252,23 @@ def usage(kinds: dict[str, type[CaptionArguments]]) -> str:
         ((_, kind),) = kinds.items()
         lines += ["", "options (and all of transformers.TrainingArguments):"]
         inherited = {f.name for f in dataclasses.fields(TrainingArguments)}
+        ours = {
+            name
+            for base in kind.__mro__
+            if base.__module__.startswith("aligncap")
+            for name in base.__annotations__
+        }
         for f in dataclasses.fields(kind):
-            if f.name not in inherited or f.name in CaptionArguments.__annotations__:
-                lines.append(f"  --{f.name} [{f.default}]  {f.metadata.get('help', '')}".rstrip())
+            if f.name not in inherited or f.name in ours:
+                factory = f.default_factory
+                default = f.default if factory is dataclasses.MISSING else factory()
+                lines.append(f"  --{f.name} [{default}]  {f.metadata.get('help', '')}".rstrip())
     lines += [
         "",
         "examples:",
         "  aligncap train teacher --config configs/recipes/teacher.yaml",
         "  aligncap train distill --config configs/recipes/distill.yaml --seed 1 --output_dir runs/distill-1",
+        "  aligncap train prefer --config configs/recipes/prefer.yaml --model runs/distill",
         "  accelerate launch --config_file configs/accelerate/cpu2.yaml scripts/train.py distill --config …",
     ]
     return "\n".join(lines)

@@ -12,6 +12,7 @@ from transformers import Trainer
 from aligncap.training.arguments import CaptionArguments, DistillArguments
 from aligncap.training.collators import IGNORE
 from aligncap.training.divergences import chunked_divergence
+from aligncap.training.runs import two_rate_optimizer
 
 
 def response_positions(labels: Tensor) -> Tensor:
@@ -35,26 +36,8 @@ class SFTTrainer(Trainer):
     loss_is_scaled_for_ga = True
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
-        """AdamW with a learning rate of its own for the projector, where the options name one."""
-        rate = getattr(self.args, "projector_learning_rate", None)
-        if self.optimizer is None and rate:
-            groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
-            for name, parameter in self.model.named_parameters():
-                if parameter.requires_grad:
-                    key = ("multi_modal_projector" in name, parameter.dim() > 1)
-                    groups.setdefault(key, []).append(parameter)
-            kind, options = self.get_optimizer_cls_and_kwargs(self.args)
-            self.optimizer = kind(
-                [
-                    {
-                        "params": parameters,
-                        "lr": rate if projector else self.args.learning_rate,
-                        "weight_decay": self.args.weight_decay if decays else 0.0,
-                    }
-                    for (projector, decays), parameters in groups.items()
-                ],
-                **options,
-            )
+        if self.optimizer is None:
+            self.optimizer = two_rate_optimizer(self)
         return super().create_optimizer(*args, **kwargs)
 
     def response_logits(self, model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:

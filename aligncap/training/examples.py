@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,21 +39,29 @@ def read_captioned(path: str, need_p_act: bool) -> list[Utterance]:
     return utterances
 
 
-def refuse_special_tokens(path: str, utterances: list[Utterance], tokenizer: Any) -> None:
+def refuse_special_tokens(path: str, texts: Iterable[tuple[str, Sequence[str]]], tokenizer: Any) -> None:
     """A caption or transcript that holds a control token would end a turn, or put audio where there is none.
+
+    Args:
+        texts: (id, texts) of each line of `path`.
 
     Raises:
         Faults: every such text.
     """
     special = [token for token in tokenizer.all_special_tokens if token.strip()]
     faults = [
-        f"{path}:{number}: {u.id}: {token!r} in its texts is a control token of the LLM; take it out"
-        for number, u in enumerate(utterances, 1)
+        f"{path}:{number}: {name}: {token!r} in its texts is a control token of the LLM; take it out"
+        for number, (name, said) in enumerate(texts, 1)
         for token in special
-        if any(token in text for text in (u.transcript or "", *u.captions, *u.p_act))
+        if any(token in text for text in said)
     ]
     if faults:
         raise Faults(faults)
+
+
+def texts_of(utterances: list[Utterance]) -> list[tuple[str, list[str]]]:
+    """What of each utterance the LLM reads or writes."""
+    return [(u.id, [u.transcript or "", *u.captions, *u.p_act]) for u in utterances]
 
 
 def audio_files(manifest: str, utterances: list[Utterance]) -> tuple[list[str], dict[str, Path]]:
@@ -105,11 +114,34 @@ def text_rows(utterances: list[Utterance], tokenizer: Any, limit: int) -> list[d
     ]
 
 
-class SpeechRows(Dataset):
-    """One row a (clip, caption) pair.
+class ClipInputs:
+    """What the student reads of one clip: `prompt_ids`, placeholders expanded, and its audio.
 
-    Audio comes from the feature cache, or from the file when there is none.
+    Audio comes from the feature cache (`frames`), or from the file when there is none (`samples`).
     """
+
+    def __init__(self, processor: AlignCapProcessor, features: TensorCache | None) -> None:
+        self.processor, self.features = processor, features
+        # Tokenised whole, as in captioning: some tokenizers treat a start of text otherwise.
+        prompt = processor.tokenizer(processor.prompt, add_special_tokens=False)["input_ids"]
+        place = prompt.index(processor.audio_token_id)
+        self._around = prompt[:place], prompt[place + 1 :]
+
+    def __call__(self, key: str, path: Path) -> dict[str, Any]:
+        row: dict[str, Any] = {}
+        if self.features is not None:
+            row["frames"] = self.features[key]
+            count = self.processor.tokens_of_frames(len(row["frames"]))
+        else:
+            row["samples"] = load_audio(path, max_seconds=self.processor.max_seconds)
+            count = self.processor.num_audio_tokens(len(row["samples"]))
+        before, after = self._around
+        row["prompt_ids"] = [*before, *[self.processor.audio_token_id] * count, *after]
+        return row
+
+
+class SpeechRows(Dataset):
+    """One row a (clip, caption) pair."""
 
     def __init__(
         self,
@@ -123,13 +155,8 @@ class SpeechRows(Dataset):
         keys: list[str],
         states: TensorCache | None = None,
     ) -> None:
-        self.features, self.states = features, states
-        self.processor = processor
+        self.inputs, self.states = ClipInputs(processor, features), states
         tokenizer = processor.tokenizer
-        # Tokenised whole, as in captioning: some tokenizers treat a start of text otherwise.
-        prompt = tokenizer(processor.prompt, add_special_tokens=False)["input_ids"]
-        place = prompt.index(processor.audio_token_id)
-        self._around = prompt[:place], prompt[place + 1 :]
         self.rows: list[dict[str, Any]] = []
         for u, key in zip(utterances, keys, strict=True):
             path = audio_path(Path(manifest), u)
@@ -148,15 +175,7 @@ class SpeechRows(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         source = self.rows[index]
-        row: dict[str, Any] = {"response_ids": source["response_ids"]}
-        if self.features is not None:
-            row["frames"] = self.features[source["key"]]
-            count = self.processor.tokens_of_frames(len(row["frames"]))
-        else:
-            row["samples"] = load_audio(source["path"], max_seconds=self.processor.max_seconds)
-            count = self.processor.num_audio_tokens(len(row["samples"]))
-        before, after = self._around
-        row["prompt_ids"] = [*before, *[self.processor.audio_token_id] * count, *after]
+        row = {"response_ids": source["response_ids"], **self.inputs(source["key"], source["path"])}
         if self.states is not None:
             row["teacher_hidden"] = self.states[
                 teacher_key(source["teacher_prompt_ids"], source["response_ids"])

@@ -27,7 +27,7 @@ from transformers import (
 from aligncap.errors import UserError
 from aligncap.io import read_jsonl, write_jsonl
 from aligncap.run_record import write_run_record
-from aligncap.training.arguments import CaptionArguments
+from aligncap.training.arguments import RunArguments
 
 _TARGETS = (("q_proj", "v_proj"), ("c_attn",), ("query_key_value",), ("qkv_proj",))
 
@@ -50,24 +50,51 @@ def lora_targets(llm: nn.Module, wanted: str, prefix: str = "") -> str:
     )
 
 
-def add_adapters(model: PreTrainedModel, args: CaptionArguments, *, projector: bool) -> PeftModel:
-    """LoRA on the language model.
+def lora_config(model: Any, args: RunArguments, *, projector: bool) -> LoraConfig:
+    """LoRA on the language model; with `projector` it is trained in full and saved beside the adapter."""
+    speech = hasattr(getattr(model, "model", None), "multi_modal_projector")
+    llm, prefix = (model.model.language_model, r"model\.language_model") if speech else (model, "")
+    return LoraConfig(
+        r=args.lora_r,
+        lora_alpha=args.lora_alpha,
+        lora_dropout=args.lora_dropout,
+        target_modules=lora_targets(llm, args.lora_targets, prefix),
+        modules_to_save=["multi_modal_projector"] if projector else None,
+        task_type="CAUSAL_LM",
+    )
 
-    The projector, where there is one, is trained in full and saved beside it.
+
+def add_adapters(model: PreTrainedModel, args: RunArguments, *, projector: bool) -> PeftModel:
+    """`model` with fresh adapters; see `lora_config`."""
+    return get_peft_model(model, lora_config(model, args, projector=projector))
+
+
+def two_rate_optimizer(trainer: Trainer) -> torch.optim.Optimizer | None:
+    """The optimizer of the options, with a learning rate of its own for the projector.
+
+    None where the options name no such rate: the Trainer's own will do.
     """
-    llm = model.model.language_model if projector else model
-    return get_peft_model(
-        model,
-        LoraConfig(
-            r=args.lora_r,
-            lora_alpha=args.lora_alpha,
-            lora_dropout=args.lora_dropout,
-            target_modules=lora_targets(
-                llm, args.lora_targets, r"model\.language_model" if projector else ""
-            ),
-            modules_to_save=["multi_modal_projector"] if projector else None,
-            task_type="CAUSAL_LM",
-        ),
+    args: Any = trainer.args
+    rate = getattr(args, "projector_learning_rate", None)
+    if not rate:
+        return None
+    model: Any = trainer.model
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            key = ("multi_modal_projector" in name, parameter.dim() > 1)
+            groups.setdefault(key, []).append(parameter)
+    kind, options = trainer.get_optimizer_cls_and_kwargs(args)
+    return kind(
+        [
+            {
+                "params": parameters,
+                "lr": rate if projector else args.learning_rate,
+                "weight_decay": args.weight_decay if decays else 0.0,
+            }
+            for (projector, decays), parameters in groups.items()
+        ],
+        **options,
     )
 
 
@@ -138,7 +165,7 @@ class JsonLog(TrainerCallback):
                 file.write(json.dumps(row) + "\n")
 
 
-def prepare_folder(args: CaptionArguments) -> Path:
+def prepare_folder(args: RunArguments) -> Path:
     """The run's folder, proven writable before anything long begins."""
     out = Path(str(args.output_dir))
     try:
@@ -156,7 +183,7 @@ def prepare_folder(args: CaptionArguments) -> Path:
     return out
 
 
-def last_checkpoint(args: CaptionArguments) -> str | None:
+def last_checkpoint(args: RunArguments) -> str | None:
     """Checkpoint to resume from.
 
     A path, or the newest of the folder when `resume_from_checkpoint` is true.
@@ -191,7 +218,7 @@ def resume_command() -> str:
     return shlex.join([*start, *words, "--resume_from_checkpoint", "true"])
 
 
-def train(trainer: Trainer, args: CaptionArguments, verb: str, data: list[str | Path], **record: Any) -> bool:
+def train(trainer: Trainer, args: RunArguments, verb: str, data: list[str | Path], **record: Any) -> bool:
     """Train to the end or to an interruption.
 
     Returns:

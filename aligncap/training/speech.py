@@ -30,6 +30,7 @@ from aligncap.training.examples import (
     balanced,
     read_captioned,
     refuse_special_tokens,
+    texts_of,
 )
 from aligncap.training.runs import add_adapters, prepare_folder, train
 from aligncap.training.targets import write_targets
@@ -137,7 +138,7 @@ def train_speech(args: SpeechArguments) -> Path | None:
     with args.main_process_first(local=False, desc="base model"):
         model, processor = build_base(args, out / "base", utterances[0], *files[0])
     for path, part in zip(manifests, utterances, strict=True):
-        refuse_special_tokens(path, part, processor.tokenizer)
+        refuse_special_tokens(path, texts_of(part), processor.tokenizer)
     features: TensorCache | None = None
     if args.feature_cache:
         with args.main_process_first(local=False, desc="features"):

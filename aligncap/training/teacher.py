@@ -14,7 +14,7 @@ from aligncap.models.checkpoints import save_whole
 from aligncap.training.arguments import TeacherArguments
 from aligncap.training.collators import TextCollator
 from aligncap.training.distill import SFTTrainer
-from aligncap.training.examples import read_captioned, refuse_special_tokens, text_rows
+from aligncap.training.examples import read_captioned, refuse_special_tokens, text_rows, texts_of
 from aligncap.training.runs import add_adapters, prepare_folder, train
 
 
@@ -33,7 +33,7 @@ def train_teacher(args: TeacherArguments) -> Path | None:
     set_seed(args.seed)
     model, tokenizer = load_llm(args.llm)
     for path, part in zip(manifests, utterances, strict=True):
-        refuse_special_tokens(path, part, tokenizer)
+        refuse_special_tokens(path, texts_of(part), tokenizer)
     rows = [text_rows(u, tokenizer, args.max_response_tokens) for u in utterances]
     peft_model = add_adapters(model, args, projector=False)
     trainer = SFTTrainer(

@@ -1,0 +1,243 @@
+"""`train prefer`: DPO on judged caption pairs (AlignCap, PO-Regularisation; Rafailov et al. 2023, eq. 7).
+
+The printed loss of AlignCap has β outside log σ and no minus sign; this is the standard one,
+−log σ(β (log π/π_ref (chosen) − log π/π_ref (rejected))), and trl's other loss types by option.
+"""
+
+from __future__ import annotations
+
+import functools
+import types
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import EarlyStoppingCallback, set_seed
+from trl import DPOTrainer
+from trl.trainer.utils import FusedCausalLMOutput
+
+from aligncap.manifest import read_manifest
+from aligncap.models.checkpoints import base_of, load_checkpoint, load_folder, save_whole
+from aligncap.models.modeling_aligncap import AlignCapForConditionalGeneration
+from aligncap.models.processing_aligncap import AlignCapProcessor
+from aligncap.tensor_cache import AUDIO_VERSION, TensorCache, digest, fill, fingerprint
+from aligncap.training.caches import feature_cache, fill_features
+from aligncap.training.collators import IGNORE
+from aligncap.training.dev_score import DevScore
+from aligncap.training.distill import response_positions
+from aligncap.training.examples import audio_files, refuse_special_tokens
+from aligncap.training.prefer_arguments import PreferArguments
+from aligncap.training.preference_rows import (
+    PreferenceCollator,
+    PreferenceRows,
+    manifest_of_pairs,
+    read_pairs,
+    reference_key,
+)
+from aligncap.training.runs import lora_config, prepare_folder, train, two_rate_optimizer
+from aligncap.training.watch import Watch
+
+
+def score_responses(model: nn.Module) -> None:
+    """Give `model` the forward that trl's loss calls: `model(..., labels, fused_lm_head=True)`.
+
+    It takes the place of trl's own, which off the GPU computes logits at every position, prompt included, and
+    counts the audio placeholder as a word. Fields are (batch, length − 1), zero where the label is −100.
+    """
+    plain = type(model).forward
+    limit = model.config.audio_token_id  # type: ignore[union-attr]
+
+    @functools.wraps(plain)
+    def forward(self: Any, *args: Any, fused_lm_head: bool = False, labels: Any = None, **kwargs: Any) -> Any:
+        if not fused_lm_head:
+            return plain(self, *args, labels=labels, **kwargs)
+        keep = response_positions(labels)
+        logits = plain(self, *args, logits_to_keep=keep, **kwargs).logits[:, :limit].float()
+        targets = labels[:, 1:][labels[:, 1:] != IGNORE]
+        log_probs = -F.cross_entropy(logits, targets, reduction="none")
+        with torch.no_grad():
+            p = logits.softmax(-1)
+            entropy = -(p * p.clamp(min=1e-30).log()).sum(-1)
+            fields = {
+                "entropy": entropy,
+                "mean_logits": logits.mean(-1),
+                "is_top1": logits.argmax(-1) == targets,
+            }
+        place = keep[:, :-1]
+
+        def spread(values: Tensor) -> Tensor:
+            return values.new_zeros(place.shape).masked_scatter(place, values)
+
+        return FusedCausalLMOutput(
+            log_probs=spread(log_probs), label_mask=place, **{name: spread(v) for name, v in fields.items()}
+        )
+
+    model.forward = types.MethodType(forward, model)
+
+
+class PreferTrainer(DPOTrainer):
+    """trl's DPOTrainer on rows that hold audio; the dev score takes the place of an evaluation loss."""
+
+    model: Any
+    args: PreferArguments
+
+    def __init__(self, *, rows: PreferenceRows, dev: DevScore | None = None, **kwargs: Any) -> None:
+        self.rows, self.dev = rows, dev
+        # trl insists on a datasets.Dataset, which would copy the audio; `_prepare_dataset` puts the rows in.
+        numbers = datasets.Dataset.from_dict({"row": list(range(len(rows)))})
+        # The Trainer asks for a set to evaluate on, though `evaluate` does without.
+        super().__init__(train_dataset=numbers, eval_dataset=numbers if dev else None, **kwargs)
+        score_responses(self.model.get_base_model())
+
+    def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        return self.rows
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        if self.optimizer is None:
+            self.optimizer = two_rate_optimizer(self)
+        return super().create_optimizer(*args, **kwargs)
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Caption the dev clips and judge them by the rubric."""
+        if self.dev is None:
+            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        self.model.eval()
+        model = self.accelerator.unwrap_model(self.model)
+        with self.accelerator.autocast():
+            scores = self.dev(model, self.accelerator.process_index, self.accelerator.num_processes)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in scores.items()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    @torch.no_grad()
+    def fill_reference(self, root: Path, start: str, batch: int = 16) -> None:
+        """Compute the reference's log-probability of every caption before training, and read it from then on.
+
+        Cached in `root` by a hash of the reference's weights (`start`), precision, the clip, prompt and
+        caption.
+        """
+        rows = self.rows
+        model = self.accelerator.unwrap_model(self.model)
+        description = {
+            "kind": "reference log-probabilities",
+            "model": start,
+            "bf16": bool(self.args.bf16),
+            "audio_version": AUDIO_VERSION,
+        }
+        cache = TensorCache(root / f"reference-{digest(description)}", description)
+        sides: dict[str, tuple[int, str]] = {}
+        for index in range(len(rows)):
+            row = rows[index]
+            for side in ("chosen_ids", "rejected_ids"):
+                key = reference_key(rows.rows[index]["key"], row["prompt_ids"], row[side])
+                sides.setdefault(key, (index, side))
+
+        def compute(keys: list[str]) -> dict[str, Tensor]:
+            chosen = [(rows[i], side) for i, side in (sides[key] for key in keys)]
+            # In trl's layout the second half repeats the audio; here it scores nothing new and is cut off.
+            single = [{**row, "chosen_ids": row[side], "rejected_ids": row[side][:1]} for row, side in chosen]
+            inputs = {k: v[: len(keys)].to(self.args.device) for k, v in self.data_collator(single).items()}
+            mask = inputs.pop("completion_mask")
+            labels = inputs["input_ids"].masked_fill(mask == 0, IGNORE)
+            with self.accelerator.autocast(), model.disable_adapter():
+                output = model(**inputs, labels=labels, fused_lm_head=True, use_cache=False)
+            return {k: v.reshape(1).cpu() for k, v in zip(keys, output.log_probs.sum(1), strict=True)}
+
+        model.eval()
+        ordered = sorted(sides, key=lambda k: len(rows.rows[sides[k][0]][sides[k][1]]))
+        fill(cache, ordered, compute, batch, "reference reads")
+        rows.reference = cache
+        self.precompute_ref_logps = True
+
+
+def wants_reference_cache(args: PreferArguments, pairs: int) -> bool:
+    """Whether the reference's word on every pair, computed beforehand, costs no more than computed live."""
+    if args.reference_cache != "auto":
+        return args.reference_cache == "yes"
+    steps = args.max_steps if args.max_steps > 0 else pairs  # by epochs: each pair is read
+    return steps * args.train_batch_size * args.gradient_accumulation_steps * args.world_size >= pairs
+
+
+def load_start(
+    args: PreferArguments, folder: Path
+) -> tuple[AlignCapForConditionalGeneration, AlignCapProcessor]:
+    """The checkpoint to start from, its adapter folded in.
+
+    An adapter's whole model is saved in `folder`, since the new adapter stands on it.
+    """
+    start = Path(str(args.model))
+    if not (start / "adapter_config.json").is_file():
+        return load_checkpoint(start)  # type: ignore[return-value]
+    if not (folder / "config.json").is_file():
+        base_of(start)
+        model: Any
+        model, processor = load_checkpoint(start)
+        processor.save_pretrained(folder)
+        save_whole(model.merge_and_unload(), folder)
+    return load_folder(folder)
+
+
+def train_prefer(args: PreferArguments) -> Path | None:
+    """Refine a checkpoint on pairs.
+
+    Writes to `output_dir`: the trained adapter (and projector), `base/` on which they stand when the start
+    was an adapter, processor, `run.json`, `log.jsonl`, tensorboard logs and checkpoints.
+
+    Returns:
+        The folder, or None when the run was interrupted.
+
+    Raises:
+        UserError, Faults: pairs, manifest or start that cannot be used.
+    """
+    out = prepare_folder(args)
+    manifest = manifest_of_pairs(str(args.train_pairs), args.train_manifest)
+    utterances = read_manifest(Path(manifest))
+    pairs = read_pairs(str(args.train_pairs), manifest, utterances, args.kinds())
+    keys, paths = audio_files(manifest, utterances)
+    key_of = {u.id: key for u, key in zip(utterances, keys, strict=True)}
+    set_seed(args.seed)
+    model: Any
+    with args.main_process_first(local=False, desc="base model"):
+        model, processor = load_start(args, out / "base")
+    said = [(pair.utterance.id, (pair.chosen, pair.rejected)) for pair in pairs]
+    refuse_special_tokens(str(args.train_pairs), said, processor.tokenizer)
+    model.to(args.device).requires_grad_(False)
+    used = [key_of[pair.utterance.id] for pair in pairs]
+    features = None
+    if args.feature_cache:
+        with args.main_process_first(local=False, desc="features"):
+            features = feature_cache(Path(args.cache_dir), model, processor)
+            fill_features(features, model, processor, {key: paths[key] for key in used})
+    rows = PreferenceRows(pairs, used, paths, processor, limit=args.max_response_tokens, features=features)
+    dev = None
+    if args.dev_manifest:
+        with args.main_process_first(local=False, desc="dev clips"):
+            dev = DevScore(args.dev_manifest, model, processor, features, args)
+    start = fingerprint(model)
+    set_seed(args.seed)
+    trainer = PreferTrainer(
+        model=model,
+        peft_config=lora_config(model, args, projector=args.train_projector),
+        args=args,
+        rows=rows,
+        data_collator=PreferenceCollator(processor),
+        processing_class=processor,
+        dev=dev,
+    )
+    if args.patience:
+        trainer.add_callback(EarlyStoppingCallback(args.patience))
+    trainer.add_callback(Watch(args))
+    if wants_reference_cache(args, len(rows)):
+        with args.main_process_first(local=False, desc="reference"):
+            trainer.fill_reference(Path(args.cache_dir), start)
+    data: list[str | Path] = [path for path in (args.train_pairs, manifest, args.dev_manifest) if path]
+    if not train(trainer, args, "train prefer", data, start=str(args.model), pairs=len(rows)):
+        return None
+    trainer.save_model(str(out))
+    return out

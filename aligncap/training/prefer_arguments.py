@@ -1,0 +1,108 @@
+"""Options of `train prefer`: trl's DPOConfig, plus ours. Defaults are the measured recipe."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from trl import DPOConfig
+
+from aligncap.training.arguments import RunArguments
+
+KINDS = ("best-worst", "reference-worst", "flipped-emotion", "flipped-claim", "other-clip")
+
+
+@dataclass
+class PreferArguments(RunArguments, DPOConfig):
+    """`train prefer`: DPO on judged caption pairs, from a distilled checkpoint.
+
+    The reference is that checkpoint: the same weights with the new adapter off.
+    """
+
+    model: str | None = field(
+        default=None, metadata={"help": "Checkpoint to start from: a training run's folder or a merged one."}
+    )
+    train_pairs: str | None = field(default=None, metadata={"help": "Pairs written by `aligncap pairs`."})
+    train_manifest: str | None = field(
+        default=None, metadata={"help": "Manifest of the pairs' clips; default: the one the pairs name."}
+    )
+    dev_manifest: str | None = field(
+        default=None,
+        metadata={"help": "Manifest whose clips are captioned and judged by the rubric during training."},
+    )
+    pair_kinds: str = field(
+        default="all", metadata={"help": f"Comma-separated kinds of pairs to use: {', '.join(KINDS)}."}
+    )
+    train_projector: bool = field(default=True, metadata={"help": "Train the projector beside LoRA."})
+    projector_learning_rate: float | None = field(
+        default=None, metadata={"help": "Learning rate of the projector; none: learning_rate."}
+    )
+    reference_cache: str = field(
+        default="auto",
+        metadata={
+            "help": "Compute the reference's log-probabilities before training: yes, no, or auto: "
+            "if each pair is read at least once."
+        },
+    )
+    feature_cache: bool = field(
+        default=True, metadata={"help": "Compute encoder features once, before training."}
+    )
+    cache_dir: str = field(default="runs/cache", metadata={"help": "Folder of the caches."})
+    dev_clips: int = field(default=64, metadata={"help": "Dev clips to caption at each evaluation."})
+    patience: int = field(
+        default=0, metadata={"help": "Stop after so many evaluations without a better dev score; 0: never."}
+    )
+    alarm_chosen_drop: float = field(
+        default=5.0,
+        metadata={"help": "Alarm when chosen captions lose more than this many nats against the reference."},
+    )
+    alarm_length_growth: float = field(
+        default=0.25, metadata={"help": "Alarm when dev captions grow by more than this share."}
+    )
+    alarm_top_share: float = field(
+        default=0.15,
+        metadata={"help": "Alarm when more than this share of dev captions are one and the same."},
+    )
+
+    max_steps: int = 100
+    learning_rate: float = 2e-4
+    beta: float = 0.1
+    max_length: int | None = None
+    eval_steps: float | None = 25
+    save_steps: float = 25
+    gradient_checkpointing: bool = False
+    ddp_find_unused_parameters: bool | None = False
+
+    def own_faults(self) -> list[str]:
+        faults = []
+        for name, example in (("model", "runs/distill"), ("train_pairs", "runs/pairs.jsonl")):
+            value = getattr(self, name)
+            if not value:
+                faults.append(f"{name} is missing: e.g. --{name} {example}")
+            elif not Path(value).exists():
+                faults.append(f"{name}: {value}: no such file or folder")
+        if self.reference_cache not in ("auto", "yes", "no"):
+            faults.append(f"reference_cache={self.reference_cache!r}: choose auto, yes or no")
+        if self.precompute_ref_log_probs:
+            faults.append("precompute_ref_log_probs: use --reference_cache yes, which knows about audio")
+        unknown = sorted(set(self.kinds()) - set(KINDS))
+        if unknown:
+            faults.append(f"pair_kinds: unknown {', '.join(unknown)}; choose from {', '.join(KINDS)}")
+        for name in ("dev_clips", "beta"):
+            if getattr(self, name) <= 0:
+                faults.append(f"{name}={getattr(self, name)}: must be above 0")
+        if self.dev_manifest:
+            # The best checkpoint by the dev score is kept, so it must be there to be kept.
+            if self.save_steps != self.eval_steps:
+                faults.append(f"save_steps={self.save_steps}, eval_steps={self.eval_steps}: must be equal")
+            self.load_best_model_at_end = True
+            self.metric_for_best_model = "eval_rubric"
+            self.greater_is_better = True
+            self.eval_on_start = True
+        elif self.patience:
+            faults.append("patience: early stopping needs --dev_manifest")
+        return faults
+
+    def kinds(self) -> tuple[str, ...]:
+        """Kinds of pairs to train on."""
+        return KINDS if self.pair_kinds == "all" else tuple(k.strip() for k in self.pair_kinds.split(","))

@@ -1,0 +1,64 @@
+"""Alarms of `train prefer`: preference training can win its margin and lose its captions."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from aligncap.training.prefer_arguments import PreferArguments
+
+
+class Watch(TrainerCallback):
+    """Says when chosen captions lose probability, captions grow longer, or outputs collapse into one.
+
+    An alarm is a line on standard error and a field `alarm/...` of the log; it stops nothing.
+    """
+
+    def __init__(self, args: PreferArguments) -> None:
+        self.limits = args
+        self.first_length: float | None = None
+
+    def alarms(self, logs: dict[str, Any]) -> dict[str, str]:
+        """Alarm name to message, for one row of the log.
+
+        `rewards/chosen` is β times the mean log-ratio of chosen captions to the reference, in nats.
+        """
+        found = {}
+        limits = self.limits
+        if "rewards/chosen" in logs:
+            drop = -logs["rewards/chosen"] / limits.beta
+            if drop > limits.alarm_chosen_drop:
+                found["chosen_falls"] = (
+                    f"chosen captions lost {drop:.1f} nats against the reference; "
+                    "mix in sft (--loss_type sigmoid sft --loss_weights 1 0.5) or lower learning_rate"
+                )
+        if "eval_length" in logs:
+            if self.first_length is None:
+                self.first_length = logs["eval_length"]
+            growth = logs["eval_length"] / self.first_length - 1 if self.first_length else 0.0
+            if growth > limits.alarm_length_growth:
+                found["length_grows"] = (
+                    f"dev captions grew by {growth:.0%}; balance the lengths of the pairs, or set ld_alpha"
+                )
+        if logs.get("eval_top_share", 0.0) > limits.alarm_top_share:
+            found["outputs_collapse"] = (
+                f"{logs['eval_top_share']:.0%} of the dev captions are one and the same; stop earlier"
+            )
+        return found
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **_: Any,
+    ) -> None:
+        if logs is None:
+            return
+        for name, message in self.alarms(logs).items():
+            logs[f"alarm/{name}"] = 1.0
+            if state.is_world_process_zero:
+                print(f"alarm at step {state.global_step}: {message}", file=sys.stderr)

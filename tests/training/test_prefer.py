@@ -1,0 +1,391 @@
+"""`train prefer` on tiny models: the loss is DPO's, the reference is the start, runs are reproducible."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.nn import functional as F
+
+from aligncap.cli import main
+from aligncap.errors import Faults, UserError
+from aligncap.io import write_jsonl
+from aligncap.manifest import read_manifest
+from aligncap.models.checkpoints import load_folder, save_whole
+from aligncap.tensor_cache import fingerprint
+from aligncap.training.dev_score import choose_clips
+from aligncap.training.examples import audio_files
+from aligncap.training.prefer import PreferTrainer, train_prefer
+from aligncap.training.prefer_arguments import PreferArguments
+from aligncap.training.preference_rows import (
+    PreferenceCollator,
+    PreferenceRows,
+    manifest_of_pairs,
+    read_pairs,
+)
+from aligncap.training.runs import lora_config
+from aligncap.training.watch import Watch
+from tests.conftest import make_model
+
+TOLERANCE = {"atol": 1e-5, "rtol": 1e-5}
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory) -> Path:
+    """A whole untrained checkpoint."""
+    folder = tmp_path_factory.mktemp("start") / "model"
+    model, processor = make_model(projector_dropout=0.0)
+    processor.save_pretrained(folder)
+    save_whole(model, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory, manifest) -> Path:
+    """Two pairs a clip: its caption against the next clip's, and against a cut one."""
+    path = tmp_path_factory.mktemp("pairs") / "pairs.jsonl"
+    clips = read_manifest(manifest)
+    rows = []
+    for u, other in zip(clips, clips[1:] + clips[:1]):
+        if u.captions[0] == other.captions[-1]:
+            continue
+        common = {"id": u.id, "manifest": os.path.relpath(manifest, path.parent)}
+        rows.append(common | {"chosen": u.captions[0], "rejected": other.captions[-1], "kind": "other-clip"})
+        rows.append(common | {"chosen": u.captions[0], "rejected": "The voice.", "kind": "best-worst"})
+    write_jsonl(path, rows)
+    return path
+
+
+def options(out, start, pairs, **more):
+    return {
+        "output_dir": str(out),
+        "model": str(start),
+        "train_pairs": str(pairs),
+        "cache_dir": str(Path(out).parent / "cache"),
+        "max_steps": 4,
+        "per_device_train_batch_size": 6,
+        "learning_rate": 1e-3,
+        "logging_steps": 1,
+        "save_steps": 2,
+        "eval_steps": 2,
+        "precision": "float32",
+        "report_to": "none",
+        "disable_tqdm": True,
+    } | more
+
+
+def run(out, start, pairs, **more):
+    return train_prefer(PreferArguments(**options(out, start, pairs, **more)))
+
+
+def log(out, name="loss") -> list[float]:
+    rows = [json.loads(line) for line in (Path(out) / "log.jsonl").read_text().splitlines()]
+    return [row[name] for row in rows if name in row]
+
+
+def adapter(out) -> dict[str, torch.Tensor]:
+    return load_file(Path(out) / "adapter_model.safetensors")
+
+
+def equal_adapters(a, b, **tolerance):
+    a, b = adapter(a), adapter(b)
+    assert a.keys() == b.keys()
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], **(tolerance or TOLERANCE))
+
+
+@pytest.fixture(scope="module")
+def preferred(tmp_path_factory, start, pairs):
+    out = tmp_path_factory.mktemp("runs") / "prefer"
+    run(out, start, pairs, reference_cache="no")
+    return out
+
+
+def trainer_of(tmp_path, start, pairs, features=False, **more):
+    """A trainer whose adapter has moved away from the reference, and one batch of its rows."""
+    args = PreferArguments(**options(tmp_path / "x", start, pairs, **more))
+    manifest = manifest_of_pairs(str(pairs), None)
+    utterances = read_manifest(Path(manifest))
+    found = read_pairs(str(pairs), manifest, utterances, args.kinds())
+    keys, paths = audio_files(manifest, utterances)
+    by_id = dict(zip([u.id for u in utterances], keys))
+    model, processor = load_folder(start)
+    model.requires_grad_(False)
+    rows = PreferenceRows(
+        found, [by_id[p.utterance.id] for p in found], paths, processor, limit=64, features=None
+    )
+    mark = fingerprint(model)
+    trainer = PreferTrainer(
+        model=model,
+        peft_config=lora_config(model, args, projector=True),
+        args=args,
+        rows=rows,
+        data_collator=PreferenceCollator(processor),
+        processing_class=processor,
+    )
+    torch.manual_seed(1)
+    for p in trainer.model.parameters():
+        if p.requires_grad:
+            p.data += 0.05 * torch.randn_like(p)
+    batch = PreferenceCollator(processor)([rows[i] for i in range(6)])
+    return trainer, batch, rows, processor, mark
+
+
+def summed_log_probs(model, processor, row, side):
+    """One caption at a time, full logits, a loop over its tokens."""
+    ids = row["prompt_ids"] + row[side]
+    mel = processor.log_mel([row["samples"]])
+    logits = model(
+        input_ids=torch.tensor([ids]), attention_mask=torch.ones(1, len(ids)).long(), **mel
+    ).logits[0]
+    total = 0.0
+    for k, token in enumerate(row[side]):
+        total = total + logits[len(row["prompt_ids"]) - 1 + k].log_softmax(-1)[token]
+    return total
+
+
+def test_loss_and_gradients_are_the_hand_written_formula(tmp_path, start, pairs):
+    trainer, batch, rows, processor, _ = trainer_of(tmp_path, start, pairs, beta=0.3)
+    model = trainer.model
+    loss = trainer.compute_loss(model, dict(batch))
+    loss.backward()
+    found = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+
+    by_hand = []
+    for i in range(6):
+        policy = [summed_log_probs(model, processor, rows[i], s) for s in ("chosen_ids", "rejected_ids")]
+        with torch.no_grad(), model.disable_adapter():
+            ref = [summed_log_probs(model, processor, rows[i], s) for s in ("chosen_ids", "rejected_ids")]
+        by_hand.append(-F.logsigmoid(0.3 * ((policy[0] - ref[0]) - (policy[1] - ref[1]))))
+    wanted = torch.stack(by_hand).mean()
+    wanted.backward()
+    torch.testing.assert_close(loss, wanted, **TOLERANCE)
+    assert abs(loss.item() - 0.6931) > 1e-3  # the adapter has moved, or nothing would be tested
+    assert any("multi_modal_projector" in n for n in found) and any("lora_A" in n for n in found)
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            torch.testing.assert_close(found[name], parameter.grad, **TOLERANCE)
+
+
+def test_ipo_by_hand(tmp_path, start, pairs):
+    trainer, batch, rows, processor, _ = trainer_of(tmp_path, start, pairs, beta=0.2, loss_type=["ipo"])
+    model, losses = trainer.model, []
+    for i in range(6):
+        ratios = []
+        for side in ("chosen_ids", "rejected_ids"):
+            with torch.no_grad():
+                policy = summed_log_probs(model, processor, rows[i], side)
+                with model.disable_adapter():
+                    ref = summed_log_probs(model, processor, rows[i], side)
+            ratios.append((policy - ref) / len(rows[i][side]))
+        losses.append((ratios[0] - ratios[1] - 1 / (2 * 0.2)) ** 2)
+    torch.testing.assert_close(
+        trainer.compute_loss(model, dict(batch)).detach(), torch.stack(losses).mean(), **TOLERANCE
+    )
+
+
+def test_the_sft_part_is_the_mean_over_chosen_tokens(tmp_path, start, pairs):
+    trainer, batch, rows, processor, _ = trainer_of(tmp_path, start, pairs, loss_type=["sft"])
+    with torch.no_grad():
+        total = sum(summed_log_probs(trainer.model, processor, rows[i], "chosen_ids") for i in range(6))
+    tokens = sum(len(rows[i]["chosen_ids"]) for i in range(6))
+    loss = trainer.compute_loss(trainer.model, dict(batch)).detach()
+    torch.testing.assert_close(loss, -total / tokens, **TOLERANCE)
+
+
+def test_the_placeholder_has_no_probability(tmp_path, start, pairs):
+    """trl's own head would count it as a word."""
+    trainer, batch, _, processor, _ = trainer_of(tmp_path, start, pairs)
+    inputs = {k: v for k, v in batch.items() if k != "completion_mask"}
+    labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, -100)
+    with torch.no_grad():
+        scored = trainer.model(**inputs, labels=labels, fused_lm_head=True).log_probs
+        logits = trainer.model(**inputs).logits
+    assert logits[..., processor.audio_token_id :].max() < -1e30
+    plain = logits.log_softmax(-1)[:, :-1].gather(-1, labels[:, 1:].clamp(min=0)[..., None])[..., 0]
+    torch.testing.assert_close(scored, plain * (labels[:, 1:] >= 0), **TOLERANCE)
+
+
+def test_the_cached_reference_is_the_live_one(tmp_path, start, pairs):
+    trainer, batch, rows, processor, mark = trainer_of(tmp_path, start, pairs)
+    live = trainer.compute_loss(trainer.model, dict(batch)).detach()
+    trainer.fill_reference(tmp_path / "cache", mark)
+    cached = PreferenceCollator(processor)([rows[i] for i in range(6)])
+    assert cached["ref_chosen_logps"].shape == (6,)
+    torch.testing.assert_close(trainer.compute_loss(trainer.model, cached).detach(), live, **TOLERANCE)
+
+
+def test_another_start_does_not_read_this_reference(tmp_path, start, pairs):
+    trainer, _, rows, _, mark = trainer_of(tmp_path, start, pairs)
+    trainer.fill_reference(tmp_path / "cache", mark)
+    first = rows.reference.folder
+    trainer.fill_reference(tmp_path / "cache", "another")
+    assert rows.reference.folder != first
+
+
+def test_a_run_with_the_cached_reference_equals_a_live_one(preferred, tmp_path, start, pairs):
+    run(tmp_path / "cached", start, pairs, reference_cache="yes")
+    assert log(tmp_path / "cached") == pytest.approx(log(preferred), abs=1e-5)
+    equal_adapters(preferred, tmp_path / "cached", atol=2e-5, rtol=2e-4)
+
+
+def test_the_first_loss_is_ln_2(preferred):
+    assert log(preferred)[0] == pytest.approx(0.6931, abs=1e-3)
+
+
+def test_margins_grow_and_only_the_adapter_moves(preferred):
+    assert log(preferred, "rewards/margins")[-1] > log(preferred, "rewards/margins")[0]
+    assert {"multi_modal_projector", "lora_A", "lora_B"} == {
+        part
+        for name in adapter(preferred)
+        for part in name.split(".")
+        if part in name.split(".") and part in ("multi_modal_projector", "lora_A", "lora_B", "audio_tower")
+    }
+
+
+def test_features_from_the_cache_or_from_audio_are_one(preferred, tmp_path, start, pairs):
+    run(tmp_path / "audio", start, pairs, reference_cache="no", feature_cache=False)
+    assert log(tmp_path / "audio") == pytest.approx(log(preferred), abs=1e-4)
+
+
+def test_accumulation_changes_nothing(preferred, tmp_path, start, pairs):
+    run(
+        tmp_path / "small", start, pairs, reference_cache="no",
+        per_device_train_batch_size=2, gradient_accumulation_steps=3,
+    )  # fmt: skip
+    equal_adapters(preferred, tmp_path / "small", atol=5e-5, rtol=1e-3)
+
+
+def test_a_resumed_run_equals_an_unbroken_one(preferred, tmp_path, start, pairs):
+    import shutil
+
+    broken = tmp_path / "broken"
+    shutil.copytree(preferred, broken)
+    shutil.rmtree(broken / "checkpoint-4")
+    (broken / "adapter_model.safetensors").unlink()
+    run(broken, start, pairs, reference_cache="no", resume_from_checkpoint="true")
+    equal_adapters(preferred, broken)
+    assert log(broken) == pytest.approx(log(preferred), abs=1e-6)
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_losses_of_one(preferred, tmp_path, start, pairs):
+    wanted = options(
+        tmp_path / "two", start, pairs, reference_cache="no", per_device_train_batch_size=3, use_cpu=True
+    )
+    config = tmp_path / "run.yaml"
+    config.write_text(json.dumps(wanted))
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "accelerate.commands.launch",
+            "--config_file", str(root / "configs/accelerate/cpu2.yaml"), str(root / "scripts/train.py"),
+            "prefer", "--config", str(config),
+        ],
+        capture_output=True, text=True, cwd=root, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert log(tmp_path / "two") == pytest.approx(log(preferred), abs=1e-4)
+    equal_adapters(preferred, tmp_path / "two", atol=5e-5, rtol=1e-3)
+
+
+def test_an_adapter_can_be_the_start_and_the_result_merges(tmp_path, preferred, pairs, capsys):
+    """Start from an adapter: it is folded into base/, on which the new one stands."""
+    out = tmp_path / "second"
+    run(out, preferred, pairs)
+    assert log(out)[0] == pytest.approx(0.6931, abs=1e-3)
+    assert (out / "base" / "config.json").is_file()
+    assert main(["merge", str(out), "--out", str(tmp_path / "merged")]) == 0
+    assert load_folder(tmp_path / "merged")
+
+
+def test_the_best_checkpoint_by_the_dev_score_is_kept(tmp_path, start, pairs, manifest):
+    out = tmp_path / "dev"
+    run(out, start, pairs, dev_manifest=str(manifest), dev_clips=4, max_steps=6, patience=1)
+    scores = log(out, "eval_rubric")
+    assert len(scores) >= 2  # at the start, then every second step
+    assert {"eval_length", "eval_top_share"} <= set(
+        json.loads((out / "log.jsonl").read_text().splitlines()[0])
+    )
+    state = json.loads(max(out.glob("checkpoint-*/trainer_state.json")).read_text())
+    best = state["best_global_step"]
+    kept = load_file(out / f"checkpoint-{best}" / "adapter_model.safetensors")
+    final = adapter(out)
+    assert all(torch.equal(kept[name], final[name]) for name in kept)
+
+
+def test_alarms_say_what_goes_wrong_and_what_to_do(tmp_path, start, pairs):
+    watch = Watch(PreferArguments(**options(tmp_path / "w", start, pairs, beta=0.1)))
+    assert watch.alarms({"rewards/chosen": -0.2, "eval_length": 10.0, "eval_top_share": 0.1}) == {}
+    found = watch.alarms({"rewards/chosen": -0.7, "eval_length": 14.0, "eval_top_share": 0.5})
+    assert set(found) == {"chosen_falls", "length_grows", "outputs_collapse"}
+    assert "7.0 nats" in found["chosen_falls"] and "40%" in found["length_grows"]
+
+
+def test_alarms_stand_in_the_log(tmp_path, start, pairs, capsys):
+    run(tmp_path / "hot", start, pairs, max_steps=4, alarm_chosen_drop=-1.0)
+    assert log(tmp_path / "hot", "alarm/chosen_falls")
+    assert "alarm at step" in capsys.readouterr().err
+
+
+def test_dev_clips_take_turns_by_label(manifest):
+    clips = read_manifest(manifest)
+    labels = [clips[i].emotion for i in choose_clips(clips, len(set(u.emotion for u in clips)), seed=0)]
+    assert len(labels) == len(set(labels))
+    assert choose_clips(clips, 99, seed=0) == list(range(len(clips)))
+
+
+def test_faulty_pairs_are_all_named(tmp_path, start, manifest):
+    path = tmp_path / "pairs.jsonl"
+    clip = read_manifest(manifest)[0].id
+    write_jsonl(
+        path,
+        [
+            {"id": clip, "chosen": "A.", "rejected": "A."},
+            {"id": "nobody", "chosen": "A.", "rejected": "B."},
+            {"id": clip, "chosen": "A."},
+        ],
+    )
+    with pytest.raises(Faults) as caught:
+        read_pairs(str(path), str(manifest), read_manifest(manifest), ["best-worst"])
+    text = str(caught.value)
+    assert all(f"pairs.jsonl:{n}:" in text for n in (1, 2, 3))
+
+
+def test_pairs_of_other_kinds_are_left_out_and_none_is_an_error(pairs, manifest):
+    clips = read_manifest(manifest)
+    found = read_pairs(str(pairs), str(manifest), clips, ["best-worst"])
+    assert found and all(p.rejected == "The voice." for p in found)
+    with pytest.raises(UserError, match="no pair"):
+        read_pairs(str(pairs), str(manifest), clips, ["flipped-claim"])
+
+
+def test_wrong_options_are_all_named_at_once(tmp_path):
+    with pytest.raises(Faults) as caught:
+        PreferArguments(
+            output_dir=str(tmp_path), model="nowhere", pair_kinds="best", patience=2,
+            reference_cache="maybe", precompute_ref_log_probs=True,
+        )  # fmt: skip
+    text = str(caught.value)
+    for part in (
+        "model: nowhere",
+        "train_pairs is missing",
+        "unknown best",
+        "patience",
+        "maybe",
+        "precompute",
+    ):
+        assert part in text, part
+
+
+def test_help_shows_the_options_of_dpo(capsys):
+    assert main(["train", "prefer", "--help"]) == 0
+    text = capsys.readouterr().out
+    assert "--beta [0.1]" in text and "--loss_type [['sigmoid']]" in text and "--pair_kinds" in text
