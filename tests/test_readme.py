@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from aligncap import cli
+from aligncap import cli, options
 from aligncap.training import arguments
+from aligncap.training.verbs import ARGUMENTS
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -37,15 +38,13 @@ def test_commands_parse(command, monkeypatch, manifest):
         words = ["aligncap", "train", *words[words.index("scripts/train.py") + 1 :]]
     assert words[0] == "aligncap", command
     if words[1] == "train":
-        kinds = {
-            "teacher": arguments.TeacherArguments,
-            "sft": arguments.SpeechArguments,
-            "distill": arguments.DistillArguments,
-        }
-        found = arguments.parse(kinds[words[2]], [*words[3:], "--train_manifest", str(manifest)])
+        there = ["--train_manifest", str(manifest)]
+        if words[2] == "prefer":
+            there += ["--dev_manifest", str(manifest), "--train_pairs", str(manifest), "--model", str(ROOT)]
+        found = arguments.parse(ARGUMENTS[words[2]], [*words[3:], *there])
         assert found.output_dir
     else:
-        assert callable(cli._parser().parse_args(words[1:]).verb)
+        assert options.parser().parse_args(words[1:]).verb in cli.VERBS
 
 
 def test_every_file_that_the_readme_links_is_there():
