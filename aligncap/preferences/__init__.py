@@ -1,0 +1,1 @@
+"""What is preferred: candidates, judges, pairs."""

@@ -1,0 +1,285 @@
+"""How far two judges agree, whether a judge is better than counting words, and whether it agrees with itself.
+
+A judge's scores train the captioner, so its word is checked before it is trusted: against another judge
+(a person, where there is one), against length alone, and against itself with the order of captions swapped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from aligncap.errors import Faults, UserError
+from aligncap.io import read_jsonl, write_json
+from aligncap.preferences.agreement_stats import (
+    MOST_CLIPS,
+    Floats,
+    Scored,
+    agreement_of,
+    agreement_with_ties,
+    clip_taus,
+    draws,
+    estimate,
+    kappa_of,
+    kappa_sums,
+    mean_clip_tau,
+    overall_tau,
+    pair_counts,
+    starts_of,
+)
+from aligncap.preferences.pair_kinds import words_of_text
+from aligncap.preferences.self_consistency import self_consistency
+from aligncap.preferences.verdicts import CRITERIA, read_scored
+from aligncap.run_record import file_hashes
+
+FEW = 20  # fewer clips than this make a coarse interval
+
+
+def agree(
+    rows_a: Sequence[Mapping[str, Any]],
+    rows_b: Sequence[Mapping[str, Any]],
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Agreement of judge A with judge B over the captions that both scored.
+
+    Rows are matched by clip, candidate or reference number, and caption. Every statistic is
+    {"value", "low", "high", "note"} with a 95 % interval over clips; one that cannot be had (a judge that
+    gives one score only) is None and its note says why.
+
+    Returns:
+        "a" and "b" (who they are, how much they vary), "matched", "statistics" of A against B: "tau_within"
+        (mean over clips of Kendall's tau-b), "tau_overall", "pairwise" (share of a clip's pairs of captions
+        ordered alike, of those that neither ties), "pairwise_ties_half" (of those that B orders, A's ties
+        counted half), "kappa" (quadratic-weighted, of overall scores rounded to integers);
+        "kappa_by_criterion"; "ties"; "length": the same for length alone as a judge, and "gain": A less
+        length; "warnings".
+
+    Raises:
+        UserError: no caption that both scored, or fewer than one resample.
+    """
+    if resamples < 1:
+        raise UserError(f"--resamples {resamples}: at least 1 is needed, 1000 is usual")
+    matched, only_a, only_b = _match(rows_a, rows_b)
+    starts = starts_of([a["id"] for a, _ in matched])
+    overall = [_column(rows) for rows in zip(*matched, strict=True)]
+    scored = Scored(overall[0], overall[1], starts)
+    words = np.array([float(len(words_of_text(a["caption"]))) for a, _ in matched])
+    drawn = draws(scored.clips, resamples, seed)
+    names = [_judge(rows, side) for rows, side in ((rows_a, "A"), (rows_b, "B"))]
+    why = _why_undefined(scored, names)
+    counts = pair_counts(scored)
+    result: dict[str, Any] = {
+        "a": _about(names[0], scored.a),
+        "b": _about(names[1], scored.b),
+        "matched": {"captions": len(matched), "clips": scored.clips, "only_a": only_a, "only_b": only_b},
+        "statistics": {
+            **_order_statistics(scored, counts, drawn, why),
+            "kappa": _kappa(scored, drawn),
+        },
+        "kappa_by_criterion": _kappa_by_criterion(matched, resamples, seed),
+        "ties": _ties(counts),
+        "clips_without_tau": int((~np.isfinite(clip_taus(counts))).sum()),
+        "resamples": resamples,
+        "seed": seed,
+    }
+    result |= _against_length(scored, counts, words, drawn, why)
+    result["warnings"] = _warnings(result)
+    return result
+
+
+def agree_files(
+    a: str | Path,
+    b: str | Path,
+    *,
+    pairwise: str | Path | None = None,
+    out: str | Path | None = None,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """`agree` of two scored files, with `self_consistency` of a pairwise file; written to `out` as JSON.
+
+    Raises:
+        UserError: a file is missing or empty, or no caption was scored by both.
+        Faults: broken lines.
+    """
+    result = agree(read_scored(a), read_scored(b), resamples=resamples, seed=seed)
+    files = [a, b]
+    if pairwise is not None:
+        rows = read_jsonl(pairwise)
+        try:
+            result["self"] = self_consistency(rows, resamples=resamples, seed=seed)
+        except Faults as error:
+            raise Faults(
+                [fault.replace("pair ", f"{pairwise}: pair ", 1) for fault in error.faults]
+            ) from None
+        files.append(pairwise)
+    result["files"] = file_hashes(files)
+    if out is not None:
+        write_json(out, result)
+    return result
+
+
+# ---- parts
+
+
+def _match(
+    rows_a: Sequence[Mapping[str, Any]], rows_b: Sequence[Mapping[str, Any]]
+) -> tuple[list[tuple[Mapping[str, Any], Mapping[str, Any]]], int, int]:
+    """Rows of the same caption, sorted by clip; and how many only A and only B has."""
+
+    def key(row: Mapping[str, Any]) -> tuple[str, str, int, str]:
+        number = row.get("reference") if row["kind"] == "reference" else row.get("candidate")
+        return str(row["id"]), str(row["kind"]), int(number or 0), row["caption"]
+
+    by_a, by_b = ({key(row): row for row in rows} for rows in (rows_a, rows_b))
+    both = sorted(by_a.keys() & by_b.keys())
+    if not both:
+        raise UserError(
+            "the two judges scored no caption in common (same id, candidate number and caption); "
+            "judge the same candidates file with both"
+        )
+    return [(by_a[k], by_b[k]) for k in both], len(by_a) - len(both), len(by_b) - len(both)
+
+
+def _column(rows: Sequence[Mapping[str, Any]], criterion: str | None = None) -> Floats:
+    verdicts = [row["verdict"] for row in rows]
+    return np.array([v["overall"] if criterion is None else v["scores"][criterion] for v in verdicts], float)
+
+
+def _judge(rows: Sequence[Mapping[str, Any]], side: str) -> str:
+    return " and ".join(sorted({str(row["verdict"]["judge"]) for row in rows})) or side
+
+
+def _about(name: str, scores: Floats) -> dict[str, Any]:
+    return {
+        "judge": name,
+        "mean": float(scores.mean()),
+        "sd": float(scores.std()),
+        "different_scores": len(np.unique(scores)),
+    }
+
+
+def _why_undefined(scored: Scored, names: Sequence[str]) -> str:
+    for side, name, scores in (("A", names[0], scored.a), ("B", names[1], scored.b)):
+        if len(np.unique(scores)) == 1:
+            return f"undefined: {side} ({name}) gives every caption {scores[0]:g}"
+    return "undefined: no two captions of a clip that both judges tell apart"
+
+
+def _order_statistics(scored: Scored, counts: Floats, drawn: Floats, why: str) -> dict[str, Any]:
+    total, resampled = counts.sum(0), drawn @ counts
+    overall = overall_tau(scored, drawn)
+    found = {
+        "tau_within": estimate(*mean_clip_tau(clip_taus(counts), drawn), why),
+        "tau_overall": estimate(*overall, why),
+        "pairwise": estimate(float(agreement_of(total)), agreement_of(resampled), why),
+        "pairwise_ties_half": estimate(
+            float(agreement_with_ties(total)), agreement_with_ties(resampled), why
+        ),
+    }
+    if scored.clips > MOST_CLIPS and found["tau_overall"]["value"] is not None:
+        found["tau_overall"]["note"] = f"no interval for more than {MOST_CLIPS} clips"
+    return found
+
+
+def _kappa(scored: Scored, drawn: Floats) -> dict[str, Any]:
+    sums = kappa_sums(scored)
+    found = estimate(
+        float(kappa_of(sums.sum(0))), kappa_of(drawn @ sums), "undefined: both give one and the same score"
+    )
+    constant = [
+        side
+        for side, scores in (("A", scored.a), ("B", scored.b))
+        if len(np.unique(np.floor(scores + 0.5))) == 1
+    ]
+    if constant and found["value"] is not None:
+        found["note"] = f"{' and '.join(constant)} gives one score only, so it can be no better than chance"
+    return found
+
+
+def _kappa_by_criterion(
+    matched: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]], resamples: int, seed: int
+) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name in CRITERIA:
+        both = [(a, b) for a, b in matched if all(name in row["verdict"]["scores"] for row in (a, b))]
+        if not both:
+            continue
+        a, b = (_column(rows, name) for rows in zip(*both, strict=True))
+        scored = Scored(a, b, starts_of([row["id"] for row, _ in both]))
+        found[name] = {"captions": len(both), **_kappa(scored, draws(scored.clips, resamples, seed))}
+    return found
+
+
+def _ties(counts: Floats) -> dict[str, Any]:
+    total = counts.sum(0)
+    pairs = float(total.sum())
+
+    def share(value: float) -> float | None:
+        return float(value / pairs) if pairs else None
+
+    return {
+        "pairs": int(pairs),
+        "tied_by_a": share(total[2] + total[4]),
+        "tied_by_b": share(total[3] + total[4]),
+        "tied_by_both": share(total[4]),
+    }
+
+
+def _against_length(scored: Scored, counts: Floats, words: Floats, drawn: Floats, why: str) -> dict[str, Any]:
+    """Length alone as a judge of B, in the direction that agrees better, and A less length.
+
+    Kappa is left out: a number of words is no score of 0 to 10.
+    """
+    longer = pair_counts(Scored(words, scored.b, scored.starts))
+    direction = "longer" if np.nan_to_num(agreement_of(longer.sum(0)), nan=0.5) >= 0.5 else "shorter"
+    signed = words if direction == "longer" else -words
+    length = Scored(signed, scored.b, scored.starts)
+    by_length = pair_counts(length)
+    constant = len(np.unique(words)) == 1
+    why_length = "undefined: every caption is equally long" if constant else why
+    taus, taus_length = clip_taus(counts), clip_taus(by_length)
+    means = [mean_clip_tau(t, drawn) for t in (taus, taus_length)]
+    pairs = [
+        (float(agreement_with_ties(c.sum(0))), agreement_with_ties(drawn @ c)) for c in (counts, by_length)
+    ]
+    return {
+        "length": {
+            "better": direction,
+            "statistics": _order_statistics(length, by_length, drawn, why_length),
+        },
+        "gain": {
+            "tau_within": estimate(means[0][0] - means[1][0], means[0][1] - means[1][1], why_length),
+            "pairwise_ties_half": estimate(pairs[0][0] - pairs[1][0], pairs[0][1] - pairs[1][1], why_length),
+        },
+    }
+
+
+def _warnings(result: Mapping[str, Any]) -> list[str]:
+    found = []
+    a, b, gain = result["a"]["judge"], result["b"]["judge"], result["gain"]["pairwise_ties_half"]
+    for side in ("a", "b"):
+        if result[side]["different_scores"] == 1:
+            found.append(f"{result[side]['judge']} gives every caption the same score and so orders nothing")
+    if gain["value"] is None:
+        found.append(f"{a} cannot be held against length alone: {gain['note'].removeprefix('undefined: ')}")
+    else:
+        better = f"length alone ({result['length']['better']} is better)"
+        own, other = (
+            s["pairwise_ties_half"]["value"] for s in (result["statistics"], result["length"]["statistics"])
+        )
+        shares = f"{own:.1%} of {b}'s pairs against {other:.1%}"
+        if gain["value"] < 0:
+            found.append(f"{a} does worse than {better}: {shares}; do not train on it")
+        elif gain["low"] is None or gain["low"] <= 0:
+            found.append(f"{a} is not clearly better than {better}: {shares}")
+    if result["matched"]["clips"] < FEW:
+        found.append(f"{result['matched']['clips']} clips only: the intervals are coarse, likely too narrow")
+    if a == b:
+        found.append(f"both files are of {a}: this is how far it agrees with itself")
+    return found
