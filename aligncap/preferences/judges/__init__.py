@@ -1,0 +1,1 @@
+"""Judges: from items to verdicts."""

@@ -1,0 +1,146 @@
+"""People as judges: a sheet to fill in, and the verdicts of a filled sheet."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+from aligncap.errors import Faults, UserError
+from aligncap.io import atomic_open, load_data
+from aligncap.manifest import audio_path
+from aligncap.preferences.verdicts import CRITERIA, HIGHEST, LOWEST, Item, Verdict, in_range, weighted_overall
+
+COLUMNS = ("item", "id", "audio", "caption", *CRITERIA, "reason")
+_FORMULA = ("=", "+", "-", "@")  # a spreadsheet would compute these
+
+
+def write_form(items: Sequence[Item], path: str | Path, seed: int = 0) -> None:
+    """Write a sheet with one row a caption and blank scores, the captions of a clip in random order.
+
+    The sheet does not say which captions are references. `item` ties a row to its caption.
+
+    Raises:
+        UserError: the file cannot be written, or exists: filled sheets are not written over.
+    """
+    path = Path(path)
+    if path.exists():
+        raise UserError(f"{path} exists, perhaps with scores in it; name another file or delete it")
+    clips: dict[str, list[Item]] = {}
+    for item in items:
+        clips.setdefault(item.id, []).append(item)
+    with atomic_open(path) as file:
+        file.write("\ufeff")  # spreadsheets take UTF-8 for what it is
+        writer = csv.writer(file, lineterminator="\r\n")
+        writer.writerow(COLUMNS)
+        for name, rows in clips.items():
+            random.Random(f"{seed} {name}").shuffle(rows)
+            for item in rows:
+                audio = audio_path(item.manifest, item.utterance)
+                cells = (item_code(item), item.id, str(audio), item.caption)
+                writer.writerow([*map(_cell, cells), *[""] * (len(CRITERIA) + 1)])
+
+
+def judge_human(items: Sequence[Item], path: str | Path, rater: str) -> list[Verdict | None]:
+    """Verdicts of a filled sheet, None for captions without any score.
+
+    A criterion may be left blank. `overall` is the weighted mean of the scored criteria.
+
+    Raises:
+        UserError: no such file, not UTF-8, or columns are missing.
+        Faults: every row of an unknown or repeated item, of a changed caption, or with a score that is none.
+    """
+    path = Path(path)
+    if not rater.strip():
+        raise UserError("--rater: say who judged, a name or initials")
+    lines = _lines(path)
+    wanted = {item_code(item): item for item in items}
+    told = hashlib.sha256(str(sorted(load_data("judge.yaml")["rubric"].items())).encode()).hexdigest()[:12]
+    found: dict[str, Verdict | None] = {}
+    first: dict[str, int] = {}
+    faults: list[str] = []
+    for line, row in lines:
+        code = row["item"].strip()
+        if code not in wanted:
+            faults.append(f'{path}:{line}: item "{code}" is none of this candidates file')
+            continue
+        if code in first:
+            faults.append(f'{path}:{line}: item "{code}" is on line {first[code]} already; delete one')
+            continue
+        first[code] = line
+        if _plain(row["caption"]) != _plain(wanted[code].caption):
+            faults.append(f'{path}:{line}: the caption of item "{code}" was changed; put the original back')
+        scores, wrong = _scores(row)
+        faults += [f"{path}:{line}: {fault}" for fault in wrong]
+        found[code] = (
+            Verdict(
+                scores, weighted_overall(scores), row["reason"].strip(), f"human:{rater.strip()}", "1", told
+            )
+            if scores
+            else None
+        )
+    if faults:
+        raise Faults(faults)
+    return [found.get(code) for code in wanted]
+
+
+def item_code(item: Item) -> str:
+    """Ten hex digits that stand for one caption of one clip."""
+    return hashlib.sha256(repr((item.key, item.caption)).encode()).hexdigest()[:10]
+
+
+def _lines(path: Path) -> list[tuple[int, dict[str, str]]]:
+    """(line number, cells by column) of a sheet; separated by commas, semicolons or tabs."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such sheet; `aligncap judge --judge human --form` writes a blank one")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not UTF-8 text; save the sheet as CSV in UTF-8") from None
+    head = text.partition("\n")[0]
+    delimiter = max(",;\t", key=head.count)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    columns: list[str] = []
+    rows: list[tuple[int, dict[str, str]]] = []
+    try:
+        columns = [name.strip().lower() for name in next(reader, [])]
+        missing = [name for name in COLUMNS if name not in columns]
+        if missing:
+            raise UserError(f"{path}:1: columns are missing: {', '.join(missing)}; they come with --form")
+        start = reader.line_num + 1
+        for cells in reader:
+            if any(cell.strip() for cell in cells):
+                rows.append((start, dict(zip(columns, cells + [""] * len(columns), strict=False))))
+            start = reader.line_num + 1
+    except csv.Error as error:
+        raise UserError(f"{path}:{reader.line_num}: no CSV ({error}); save the sheet again") from None
+    return rows
+
+
+def _scores(row: dict[str, str]) -> tuple[dict[str, float], list[str]]:
+    scores: dict[str, float] = {}
+    faults: list[str] = []
+    for name in CRITERIA:
+        text = row[name].strip()
+        if not text:
+            continue
+        try:
+            value = float(text.replace(",", "."))
+        except ValueError:
+            value = float("nan")
+        if in_range(value):
+            scores[name] = value
+        else:
+            faults.append(f'{name}: "{text}" is no number of {LOWEST} to {HIGHEST}')
+    return scores, faults
+
+
+def _cell(text: str) -> str:
+    return f"'{text}" if text.startswith(_FORMULA) else text
+
+
+def _plain(caption: str) -> str:
+    return " ".join(caption.removeprefix("'").split())

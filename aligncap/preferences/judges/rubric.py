@@ -1,0 +1,64 @@
+"""The offline judge: captions marked against references, measured audio and a small language model.
+
+Deterministic: the same items, data files and language model give the same verdicts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+from aligncap.captions import rubric
+from aligncap.manifest import read_manifest
+from aligncap.models.fluency import log_probs
+from aligncap.models.sources import DEFAULT_LLM
+from aligncap.preferences.verdicts import Item, Verdict
+
+NAME = "rubric"
+
+
+def judge_rubric(
+    items: Sequence[Item],
+    *,
+    fluency_model: str | None = DEFAULT_LLM,
+    device: str | None = None,
+    batch_tokens: int = 4096,
+) -> list[Verdict]:
+    """One verdict an item, in order.
+
+    A reference is judged by the clip's other references (`Item.references`), so none vouches for itself.
+    `acoustics` is left out where the clip has no measured cues, `emotion` where neither label nor
+    references tell it.
+
+    Args:
+        items: what to judge; labels that their manifests tell apart are read from those.
+        fluency_model: text LLM whose log-probabilities make up `fluent`; None for rules alone, which needs
+            no model and takes a quarter of a millisecond a caption.
+        device: where the LLM runs; the GPU where there is one by default.
+        batch_tokens: tokens a batch of the LLM.
+
+    Raises:
+        UserError: no such model, or an item's manifest is gone.
+    """
+    captions = [item.caption for item in items]
+    fluency: Sequence[float | None] = [None] * len(items)
+    if fluency_model is not None and items:
+        fluency = log_probs(captions, fluency_model, device=device, batch_tokens=batch_tokens)
+    version = f"{rubric.version()}, fluency by {fluency_model or 'rules'}"
+    verdicts = []
+    for item, value in zip(items, fluency, strict=True):
+        evidence = rubric.evidence_of(
+            item.utterance, item.relative, _labels(item.manifest), references=item.references
+        )
+        marks = rubric.score(item.caption, evidence, value)
+        verdicts.append(
+            Verdict(dict(marks.scores), marks.overall, marks.reason, NAME, version, rubric.data_hash())
+        )
+    return verdicts
+
+
+@lru_cache(maxsize=8)
+def _labels(manifest: Path) -> frozenset[str]:
+    """Emotions that a manifest tells apart."""
+    return frozenset(u.emotion for u in read_manifest(manifest) if u.emotion)

@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from aligncap.errors import Faults, UserError
+from aligncap.preferences.judge import judge_candidates
+from aligncap.preferences.verdicts import read_scored
+
+
+def sheet(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def fill(path: Path, rows: list[dict[str, str]], delimiter: str = ",", encoding: str = "utf-8") -> Path:
+    with path.open("w", encoding=encoding, newline="") as file:
+        writer = csv.DictWriter(file, rows[0], delimiter=delimiter)
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+@pytest.fixture
+def form(candidates: Callable[..., Path], tmp_path: Path) -> tuple[Path, list[dict[str, str]]]:
+    path = candidates(clips=2, each=3)
+    judge_candidates(path, None, "human", references=1, form=tmp_path / "form.csv")
+    return path, sheet(tmp_path / "form.csv")
+
+
+def test_a_blank_sheet_hides_what_is_a_reference(form: tuple[Path, list[dict[str, str]]]) -> None:
+    _, rows = form
+    assert len(rows) == 8 and len({row["item"] for row in rows}) == 8
+    assert set(rows[0]) == {
+        "item",
+        "id",
+        "audio",
+        "caption",
+        "faithful",
+        "emotion",
+        "acoustics",
+        "fluent",
+    } | {
+        "specific",
+        "reason",
+    }
+    assert all(row["emotion"] == "" for row in rows)
+    assert rows[0]["audio"].endswith("data/audio/clip0.wav") and Path(rows[0]["audio"]).is_absolute()
+    places = [i % 4 for i, row in enumerate(rows) if row["caption"] == "She sounds angry and loud."]
+    assert len(places) == 2 and places != [3, 3]
+
+
+def test_a_filled_sheet_becomes_verdicts_in_the_order_of_the_candidates(
+    form: tuple[Path, list[dict[str, str]]], tmp_path: Path
+) -> None:
+    path, rows = form
+    for row in rows:
+        row |= {"emotion": "8", "fluent": "7,5", "reason": " good "}
+    rows[0] |= {"emotion": "", "fluent": "", "reason": ""}
+    filled = fill(tmp_path / "filled.csv", rows[::-1], ";", "utf-8-sig")
+    done = judge_candidates(path, tmp_path / "s.jsonl", "human", references=1, filled=filled, rater="ann")
+    scored = read_scored(tmp_path / "s.jsonl")
+    assert (done.scored, done.wanted, done.complete) == (7, 8, False)
+    assert "no score in the sheet" in "\n".join(done.lines())
+    verdict = scored[-1]["verdict"]
+    assert verdict["scores"] == {"emotion": 8, "fluent": 7.5} and verdict["overall"] == 7.88
+    assert verdict["judge"] == "human:ann" and verdict["reason"] == "good"
+    order = [(row["id"], row["kind"], row["candidate"]) for row in scored]
+    assert order == sorted(order, key=lambda key: (key[0], key[1], key[2] or 0))
+
+
+def test_every_fault_of_a_sheet_is_told_with_its_line(
+    form: tuple[Path, list[dict[str, str]]], tmp_path: Path
+) -> None:
+    path, rows = form
+    rows[0] |= {"emotion": "eleven", "fluent": "11"}
+    rows[1] |= {"reason": "two\nlines", "emotion": "3"}
+    rows[2] |= {"caption": "She sounds sad."}
+    rows[3] |= {"item": "feedbeef00"}
+    rows[4] |= {"item": rows[1]["item"]}
+    with pytest.raises(Faults) as caught:
+        judge_candidates(
+            path,
+            tmp_path / "s.jsonl",
+            "human",
+            references=1,
+            filled=fill(tmp_path / "f.csv", rows),
+            rater="a",
+        )
+    found = [fault.partition("f.csv:")[2] for fault in caught.value.faults]
+    assert [fault.partition(" ")[0] for fault in found] == ["2:", "2:", "5:", "6:", "7:"]
+    assert 'emotion: "eleven"' in found[0] and "was changed" in found[2]
+    assert "none of this candidates file" in found[3] and "on line 3 already" in found[4]
+    assert not (tmp_path / "s.jsonl").exists()
+
+
+def test_a_sheet_is_never_written_over_and_missing_pieces_are_named(
+    form: tuple[Path, list[dict[str, str]]], tmp_path: Path
+) -> None:
+    path, rows = form
+    with pytest.raises(UserError, match="exists"):
+        judge_candidates(path, None, "human", form=tmp_path / "form.csv")
+    with pytest.raises(UserError, match="--filled"):
+        judge_candidates(path, tmp_path / "s.jsonl", "human", rater="a")
+    with pytest.raises(UserError, match="--rater"):
+        judge_candidates(path, tmp_path / "s.jsonl", "human", filled=tmp_path / "form.csv")
+    short = fill(tmp_path / "short.csv", [{"item": "1", "caption": "x"}])
+    with pytest.raises(UserError, match="columns are missing: id, audio, faithful"):
+        judge_candidates(path, tmp_path / "s.jsonl", "human", filled=short, rater="a")
+
+
+def test_a_caption_that_looks_like_a_formula_is_defused_and_accepted_back(
+    candidates: Callable[..., Path], tmp_path: Path
+) -> None:
+    path = candidates(clips=1, each=1)
+    path.write_text(path.read_text().replace("She sounds angry, number 0 0.", "=HYPERLINK(1)"))
+    judge_candidates(path, None, "human", form=tmp_path / "form.csv")
+    rows = sheet(tmp_path / "form.csv")
+    assert rows[0]["caption"] == "'=HYPERLINK(1)"
+    rows[0]["emotion"] = "1"
+    filled = fill(tmp_path / "filled.csv", rows)
+    assert judge_candidates(path, tmp_path / "s.jsonl", "human", filled=filled, rater="a").complete

@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aligncap.errors import Faults, UserError
+from aligncap.preferences.verdicts import (
+    CRITERIA,
+    Verdict,
+    manifest_of,
+    read_candidates,
+    read_items,
+    read_scored,
+    weighted_overall,
+)
+
+VERDICT = Verdict({"emotion": 7, "fluent": 9.5}, 8.0, "fits", "rubric", "1", "abc")
+
+
+def edit(path: Path, line: int, **changes: Any) -> None:
+    rows = [json.loads(text) for text in path.read_text().splitlines()]
+    rows[line - 1] |= changes
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_a_verdict_survives_json() -> None:
+    assert Verdict.from_dict(json.loads(json.dumps(VERDICT.to_dict()))) == VERDICT
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"scores": {"emotion": 11}}, '"emotion" must be a number of 0 to 10'),
+        ({"scores": {"emotion": True}}, '"emotion" must be a number'),
+        ({"scores": {"beauty": 3}}, 'unknown criterion "beauty"'),
+        ({"scores": None}, '"scores" must be an object'),
+        ({"overall": float("nan")}, '"overall" must be'),
+        ({"judge": None}, '"judge" must be text'),
+    ],
+)
+def test_a_broken_verdict_is_refused_with_what_is_wrong(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Verdict.from_dict(VERDICT.to_dict() | change)
+
+
+def test_overall_weighs_the_criteria_that_were_scored() -> None:
+    assert weighted_overall(dict.fromkeys(CRITERIA, 4)) == 4
+    assert weighted_overall({"emotion": 10, "fluent": 2}) == 8  # weights 3 and 1
+    with pytest.raises(ValueError):
+        weighted_overall({})
+
+
+def test_all_faults_of_a_candidates_file_are_told_at_once_with_their_lines(
+    candidates: Callable[..., Path],
+) -> None:
+    path = candidates()
+    edit(path, 2, candidate=0)
+    edit(path, 3, caption=None)
+    edit(path, 4, candidate=-1)
+    edit(path, 5, kind="reference")
+    with path.open("a") as file:
+        file.write('{"id": \n[1]\n')
+    with pytest.raises(Faults) as caught:
+        read_candidates(path)
+    found = str(caught.value)
+    for part in (
+        'c.jsonl:2: candidate 0 of "clip0" is on line 1',
+        'c.jsonl:3: "caption" must be text',
+        'c.jsonl:4: "candidate" must be a number from 0',
+        "c.jsonl:5: a reference",
+        "c.jsonl:7: broken JSON",
+        "c.jsonl:8: a JSON object is needed",
+    ):
+        assert part in found
+    assert len(caught.value.faults) == 6
+
+
+def test_missing_and_empty_files_say_which_verb_writes_them(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="aligncap candidates"):
+        read_candidates(tmp_path / "none.jsonl")
+    (tmp_path / "empty.jsonl").write_text("\n")
+    with pytest.raises(UserError, match="holds no row"):
+        read_scored(tmp_path / "empty.jsonl")
+
+
+def test_a_scored_file_needs_sound_verdicts(candidates: Callable[..., Path]) -> None:
+    path = candidates(clips=1)
+    edit(path, 1, kind="candidate", verdict=VERDICT.to_dict())
+    edit(path, 2, kind="reference", reference=0, candidate=None, verdict={"scores": {}})
+    with pytest.raises(Faults) as caught:
+        read_scored(path)
+    assert len(caught.value.faults) == 1 and "c.jsonl:2" in caught.value.faults[0]
+    edit(path, 2, verdict=VERDICT.to_dict())
+    rows = read_scored(path)
+    assert [row["kind"] for row in rows] == ["candidate", "reference"]
+    assert Verdict.from_dict(rows[1]["verdict"]) == VERDICT
+
+
+def test_references_follow_their_clip_and_are_no_evidence_for_themselves(
+    candidates: Callable[..., Path], tmp_path: Path
+) -> None:
+    items = read_items(candidates(clips=2, each=2), references=9, out=tmp_path / "deep" / "s.jsonl")
+    kinds = ["candidate", "candidate", "reference", "reference"]
+    assert [(i.id, i.kind) for i in items] == [(f"clip{n}", kind) for n in (0, 1) for kind in kinds]
+    assert items[0].references == tuple(items[0].utterance.captions)
+    assert items[2].caption == items[0].references[0] and items[2].references == items[0].references[1:]
+    assert items[2].row["candidate"] is None and items[2].row["reference"] == 0
+    assert {i.row["manifest"] for i in items} == {"../data/m.jsonl"}
+    assert len({i.key for i in items}) == 8
+
+
+def test_the_manifest_is_found_beside_the_file_or_where_it_is_said_to_be(
+    candidates: Callable[..., Path], tmp_path: Path
+) -> None:
+    path = candidates(clips=1)
+    row = read_candidates(path)[0]
+    assert manifest_of(row, path).samefile(tmp_path / "data" / "m.jsonl")
+    with pytest.raises(UserError, match="--manifest"):
+        manifest_of(row, tmp_path / "elsewhere" / "c.jsonl")
+    assert manifest_of(row, tmp_path / "elsewhere" / "c.jsonl", tmp_path / "data" / "m.jsonl").is_file()
+    with pytest.raises(UserError, match="--manifest"):
+        manifest_of({"id": "x"}, path)
+
+
+def test_a_clip_that_the_manifest_does_not_hold_is_named_with_its_line(
+    candidates: Callable[..., Path],
+) -> None:
+    path = candidates()
+    edit(path, 4, id="stranger")
+    with pytest.raises(Faults, match=r'c\.jsonl:4: .*holds no clip "stranger"'):
+        read_items(path)
