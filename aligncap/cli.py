@@ -268,6 +268,102 @@ def caption(a: argparse.Namespace) -> int:
     return 1 if faults else 0
 
 
+def candidates(a: argparse.Namespace) -> int:
+    from aligncap.preferences.candidates import write_candidates
+
+    rows, faults = write_candidates(
+        a.model,
+        a.manifest,
+        a.out,
+        num=a.num,
+        temperature=a.temperature,
+        top_p=a.top_p,
+        seed=a.seed,
+        max_new_tokens=a.max_new_tokens,
+        batch_size=a.batch_size,
+        dtype=a.dtype,
+        device=a.device,
+        limit=a.limit,
+    )
+    if os.environ.get("RANK", "0") == "0":
+        for fault in faults:
+            print(fault, file=sys.stderr)
+        texts = len({(row["id"], row["caption"]) for row in rows})
+        print(f"{a.out}: {len(rows)} candidates, {texts} different, {len(faults)} clips left out")
+    return 1 if faults else 0
+
+
+def judge(a: argparse.Namespace) -> int:
+    if a.agree:
+        return _agree(a)
+    from aligncap.models.sources import DEFAULT_LLM
+    from aligncap.preferences.judge import compare_candidates, judge_candidates
+    from aligncap.preferences.judges.limits import Limits
+    from aligncap.preferences.judges.session import Endpoint
+
+    if not a.candidates:
+        raise UserError("name a candidates file, or two scored ones with --agree A B")
+    shared: dict[str, Any] = {
+        "manifest": a.manifest,
+        "references": a.references,
+        "model": a.model,
+        "temperature": a.temperature if a.temperature >= 0 else None,
+        "max_tokens": a.max_tokens,
+        "limits": Limits(a.rpm, a.tpm, a.concurrency, a.retries, a.timeout, max_cost=a.max_cost, poll=a.poll),
+        "endpoint": Endpoint(a.base_url, price_in=a.price_in, price_out=a.price_out),
+        "cache": a.cache,
+        "batch": a.batch,
+        "dry_run": a.dry_run,
+        "seed": a.seed,
+        "say": lambda line: print(line, file=sys.stderr),
+    }
+    if a.compare:
+        done = compare_candidates(a.candidates, a.out, pairs_per_clip=a.pairs_per_clip, **shared)
+    else:
+        if a.judge == "rubric":
+            shared["fluency_model"] = None if a.no_fluency else DEFAULT_LLM
+        done = judge_candidates(
+            a.candidates, a.out, a.judge, form=a.form, filled=a.filled, rater=a.rater, **shared
+        )
+    for line in done.lines():
+        print(line)
+    return 0 if done.complete else 1
+
+
+def _agree(a: argparse.Namespace) -> int:
+    from aligncap.preferences.agreement import agree_files
+    from aligncap.preferences.agreement_report import tables
+
+    result = agree_files(*a.agree, pairwise=a.pairwise, out=a.out, resamples=a.resamples, seed=a.seed)
+    for part in tables(result):
+        _print(part)
+    return 0
+
+
+def pairs(a: argparse.Namespace) -> int:
+    from aligncap.preferences.pair_report import tables
+    from aligncap.preferences.pairs import pairs_file
+
+    report = pairs_file(
+        a.scored,
+        a.out,
+        manifest=a.manifest,
+        kinds=a.kinds,
+        chosen=a.chosen,
+        min_margin=a.min_margin,
+        max_similarity=a.max_similarity,
+        max_length_ratio=a.max_length_ratio,
+        per_clip=a.per_clip,
+        balance_lengths=not a.no_balance_lengths,
+        balance_emotions=a.balance_emotions,
+        seed=a.seed,
+    )
+    for part in tables(report):
+        _print(part)
+    print(f"pairs: {a.out}")
+    return 0
+
+
 def evaluate(a: argparse.Namespace) -> int:
     from aligncap.evaluation.scoring import score_files
 
@@ -333,7 +429,22 @@ def _pairs(words: Sequence[str] | None, option: str) -> dict[str, str]:
 
 VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
     verb.__name__: verb
-    for verb in (models, prepare, validate, split, annotate, clues, build, merge, caption, evaluate, probe)
+    for verb in (
+        models,
+        prepare,
+        validate,
+        split,
+        annotate,
+        clues,
+        build,
+        merge,
+        caption,
+        candidates,
+        judge,
+        pairs,
+        evaluate,
+        probe,
+    )
 }
 
 if __name__ == "__main__":

@@ -109,6 +109,96 @@ def parser() -> argparse.ArgumentParser:
     v.add_argument("--wrong-audio", type=int, metavar="SEED", help="each clip hears another's audio")
 
     v = verb(
+        "candidates",
+        "several sampled captions a clip",
+        "--model runs/distill --manifest train.jsonl --num 8 --out candidates.jsonl",
+    )
+    v.add_argument("--model", required=True, help="a training run's folder or a merged one")
+    v.add_argument("--manifest", required=True)
+    v.add_argument("--out", required=True)
+    v.add_argument("--num", type=_positive, default=8, help="captions a clip")
+    v.add_argument("--temperature", type=float, default=1.0)
+    v.add_argument("--top-p", type=float, default=0.95)
+    v.add_argument("--seed", type=int, default=0)
+    v.add_argument("--max-new-tokens", type=_positive, default=48)
+    v.add_argument("--batch-size", type=_positive, default=16)
+    v.add_argument("--limit", type=_positive, help="that many clips only, labels as even as they come")
+    v.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    v.add_argument("--device", default="auto")
+
+    v = verb(
+        "judge",
+        "score candidates, or say how two judges agree",
+        "candidates.jsonl --judge rubric --out scored.jsonl\n"
+        "  aligncap judge candidates.jsonl --judge openai --model gpt-4.1-mini --dry-run\n"
+        "  aligncap judge candidates.jsonl --judge openai --model gpt-4.1-mini --max-cost 5 --out gpt.jsonl\n"
+        "  aligncap judge candidates.jsonl --judge human --form sheet.csv\n"
+        "  aligncap judge --agree scored.jsonl gpt.jsonl --out agreement.json",
+    )
+    v.add_argument("candidates", nargs="?")
+    v.add_argument("--judge", default="rubric", choices=["rubric", "openai", "human"])
+    v.add_argument("--out", help="scored file to write (or JSON of --agree)")
+    v.add_argument("--manifest", help="default: the one that the candidates name")
+    v.add_argument("--references", type=int, default=1, help="reference captions a clip to judge too")
+    v.add_argument("--no-fluency", action="store_true", help="rubric: no language model, rules alone")
+    openai = v.add_argument_group("--judge openai (any compatible endpoint; the key is OPENAI_API_KEY)")
+    openai.add_argument("--model", help="model that the endpoint knows")
+    openai.add_argument("--base-url", help="endpoint; default OPENAI_BASE_URL, else OpenAI's own")
+    openai.add_argument("--compare", action="store_true", help="pairs in both orders instead of scores")
+    openai.add_argument("--pairs-per-clip", type=_positive, default=1, help="of --compare")
+    openai.add_argument("--dry-run", action="store_true", help="say what it would ask and cost; ask nothing")
+    openai.add_argument(
+        "--max-cost", type=float, metavar="USD", help="never spend more, former runs included"
+    )
+    openai.add_argument("--price-in", type=float, metavar="USD", help="a million tokens read")
+    openai.add_argument("--price-out", type=float, metavar="USD", help="a million tokens written")
+    openai.add_argument("--rpm", type=float, help="requests a minute")
+    openai.add_argument("--tpm", type=float, help="tokens a minute")
+    openai.add_argument("--concurrency", type=_positive, default=8, help="requests at a time")
+    openai.add_argument("--retries", type=int, default=6)
+    openai.add_argument("--timeout", type=float, default=60.0, help="seconds a request")
+    openai.add_argument("--temperature", type=float, default=0.0, help="below 0: leave it to the endpoint")
+    openai.add_argument("--max-tokens", type=_positive, default=400, help="of an answer")
+    openai.add_argument("--batch", action="store_true", help="the Batch API: half the price, within a day")
+    openai.add_argument("--poll", type=float, default=30.0, help="seconds between two looks at a batch")
+    openai.add_argument("--cache", metavar="JOURNAL", help="paid verdicts; default OUT.verdicts.jsonl")
+    human = v.add_argument_group("--judge human")
+    human.add_argument("--form", metavar="CSV", help="write a blank sheet to score")
+    human.add_argument("--filled", metavar="CSV", help="read a filled sheet")
+    human.add_argument("--rater", default="", help="who filled it")
+    agree = v.add_argument_group("agreement")
+    agree.add_argument("--agree", nargs=2, metavar=("A", "B"), help="two scored files of the same captions")
+    agree.add_argument("--pairwise", metavar="COMPARED", help="rows of --compare: A's consistency")
+    agree.add_argument("--resamples", type=int, default=1000)
+    v.add_argument("--seed", type=int, default=0)
+
+    v = verb(
+        "pairs",
+        "preference pairs of scored captions",
+        "scored.jsonl --kinds best-worst --out pairs.jsonl",
+    )
+    v.add_argument("scored")
+    v.add_argument("--out", required=True)
+    v.add_argument("--manifest", help="default: the one that the rows name")
+    v.add_argument(
+        "--kinds",
+        nargs="+",
+        default=["best-worst"],
+        metavar="KIND",
+        help="best-worst, reference-worst, flipped-emotion, flipped-claim, other-clip",
+    )
+    v.add_argument(
+        "--chosen", choices=["reference", "best"], default="reference", help="of flips and other clips"
+    )
+    v.add_argument("--min-margin", type=float, default=1.0, help="points between the two, of 10")
+    v.add_argument("--max-similarity", type=float, default=0.9, help="share of words in common")
+    v.add_argument("--max-length-ratio", type=float, default=2.0)
+    v.add_argument("--per-clip", type=_positive, default=1, help="pairs a clip of each kind")
+    v.add_argument("--no-balance-lengths", action="store_true")
+    v.add_argument("--balance-emotions", action="store_true", help="as many pairs of every label")
+    v.add_argument("--seed", type=int, default=0)
+
+    v = verb(
         "evaluate",
         "score captions and write a report",
         "captions.jsonl --references test.jsonl --out report/",

@@ -290,8 +290,8 @@ def _fluent(caption: str, fluency: float | None) -> tuple[float | None, list[str
     points, reasons = TOP, []
     if fluency is not None:
         points = TOP * min(1.0, max(0.0, (fluency - rules["low"]) / (rules["high"] - rules["low"])))
-        if points < TOP / 2:
-            reasons.append("reads badly")
+        if points < 0.8 * TOP:
+            reasons.append("reads oddly")
     for name, reason in disfluencies(caption):
         points -= rules[name]
         reasons.append(reason)

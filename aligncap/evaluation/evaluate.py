@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,13 @@ from aligncap.evaluation.bootstrap import (
 )
 from aligncap.evaluation.diversity import distinct_share, diversity_statistics, most_frequent
 from aligncap.evaluation.emotion import Emotions, by_speaker, emotion_statistics, read_emotions
+from aligncap.evaluation.hallucination import (
+    MEASURES,
+    ClipMeasures,
+    hallucination_statistics,
+    measure,
+    signature,
+)
 from aligncap.evaluation.ngrams import ORDERS, CaptionSet, bleu_counts, bleu_scores, cider_d, count_ngrams
 from aligncap.evaluation.sequences import meteor, rouge_l
 from aligncap.evaluation.wordnet import find_wordnet, require_wordnet
@@ -43,6 +51,8 @@ METRICS = (
     "top_caption_share",
     "mean_length",
 )
+# METRICS can be had of any captions, MEASURES where the manifest has cues, genders or transcripts
+SCORES = (*METRICS, *MEASURES)
 
 
 def pair_up(
@@ -103,6 +113,7 @@ class Scored:
     captions: list[str]
     sets: CaptionSet
     emotions: Emotions
+    measures: list[ClipMeasures]
     clusters: Clusters
     statistics: dict[str, Statistic]
     synonyms: bool
@@ -118,8 +129,12 @@ def score(
     *,
     synonyms: Synonyms = "auto",
     label_map: Mapping[str, str] | None = None,
+    whole: Sequence[Utterance] | None = None,
 ) -> Scored:
-    """Count everything once, clip by clip; `captions[i]` belongs to `utterances[i]`."""
+    """Count everything once, clip by clip; `captions[i]` belongs to `utterances[i]`.
+
+    `whole` is the set that speakers' norms are taken from, `utterances` by default.
+    """
     if synonyms not in get_args(Synonyms):
         raise UserError(f"synonyms is {synonyms!r}; choose among {', '.join(get_args(Synonyms))}")
     if synonyms == "require":
@@ -136,7 +151,16 @@ def score(
     statistics["cider_d"] = mean(cider_d(sets))
     statistics.update(emotion_statistics(emotions))
     statistics.update(diversity_statistics(captions, sets.caption_lengths))
-    return Scored(utterances, captions, sets, emotions, clusters_of(utterances), statistics, wordnet)
+    measures = measure(captions, utterances, whole=whole, label_map=label_map)
+    statistics.update(hallucination_statistics(measures))
+    return Scored(
+        utterances, captions, sets, emotions, measures, clusters_of(utterances), statistics, wordnet
+    )
+
+
+def _told(interval: Interval) -> Interval:
+    """None for what is no number: a share of nothing, such as wrong claims of captions that claim nothing."""
+    return {k: v if v is not None and math.isfinite(v) else None for k, v in interval.items()}
 
 
 def evaluate_captions(
@@ -151,7 +175,7 @@ def evaluate_captions(
 ) -> dict[str, Any]:
     """Score `rows` ({"id", "caption", ...}) against the captions and labels of `references`.
 
-    Returns a dict with one entry for each of METRICS ({"value", "low", "high"}, None where it does not
+    Returns a dict with one entry for each of SCORES ({"value", "low", "high"}, None where it does not
     apply), and "signature": what was counted and how; "details": confusion matrix, scores by speaker, most
     frequent captions.
 
@@ -163,12 +187,12 @@ def evaluate_captions(
         UserError: WordNet is insisted on and not found; nothing to score.
     """
     utterances, captions = pair_up(rows, references, allow_missing=allow_missing)
-    scored = score(utterances, captions, synonyms=synonyms, label_map=label_map)
+    scored = score(utterances, captions, synonyms=synonyms, label_map=label_map, whole=references)
     found = intervals(scored.statistics, scored.clusters, resamples=resamples, seed=seed)
     for order in (1, 2):
         found[f"distinct_{order}"] = distinct_share(scored.sets, order, scored.clusters)
     nothing: Interval = {"value": None, "low": None, "high": None}
-    result: dict[str, Any] = {name: found.get(name, dict(nothing)) for name in METRICS}
+    result: dict[str, Any] = {name: _told(found.get(name, nothing)) for name in SCORES}
     missing = (len(rows) - len(captions), len(references) - len(captions))
     result["signature"] = _signature(scored, missing, resamples, seed, label_map)
     result["details"] = {
@@ -201,7 +225,10 @@ def compare_captions(
     a, b = (
         score(*pair_up(rows, references), synonyms=synonyms, label_map=label_map) for rows in (first, second)
     )
-    return paired_differences(a.statistics, b.statistics, a.clusters, resamples=resamples, seed=seed)
+    both = a.statistics.keys() & b.statistics.keys()
+    first_of, second_of = ({k: v for k, v in s.statistics.items() if k in both} for s in (a, b))
+    gaps = paired_differences(first_of, second_of, a.clusters, resamples=resamples, seed=seed)
+    return {name: _told(gap) for name, gap in gaps.items()}
 
 
 def _signature(
@@ -233,6 +260,7 @@ def _signature(
         "meteor": f"nltk.translate.meteor_score, {wordnet}, best reference, mean over clips; not Java's 1.5",
         "emotion": "label of the caption's emotion words by data/emotions.yaml; no word counts as wrong",
         "emotions_renamed": dict(label_map or {}),
+        **signature(scored.measures),
         "interval": f"95 % percentile bootstrap over {scored.clusters.note}; distinct_n: jackknife",
         "resamples": resamples,
         "seed": seed,

@@ -18,6 +18,7 @@ from aligncap.evaluation import wording
 from aligncap.evaluation.pictures import confusion_picture, right_wrong_picture, speakers_picture
 from aligncap.evaluation.samples import Audio, attach_audio, choose_samples
 from aligncap.evaluation.systems import (
+    MEANINGS,
     TITLES,
     Cell,
     System,
@@ -87,6 +88,7 @@ def write_report(
         notes=[
             *((s.name, s.note) for s in systems if s.note),
             *((y.name, y.note) for y in yardsticks if y.note),
+            *((TITLES[n], text) for n, text in MEANINGS.items() if cells[main.name][n]["value"] is not None),
         ],
         lines=wording.lines(columns, len(systems)),
         several=any(len(s.results) > 1 for s in systems),

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from aligncap.errors import UserError
-from aligncap.evaluation.evaluate import METRICS
+from aligncap.evaluation.evaluate import SCORES
+from aligncap.evaluation.hallucination import GENERIC
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -29,9 +30,41 @@ TITLES = {
     "distinct_2": "Distinct-2",
     "top_caption_share": "Share of most frequent caption",
     "mean_length": "Mean length (tokens)",
+    "wrong_claim_share": "Wrong acoustic claims, share",
+    "wrong_claims_per_caption": "Wrong acoustic claims a caption",
+    "caption_with_wrong_claim_share": "Captions with a wrong acoustic claim",
+    "claims_per_caption": "Acoustic claims a caption",
+    "wrong_gender_share": "Wrong gender, where one is named",
+    "generic_share": "Generic captions",
+    "fit_share": "Other clips that a caption fits",
+    "transcript_leak_share": "Captions that tell the words",
+    "rubric_score": "Rubric (0 to 10)",
 }
-LESS_IS_BETTER = {"emotion_none_share", "top_caption_share"}
-NEITHER = {"mean_length"}
+LESS_IS_BETTER = {
+    "emotion_none_share",
+    "top_caption_share",
+    "wrong_claim_share",
+    "wrong_claims_per_caption",
+    "caption_with_wrong_claim_share",
+    "wrong_gender_share",
+    "generic_share",
+    "fit_share",
+    "transcript_leak_share",
+}
+NEITHER = {"mean_length", "claims_per_caption"}
+# what the measures of hallucination mean, for the report
+MEANINGS = {
+    "wrong_claim_share": "of what captions claim about pitch, its movement, effort, rate and steadiness, the "
+    "share that the measured audio does not bear out, against the speaker's own norm",
+    "wrong_gender_share": "of captions that give the speaker a gender, the share that gives the wrong one",
+    "generic_share": "captions whose emotion, gender and acoustic claims are as true of more than "
+    f"{GENERIC:.0%} of the other clips",
+    "fit_share": "mean share of the other clips of which a caption is as true; saying less raises it, and so "
+    "does saying what is common; what is said of no clip lowers it, so read it beside the wrong claims",
+    "transcript_leak_share": "captions that repeat content words of what is said in the clip",
+    "rubric_score": "mean mark of the offline judge: emotion, acoustic claims, faithfulness, fluency "
+    "by rules, specificity",
+}
 
 
 @dataclass(frozen=True)
@@ -79,7 +112,7 @@ def pooled(results: Sequence[Mapping[str, Any]]) -> dict[str, Cell]:
     deviation over runs (seeds), None for a single run.
     """
     cells: dict[str, Cell] = {}
-    for name in METRICS:
+    for name in SCORES:
         runs = [result[name] for result in results]
         cell: Cell = {}
         for key in ("value", "low", "high"):
@@ -100,9 +133,9 @@ def yardstick_cells(yardstick: Yardstick) -> dict[str, Cell]:
     """
     cells = {}
     for name, value in yardstick.values.items():
-        if name not in METRICS:
+        if name not in SCORES:
             raise UserError(
-                f"yardstick {yardstick.name!r}: {name!r} is no metric, unlike {', '.join(METRICS)}"
+                f"yardstick {yardstick.name!r}: {name!r} is no metric, unlike {', '.join(SCORES)}"
             )
         given = dict(value) if isinstance(value, Mapping) else {"value": value}
         cells[name] = {"low": None, "high": None, "spread": None, "runs": 1, **given}
@@ -110,11 +143,15 @@ def yardstick_cells(yardstick: Yardstick) -> dict[str, Cell]:
 
 
 def figure(name: str, value: float | None) -> str:
-    """A metric's value as it is printed: shares with three decimals, lengths and CIDEr-D with two."""
+    """A metric's value as printed: three decimals, two of CIDEr-D and the rubric, one of lengths."""
     if value is None:
         return "–"
     return (
-        f"{value:.1f}" if name == "mean_length" else f"{value:.2f}" if name == "cider_d" else f"{value:.3f}"
+        f"{value:.1f}"
+        if name == "mean_length"
+        else f"{value:.2f}"
+        if name in ("cider_d", "rubric_score")
+        else f"{value:.3f}"
     )
 
 

@@ -38,6 +38,11 @@ def summary(
         f"The most frequent caption makes up {100 * cells['top_caption_share']['value']:.1f} % of all; "
         f"{100 * cells['emotion_none_share']['value']:.1f} % name no emotion."
     )
+    if cells["wrong_claim_share"]["value"] is not None:
+        sentences.append(
+            f"{100 * cells['wrong_claim_share']['value']:.1f} % of acoustic claims are wrong of the measured "
+            f"audio; {100 * cells['generic_share']['value']:.1f} % of captions are generic."
+        )
     if wrong is not None and wrong["emotion_uar"]["value"] is not None:
         sentences.append(
             f"On the wrong audio UAR is {figure('emotion_uar', wrong['emotion_uar']['value'])} and "

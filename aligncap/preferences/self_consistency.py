@@ -40,7 +40,7 @@ def self_consistency(
     if faults:
         raise Faults(faults)
     if not rows:
-        raise UserError("no pair was judged in both orders; `aligncap judge --pairwise` writes such a file")
+        raise UserError("no pair was judged in both orders; `aligncap judge --compare` writes such a file")
     if resamples < 1:
         raise UserError(f"--resamples {resamples}: at least 1 is needed, 1000 is usual")
     rows = sorted(rows, key=lambda row: str(row["id"]))

@@ -16,11 +16,11 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from aligncap.captions.rubric import CRITERIA
 from aligncap.errors import Faults, UserError
 from aligncap.io import load_data
 from aligncap.manifest import Utterance, read_manifest
 
-CRITERIA = ("faithful", "emotion", "acoustics", "fluent", "specific")
 KINDS = ("candidate", "reference")
 LOWEST, HIGHEST = 0, 10
 
@@ -115,12 +115,12 @@ def in_range(score: Any) -> bool:
 
 
 def weighted_overall(scores: Mapping[str, float]) -> float:
-    """Mean of the criteria that were scored, weighted as in data/judge.yaml, to two decimals.
+    """Mean of the criteria that were scored, weighted as in data/rubric.yaml, to two decimals.
 
     Raises:
         ValueError: no score at all.
     """
-    weights: dict[str, float] = load_data("judge.yaml")["weights"]
+    weights: dict[str, float] = load_data("rubric.yaml")["weights"]
     total = sum(weights[name] for name in scores)
     if not total:
         raise ValueError("no criterion was scored")

@@ -66,7 +66,7 @@ def test_a_filled_sheet_becomes_verdicts_in_the_order_of_the_candidates(
     assert (done.scored, done.wanted, done.complete) == (7, 8, False)
     assert "no score in the sheet" in "\n".join(done.lines())
     verdict = scored[-1]["verdict"]
-    assert verdict["scores"] == {"emotion": 8, "fluent": 7.5} and verdict["overall"] == 7.88
+    assert verdict["scores"] == {"emotion": 8, "fluent": 7.5} and verdict["overall"] == 7.89
     assert verdict["judge"] == "human:ann" and verdict["reason"] == "good"
     order = [(row["id"], row["kind"], row["candidate"]) for row in scored]
     assert order == sorted(order, key=lambda key: (key[0], key[1], key[2] or 0))

@@ -49,7 +49,7 @@ def test_a_broken_verdict_is_refused_with_what_is_wrong(change: dict[str, Any], 
 
 def test_overall_weighs_the_criteria_that_were_scored() -> None:
     assert weighted_overall(dict.fromkeys(CRITERIA, 4)) == 4
-    assert weighted_overall({"emotion": 10, "fluent": 2}) == 8  # weights 3 and 1
+    assert weighted_overall({"emotion": 10, "fluent": 2}) == 8.22  # weights .35 and .1
     with pytest.raises(ValueError):
         weighted_overall({})
 

@@ -1,0 +1,196 @@
+"""Wrong claims, wrong gender, leaks, generic captions: counted by hand, absent where nothing allows them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from aligncap.evaluation.bootstrap import clusters_of, intervals
+from aligncap.evaluation.evaluate import SCORES, compare_captions, evaluate_captions
+from aligncap.evaluation.hallucination import MEASURES, hallucination_statistics, measure
+from aligncap.evaluation.report import System, table, write_report
+from aligncap.manifest import Utterance
+
+LABELS = ("angry", "sad", "happy", "calm")
+
+
+def utterances(cues: bool = True, gender: bool = True, transcript: bool = True) -> list[Utterance]:
+    """24 clips: each label six times, loud where angry, half of them by women."""
+    made = []
+    for i in range(24):
+        label = LABELS[i % 4]
+        effort = {"angry": 5.0, "sad": -5.0}.get(label, 0.1 * (i % 3))
+        made.append(
+            Utterance(
+                f"u{i}",
+                ".",
+                f"u{i}.wav",
+                "made",
+                speaker=f"s{i // 12}",
+                gender=("female", "male")[i // 12] if gender else None,
+                transcript="Dogs are sitting by the door." if transcript else None,
+                emotion=label,
+                cues={"effort_db": effort} if cues else {},
+                captions=[f"The speaker sounds {label}."],
+            )
+        )
+    return made
+
+
+def rows(made: list[Utterance], caption: Any) -> list[dict[str, Any]]:
+    return [{"id": u.id, "caption": caption(u)} for u in made]
+
+
+def full(u: Utterance) -> str:
+    manner = {"angry": "loudly", "sad": "softly"}.get(u.emotion or "", "at a moderate volume")
+    return f"{'She' if u.gender == 'female' else 'He'} sounds {u.emotion} and speaks {manner}."
+
+
+def values(made: list[Utterance], caption: Any, **options: Any) -> dict[str, float | None]:
+    result = evaluate_captions(rows(made, caption), made, resamples=20, synonyms="none", **options)
+    return {name: result[name]["value"] for name in MEASURES}
+
+
+def test_true_captions_have_nothing_wrong() -> None:
+    found = values(utterances(), full)
+    for name in ("wrong_claim_share", "wrong_claims_per_caption", "caption_with_wrong_claim_share"):
+        assert found[name] == 0
+    assert found["wrong_gender_share"] == found["transcript_leak_share"] == 0
+    assert found["claims_per_caption"] == 1
+    # label, gender and level: 3 - 1 of the 23 others
+    assert found["fit_share"] == pytest.approx(2 / 23)
+    assert found["generic_share"] == 1  # two clips of 23 are more than one in twenty
+    assert found["rubric_score"] > 8
+
+
+def test_wrong_claims_are_shares_of_claims_and_of_captions() -> None:
+    found = values(utterances(), lambda u: "The speaker talks loudly, not softly, and loudly again.")
+    # loud is right of the 6 angry clips, not soft of all but the 6 sad ones; loud is counted once
+    assert found["wrong_claim_share"] == pytest.approx((18 + 6) / 48)
+    assert found["wrong_claims_per_caption"] == pytest.approx(1)
+    assert found["caption_with_wrong_claim_share"] == pytest.approx(18 / 24)
+    assert found["claims_per_caption"] == pytest.approx(2)
+
+
+def test_wrong_gender_is_a_share_of_captions_that_name_one() -> None:
+    made = utterances()
+    found = values(made, lambda u: "She sounds sad." if int(u.id[1:]) < 18 else "Someone sounds sad.")
+    assert found["wrong_gender_share"] == pytest.approx(6 / 18)
+
+
+def test_generic_is_what_is_as_true_of_many_others() -> None:
+    made = utterances()
+    assert values(made, lambda u: "A person is speaking.")["fit_share"] == 1
+    assert values(made, lambda u: "")["generic_share"] == 1
+    # 5 of the 23 others have the label
+    by_label = values(made, lambda u: f"The speaker sounds {u.emotion}.")
+    assert by_label["fit_share"] == pytest.approx(5 / 23) and by_label["generic_share"] == 1
+    assert values(made, lambda u: f"The speaker isn't {u.emotion}.")["fit_share"] == pytest.approx(18 / 23)
+    # false of its own clip, so that all six with the label are others
+    wrong = {"angry": "sad", "sad": "angry", "happy": "calm", "calm": "happy"}
+    assert values(made, lambda u: f"The speaker sounds {wrong[u.emotion or '']}.")[
+        "fit_share"
+    ] == pytest.approx(6 / 23)
+
+
+def test_renamed_emotions_fit_the_label_they_are_renamed_to() -> None:
+    made = utterances()
+    plain = values(made, lambda u: "The speaker sounds bored.")
+    renamed = values(made, lambda u: "The speaker sounds bored.", label_map={"bored": "sad"})
+    assert plain["fit_share"] == 0 and renamed["fit_share"] > 0.2
+
+
+def test_leaks_are_counted_over_clips_with_transcript() -> None:
+    made = utterances()
+    for u in made[:12]:
+        u.transcript = None
+    assert values(made, lambda u: "He says that dogs are sitting there.")["transcript_leak_share"] == 1
+
+
+def test_what_the_manifest_does_not_allow_is_absent_and_the_rest_stays() -> None:
+    bare = utterances(cues=False, gender=False, transcript=False)
+    found = values(bare, full)
+    assert [name for name in MEASURES if found[name] is not None] == ["rubric_score"]
+    for u in bare:
+        u.emotion = None
+    assert set(values(bare, full).values()) == {None}
+    table(evaluate_captions(rows(bare, full), bare, resamples=5, synonyms="none"))
+    # nothing claimed: a share of nothing is no number
+    silent = values(utterances(), lambda u: "Someone sounds sad.")
+    assert silent["wrong_claim_share"] is None and silent["wrong_claims_per_caption"] == 0
+    assert silent["wrong_gender_share"] is None
+
+
+def test_clips_without_cues_count_in_no_share_of_claims() -> None:
+    made = utterances()
+    for u in made[1::2]:
+        u.cues = {}
+    measures = measure([full(u) for u in made], made)
+    assert [m.right is None for m in measures] == [bool(i % 2) for i in range(24)]
+    found = intervals(hallucination_statistics(measures), clusters_of(made), resamples=5)
+    assert found["claims_per_caption"]["value"] == 1
+
+
+def test_norms_and_others_are_those_of_the_whole_set_when_captions_are_missing() -> None:
+    made = utterances()
+    some = rows(made, full)[::5]
+    found = evaluate_captions(some, made, resamples=5, synonyms="none", allow_missing=True)
+    assert found["fit_share"]["value"] == pytest.approx(2 / 23)
+    assert found["signature"]["clips_with_cues"] == len(some)
+
+
+def test_chinese_captions_are_not_read_for_claims_but_for_gender() -> None:
+    made = utterances()
+    found = values(made, lambda u: "她听起来很悲伤。")
+    assert found["claims_per_caption"] is None and found["fit_share"] is None
+    assert found["wrong_gender_share"] == 0.5
+
+
+def test_per_clip_measures_and_paired_comparison_agree() -> None:
+    made = utterances()
+    worse = lambda u: full(u).replace("softly", "loudly").replace("sad", "happy")  # noqa: E731
+    gaps = compare_captions(rows(made, worse), rows(made, full), made, resamples=200, synonyms="none")
+    a, b = (measure([c(u) for u in made], made) for c in (worse, full))
+    for name, of in (
+        ("wrong_claims_per_caption", lambda m: len(m.wrong)),
+        ("rubric_score", lambda m: m.rubric),
+        ("fit_share", lambda m: m.fit),
+    ):
+        assert gaps[name]["value"] == pytest.approx(np.mean([of(m) for m in b]) - np.mean([of(m) for m in a]))
+        assert gaps[name]["low"] - 1e-9 <= gaps[name]["value"] <= gaps[name]["high"] + 1e-9
+    assert gaps["wrong_claim_share"]["value"] < 0 < gaps["rubric_score"]["value"]
+    assert gaps["rubric_score"]["p"] <= 0.01
+    # what only one of the two can be scored on is left out
+    silent = compare_captions(
+        rows(made, lambda u: "Someone."), rows(made, full), made, resamples=5, synonyms="none"
+    )
+    assert "wrong_claim_share" not in silent and "claims_per_caption" in silent
+
+
+def test_fluency_is_taken_up_when_given_and_a_measured_clip_knows_its_claims() -> None:
+    made = utterances()
+    captions = [full(u) for u in made]
+    plain, bad = measure(captions, made), measure(captions, made, fluency=[-20.0] * 24)
+    assert all(x.rubric > y.rubric for x, y in zip(plain, bad, strict=True))
+    assert plain[0].right == ("effort forceful",) and plain[0].wrong == () and plain[0].generic is True
+
+
+def test_the_report_shows_the_measures_and_says_what_they_mean(tmp_path: Path) -> None:
+    made = utterances()
+    result = evaluate_captions(rows(made, full), made, resamples=10, synonyms="none")
+    assert set(SCORES) <= set(result)
+    page = write_report(
+        tmp_path,
+        [System("sft", [result], rows(made, full))],
+        made,
+        differences={"a − b": {"rubric_score": {"value": 1.0, "low": 0.5, "high": 1.5, "p": 0.01}}},
+    ).read_text(encoding="utf-8")
+    assert "Wrong acoustic claims, share" in page and "the measured audio does not bear out" in page
+    assert "0.0 % of acoustic claims are wrong" in page and "<td>Rubric (0 to 10)</td>" in page
+    bare = utterances(cues=False, gender=False, transcript=False)
+    result = evaluate_captions(rows(bare, full), bare, resamples=10, synonyms="none")
+    page = write_report(tmp_path / "bare", [System("sft", [result])], bare).read_text(encoding="utf-8")
+    assert "does not bear out" not in page
