@@ -387,6 +387,7 @@ def evaluate(a: argparse.Namespace) -> int:
         allow_missing=a.allow_missing,
         title=a.title,
         show=a.show,
+        against=a.against,
     )
     _print(table)
     for sample in samples:

@@ -210,6 +210,7 @@ def parser() -> argparse.ArgumentParser:
     v.add_argument(
         "--system", nargs="+", metavar="NAME=CAPTIONS", help="more systems; a name again is another seed"
     )
+    v.add_argument("--against", metavar="NAME", help="differences are to this system; default: to --name's")
     v.add_argument("--wrong-audio", nargs="+", metavar="CAPTIONS", help="captions of shuffled clips")
     v.add_argument("--probe", metavar="JSON", help="output of `aligncap probe`, as a yardstick")
     v.add_argument(

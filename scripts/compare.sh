@@ -32,7 +32,7 @@ caption_on() { # SET MODEL NAME FLAGS…
     aligncap caption --model "$model" --manifest "$out/data/$set.jsonl" --out "$out/compare/$set/$name.jsonl" "$@"
 }
 # The quickstart captioned the test set with seed 0 already.
-for name in captions:distill untrained:untrained wrong:wrong; do
+for name in distill:distill untrained:untrained; do
   if [ -e "$out/${name%:*}.jsonl" ] && [ ! -e "$out/compare/test/${name#*:}-0.jsonl" ]; then
     mkdir -p "$out/compare/test"
     cp "$out/${name%:*}.jsonl" "$out/compare/test/${name#*:}-0.jsonl"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# From nothing to a scored report: environment, models, speech, training, captions, report.
+# From nothing to a scored report: environment, models, speech, training, preferences, captions, report.
 #
 #   bash scripts/quickstart.sh                              made (synthetic) speech
 #   bash scripts/quickstart.sh --corpus ravdess FOLDER      the same on real speech
@@ -7,12 +7,12 @@
 # What stands already is reused; a run that was stopped goes on. OUT chooses the folder (default runs/<corpus>).
 source "$(dirname "$0")/setup.sh"
 corpus=made folder= test=4 dev=2
-limits=(60 80) # steps of teacher and student; real speech takes the recipes'
+limits=(60 80 30) clips=100 # steps of teacher, student and preferences; real speech takes the recipes'
 while [ $# -gt 0 ]; do
   case $1 in
     --corpus)
       [ $# -ge 3 ] || { echo "usage: bash scripts/quickstart.sh [--corpus NAME FOLDER]" >&2; exit 2; }
-      corpus=$2 folder=$(realpath -m "$3") limits=()
+      corpus=$2 folder=$(realpath -m "$3") limits=() clips=600
       shift 3 ;;
     *) echo "unknown argument $1; usage: bash scripts/quickstart.sh [--corpus NAME FOLDER]" >&2; exit 2 ;;
   esac
@@ -62,15 +62,26 @@ stage "$out/teacher/config.json" "teacher: text LLM reads transcript and clues" 
   train teacher "$out/teacher" ${limits[0]:+--max_steps ${limits[0]}}
 stage "$out/distill/adapter_model.safetensors" "distillation: speech student" \
   train distill "$out/distill" --llm "$out/teacher" --seed 0 ${limits[1]:+--max_steps ${limits[1]}}
-stage "$out/model/config.json" "merge" aligncap merge "$out/distill" --out "$out/model"
+stage "$out/start/config.json" "merge" aligncap merge "$out/distill" --out "$out/start"
+stage "$out/candidates.jsonl" "candidates: eight captions a clip" \
+  aligncap candidates --model "$out/start" --manifest "$out/data/train.jsonl" --temperature 0.7 --limit $clips --out "$out/candidates.jsonl"
+stage "$out/scored.jsonl" "verdicts of the offline rubric" \
+  aligncap judge "$out/candidates.jsonl" --judge rubric --out "$out/scored.jsonl"
+stage "$out/pairs.jsonl" "preference pairs" aligncap pairs "$out/scored.jsonl" --per-clip 2 --out "$out/pairs.jsonl"
+stage "$out/prefer/adapter_model.safetensors" "preferences: DPO from the distilled student" \
+  train prefer "$out/prefer" --model "$out/start" --train_pairs "$out/pairs.jsonl" --dev_manifest "$out/data/dev.jsonl" \
+  --seed 0 ${limits[2]:+--max_steps ${limits[2]} --eval_steps ${limits[2]} --save_steps ${limits[2]}}
+stage "$out/model/config.json" "merge" aligncap merge "$out/prefer" --out "$out/model"
 stage "$out/captions.jsonl" "captions" \
   aligncap caption --model "$out/model" --manifest "$out/data/test.jsonl" --out "$out/captions.jsonl"
+stage "$out/distill.jsonl" "captions before preferences" \
+  aligncap caption --model "$out/start" --manifest "$out/data/test.jsonl" --out "$out/distill.jsonl"
 stage "$out/untrained/config.json" "an untrained student" aligncap build --llm "$out/teacher" --out "$out/untrained"
 stage "$out/untrained.jsonl" "captions of the untrained student" \
   aligncap caption --model "$out/untrained" --manifest "$out/data/test.jsonl" --out "$out/untrained.jsonl"
 stage "$out/wrong.jsonl" "captions of the wrong audio" \
   aligncap caption --model "$out/model" --manifest "$out/data/test.jsonl" --wrong-audio 0 --out "$out/wrong.jsonl"
 say "scores"
-aligncap evaluate "$out/captions.jsonl" --references "$out/data/test.jsonl" --name distill --out "$out/report" \
-  --system untrained="$out/untrained.jsonl" --wrong-audio "$out/wrong.jsonl" --probe "$out/probe.json"
+aligncap evaluate "$out/captions.jsonl" --references "$out/data/test.jsonl" --name prefer --out "$out/report" \
+  --system untrained="$out/untrained.jsonl" distill="$out/distill.jsonl" --wrong-audio "$out/wrong.jsonl" --probe "$out/probe.json"
 say "done"

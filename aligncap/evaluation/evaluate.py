@@ -206,8 +206,8 @@ def evaluate_captions(
 
 
 def compare_captions(
-    first: Sequence[Mapping[str, Any]],
-    second: Sequence[Mapping[str, Any]],
+    first: Sequence[Sequence[Mapping[str, Any]]],
+    second: Sequence[Sequence[Mapping[str, Any]]],
     references: Sequence[Utterance],
     *,
     resamples: int = 1000,
@@ -217,18 +217,28 @@ def compare_captions(
 ) -> dict[str, Interval]:
     """Second minus first, resampled together: {"name": {"value", "low", "high", "p"}}.
 
-    Both must caption every clip of `references`. Distinct-n is not among them, as it is no sum over clips.
+    Each system is its rows by training seed; sums over clips are added over seeds, so that a score is that
+    of all its seeds' captions together. All must caption every clip of `references`. Distinct-n is not among
+    them, as it is no sum over clips.
 
     Raises:
         Faults: captions and references do not match.
     """
-    a, b = (
-        score(*pair_up(rows, references), synonyms=synonyms, label_map=label_map) for rows in (first, second)
+    systems = [
+        [score(*pair_up(rows, references), synonyms=synonyms, label_map=label_map) for rows in seeds]
+        for seeds in (first, second)
+    ]
+    both = set.intersection(*(set(s.statistics) for seeds in systems for s in seeds))
+    first_of, second_of = (
+        {name: _pooled([s.statistics[name] for s in seeds]) for name in SCORES if name in both}
+        for seeds in systems
     )
-    both = a.statistics.keys() & b.statistics.keys()
-    first_of, second_of = ({k: v for k, v in s.statistics.items() if k in both} for s in (a, b))
-    gaps = paired_differences(first_of, second_of, a.clusters, resamples=resamples, seed=seed)
+    gaps = paired_differences(first_of, second_of, systems[0][0].clusters, resamples=resamples, seed=seed)
     return {name: _told(gap) for name, gap in gaps.items()}
+
+
+def _pooled(seeds: Sequence[Statistic]) -> Statistic:
+    return Statistic(np.sum([s.sums for s in seeds], axis=0), seeds[0].score)
 
 
 def _signature(

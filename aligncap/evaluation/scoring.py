@@ -14,6 +14,7 @@ from aligncap.evaluation.report import System, Yardstick, table, write_report
 from aligncap.evaluation.samples import choose_samples
 from aligncap.io import read_jsonl
 from aligncap.manifest import read_manifest
+from aligncap.naming import nearest
 from aligncap.run_record import file_hashes, write_run_record
 
 
@@ -59,10 +60,12 @@ def score_files(
     allow_missing: bool = False,
     title: str = "Speech emotion captions",
     show: int = 3,
+    against: str | None = None,
 ) -> tuple[Any, list[str], Path]:
     """Score every caption file of every system (several files: seeds) and write the report.
 
-    The last system leads.
+    The last system leads, and differences are between it and each other one; with `against`, between each
+    one and the system of that name.
 
     Returns:
         A terminal table, `show` captions beside a reference of theirs, and the path of report.html.
@@ -75,8 +78,10 @@ def score_files(
     wanted = {str(u.emotion) for u in utterances}
     scorer = {"resamples": resamples, "seed": seed, "synonyms": wordnet, "label_map": label_map or None}
 
+    captions: dict[str, list[list[dict[str, Any]]]] = {}
+
     def score(name: str, paths: Sequence[str], note: str = "") -> System:
-        rows = [read_jsonl(path) for path in paths]
+        rows = captions[name] = [read_jsonl(path) for path in paths]
         results = [evaluate_captions(r, utterances, allow_missing=allow_missing, **scorer) for r in rows]
         return System(name, results, rows[0], note)
 
@@ -89,17 +94,20 @@ def score_files(
         if wrong_audio
         else None
     )
-    differences = {}
-    if not allow_missing:
-        lead = scored[-1]
-        for other in scored[:-1]:
-            differences[f"{lead.name} − {other.name}"] = compare_captions(
-                other.rows, lead.rows, utterances, **scorer
-            )
-        if wrong is not None:
-            differences[f"{lead.name} − wrong audio"] = compare_captions(
-                wrong.rows, lead.rows, utterances, **scorer
-            )
+    lead = scored[-1].name
+    if against is None:
+        compared = [(lead, s.name) for s in scored[:-1]]
+    elif against in captions:
+        compared = [(s.name, against) for s in scored if s.name != against]
+    else:
+        raise UserError(f"--against {against}: no system of this name{nearest(against, captions)}")
+    if wrong is not None:
+        compared.append((lead, wrong.name))
+    differences = {
+        f"{one} − {other}": compare_captions(captions[other], captions[one], utterances, **scorer)
+        for one, other in compared
+        if not allow_missing
+    }
     path = write_report(
         out,
         scored,

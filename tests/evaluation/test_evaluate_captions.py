@@ -152,10 +152,18 @@ def test_missing_ones_are_left_out_on_request_and_counted() -> None:
 
 def test_comparing_pairs_clips_whatever_the_order_of_rows() -> None:
     better = {name: f"He sounds {LABELS[name[0]]}." for name in CAPTIONS}
-    gap = compare_captions(rows(), rows(better)[::-1], utterances(), resamples=50)
+    gap = compare_captions([rows()], [rows(better)[::-1]], utterances(), resamples=50)
     assert gap["emotion_accuracy"]["value"] == pytest.approx(0.5)
     assert gap["rouge_l"]["value"] > 0
     assert "distinct_1" not in gap
+
+
+def test_seeds_are_compared_by_their_mean() -> None:
+    better = {name: f"He sounds {LABELS[name[0]]}." for name in CAPTIONS}
+    pooled = compare_captions([rows(), rows()], [rows(better), rows()], utterances(), resamples=50)
+    single = compare_captions([rows()], [rows(better)], utterances(), resamples=50)
+    for name in ("emotion_accuracy", "emotion_uar", "rouge_l", "cider_d"):
+        assert pooled[name]["value"] == pytest.approx(single[name]["value"] / 2), name
 
 
 def test_an_unknown_use_of_synonyms_is_refused() -> None:

@@ -152,7 +152,7 @@ def test_chinese_captions_are_not_read_for_claims_but_for_gender() -> None:
 def test_per_clip_measures_and_paired_comparison_agree() -> None:
     made = utterances()
     worse = lambda u: full(u).replace("softly", "loudly").replace("sad", "happy")  # noqa: E731
-    gaps = compare_captions(rows(made, worse), rows(made, full), made, resamples=200, synonyms="none")
+    gaps = compare_captions([rows(made, worse)], [rows(made, full)], made, resamples=200, synonyms="none")
     a, b = (measure([c(u) for u in made], made) for c in (worse, full))
     for name, of in (
         ("wrong_claims_per_caption", lambda m: len(m.wrong)),
@@ -165,7 +165,7 @@ def test_per_clip_measures_and_paired_comparison_agree() -> None:
     assert gaps["rubric_score"]["p"] <= 0.01
     # what only one of the two can be scored on is left out
     silent = compare_captions(
-        rows(made, lambda u: "Someone."), rows(made, full), made, resamples=5, synonyms="none"
+        [rows(made, lambda u: "Someone.")], [rows(made, full)], made, resamples=5, synonyms="none"
     )
     assert "wrong_claim_share" not in silent and "claims_per_caption" in silent
 
