@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import json
-import os
 import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from aligncap.errors import UserError
 from aligncap.io import write_jsonl
+from aligncap.journal import Journal
 from aligncap.manifest import audio_path, read_manifest
 from aligncap.models.captioner import Captioner
 from aligncap.progress import track
+
+__all__ = ["Job", "Journal", "caption_jobs", "jobs_of_files", "jobs_of_manifest", "with_wrong_audio"]
 
 SOUND_ENDINGS = (".wav", ".flac", ".ogg", ".mp3")
 
@@ -65,45 +66,6 @@ def with_wrong_audio(jobs: list[Job], seed: int) -> list[Job]:
     random.Random(seed).shuffle(order)
     heard = dict(zip(order, order[1:] + order[:1], strict=True))
     return [Job(job.id, job.audio, jobs[heard[i]].path) for i, job in enumerate(jobs)]
-
-
-class Journal:
-    """Rows finished so far, in `OUT.partial`; its first line says what they were made with."""
-
-    def __init__(self, out: Path | None, settings: dict[str, Any]) -> None:
-        self.path = out.with_name(out.name + ".partial") if out else Path(os.devnull)
-        self.rows: dict[str, dict[str, Any]] = {}
-        self._file: IO[str] | None = None
-        if out is None:
-            return
-        head = json.dumps({"settings": settings}, sort_keys=True)
-        lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
-        self.resumed = bool(lines) and lines[0] == head
-        if self.resumed:
-            for line in lines[1:]:
-                try:
-                    row = json.loads(line)
-                except json.JSONDecodeError:
-                    continue  # the line under way when the run was killed
-                self.rows[row["key"]] = row["row"]
-        out.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self.path.open("a" if self.resumed else "w", encoding="utf-8")
-        # After a kill in mid-line the next row must not join the torn one.
-        self._file.write("\n" if self.resumed else head + "\n")
-
-    def add(self, key: str, row: dict[str, Any]) -> None:
-        self.rows[key] = row
-        if self._file is None:
-            return
-        self._file.write(json.dumps({"key": key, "row": row}, ensure_ascii=False) + "\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
-
-    def close(self, *, done: bool) -> None:
-        if self._file is not None:
-            self._file.close()
-            if done:
-                self.path.unlink()
 
 
 def caption_jobs(

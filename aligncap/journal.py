@@ -1,0 +1,83 @@
+"""Rows finished so far, kept on disk as they come: what survives when a long run is killed."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import IO, Any
+
+
+class Journal:
+    """Rows finished so far, in `OUT.partial`; its first line says what they were made with.
+
+    Processes that share the work write a part each (`OUT.partial`, `OUT.partial.1`, ...), and each begins
+    with what all parts hold, so that a run may go on with another number of processes. Parts of other
+    settings are not taken up.
+
+    Args:
+        out: the file in the making; None keeps nothing on disk.
+        settings: what the rows depend on, JSON.
+        part: the process's own number.
+    """
+
+    def __init__(self, out: Path | None, settings: dict[str, Any], part: int = 0) -> None:
+        self.rows: dict[str, Any] = {}
+        self.path = Path(os.devnull)
+        self.resumed = False
+        self._stem: Path | None = None
+        self._file: IO[str] | None = None
+        if out is None:
+            return
+        self._stem = out.with_name(out.name + ".partial")
+        self._head = json.dumps({"settings": settings}, sort_keys=True)
+        self.path = self._stem if part == 0 else self._stem.with_name(f"{self._stem.name}.{part}")
+        self.reread()
+        self.resumed = _head(self.path) == self._head
+        out.parent.mkdir(parents=True, exist_ok=True)
+        self._file = self.path.open("a" if self.resumed else "w", encoding="utf-8")
+        # After a kill in mid-line the next row must not join the torn one.
+        self._file.write("\n" if self.resumed else self._head + "\n")
+        self._file.flush()
+
+    def _parts(self) -> list[Path]:
+        if self._stem is None:
+            return []
+        others = self._stem.parent.glob(self._stem.name.replace("[", "[[]") + ".*")
+        return [p for p in (self._stem, *sorted(others)) if p.is_file() and _head(p) == self._head]
+
+    def reread(self) -> None:
+        """Take up what other processes have written meanwhile."""
+        for path in self._parts():
+            # Split at line ends alone: rows are ASCII, but an older journal's may hold other separators.
+            for line in path.read_text(encoding="utf-8", errors="replace").split("\n")[1:]:
+                try:
+                    row = json.loads(line)
+                except json.JSONDecodeError:
+                    continue  # the line under way when a run was killed
+                self.rows[row["key"]] = row["row"]
+
+    def add(self, key: str, row: Any) -> None:
+        """Keep a row; it is on the disk when this returns."""
+        self.rows[key] = row
+        if self._file is None:
+            return
+        self._file.write(json.dumps({"key": key, "row": row}) + "\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self, *, done: bool) -> None:
+        """Stop writing; `done` removes every part, since the rows are in the finished file."""
+        if self._file is not None:
+            self._file.close()
+            if done:
+                for path in self._parts():
+                    path.unlink(missing_ok=True)
+
+
+def _head(path: Path) -> str | None:
+    try:
+        with path.open(encoding="utf-8", errors="replace") as file:
+            return file.readline().rstrip("\n")
+    except OSError:
+        return None

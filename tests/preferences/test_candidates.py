@@ -1,0 +1,250 @@
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from aligncap.errors import UserError
+from aligncap.journal import Journal
+from aligncap.manifest import Utterance, read_manifest, write_manifest
+from aligncap.models.captioner import Captioner
+from aligncap.models.sampling import sample_captions
+from aligncap.preferences import candidates
+from aligncap.preferences.candidates import balanced, write_candidates
+from aligncap.preferences.verdicts import read_candidates
+
+ROOT = Path(__file__).resolve().parents[2]
+OPTIONS = {"num": 3, "max_new_tokens": 6, "batch_size": 2, "device": "cpu"}
+
+
+@pytest.fixture(scope="module")
+def model(tiny, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    for part in tiny:
+        part.save_pretrained(folder)
+    return folder
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_rows_come_in_the_manifests_order_and_say_what_made_them(model, manifest, tmp_path):
+    out = tmp_path / "deep" / "c.jsonl"
+    rows, faults = write_candidates(model, manifest, out, seed=4, **OPTIONS)
+    assert not faults and lines(out) == rows and list(out.parent.iterdir()) == [out]
+    assert [(r["id"], r["candidate"]) for r in rows] == [(f"clip{i}", n) for i in range(8) for n in range(3)]
+    row = rows[0]
+    assert (out.parent / row["manifest"]).resolve() == manifest.resolve()
+    assert row | {"caption": "", "manifest": ""} == {
+        "id": "clip0",
+        "audio": "clip0.wav",
+        "candidate": 0,
+        "caption": "",
+        "model": str(model),
+        "seed": 4,
+        "settings": {
+            "num": 3,
+            "temperature": 1.0,
+            "top_p": 0.95,
+            "max_new_tokens": 6,
+            "dtype": "float32",
+        },
+        "manifest": "",
+    }
+    assert len(read_candidates(out)) == len(rows)  # the next stage reads it
+
+
+def test_candidates_are_those_of_the_clip_alone(model, manifest, tmp_path):
+    from aligncap.audio.files import load_audio
+
+    rows, _ = write_candidates(model, manifest, tmp_path / "c.jsonl", **OPTIONS)
+    alone = sample_captions(
+        Captioner.from_pretrained(model, device="cpu"),
+        [load_audio(manifest.parent / "clip5.wav")],
+        ["clip5"],
+        num=3,
+        max_new_tokens=6,
+    )
+    assert [r["caption"] for r in rows if r["id"] == "clip5"] == alone[0]
+
+
+def test_a_killed_run_goes_on_and_gives_the_same_file(model, manifest, tmp_path, monkeypatch):
+    whole, _ = write_candidates(model, manifest, tmp_path / "whole.jsonl", **OPTIONS)
+    calls = []
+
+    def dying(captioner, clips, ids, **options):
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        calls.append(ids)
+        return sample_captions(captioner, clips, ids, **options)
+
+    monkeypatch.setattr(candidates, "sample_captions", dying)
+    out = tmp_path / "out.jsonl"
+    with pytest.raises(KeyboardInterrupt):
+        write_candidates(model, manifest, out, **OPTIONS)
+    assert not out.exists()
+    partial = tmp_path / "out.jsonl.partial"
+    with partial.open("ab") as file:
+        file.write(b'{"key": "clip9", "row": ["tor\xc3')  # a kill in mid-line, in mid-letter
+    first = calls.copy()
+    calls.clear()
+    rows, _ = write_candidates(model, manifest, out, **OPTIONS)
+    assert len(calls) == 2 and not {i for ids in calls for i in ids} & {i for ids in first for i in ids}
+    assert [r["caption"] for r in rows] == [r["caption"] for r in whole]
+    assert not partial.exists()
+
+
+def test_a_run_of_other_settings_begins_again(model, manifest, tmp_path):
+    out = tmp_path / "c.jsonl"
+    for settings in ({"seed": 1}, {"seed": 2}):
+        journal = Journal(tmp_path / "c.jsonl", settings)
+        journal.add("clip0", ["stale"])
+        journal.close(done=False)
+    rows, _ = write_candidates(model, manifest, out, **OPTIONS)
+    assert "stale" not in [r["caption"] for r in rows] and len(rows) == 24
+
+
+def test_bad_audio_is_reported_and_the_rest_done(model, manifest, tmp_path):
+    utterances = read_manifest(manifest)[:4]
+    for u in utterances:
+        (tmp_path / u.audio).write_bytes((manifest.parent / u.audio).read_bytes())
+    (tmp_path / "clip1.wav").write_bytes(b"no sound")
+    (tmp_path / "clip2.wav").unlink()
+    write_manifest(tmp_path / "m.jsonl", utterances)
+    rows, faults = write_candidates(model, tmp_path / "m.jsonl", tmp_path / "c.jsonl", **OPTIONS)
+    assert {r["id"] for r in rows} == {"clip0", "clip3"}
+    assert [name in fault for name, fault in zip(("clip1.wav", "clip2.wav"), faults)] == [True, True]
+
+
+def test_a_limit_keeps_emotions_balanced_and_a_larger_one_adds_to_it():
+    emotions = ["angry"] * 50 + ["sad"] * 20 + ["calm"] * 3 + [None] * 10
+    utterances = [Utterance(f"{i}", ".", "a.wav", "made", emotion=e) for i, e in enumerate(emotions)]
+    few, more = balanced(utterances, 12, seed=0), balanced(utterances, 30, seed=0)
+    assert Counter(u.emotion for u in few) == {"angry": 3, "sad": 3, "calm": 3, None: 3}
+    assert {u.id for u in few} < {u.id for u in more} and len(more) == 30
+    assert [int(u.id) for u in more] == sorted(int(u.id) for u in more)
+    assert balanced(utterances, 12, seed=0) == few != balanced(utterances, 12, seed=1)
+    assert balanced(utterances, 1000, seed=0) == utterances
+
+
+def test_limited_runs_write_that_many_clips(model, manifest, tmp_path):
+    rows, _ = write_candidates(model, manifest, tmp_path / "c.jsonl", limit=4, **OPTIONS)
+    labels = {u.id: u.emotion for u in read_manifest(manifest)}
+    assert Counter(labels[r["id"]] for r in rows) == {"angry": 6, "calm": 6}
+
+
+@pytest.mark.parametrize(
+    "wrong, said",
+    [
+        ({"num": 0}, "--num 0"),
+        ({"temperature": 0}, "the same"),
+        ({"temperature": -1.0}, "--temperature"),
+        ({"top_p": 0.0}, "--top-p"),
+        ({"limit": 0}, "--limit 0"),
+        ({"max_new_tokens": 0}, "--max-new-tokens"),
+        ({"batch_size": 0}, "--batch-size"),
+        ({"dtype": "int8"}, "bfloat16"),
+    ],
+)
+def test_settings_out_of_range_are_refused(model, manifest, tmp_path, wrong, said):
+    with pytest.raises(UserError, match=said):
+        write_candidates(model, manifest, tmp_path / "c.jsonl", **(OPTIONS | wrong))
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_unwritable_place_is_a_users_error(model, manifest, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written"):
+        write_candidates(model, manifest, tmp_path / "file" / "c.jsonl", **OPTIONS)
+
+
+def test_processes_read_each_others_parts_and_the_first_removes_them(tmp_path):
+    out = tmp_path / "c[1].jsonl"
+    first, second = Journal(out, {"a": 1}, 0), Journal(out, {"a": 1}, 1)
+    second.add("k", ["line\u2028separator"])
+    first.add("j", [])
+    first.reread()
+    assert first.rows == {"j": [], "k": ["line\u2028separator"]}
+    second.close(done=False)
+    first.close(done=False)
+    alone = Journal(out, {"a": 1})
+    assert alone.rows == first.rows
+    alone.close(done=True)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_two_processes_write_the_file_of_one(model, manifest, tmp_path):
+    one, _ = write_candidates(model, manifest, tmp_path / "one.jsonl", **OPTIONS)
+    utterances = read_manifest(manifest)
+    utterances.append(Utterance("gone", str(tmp_path), "gone.wav", "made"))
+    for u in utterances[:-1]:
+        u.root = str(manifest.parent)
+    write_manifest(tmp_path / "m.jsonl", utterances)
+    out = tmp_path / "two.jsonl"
+    script = tmp_path / "share.py"
+    script.write_text(
+        "import json, os, torch\n"
+        "from aligncap.preferences.candidates import write_candidates\n"
+        "torch.set_num_threads(1)\n"
+        f"rows, faults = write_candidates({str(model)!r}, 'm.jsonl', 'two.jsonl', **{OPTIONS!r})\n"
+        "print(f\"process {os.environ['RANK']}: {len(rows)} rows, {faults}\")\n"
+    )
+    # A part that an older run of other settings left behind.
+    journal = Journal(out, {"of": "other settings"}, part=1)
+    journal.add("clip0", ["stale"])
+    journal.close(done=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "accelerate.commands.launch"]
+        + ["--config_file", str(ROOT / "configs/accelerate/cpu2.yaml"), str(script)],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr
+    said = sorted(line for line in done.stdout.splitlines() if line.startswith("process"))
+    assert [line.split(":")[0] for line in said] == ["process 0", "process 1"]
+    assert all("24 rows" in line and "gone.wav" in line for line in said)
+    assert [(r["id"], r["candidate"], r["caption"]) for r in lines(out)] == [
+        (r["id"], r["candidate"], r["caption"]) for r in one
+    ]
+    assert not list(tmp_path.glob("*.partial*"))
+
+
+def test_processes_deal_out_what_is_left(model, manifest, tmp_path, monkeypatch):
+    """Two processes after one another stand in for two at once, whose collectives need a launcher."""
+    seen = {}
+
+    def stopped(found):
+        if found or seen.setdefault("calls", 0) == 1:
+            raise KeyboardInterrupt  # before anything is put together
+        seen["calls"] += 1
+        return found
+
+    for rank in (0, 1):
+        seen.clear()
+        monkeypatch.setattr(candidates, "_process", lambda device, rank=rank: (rank, 2, "cpu"))
+        monkeypatch.setattr(candidates, "_gather", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            write_candidates(model, manifest, tmp_path / "c.jsonl", **OPTIONS)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["c.jsonl.partial", "c.jsonl.partial.1"]
+    monkeypatch.undo()
+    rows, _ = write_candidates(model, manifest, tmp_path / "c.jsonl", **OPTIONS)
+    one, _ = write_candidates(model, manifest, tmp_path / "one.jsonl", **OPTIONS)
+    assert rows == one
+    assert not list(tmp_path.glob("*.partial*"))
+
+
+def test_a_long_clip_is_reported(model, tmp_path):
+    soundfile.write(tmp_path / "long.wav", 0.1 * np.sin(np.arange(31 * 16_000) / 10), 16_000)
+    write_manifest(tmp_path / "m.jsonl", [Utterance("long", ".", "long.wav", "made")])
+    rows, faults = write_candidates(model, tmp_path / "m.jsonl", tmp_path / "c.jsonl", **OPTIONS)
+    assert rows == [] and "long.wav" in faults[0]
