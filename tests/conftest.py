@@ -1,25 +1,16 @@
-"""Tiny models and made speech, built in code."""
+"""What tests share: real speech where it is, tiny parts and made clips."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from tiny import SENTENCES, make_llm, make_model, make_tokenizer, make_whisper, voice
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 torch.set_num_threads(1)
-
-SENTENCES = [
-    "He sounds angry, with a loud voice.",
-    "She speaks sadly and slowly, in a soft voice.",
-    "The speaker sounds calm and steady.",
-    "Describe how the speaker sounds.",
-    "Kids are talking by the door",
-    "Voice: angry, very loud, not calm.",
-]
 
 
 @pytest.fixture(scope="session")
@@ -31,95 +22,6 @@ def corpora() -> Path:
     if not (folder / "ravdess").is_dir():
         pytest.skip(f"real speech is not at hand: {folder}/ravdess; set ALIGNCAP_CORPORA")
     return folder
-
-
-def make_tokenizer(chat: bool = True):
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=400,
-        special_tokens=["<eos>", "<pad>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-    )
-    tokenizer.train_from_iterator(SENTENCES, trainer)
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<pad>")
-    if chat:
-        fast.chat_template = (
-            "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}\n{% endfor %}"
-            "{% if add_generation_prompt %}[assistant] {% endif %}"
-        )
-    return fast
-
-
-def make_llm(vocab: int, tied: bool = True):
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=vocab,
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            tie_word_embeddings=tied,
-            initializer_range=0.3,
-            bos_token_id=None,
-            eos_token_id=0,
-        )
-    )
-
-
-def make_whisper():
-    from transformers import WhisperConfig, WhisperModel
-
-    return WhisperModel(
-        WhisperConfig(
-            d_model=16,
-            encoder_layers=3,
-            encoder_attention_heads=2,
-            encoder_ffn_dim=32,
-            decoder_layers=1,
-            decoder_attention_heads=2,
-            decoder_ffn_dim=32,
-            vocab_size=50,
-            pad_token_id=0,
-            bos_token_id=0,
-            eos_token_id=0,
-            decoder_start_token_id=0,
-            init_std=0.3,
-        )
-    )
-
-
-def make_model(tied: bool = True, chat: bool = True, seed: int = 0, **options):
-    """Tiny AlignCap model and processor with random weights."""
-    from transformers import WhisperFeatureExtractor
-
-    from aligncap.models.building import assemble
-
-    torch.manual_seed(seed)
-    tokenizer = make_tokenizer(chat)
-    options = {"encoder_layer": 2, "projector_hidden": 24} | options
-    return assemble(
-        make_whisper().encoder,
-        WhisperFeatureExtractor(),
-        make_llm(len(tokenizer), tied),
-        tokenizer,
-        **options,
-    )
-
-
-def voice(seconds: float, f0: float = 150.0, seed: int = 0) -> np.ndarray:
-    """A harmonic tone with some noise: float32 at 16 kHz."""
-    rng = np.random.default_rng(seed)
-    time = np.arange(round(seconds * 16_000)) / 16_000
-    tone = sum(np.sin(2 * np.pi * f0 * k * time) / k for k in range(1, 6))
-    return (0.1 * tone + 0.005 * rng.standard_normal(len(time))).astype(np.float32)
 
 
 @pytest.fixture(scope="session")

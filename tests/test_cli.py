@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from conftest import make_model
+from tiny import make_model
 
 from aligncap.cli import main
 from aligncap.manifest import read_manifest

@@ -241,6 +241,8 @@ def _numbered(path: Path, *, scored: bool) -> list[tuple[int, dict[str, Any]]]:
     verb = "judge" if scored else "candidates"
     if not path.is_file():
         raise UserError(f"{path}: no such file; `aligncap {verb}` writes it")
+    if scored and b'"verdict"' not in path.read_bytes():
+        raise UserError(f"{path}: holds no verdict; `aligncap judge` writes a scored file")
     rows: list[tuple[int, dict[str, Any]]] = []
     faults: list[str] = []
     first: dict[tuple[Any, ...], int] = {}

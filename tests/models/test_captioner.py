@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import make_model, voice
+from tiny import make_model, voice
 
 from aligncap import Captioner
 from aligncap.errors import UserError

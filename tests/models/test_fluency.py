@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from tiny import SENTENCES, make_llm, make_tokenizer
 
 from aligncap.models.fluency import log_probs
 from aligncap.models.sources import DEFAULT_LLM, is_ready
-from tests.conftest import SENTENCES, make_llm, make_tokenizer
 
 
 class Counting(torch.nn.Module):

@@ -1,7 +1,7 @@
 import pytest
 import torch
-from conftest import make_model, voice
 from peft import PeftModel
+from tiny import make_model, voice
 from transformers import AutoModelForCausalLM, AutoProcessor
 
 from aligncap.errors import UserError
@@ -155,7 +155,7 @@ def test_a_checkpoint_of_another_architecture_is_refused(parts, tmp_path):
 
 
 def test_families_whose_head_is_more_than_a_matrix_are_refused():
-    from conftest import make_tokenizer, make_whisper
+    from tiny import make_tokenizer, make_whisper
     from transformers import PhiConfig, PhiForCausalLM, WhisperFeatureExtractor
 
     from aligncap.models.building import assemble
@@ -177,7 +177,7 @@ def test_families_whose_head_is_more_than_a_matrix_are_refused():
 @pytest.mark.parametrize("family", ["gpt2", "opt", "qwen2"])
 def test_other_families_keep_their_logits_and_batch_like_singles(family):
     import transformers
-    from conftest import make_tokenizer, make_whisper
+    from tiny import make_tokenizer, make_whisper
 
     from aligncap.models.building import assemble
 

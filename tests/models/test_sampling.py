@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from conftest import make_model, voice
+from tiny import make_model, voice
 from transformers import TopPLogitsWarper
 
 from aligncap.models.captioner import Captioner

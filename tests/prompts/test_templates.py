@@ -1,4 +1,4 @@
-from conftest import make_tokenizer
+from tiny import make_tokenizer
 
 from aligncap.prompts.templates import end_token_id, response_ids, student_prompt, teacher_prompt
 

@@ -1,5 +1,5 @@
 import torch
-from conftest import make_model
+from tiny import make_model
 
 from aligncap.manifest import Utterance
 from aligncap.training.alignment import align_projector, clue_logits, clue_targets

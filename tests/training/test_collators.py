@@ -2,9 +2,9 @@ import doctest
 
 import numpy as np
 import torch
-from conftest import voice
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny import voice
 
 from aligncap.training import collators, distill
 from aligncap.training.collators import IGNORE, SpeechCollator, join_prompt_and_response

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny import make_model
 from torch.nn import functional as F
 
 from aligncap.cli import main
@@ -31,7 +32,6 @@ from aligncap.training.preference_rows import (
 )
 from aligncap.training.runs import lora_config
 from aligncap.training.watch import Watch
-from tests.conftest import make_model
 
 TOLERANCE = {"atol": 1e-5, "rtol": 1e-5}
 
