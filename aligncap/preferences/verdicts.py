@@ -241,12 +241,13 @@ def _numbered(path: Path, *, scored: bool) -> list[tuple[int, dict[str, Any]]]:
     verb = "judge" if scored else "candidates"
     if not path.is_file():
         raise UserError(f"{path}: no such file; `aligncap {verb}` writes it")
-    if scored and b'"verdict"' not in path.read_bytes():
+    content = path.read_bytes()
+    if scored and content.strip() and b'"verdict"' not in content:
         raise UserError(f"{path}: holds no verdict; `aligncap judge` writes a scored file")
     rows: list[tuple[int, dict[str, Any]]] = []
     faults: list[str] = []
     first: dict[tuple[Any, ...], int] = {}
-    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
+    for number, line in enumerate(content.split(b"\n"), 1):
         if not line.strip():
             continue
         try:
