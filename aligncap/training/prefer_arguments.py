@@ -35,7 +35,7 @@ class PreferArguments(RunArguments, DPOConfig):
     )
     train_projector: bool = field(default=True, metadata={"help": "Train the projector beside LoRA."})
     projector_learning_rate: float | None = field(
-        default=None, metadata={"help": "Learning rate of the projector; none: learning_rate."}
+        default=5e-5, metadata={"help": "Learning rate of the projector; none: learning_rate."}
     )
     reference_cache: str = field(
         default="auto",
@@ -48,7 +48,7 @@ class PreferArguments(RunArguments, DPOConfig):
         default=True, metadata={"help": "Compute encoder features once, before training."}
     )
     cache_dir: str = field(default="runs/cache", metadata={"help": "Folder of the caches."})
-    dev_clips: int = field(default=64, metadata={"help": "Dev clips to caption at each evaluation."})
+    dev_clips: int = field(default=120, metadata={"help": "Dev clips to caption at each evaluation."})
     patience: int = field(
         default=0, metadata={"help": "Stop after so many evaluations without a better dev score; 0: never."}
     )
@@ -64,12 +64,19 @@ class PreferArguments(RunArguments, DPOConfig):
         metadata={"help": "Alarm when more than this share of dev captions are one and the same."},
     )
 
-    max_steps: int = 100
-    learning_rate: float = 2e-4
+    max_steps: int = 80
+    learning_rate: float = 3e-4
     beta: float = 0.1
+    loss_type: list[str] = field(
+        default_factory=lambda: ["sigmoid", "sft"],
+        metadata={"help": "trl's losses, added up: sigmoid (DPO), ipo, hinge, robust, … and sft."},
+    )
+    loss_weights: list[float] | None = field(
+        default_factory=lambda: [1.0, 0.2], metadata={"help": "Their weights."}
+    )
     max_length: int | None = None
-    eval_steps: float | None = 25
-    save_steps: float = 25
+    eval_steps: float | None = 40
+    save_steps: float = 40
     gradient_checkpointing: bool = False
     ddp_find_unused_parameters: bool | None = False
 
@@ -85,6 +92,10 @@ class PreferArguments(RunArguments, DPOConfig):
             faults.append(f"reference_cache={self.reference_cache!r}: choose auto, yes or no")
         if self.precompute_ref_log_probs:
             faults.append("precompute_ref_log_probs: use --reference_cache yes, which knows about audio")
+        if self.loss_weights and len(self.loss_weights) != len(self.loss_type):
+            faults.append(
+                f"loss_type={self.loss_type}, loss_weights={self.loss_weights}: give a weight for each loss"
+            )
         unknown = sorted(set(self.kinds()) - set(KINDS))
         if unknown:
             faults.append(f"pair_kinds: unknown {', '.join(unknown)}; choose from {', '.join(KINDS)}")

@@ -71,6 +71,9 @@ def options(out, start, pairs, **more):
         "max_steps": 4,
         "per_device_train_batch_size": 6,
         "learning_rate": 1e-3,
+        "projector_learning_rate": None,
+        "loss_type": ["sigmoid"],
+        "loss_weights": None,
         "logging_steps": 1,
         "save_steps": 2,
         "eval_steps": 2,
@@ -388,4 +391,4 @@ def test_wrong_options_are_all_named_at_once(tmp_path):
 def test_help_shows_the_options_of_dpo(capsys):
     assert main(["train", "prefer", "--help"]) == 0
     text = capsys.readouterr().out
-    assert "--beta [0.1]" in text and "--loss_type [['sigmoid']]" in text and "--pair_kinds" in text
+    assert "--beta [0.1]" in text and "--loss_type [['sigmoid', 'sft']]" in text and "--pair_kinds" in text
