@@ -240,7 +240,7 @@ def caption(a: argparse.Namespace) -> int:
         from transformers import set_seed
 
         set_seed(a.seed)
-        options |= {"do_sample": True, "temperature": a.temperature, "top_p": a.top_p}
+        options |= {"do_sample": True, "temperature": a.temperature, "top_p": a.top_p, "top_k": 0}
     settings = {
         "model": model_key(a.model),
         "dtype": a.dtype,
