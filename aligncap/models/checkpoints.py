@@ -27,8 +27,11 @@ def load_folder(
 
 
 def base_of(folder: Path) -> Path:
-    """The base of an adapter folder: `base/` in it or beside it."""
-    for candidate in (folder / "base", folder.parent / "base"):
+    """The base of an adapter folder: `base/` in it (beside it for a checkpoint), else the one recorded."""
+    places = [folder / "base"]
+    if folder.name.startswith("checkpoint-"):
+        places.append(folder.parent / "base")
+    for candidate in places:
         if (candidate / "config.json").is_file():
             return candidate
     recorded = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get(

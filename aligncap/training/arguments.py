@@ -252,6 +252,7 @@ def usage(kinds: dict[str, type[RunArguments]]) -> str:
         ((_, kind),) = kinds.items()
         lines += ["", "options (and all of transformers.TrainingArguments):"]
         inherited = {f.name for f in dataclasses.fields(TrainingArguments)}
+        idle = getattr(kind, "IDLE", ())
         ours = {
             name
             for base in kind.__mro__
@@ -259,7 +260,7 @@ def usage(kinds: dict[str, type[RunArguments]]) -> str:
             for name in base.__annotations__
         }
         for f in dataclasses.fields(kind):
-            if f.name not in inherited or f.name in ours:
+            if f.name not in idle and (f.name not in inherited or f.name in ours):
                 factory = f.default_factory
                 default = f.default if factory is dataclasses.MISSING else factory()
                 lines.append(f"  --{f.name} [{default}]  {f.metadata.get('help', '')}".rstrip())

@@ -14,8 +14,6 @@ from aligncap.captions.emotions import emotion_of
 from aligncap.captions.rubric import evidence, score
 from aligncap.manifest import Utterance
 from aligncap.models.processing_aligncap import AlignCapProcessor
-from aligncap.tensor_cache import TensorCache
-from aligncap.training.caches import fill_features
 from aligncap.training.collators import stack_frames
 from aligncap.training.examples import ClipInputs, audio_files, read_captioned
 from aligncap.training.prefer_arguments import PreferArguments
@@ -38,14 +36,7 @@ def choose_clips(utterances: list[Utterance], count: int, seed: int) -> list[int
 class DevScore:
     """Captions of a fixed choice of dev clips, scored: call it with the model under training."""
 
-    def __init__(
-        self,
-        manifest: str,
-        model: Any,
-        processor: AlignCapProcessor,
-        features: TensorCache | None,
-        args: PreferArguments,
-    ) -> None:
+    def __init__(self, manifest: str, processor: AlignCapProcessor, args: PreferArguments) -> None:
         every = read_captioned(manifest, need_p_act=False)
         keys, paths = audio_files(manifest, every)
         chosen = choose_clips(every, args.dev_clips, seed=0)
@@ -55,10 +46,8 @@ class DevScore:
         self.evidence = [known[i] for i in chosen]
         self.clips = [(keys[i], paths[keys[i]]) for i in chosen]
         self.processor = processor
-        self.inputs = ClipInputs(processor, features)
+        self.inputs = ClipInputs(processor, None)
         self.batch, self.limit = args.per_device_eval_batch_size, args.max_response_tokens
-        if features is not None:
-            fill_features(features, model, processor, dict(self.clips))
 
     @torch.no_grad()
     def captions(self, model: Any, indices: list[int]) -> dict[int, str]:

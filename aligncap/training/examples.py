@@ -39,11 +39,11 @@ def read_captioned(path: str, need_p_act: bool) -> list[Utterance]:
     return utterances
 
 
-def refuse_special_tokens(path: str, texts: Iterable[tuple[str, Sequence[str]]], tokenizer: Any) -> None:
+def refuse_special_tokens(path: str, texts: Iterable[tuple[int, str, Sequence[str]]], tokenizer: Any) -> None:
     """A caption or transcript that holds a control token would end a turn, or put audio where there is none.
 
     Args:
-        texts: (id, texts) of each line of `path`.
+        texts: line of `path`, id and texts of each.
 
     Raises:
         Faults: every such text.
@@ -51,7 +51,7 @@ def refuse_special_tokens(path: str, texts: Iterable[tuple[str, Sequence[str]]],
     special = [token for token in tokenizer.all_special_tokens if token.strip()]
     faults = [
         f"{path}:{number}: {name}: {token!r} in its texts is a control token of the LLM; take it out"
-        for number, (name, said) in enumerate(texts, 1)
+        for number, name, said in texts
         for token in special
         if any(token in text for text in said)
     ]
@@ -59,9 +59,9 @@ def refuse_special_tokens(path: str, texts: Iterable[tuple[str, Sequence[str]]],
         raise Faults(faults)
 
 
-def texts_of(utterances: list[Utterance]) -> list[tuple[str, list[str]]]:
-    """What of each utterance the LLM reads or writes."""
-    return [(u.id, [u.transcript or "", *u.captions, *u.p_act]) for u in utterances]
+def texts_of(utterances: list[Utterance]) -> list[tuple[int, str, list[str]]]:
+    """What of each utterance the LLM reads or writes, for `refuse_special_tokens`."""
+    return [(n, u.id, [u.transcript or "", *u.captions, *u.p_act]) for n, u in enumerate(utterances, 1)]
 
 
 def audio_files(manifest: str, utterances: list[Utterance]) -> tuple[list[str], dict[str, Path]]:

@@ -7,6 +7,8 @@ The printed loss of AlignCap has β outside log σ and no minus sign; this is th
 from __future__ import annotations
 
 import functools
+import json
+import sys
 import types
 from pathlib import Path
 from typing import Any
@@ -15,12 +17,14 @@ import datasets
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import EarlyStoppingCallback, set_seed
+from transformers import set_seed
 from trl import DPOTrainer
 from trl.trainer.utils import FusedCausalLMOutput
 
+from aligncap.errors import UserError
+from aligncap.io import write_json
 from aligncap.manifest import read_manifest
-from aligncap.models.checkpoints import base_of, load_checkpoint, load_folder, save_whole
+from aligncap.models.checkpoints import load_checkpoint, load_folder, model_key, save_whole
 from aligncap.models.modeling_aligncap import AlignCapForConditionalGeneration
 from aligncap.models.processing_aligncap import AlignCapProcessor
 from aligncap.tensor_cache import AUDIO_VERSION, TensorCache, digest, fill, fingerprint
@@ -28,7 +32,7 @@ from aligncap.training.caches import feature_cache, fill_features
 from aligncap.training.collators import IGNORE
 from aligncap.training.dev_score import DevScore
 from aligncap.training.distill import response_positions
-from aligncap.training.examples import audio_files, refuse_special_tokens
+from aligncap.training.examples import ClipInputs, audio_files, refuse_special_tokens
 from aligncap.training.prefer_arguments import PreferArguments
 from aligncap.training.preference_rows import (
     PreferenceCollator,
@@ -38,7 +42,7 @@ from aligncap.training.preference_rows import (
     reference_key,
 )
 from aligncap.training.runs import lora_config, prepare_folder, train, two_rate_optimizer
-from aligncap.training.watch import Watch
+from aligncap.training.watch import Patience, Watch
 
 
 def score_responses(model: nn.Module) -> None:
@@ -158,6 +162,8 @@ class PreferTrainer(DPOTrainer):
 
 def wants_reference_cache(args: PreferArguments, pairs: int) -> bool:
     """Whether the reference's word on every pair, computed beforehand, costs no more than computed live."""
+    if args.ld_alpha is not None:
+        return False  # a caption's sum then depends on the length of the other one
     if args.reference_cache != "auto":
         return args.reference_cache == "yes"
     steps = args.max_steps if args.max_steps > 0 else pairs  # by epochs: each pair is read
@@ -171,15 +177,21 @@ def load_start(
 
     An adapter's whole model is saved in `folder`, since the new adapter stands on it.
     """
-    start = Path(str(args.model))
+    start = Path(str(args.model)).resolve()
     if not (start / "adapter_config.json").is_file():
         return load_checkpoint(start)  # type: ignore[return-value]
-    if not (folder / "config.json").is_file():
-        base_of(start)
+    mark = folder / "made_of.json"
+    made_of = model_key(start)
+    if mark.is_file() and json.loads(mark.read_text(encoding="utf-8"))["start"] != made_of:
+        raise UserError(
+            f"{folder}: was made from another --model; go on with that one, or choose another output_dir"
+        )
+    if not mark.is_file():
         model: Any
         model, processor = load_checkpoint(start)
         processor.save_pretrained(folder)
         save_whole(model.merge_and_unload(), folder)
+        write_json(mark, {"start": made_of})
     return load_folder(folder)
 
 
@@ -195,6 +207,11 @@ def train_prefer(args: PreferArguments) -> Path | None:
     Raises:
         UserError, Faults: pairs, manifest or start that cannot be used.
     """
+    if args.n_gpu > 1:
+        raise UserError(
+            "several GPUs need a launcher: accelerate launch --config_file configs/accelerate/gpu8.yaml "
+            "scripts/train.py prefer …, or CUDA_VISIBLE_DEVICES=0 for one"
+        )
     out = prepare_folder(args)
     manifest = manifest_of_pairs(str(args.train_pairs), args.train_manifest)
     utterances = read_manifest(Path(manifest))
@@ -205,20 +222,20 @@ def train_prefer(args: PreferArguments) -> Path | None:
     model: Any
     with args.main_process_first(local=False, desc="base model"):
         model, processor = load_start(args, out / "base")
-    said = [(pair.utterance.id, (pair.chosen, pair.rejected)) for pair in pairs]
+    said = [(pair.line, pair.utterance.id, (pair.chosen, pair.rejected)) for pair in pairs]
     refuse_special_tokens(str(args.train_pairs), said, processor.tokenizer)
     model.to(args.device).requires_grad_(False)
     used = [key_of[pair.utterance.id] for pair in pairs]
+    dev = DevScore(args.dev_manifest, processor, args) if args.dev_manifest else None
     features = None
     if args.feature_cache:
         with args.main_process_first(local=False, desc="features"):
             features = feature_cache(Path(args.cache_dir), model, processor)
-            fill_features(features, model, processor, {key: paths[key] for key in used})
+            wanted = {key: paths[key] for key in used} | dict(dev.clips if dev else ())
+            fill_features(features, model, processor, wanted)
+    if dev:
+        dev.inputs = ClipInputs(processor, features)
     rows = PreferenceRows(pairs, used, paths, processor, limit=args.max_response_tokens, features=features)
-    dev = None
-    if args.dev_manifest:
-        with args.main_process_first(local=False, desc="dev clips"):
-            dev = DevScore(args.dev_manifest, model, processor, features, args)
     start = fingerprint(model)
     set_seed(args.seed)
     trainer = PreferTrainer(
@@ -231,7 +248,7 @@ def train_prefer(args: PreferArguments) -> Path | None:
         dev=dev,
     )
     if args.patience:
-        trainer.add_callback(EarlyStoppingCallback(args.patience))
+        trainer.add_callback(Patience(args.patience))
     trainer.add_callback(Watch(args))
     if wants_reference_cache(args, len(rows)):
         with args.main_process_first(local=False, desc="reference"):
@@ -240,4 +257,15 @@ def train_prefer(args: PreferArguments) -> Path | None:
     if not train(trainer, args, "train prefer", data, start=str(args.model), pairs=len(rows)):
         return None
     trainer.save_model(str(out))
+    if trainer.is_world_process_zero():
+        _compare_with_start(trainer)
     return out
+
+
+def _compare_with_start(trainer: PreferTrainer) -> None:
+    scores = {r["step"]: r["eval_rubric"] for r in trainer.state.log_history if "eval_rubric" in r}
+    if 0 in scores and len(scores) > 1:
+        best = max((step for step in scores if step), key=lambda step: scores[step])
+        print(f"dev rubric score: {scores[0]:.2f} at the start, {scores[best]:.2f} at step {best}, now kept")
+        if scores[best] <= scores[0]:
+            print("alarm: no checkpoint did better than the start; keep the start", file=sys.stderr)

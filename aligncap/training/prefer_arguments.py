@@ -2,14 +2,33 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import ClassVar
 
 from trl import DPOConfig
 
+from aligncap.naming import nearest
 from aligncap.training.arguments import RunArguments
 
-KINDS = ("best-worst", "reference-worst", "flipped-emotion", "flipped-claim", "other-clip")
+LOSSES = (
+    "sigmoid",
+    "hinge",
+    "ipo",
+    "exo_pair",
+    "nca_pair",
+    "robust",
+    "bco_pair",
+    "sppo_hard",
+    "aot",
+    "aot_unpaired",
+    "apo_zero",
+    "apo_down",
+    "discopop",
+    "sft",
+    "sigmoid_norm",
+)
+DIVERGENCES = ("reverse_kl", "forward_kl", "js_divergence", "alpha_divergence")
 
 
 @dataclass
@@ -30,9 +49,7 @@ class PreferArguments(RunArguments, DPOConfig):
         default=None,
         metadata={"help": "Manifest whose clips are captioned and judged by the rubric during training."},
     )
-    pair_kinds: str = field(
-        default="all", metadata={"help": f"Comma-separated kinds of pairs to use: {', '.join(KINDS)}."}
-    )
+    pair_kinds: str = field(default="all", metadata={"help": "Comma-separated kinds of pairs to use."})
     train_projector: bool = field(default=True, metadata={"help": "Train the projector beside LoRA."})
     projector_learning_rate: float | None = field(
         default=5e-5, metadata={"help": "Learning rate of the projector; none: learning_rate."}
@@ -64,6 +81,26 @@ class PreferArguments(RunArguments, DPOConfig):
         metadata={"help": "Alarm when more than this share of dev captions are one and the same."},
     )
 
+    # Options of trl that our rows and collator pass by.
+    IDLE: ClassVar[tuple[str, ...]] = (
+        "dataset_num_proc",
+        "max_length",
+        "model_init_kwargs",
+        "pad_to_multiple_of",
+        "pad_token",
+        "padding_free",
+        "precompute_ref_batch_size",
+        "precompute_ref_log_probs",
+        "ref_model_mixup_alpha",
+        "ref_model_sync_steps",
+        "router_aux_loss_coef",
+        "sync_ref_model",
+        "truncation_mode",
+        "trust_remote_code",
+        "use_weighting",
+    )
+
+    lora_dropout: float = 0.0
     max_steps: int = 80
     learning_rate: float = 3e-4
     beta: float = 0.1
@@ -74,7 +111,6 @@ class PreferArguments(RunArguments, DPOConfig):
     loss_weights: list[float] | None = field(
         default_factory=lambda: [1.0, 0.2], metadata={"help": "Their weights."}
     )
-    max_length: int | None = None
     eval_steps: float | None = 40
     save_steps: float = 40
     gradient_checkpointing: bool = False
@@ -90,15 +126,31 @@ class PreferArguments(RunArguments, DPOConfig):
                 faults.append(f"{name}: {value}: no such file or folder")
         if self.reference_cache not in ("auto", "yes", "no"):
             faults.append(f"reference_cache={self.reference_cache!r}: choose auto, yes or no")
-        if self.precompute_ref_log_probs:
-            faults.append("precompute_ref_log_probs: use --reference_cache yes, which knows about audio")
+        if self.reference_cache == "yes" and self.ld_alpha is not None:
+            faults.append(
+                "reference_cache=yes: cannot serve ld_alpha, which weighs tokens by the other caption"
+            )
+        options = {f.name: f for f in fields(self)}
+        for name in self.IDLE:
+            if getattr(self, name) != options[name].default:
+                faults.append(f"{name}: has no effect here; leave it out")
+        if self.lora_dropout and self.disable_dropout:
+            faults.append("lora_dropout: has no effect unless --disable_dropout false")
+        for loss in self.loss_type:
+            if loss not in LOSSES:
+                faults.append(
+                    f"loss_type {loss!r}: unknown{nearest(loss, LOSSES)}; choose from {', '.join(LOSSES)}"
+                )
+        if "exo_pair" in self.loss_type and not self.label_smoothing:
+            faults.append("loss_type exo_pair: needs --label_smoothing above 0, like 0.001")
+        if self.f_divergence_type not in DIVERGENCES:
+            faults.append(
+                f"f_divergence_type={self.f_divergence_type!r}: choose from {', '.join(DIVERGENCES)}"
+            )
         if self.loss_weights and len(self.loss_weights) != len(self.loss_type):
             faults.append(
                 f"loss_type={self.loss_type}, loss_weights={self.loss_weights}: give a weight for each loss"
             )
-        unknown = sorted(set(self.kinds()) - set(KINDS))
-        if unknown:
-            faults.append(f"pair_kinds: unknown {', '.join(unknown)}; choose from {', '.join(KINDS)}")
         for name in ("dev_clips", "beta"):
             if getattr(self, name) <= 0:
                 faults.append(f"{name}={getattr(self, name)}: must be above 0")
@@ -109,11 +161,11 @@ class PreferArguments(RunArguments, DPOConfig):
             self.load_best_model_at_end = True
             self.metric_for_best_model = "eval_rubric"
             self.greater_is_better = True
-            self.eval_on_start = True
+            self.eval_on_start = not self.resume_from_checkpoint
         elif self.patience:
             faults.append("patience: early stopping needs --dev_manifest")
         return faults
 
-    def kinds(self) -> tuple[str, ...]:
-        """Kinds of pairs to train on."""
-        return KINDS if self.pair_kinds == "all" else tuple(k.strip() for k in self.pair_kinds.split(","))
+    def kinds(self) -> tuple[str, ...] | None:
+        """Kinds of pairs to train on, None for all."""
+        return None if self.pair_kinds == "all" else tuple(k.strip() for k in self.pair_kinds.split(","))

@@ -23,11 +23,12 @@ from aligncap.training.examples import ClipInputs
 
 @dataclass(frozen=True)
 class Pair:
-    """A clip's utterance and two captions of it, the first preferred."""
+    """A clip's utterance and two captions of it, the first preferred; `line` of the pairs file."""
 
     utterance: Utterance
     chosen: str
     rejected: str
+    line: int
 
 
 def manifest_of_pairs(path: str, named: str | None) -> str:
@@ -44,18 +45,20 @@ def manifest_of_pairs(path: str, named: str | None) -> str:
     return str(Path(path).parent / str(found.pop()))
 
 
-def read_pairs(path: str, manifest: str, utterances: list[Utterance], kinds: Sequence[str]) -> list[Pair]:
-    """Pairs of the wanted kinds, in the order of the file; a line without kind is always wanted.
+def read_pairs(
+    path: str, manifest: str, utterances: list[Utterance], kinds: Sequence[str] | None
+) -> list[Pair]:
+    """Pairs of the wanted kinds (None: all), in the order of the file.
 
     Args:
         utterances: of `manifest`.
 
     Raises:
         Faults: lines without id, chosen or rejected, equal captions, clips that are not in the manifest.
-        UserError: no pair of these kinds.
+        UserError: the file is empty, or holds no pair of a wanted kind.
     """
     by_id = {u.id: u for u in utterances}
-    faults, pairs = [], []
+    faults, pairs, there = [], [], set()
     for number, row in enumerate(read_jsonl(path), 1):
         texts = [row.get(name) for name in ("id", "chosen", "rejected")]
         if not all(isinstance(text, str) and text.strip() for text in texts):
@@ -66,12 +69,18 @@ def read_pairs(path: str, manifest: str, utterances: list[Utterance], kinds: Seq
             faults.append(f"{path}:{number}: chosen and rejected are the same caption; delete the line")
         elif texts[0] not in by_id:
             faults.append(f"{path}:{number}: id {texts[0]!r} is not in {manifest}; name its manifest")
-        elif row.get("kind") in kinds or row.get("kind") is None:
-            pairs.append(Pair(by_id[str(texts[0])], str(texts[1]), str(texts[2])))
+        else:
+            there.add(str(row.get("kind")))
+            if kinds is None or row.get("kind") in kinds:
+                pairs.append(Pair(by_id[str(texts[0])], str(texts[1]), str(texts[2]), number))
     if faults:
         raise Faults(faults)
+    if missing := set(kinds or ()) - there:
+        raise UserError(
+            f"{path}: no pair of kind {', '.join(sorted(missing))}; it holds {', '.join(sorted(there))}"
+        )
     if not pairs:
-        raise UserError(f"{path}: no pair of the kinds {', '.join(kinds)}; see its report")
+        raise UserError(f"{path}: holds no pair; see its report")
     return pairs
 
 

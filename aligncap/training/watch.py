@@ -1,13 +1,31 @@
-"""Alarms of `train prefer`: preference training can win its margin and lose its captions."""
+"""Alarms and early stop of `train prefer`: it can win its margin and lose its captions."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from aligncap.training.prefer_arguments import PreferArguments
+
+
+class Patience(TrainerCallback):
+    """Stops after `patience` evaluations in a row that did not better the dev score, the start's included.
+
+    It counts in the log, so a resumed run stops where an unbroken one does.
+    """
+
+    def __init__(self, patience: int) -> None:
+        self.patience = patience
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        scores = [row["eval_rubric"] for row in state.log_history if "eval_rubric" in row]
+        if len(scores) - 1 - scores.index(max(scores)) >= self.patience:
+            control.should_training_stop = True
 
 
 class Watch(TrainerCallback):
@@ -18,10 +36,9 @@ class Watch(TrainerCallback):
 
     def __init__(self, args: PreferArguments) -> None:
         self.limits = args
-        self.first_length: float | None = None
 
-    def alarms(self, logs: dict[str, Any]) -> dict[str, str]:
-        """Alarm name to message, for one row of the log.
+    def alarms(self, logs: dict[str, Any], history: Sequence[dict[str, Any]] = ()) -> dict[str, str]:
+        """Alarm name to message, for one row of the log; `history` holds the rows before it.
 
         `rewards/chosen` is β times the mean log-ratio of chosen captions to the reference, in nats.
         """
@@ -35,9 +52,8 @@ class Watch(TrainerCallback):
                     "mix in sft (--loss_type sigmoid sft --loss_weights 1 0.5) or lower learning_rate"
                 )
         if "eval_length" in logs:
-            if self.first_length is None:
-                self.first_length = logs["eval_length"]
-            growth = logs["eval_length"] / self.first_length - 1 if self.first_length else 0.0
+            first = next((row["eval_length"] for row in history if "eval_length" in row), logs["eval_length"])
+            growth = logs["eval_length"] / first - 1 if first else 0.0
             if growth > limits.alarm_length_growth:
                 found["length_grows"] = (
                     f"dev captions grew by {growth:.0%}; balance the lengths of the pairs, or set ld_alpha"
@@ -58,7 +74,7 @@ class Watch(TrainerCallback):
     ) -> None:
         if logs is None:
             return
-        for name, message in self.alarms(logs).items():
+        for name, message in self.alarms(logs, state.log_history).items():
             logs[f"alarm/{name}"] = 1.0
             if state.is_world_process_zero:
                 print(f"alarm at step {state.global_step}: {message}", file=sys.stderr)

@@ -18,11 +18,11 @@ from aligncap.cli import main
 from aligncap.errors import Faults, UserError
 from aligncap.io import write_jsonl
 from aligncap.manifest import read_manifest
-from aligncap.models.checkpoints import load_folder, save_whole
+from aligncap.models.checkpoints import load_checkpoint, load_folder, save_whole
 from aligncap.tensor_cache import fingerprint
-from aligncap.training.dev_score import choose_clips
+from aligncap.training.dev_score import DevScore, choose_clips
 from aligncap.training.examples import audio_files
-from aligncap.training.prefer import PreferTrainer, train_prefer
+from aligncap.training.prefer import PreferTrainer, load_start, train_prefer, wants_reference_cache
 from aligncap.training.prefer_arguments import PreferArguments
 from aligncap.training.preference_rows import (
     PreferenceCollator,
@@ -110,7 +110,7 @@ def preferred(tmp_path_factory, start, pairs):
     return out
 
 
-def trainer_of(tmp_path, start, pairs, features=False, **more):
+def trainer_of(tmp_path, start, pairs, **more):
     """A trainer whose adapter has moved away from the reference, and one batch of its rows."""
     args = PreferArguments(**options(tmp_path / "x", start, pairs, **more))
     manifest = manifest_of_pairs(str(pairs), None)
@@ -243,14 +243,25 @@ def test_the_first_loss_is_ln_2(preferred):
     assert log(preferred)[0] == pytest.approx(0.6931, abs=1e-3)
 
 
-def test_margins_grow_and_only_the_adapter_moves(preferred):
-    assert log(preferred, "rewards/margins")[-1] > log(preferred, "rewards/margins")[0]
-    assert {"multi_modal_projector", "lora_A", "lora_B"} == {
-        part
-        for name in adapter(preferred)
-        for part in name.split(".")
-        if part in name.split(".") and part in ("multi_modal_projector", "lora_A", "lora_B", "audio_tower")
-    }
+def test_margins_grow_and_the_start_stays_what_it_was(preferred, start):
+    margins = log(preferred, "rewards/margins")
+    assert margins[-1] > margins[0]
+    recorded = json.loads((preferred / "adapter_config.json").read_text())["base_model_name_or_path"]
+    assert Path(recorded) == start.resolve()
+    moved = load_checkpoint(preferred)[0].merge_and_unload().state_dict()
+    still = load_folder(start)[0].state_dict()
+    changed = {name for name in still if not torch.equal(still[name], moved[name])}
+    assert any("multi_modal_projector" in name for name in changed)
+    assert any("q_proj" in name for name in changed)
+    assert not any("audio_tower" in name or "mlp" in name for name in changed)
+
+
+def test_ld_alpha_is_never_read_from_the_cache(tmp_path, start, pairs):
+    """Its sum depends on the length of the other caption of the pair."""
+    args = PreferArguments(**options(tmp_path / "x", start, pairs, ld_alpha=0.5))
+    assert not wants_reference_cache(args, pairs=4)
+    with pytest.raises(Faults, match="ld_alpha"):
+        PreferArguments(**options(tmp_path / "x", start, pairs, ld_alpha=0.5, reference_cache="yes"))
 
 
 def test_features_from_the_cache_or_from_audio_are_one(preferred, tmp_path, start, pairs):
@@ -324,10 +335,49 @@ def test_the_best_checkpoint_by_the_dev_score_is_kept(tmp_path, start, pairs, ma
     assert all(torch.equal(kept[name], final[name]) for name in kept)
 
 
+def test_patience_counts_the_start_and_goes_on_over_a_resume(tmp_path, start, pairs, manifest, monkeypatch):
+    scores = iter([5.0, 4.0, 4.5, 9.0])  # at the start, after 1, 2, 3 steps
+    found: list[float] = []
+
+    def judged(self, *_):
+        found.append(next(scores))
+        return {"rubric": found[-1], "length": 5.0, "top_share": 0.1}
+
+    monkeypatch.setattr(DevScore, "__call__", judged)
+    more = {"dev_manifest": str(manifest), "patience": 2, "eval_steps": 1, "save_steps": 1}
+    run(tmp_path / "run", start, pairs, **more)
+    assert found == [5.0, 4.0, 4.5]
+    import shutil
+
+    shutil.rmtree(tmp_path / "run" / "checkpoint-2")
+    scores, found = iter([4.5, 9.0]), []
+    run(tmp_path / "run", start, pairs, **more, resume_from_checkpoint="true")
+    assert found == [4.5]
+
+
+def test_a_start_that_nothing_betters_is_told(tmp_path, start, pairs, manifest, monkeypatch, capsys):
+    scores = iter([5.0, 4.0, 4.5])
+    monkeypatch.setattr(
+        DevScore, "__call__", lambda *_: {"rubric": next(scores), "length": 5.0, "top_share": 0.1}
+    )
+    run(tmp_path / "run", start, pairs, dev_manifest=str(manifest))
+    assert "no checkpoint did better than the start" in capsys.readouterr().err
+
+
+def test_a_base_of_another_start_is_not_taken_up(tmp_path, preferred, start, pairs):
+    out = tmp_path / "run"
+    load_start(PreferArguments(**options(out, preferred, pairs)), out / "base")
+    with pytest.raises(UserError, match="another --model"):
+        other = tmp_path / "other"
+        run(other, start, pairs, max_steps=2)
+        load_start(PreferArguments(**options(out, other, pairs)), out / "base")
+
+
 def test_alarms_say_what_goes_wrong_and_what_to_do(tmp_path, start, pairs):
     watch = Watch(PreferArguments(**options(tmp_path / "w", start, pairs, beta=0.1)))
-    assert watch.alarms({"rewards/chosen": -0.2, "eval_length": 10.0, "eval_top_share": 0.1}) == {}
-    found = watch.alarms({"rewards/chosen": -0.7, "eval_length": 14.0, "eval_top_share": 0.5})
+    first = {"rewards/chosen": -0.2, "eval_length": 10.0, "eval_top_share": 0.1}
+    assert watch.alarms(first) == {}
+    found = watch.alarms({"rewards/chosen": -0.7, "eval_length": 14.0, "eval_top_share": 0.5}, [first])
     assert set(found) == {"chosen_falls", "length_grows", "outputs_collapse"}
     assert "7.0 nats" in found["chosen_falls"] and "40%" in found["length_grows"]
 
@@ -357,7 +407,7 @@ def test_faulty_pairs_are_all_named(tmp_path, start, manifest):
         ],
     )
     with pytest.raises(Faults) as caught:
-        read_pairs(str(path), str(manifest), read_manifest(manifest), ["best-worst"])
+        read_pairs(str(path), str(manifest), read_manifest(manifest), None)
     text = str(caught.value)
     assert all(f"pairs.jsonl:{n}:" in text for n in (1, 2, 3))
 
@@ -366,29 +416,36 @@ def test_pairs_of_other_kinds_are_left_out_and_none_is_an_error(pairs, manifest)
     clips = read_manifest(manifest)
     found = read_pairs(str(pairs), str(manifest), clips, ["best-worst"])
     assert found and all(p.rejected == "The voice." for p in found)
-    with pytest.raises(UserError, match="no pair"):
+    assert len(read_pairs(str(pairs), str(manifest), clips, None)) > len(found)
+    with pytest.raises(UserError, match="it holds best-worst, other-clip"):
         read_pairs(str(pairs), str(manifest), clips, ["flipped-claim"])
 
 
 def test_wrong_options_are_all_named_at_once(tmp_path):
     with pytest.raises(Faults) as caught:
         PreferArguments(
-            output_dir=str(tmp_path), model="nowhere", pair_kinds="best", patience=2,
-            reference_cache="maybe", precompute_ref_log_probs=True,
-        )  # fmt: skip
+            output_dir=str(tmp_path),
+            model="nowhere",
+            patience=2,
+            reference_cache="maybe",
+            precompute_ref_log_probs=True,
+            max_length=9,
+            loss_type=["sigmod"],
+            f_divergence_type="kl",
+        )
     text = str(caught.value)
-    for part in (
-        "model: nowhere",
-        "train_pairs is missing",
-        "unknown best",
-        "patience",
-        "maybe",
-        "precompute",
-    ):
+    for part in ("model: nowhere", "train_pairs is missing", "patience", "maybe", "precompute", "max_length"):
+        assert part in text, part
+    for part in ('nearest is "sigmoid"', "'kl'", "a weight for each"):
         assert part in text, part
 
 
 def test_help_shows_the_options_of_dpo(capsys):
     assert main(["train", "prefer", "--help"]) == 0
     text = capsys.readouterr().out
-    assert "--beta [0.1]" in text and "--loss_type [['sigmoid', 'sft']]" in text and "--pair_kinds" in text
+    assert (
+        "--beta [0.1]" in text
+        and "--loss_type [['sigmoid', 'sft']]" in text
+        and "--pair_kinds" in text
+        and "max_length" not in text
+    )
