@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from aligncap.errors import UserError
+from aligncap.errors import Faults, UserError
 from aligncap.options import parser
 
 
@@ -303,6 +303,7 @@ def judge(a: argparse.Namespace) -> int:
 
     if not a.candidates:
         raise UserError("name a candidates file, or two scored ones with --agree A B")
+    _refuse_flags_of_other_judges(a)
     shared: dict[str, Any] = {
         "manifest": a.manifest,
         "references": a.references,
@@ -328,6 +329,22 @@ def judge(a: argparse.Namespace) -> int:
     for line in done.lines():
         print(line)
     return 0 if done.complete else 1
+
+
+def _refuse_flags_of_other_judges(a: argparse.Namespace) -> None:
+    own = {
+        "openai": "model base_url compare dry_run max_cost price_in price_out rpm tpm batch cache",
+        "human": "form filled rater",
+        "rubric": "no_fluency",
+    }
+    faults = [
+        f"--{name.replace('_', '-')}: is for --judge {judge}"
+        for judge, names in own.items()
+        for name in names.split()
+        if judge != a.judge and getattr(a, name)
+    ]
+    if faults:
+        raise Faults(faults)
 
 
 def _agree(a: argparse.Namespace) -> int:

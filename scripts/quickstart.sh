@@ -25,6 +25,10 @@ if [ "$(cat "$out/made-of" 2>/dev/null || echo "$folder")" != "$folder" ]; then
   echo "$out holds a run on $(cat "$out/made-of"); set OUT to another folder" >&2
   exit 2
 fi
+if [ -e "$out/model" ] && [ ! -e "$out/prefer" ]; then
+  echo "$out holds a run from before preferences; set OUT to another folder" >&2
+  exit 2
+fi
 echo "$folder" >"$out/made-of"
 
 begin=$SECONDS

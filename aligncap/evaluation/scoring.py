@@ -88,6 +88,10 @@ def score_files(
     unknown = set((label_map or {}).values()) - wanted
     if unknown:
         raise UserError(f"--label-map: {', '.join(sorted(unknown))} is no label of {references}")
+    names = [name for name, _ in systems]
+    if against is not None and (against not in names or allow_missing):
+        why = "not with --allow-missing" if against in names else f"no such system{nearest(against, names)}"
+        raise UserError(f"--against {against}: {why}")
     scored = [score(name, paths) for name, paths in systems]
     wrong = (
         score("wrong audio", wrong_audio, "each caption was written from another clip's audio")
@@ -97,10 +101,8 @@ def score_files(
     lead = scored[-1].name
     if against is None:
         compared = [(lead, s.name) for s in scored[:-1]]
-    elif against in captions:
-        compared = [(s.name, against) for s in scored if s.name != against]
     else:
-        raise UserError(f"--against {against}: no system of this name{nearest(against, captions)}")
+        compared = [(s.name, against) for s in scored if s.name != against]
     if wrong is not None:
         compared.append((lead, wrong.name))
     differences = {

@@ -107,10 +107,14 @@ def agree_files(
         UserError: a file is missing or empty, or no caption was scored by both.
         Faults: broken lines.
     """
-    result = agree(read_scored(a), read_scored(b), resamples=resamples, seed=seed)
+    rows_a = read_scored(a)
+    result = agree(rows_a, read_scored(b), resamples=resamples, seed=seed)
     files = [a, b]
     if pairwise is not None:
         rows = read_jsonl(pairwise)
+        own = rows_a[0]["verdict"]["judge"]
+        if others := {str(row["judge"]) for row in rows if row.get("judge")} - {own}:
+            raise UserError(f"{pairwise}: compared by {', '.join(sorted(others))}, and {a} is {own}'s")
         try:
             result["self"] = self_consistency(rows, resamples=resamples, seed=seed)
         except Faults as error:

@@ -133,6 +133,7 @@ def judge_candidates(
         return _write(items, verdicts, reasons, _needed(out), f"openai:{ask.model}", done.notes)
     if dry_run:
         raise UserError(f"--dry-run is for --judge openai; --judge {judge} costs nothing")
+    _needed(out)
     if judge == "rubric":
         from aligncap.preferences.judges.rubric import judge_rubric
 

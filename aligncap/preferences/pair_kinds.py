@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
+from aligncap.captions.claims import claims_of, is_true
 from aligncap.captions.counterfactual import flip_claim, flip_emotion, is_near
 from aligncap.captions.cue_words import manner_claims
 from aligncap.captions.emotions import emotion_of
@@ -120,6 +121,7 @@ class Sources:
     others: Mapping[tuple[str | None, str], Sequence[tuple[Utterance, str]]]  # by gender and language
     chosen: str  # "reference" or "best", for flips and other clips
     per_clip: int
+    relative: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # measured cues by clip
 
 
 # a pair, or why there is none
@@ -133,6 +135,8 @@ def _tied(texts: Sequence[Text], place: int) -> list[Text]:
 
 def _best_worst(clip: Clip, sources: Sources, rng: Random) -> list[list[Option]]:
     ranked = clip.candidates
+    if len(ranked) < 2:
+        return [["fewer than two scored candidates"]]
     return [
         [clip.pair("best-worst", a, b) for a in _tied(ranked, k) for b in _tied(ranked, -1 - k) if a is not b]
         for k in range(min(sources.per_clip, len(ranked) // 2))
@@ -142,6 +146,8 @@ def _best_worst(clip: Clip, sources: Sources, rng: Random) -> list[list[Option]]
 def _reference_worst(clip: Clip, sources: Sources, rng: Random) -> list[list[Option]]:
     if not clip.references:
         return [["no reference caption"]]
+    if not clip.candidates:
+        return [["no scored candidate"]]
     return [
         [clip.pair("reference-worst", a, b) for a in clip.references for b in _tied(clip.candidates, -1 - k)]
         for k in range(min(sources.per_clip, len(clip.references), len(clip.candidates)))
@@ -179,13 +185,15 @@ def _flipped_emotion(clip: Clip, sources: Sources, rng: Random) -> list[list[Opt
 
 def _flipped_claim(clip: Clip, sources: Sources, rng: Random) -> list[list[Option]]:
     measured = clip.utterance.cue_words
+    cues = sources.relative.get(clip.utterance.id, {})
 
     def flip(base: Text) -> Option | None:
         flipped = flip_claim(base.caption, rng)
         if flipped is None:
             return None
         ((dimension, level),) = manner_claims([flipped]) - manner_claims([base.caption])
-        if measured.get(dimension) == level:
+        holds = [is_true(c, cues) for c in claims_of(flipped) if (c.dimension, c.level) == (dimension, level)]
+        if measured.get(dimension) == level or True in holds:
             return "the flipped claim would be true"
         if (
             not base.reference

@@ -60,11 +60,10 @@ def check_candidates(clips: Sequence[Clip], kinds: Sequence[str], chosen: str) -
     if needing and not any(clip.candidates for clip in clips):
         raise UserError(f"no scored candidate, which {', '.join(needing)} need; run `aligncap candidates`")
     least = 2 if "best-worst" in kinds else 1 if needing else 0
-    short = [clip.utterance.id for clip in clips if len(clip.candidates) < least]
-    if short:
+    if not any(len(clip.candidates) >= least for clip in clips):
         raise UserError(
             f"{'best-worst' if least > 1 else needing[0]} needs at least {least} scored candidates a clip, "
-            f"which {some(short)} lacks; ask `aligncap candidates` for more, or choose other --kinds"
+            "which no clip has; ask `aligncap candidates` for more, or choose other --kinds"
         )
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from aligncap.captions.claims import relative_cues
 from aligncap.captions.cue_words import manner_claims
 from aligncap.captions.emotions import emotion_of
 from aligncap.errors import UserError
@@ -91,7 +92,7 @@ def make_pairs(
     Raises:
         UserError: unknown kind or option out of range, no scored candidate, verdicts of several judges, or no
             pair left.
-        Faults: clips that the utterances do not hold, or that have fewer than two candidates for best-worst.
+        Faults: clips that the utterances do not hold.
     """
     kinds = list(dict.fromkeys(kinds))
     check_options(kinds, chosen, min_margin, max_similarity, max_length_ratio, per_clip)
@@ -104,8 +105,9 @@ def make_pairs(
             emotion = emotion_named(u)
             if emotion and u.captions:
                 others[u.gender, u.language].append((u, emotion))
+    relative = {u.id: cues for u, cues in zip(utterances, relative_cues(utterances), strict=True)}
     labels = {u.emotion for u in utterances if u.emotion} or {c.emotion for c in clips if c.emotion}
-    sources = Sources(frozenset(labels), others, chosen, per_clip)
+    sources = Sources(frozenset(labels), others, chosen, per_clip, relative)
     refuse = partial(
         refusal, min_margin=min_margin, max_similarity=max_similarity, max_length_ratio=max_length_ratio
     )

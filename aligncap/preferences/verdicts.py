@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from aligncap.captions.claims import relative_cues
 from aligncap.captions.rubric import CRITERIA
 from aligncap.errors import Faults, UserError
 from aligncap.io import load_data
@@ -227,13 +228,8 @@ def _reference(item: Item, number: int) -> Item:
 
 def _table(manifest: Path) -> dict[str, tuple[Utterance, dict[str, float]]]:
     """Utterance and relative cues by id."""
-    from aligncap.audio.norms import relative
-
     utterances = read_manifest(manifest)
-    values = relative(
-        [u.cues for u in utterances], [u.speaker for u in utterances], [u.gender for u in utterances]
-    )
-    return {u.id: (u, cues) for u, cues in zip(utterances, values, strict=True)}
+    return {u.id: (u, cues) for u, cues in zip(utterances, relative_cues(utterances), strict=True)}
 
 
 def _numbered(path: Path, *, scored: bool) -> list[tuple[int, dict[str, Any]]]:

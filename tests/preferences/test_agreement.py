@@ -258,6 +258,9 @@ def test_files_are_compared_and_the_report_is_written(tmp_path: Path) -> None:
     lines = [item for item in tables(result) if isinstance(item, str)]
     assert any("with captions swapped (2 pairs): same winner 0.500" in line for line in lines)
     assert len(result["files"]) == 3
+    paths[2].write_text('{"id": "c0", "winner_ab": "a", "winner_ba": "a", "judge": "openai:other"}')
+    with pytest.raises(UserError, match="compared by openai:other"):
+        agree_files(paths[0], paths[1], pairwise=paths[2])
     paths[2].write_text('{"id": "c0", "winner_ab": "x", "winner_ba": "a"}')
     with pytest.raises(UserError, match=r"w\.jsonl: pair 1: winner_ab"):
         agree_files(paths[0], paths[1], pairwise=paths[2])

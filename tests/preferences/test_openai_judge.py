@@ -14,6 +14,7 @@ from stub_server import CRITERIA, PRICE_IN, PRICE_OUT, Stub, scores
 from aligncap.errors import Faults, UserError
 from aligncap.preferences.judge import JudgeSummary, compare_candidates, judge_candidates
 from aligncap.preferences.judges.limits import Gate, Limits, prices_of, retry_after
+from aligncap.preferences.judges.openai_judge import read_response
 from aligncap.preferences.judges.questions import Ask, prompt_hash
 from aligncap.preferences.judges.session import Endpoint
 from aligncap.preferences.judges.verdict_journal import VerdictJournal, read_events, read_ledger
@@ -280,3 +281,12 @@ def test_comparisons_are_made_in_both_orders_and_name_captions_not_places(
     assert rows[0]["judge"] == "openai:m" and "2 of 3" in "\n".join(done.lines())
     compare_candidates(path, out, model="m", endpoint=endpoint)
     assert len(stub.requests) == 6
+
+
+def test_half_a_surrogate_and_a_strange_usage_lose_no_paid_answer() -> None:
+    marks = ", ".join(f'"{name}": 7' for name in CRITERIA)
+    content = f'{{{marks}, "reason": "fine \\ud83d"}}'
+    body = {"choices": [{"message": {"content": content}, "finish_reason": "stop"}], "usage": "none"}
+    reading = read_response(body, "score", "m")
+    assert reading.answer is not None and reading.tokens is None
+    reading.answer["reason"].encode("utf-8")

@@ -264,6 +264,12 @@ def test_a_preference_that_the_words_give_away_is_noticed() -> None:
     assert guessed_from_text([]) is None
 
 
+def test_a_clip_with_too_few_candidates_is_counted_and_stops_no_other() -> None:
+    made, report = make_pairs(scored(GOOD, BAD) + scored(GOOD, clip=1), [utterance(0), utterance(1)])
+    assert [pair["id"] for pair in made] == ["c0"]
+    assert report["dropped"] == {"fewer than two scored candidates": 1}
+
+
 def test_mistakes_are_refused_with_their_remedy() -> None:
     two = [utterance(0), utterance(1)]
     good = scored(GOOD, BAD)
@@ -271,8 +277,8 @@ def test_mistakes_are_refused_with_their_remedy() -> None:
         make_pairs(good, two, kinds=["best-wrost"])
     with pytest.raises(UserError, match="no scored candidate"):
         make_pairs(scored(references=(8.0,)), two)
-    with pytest.raises(UserError, match='at least 2 scored candidates a clip, which "c1"'):
-        make_pairs(good + scored(GOOD, clip=1), two)
+    with pytest.raises(UserError, match="at least 2 scored candidates a clip, which no clip has"):
+        make_pairs(scored(GOOD), two)
     with pytest.raises(UserError, match='does not hold "c7"'):
         make_pairs(good + scored(GOOD, BAD, clip=7), two)
     with pytest.raises(UserError, match="several judges"):

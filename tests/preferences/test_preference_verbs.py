@@ -68,7 +68,10 @@ def test_two_judges_are_compared(tmp_path: Path, start: str, manifest: Path, cap
         (["judge"], "--agree A B"),
         (["judge", "nowhere.jsonl", "--out", "s.jsonl"], "no such file"),
         (["judge", "C", "--judge", "openai", "--out", "s.jsonl"], "--model"),
-        (["pairs", "C", "--out", "p.jsonl"], "verdict"),
+        (["judge", "C"], "--out is missing"),
+        (["judge", "C", "--model", "m", "--batch", "--out", "s.jsonl"], "--batch: is for --judge openai"),
+        (["judge", "C", "--form", "sheet.csv"], "--form: is for --judge human"),
+        (["pairs", "C", "--out", "p.jsonl"], "holds no verdict"),
         (["train", "prefer", "--output_dir", "x"], "train_pairs is missing"),
     ],
 )

@@ -83,8 +83,8 @@ def ask_all(
 def read_response(body: Any, kind: str, model: str) -> Reading:
     """What the body of an endpoint's 200 says, a chat completion or not."""
     body = body if isinstance(body, dict) else {}
-    usage = body.get("usage")
-    counts: list[Any] = [(usage or {}).get(name) for name in ("prompt_tokens", "completion_tokens")]
+    usage = body.get("usage") if isinstance(body.get("usage"), dict) else {}
+    counts: list[Any] = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
     tokens = (counts[0], counts[1]) if all(isinstance(n, int) and n >= 0 for n in counts) else None
     served = str(body.get("model") or model)
     try:

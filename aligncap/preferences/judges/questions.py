@@ -168,11 +168,17 @@ def parse_answer(kind: str, text: str | None) -> dict[str, Any]:
     if value is None:
         raise BadAnswer("malformed", f"no JSON object in the answer {text[:60]!r}")
     try:
-        return _model(kind).model_validate(value).model_dump()
+        answer = _model(kind).model_validate(value).model_dump()
+        # Half of a surrogate pair is valid JSON and no text that could be written to a file.
+        return {k: _written(v) if isinstance(v, str) else v for k, v in answer.items()}
     except ValidationError as error:
         found = error.errors(include_url=False, include_context=False)[0]
         where = ".".join(str(part) for part in found["loc"])
         raise BadAnswer("schema", f"{where}: {found['msg']}".lstrip(": ")) from None
+
+
+def _written(text: str) -> str:
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def verdict_of(answer: Mapping[str, Any], served: str, question_hash: str, ask: Ask) -> Verdict:

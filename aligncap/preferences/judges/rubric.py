@@ -1,6 +1,7 @@
 """The offline judge: captions marked against references, measured audio and a small language model.
 
-Deterministic: the same items, data files and language model give the same verdicts.
+Deterministic: the same items, data files, language model and precision give the same verdicts, up to the
+rounding of bfloat16 in `fluent` where other captions share the batch.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from pathlib import Path
 
 from aligncap.captions import rubric
 from aligncap.manifest import read_manifest
-from aligncap.models.fluency import log_probs
+from aligncap.models.fluency import log_probs, precision
 from aligncap.models.sources import DEFAULT_LLM
 from aligncap.preferences.verdicts import Item, Verdict
 
@@ -45,7 +46,8 @@ def judge_rubric(
     fluency: Sequence[float | None] = [None] * len(items)
     if fluency_model is not None and items:
         fluency = log_probs(captions, fluency_model, device=device, batch_tokens=batch_tokens)
-    version = f"{rubric.version()}, fluency by {fluency_model or 'rules'}"
+    by = f"{fluency_model} in {precision(device)}" if fluency_model else "rules"
+    version = f"{rubric.version()}, fluency by {by}"
     verdicts = []
     for item, value in zip(items, fluency, strict=True):
         evidence = rubric.evidence_of(

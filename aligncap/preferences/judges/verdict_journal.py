@@ -220,7 +220,7 @@ class VerdictJournal(Ledger):
 
     def _write(self, event: dict[str, Any]) -> None:
         try:
-            self._append(json.dumps(event | {"time": round(time.time(), 3)}, ensure_ascii=False))
+            self._append(json.dumps(event | {"time": round(time.time(), 3)}))
         except OSError as error:
             raise self._unwritable(error) from error
         self.take(event)
