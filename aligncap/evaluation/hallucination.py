@@ -23,11 +23,13 @@ MEASURES = (
     "claims_per_caption",
     "wrong_gender_share",
     "generic_share",
+    "very_generic_share",
     "fit_share",
     "transcript_leak_share",
     "rubric_score",
 )
 GENERIC = 0.05  # a caption as true of more than one other clip in twenty says little about this one
+VERY_GENERIC = 0.1
 
 Bools = NDArray[np.bool_]
 
@@ -167,6 +169,7 @@ def hallucination_statistics(measures: Sequence[ClipMeasures]) -> dict[str, Stat
         "claims_per_caption": [m.claims for m in measures],
         "wrong_gender_share": [m.wrong_gender for m in measures],
         "generic_share": [m.generic for m in measures],
+        "very_generic_share": [None if m.fit is None else m.fit > VERY_GENERIC for m in measures],
         "fit_share": [m.fit for m in measures],
         "transcript_leak_share": [m.leak for m in measures],
         "rubric_score": [m.rubric for m in measures],
@@ -187,6 +190,6 @@ def signature(measures: Sequence[ClipMeasures]) -> dict[str, object]:
         "captions_naming_a_gender": sum(m.wrong_gender is not None for m in measures),
         "clips_with_transcript": sum(m.leak is not None for m in measures),
         "claims": "acoustic claims of English captions by data/claim_words.yaml, against each speaker's norm",
-        "generic": f"what is said is as true of more than {GENERIC:.0%} of the other clips",
+        "generic": f"what is said is as true of more than {GENERIC:.0%} (very: {VERY_GENERIC:.0%}) of the other clips",
         "rubric": f"version {rubric.version()}, {rubric.data_hash()[:12]}; fluency by rules alone",
     }

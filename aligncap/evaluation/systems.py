@@ -10,7 +10,7 @@ import numpy as np
 
 from aligncap.errors import UserError
 from aligncap.evaluation.evaluate import SCORES
-from aligncap.evaluation.hallucination import GENERIC
+from aligncap.evaluation.hallucination import GENERIC, VERY_GENERIC
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -36,6 +36,7 @@ TITLES = {
     "claims_per_caption": "Acoustic claims a caption",
     "wrong_gender_share": "Wrong gender, where one is named",
     "generic_share": "Generic captions",
+    "very_generic_share": "Very generic captions",
     "fit_share": "Other clips that a caption fits",
     "transcript_leak_share": "Captions that tell the words",
     "rubric_score": "Rubric (0 to 10)",
@@ -48,6 +49,7 @@ LESS_IS_BETTER = {
     "caption_with_wrong_claim_share",
     "wrong_gender_share",
     "generic_share",
+    "very_generic_share",
     "fit_share",
     "transcript_leak_share",
 }
@@ -58,7 +60,7 @@ MEANINGS = {
     "share that the measured audio does not bear out, against the speaker's own norm",
     "wrong_gender_share": "of captions that give the speaker a gender, the share that gives the wrong one",
     "generic_share": "captions whose emotion, gender and acoustic claims are as true of more than "
-    f"{GENERIC:.0%} of the other clips",
+    f"{GENERIC:.0%} of the other clips; very generic: {VERY_GENERIC:.0%}",
     "fit_share": "mean share of the other clips of which a caption is as true; saying less raises it, and so "
     "does saying what is common; what is said of no clip lowers it, so read it beside the wrong claims",
     "transcript_leak_share": "captions that repeat content words of what is said in the clip",
