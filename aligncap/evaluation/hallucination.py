@@ -190,6 +190,6 @@ def signature(measures: Sequence[ClipMeasures]) -> dict[str, object]:
         "captions_naming_a_gender": sum(m.wrong_gender is not None for m in measures),
         "clips_with_transcript": sum(m.leak is not None for m in measures),
         "claims": "acoustic claims of English captions by data/claim_words.yaml, against each speaker's norm",
-        "generic": f"what is said is as true of more than {GENERIC:.0%} (very: {VERY_GENERIC:.0%}) of the other clips",
+        "generic": f"as true of more than {GENERIC:.0%} (very: {VERY_GENERIC:.0%}) of the other clips",
         "rubric": f"version {rubric.version()}, {rubric.data_hash()[:12]}; fluency by rules alone",
     }
