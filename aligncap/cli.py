@@ -229,6 +229,7 @@ def caption(a: argparse.Namespace) -> int:
     from aligncap.models.caption_files import caption_jobs, jobs_of_files, jobs_of_manifest, with_wrong_audio
     from aligncap.models.captioner import Captioner
     from aligncap.models.checkpoints import model_key
+    from aligncap.models.precision import dtype_name
 
     if bool(a.files) == bool(a.manifest):
         raise UserError("name sound files or folders, or one --manifest M.jsonl")
@@ -241,14 +242,15 @@ def caption(a: argparse.Namespace) -> int:
 
         set_seed(a.seed)
         options |= {"do_sample": True, "temperature": a.temperature, "top_p": a.top_p, "top_k": 0}
+    dtype = dtype_name(a.dtype, a.device)
     settings = {
         "model": model_key(a.model),
-        "dtype": a.dtype,
+        "dtype": dtype,
         "wrong_audio": a.wrong_audio,
         "seed": a.seed,
         **options,
     }
-    captioner = Captioner.from_pretrained(a.model, device=a.device, dtype=a.dtype)
+    captioner = Captioner.from_pretrained(a.model, device=a.device, dtype=dtype)
     rows, faults = caption_jobs(
         captioner, jobs, Path(a.out) if a.out else None, settings, a.batch_size, **options
     )
@@ -269,6 +271,7 @@ def caption(a: argparse.Namespace) -> int:
 
 
 def candidates(a: argparse.Namespace) -> int:
+    from aligncap.models.precision import dtype_name
     from aligncap.preferences.candidates import write_candidates
 
     rows, faults = write_candidates(
@@ -281,7 +284,7 @@ def candidates(a: argparse.Namespace) -> int:
         seed=a.seed,
         max_new_tokens=a.max_new_tokens,
         batch_size=a.batch_size,
-        dtype=a.dtype,
+        dtype=dtype_name(a.dtype, a.device),
         device=a.device,
         limit=a.limit,
     )

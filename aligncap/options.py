@@ -104,7 +104,7 @@ def parser() -> argparse.ArgumentParser:
     v.add_argument("--temperature", type=float, help="sample at this temperature; default: greedy")
     v.add_argument("--top-p", type=float, default=0.9)
     v.add_argument("--seed", type=int, default=0)
-    v.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    v.add_argument("--dtype", default="float32", choices=["auto", "float32", "bfloat16"])
     v.add_argument("--device", default="auto")
     v.add_argument("--wrong-audio", type=int, metavar="SEED", help="each clip hears another's audio")
 
@@ -123,7 +123,7 @@ def parser() -> argparse.ArgumentParser:
     v.add_argument("--max-new-tokens", type=_positive, default=48)
     v.add_argument("--batch-size", type=_positive, default=16)
     v.add_argument("--limit", type=_positive, help="that many clips only, labels as even as they come")
-    v.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    v.add_argument("--dtype", default="float32", choices=["auto", "float32", "bfloat16"])
     v.add_argument("--device", default="auto")
 
     v = verb(

@@ -68,7 +68,7 @@ stage "$out/distill/adapter_model.safetensors" "distillation: speech student" \
   train distill "$out/distill" --llm "$out/teacher" --seed 0 ${limits[1]:+--max_steps ${limits[1]}}
 stage "$out/start/config.json" "merge" aligncap merge "$out/distill" --out "$out/start"
 stage "$out/candidates.jsonl" "candidates: eight captions a clip" \
-  aligncap candidates --model "$out/start" --manifest "$out/data/train.jsonl" --temperature 0.7 --limit $clips --out "$out/candidates.jsonl"
+  aligncap candidates --model "$out/start" --manifest "$out/data/train.jsonl" --temperature 0.7 --limit $clips --dtype auto --out "$out/candidates.jsonl"
 stage "$out/scored.jsonl" "verdicts of the offline rubric" \
   aligncap judge "$out/candidates.jsonl" --judge rubric --out "$out/scored.jsonl"
 stage "$out/pairs.jsonl" "preference pairs" aligncap pairs "$out/scored.jsonl" --per-clip 2 --out "$out/pairs.jsonl"
@@ -77,14 +77,14 @@ stage "$out/prefer/adapter_model.safetensors" "preferences: DPO from the distill
   --seed 0 ${limits[2]:+--max_steps ${limits[2]} --eval_steps ${limits[2]} --save_steps ${limits[2]}}
 stage "$out/model/config.json" "merge" aligncap merge "$out/prefer" --out "$out/model"
 stage "$out/captions.jsonl" "captions" \
-  aligncap caption --model "$out/model" --manifest "$out/data/test.jsonl" --out "$out/captions.jsonl"
+  aligncap caption --model "$out/model" --manifest "$out/data/test.jsonl" --dtype auto --out "$out/captions.jsonl"
 stage "$out/distill.jsonl" "captions before preferences" \
-  aligncap caption --model "$out/start" --manifest "$out/data/test.jsonl" --out "$out/distill.jsonl"
+  aligncap caption --model "$out/start" --manifest "$out/data/test.jsonl" --dtype auto --out "$out/distill.jsonl"
 stage "$out/untrained/config.json" "an untrained student" aligncap build --llm "$out/teacher" --out "$out/untrained"
 stage "$out/untrained.jsonl" "captions of the untrained student" \
-  aligncap caption --model "$out/untrained" --manifest "$out/data/test.jsonl" --out "$out/untrained.jsonl"
+  aligncap caption --model "$out/untrained" --manifest "$out/data/test.jsonl" --dtype auto --out "$out/untrained.jsonl"
 stage "$out/wrong.jsonl" "captions of the wrong audio" \
-  aligncap caption --model "$out/model" --manifest "$out/data/test.jsonl" --wrong-audio 0 --out "$out/wrong.jsonl"
+  aligncap caption --model "$out/model" --manifest "$out/data/test.jsonl" --wrong-audio 0 --dtype auto --out "$out/wrong.jsonl"
 say "scores"
 aligncap evaluate "$out/captions.jsonl" --references "$out/data/test.jsonl" --name prefer --out "$out/report" \
   --system untrained="$out/untrained.jsonl" distill="$out/distill.jsonl" --wrong-audio "$out/wrong.jsonl" --probe "$out/probe.json"

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+from aligncap.models.precision import best_dtype
 from aligncap.models.sources import DEFAULT_LLM, resolve
 from aligncap.progress import track
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
@@ -80,22 +80,11 @@ def _start_token(tokenizer: Any) -> int:
     return int(tokenizer.eos_token_id if start is None else start)
 
 
-def precision(device: str | None = None) -> torch.dtype:
-    """bfloat16 where the device has it: twice as fast, values move by up to 0.03 nats."""
-    import torch
-
-    if (device or ("cuda" if torch.cuda.is_available() else "cpu")).startswith("cuda"):
-        able = torch.cuda.is_bf16_supported()
-    else:
-        able = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return torch.bfloat16 if able else torch.float32
-
-
 @lru_cache(maxsize=1)
 def _load(name: str, device: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder = resolve(name)
-    llm = AutoModelForCausalLM.from_pretrained(folder, dtype=precision(device))
+    llm = AutoModelForCausalLM.from_pretrained(folder, dtype=best_dtype(device))
     llm.to(device).eval()  # type: ignore[arg-type]
     return llm, AutoTokenizer.from_pretrained(folder)

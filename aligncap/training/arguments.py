@@ -14,6 +14,7 @@ from transformers import TrainingArguments
 from trl import TrlParser
 
 from aligncap.errors import Faults, UserError
+from aligncap.models.precision import has_bfloat16
 from aligncap.models.sources import DEFAULT_ENCODER, DEFAULT_LLM
 
 A = TypeVar("A", bound="RunArguments")
@@ -192,14 +193,9 @@ def choose_precision(wanted: str) -> tuple[bool, str]:
     """Whether to compute in bfloat16, and why: the one place where precision is decided."""
     if wanted != "auto":
         return wanted == "bfloat16", f"{wanted}, as asked"
-    if torch.cuda.is_available():
-        able = torch.cuda.is_bf16_supported()
-        return able, f"{'bfloat16' if able else 'float32'}: the GPU {'has' if able else 'lacks'} it"
-    able = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return (
-        able,
-        f"{'bfloat16' if able else 'float32'}: this CPU {'has' if able else 'lacks'} bfloat16 instructions",
-    )
+    able = has_bfloat16()
+    device = "the GPU" if torch.cuda.is_available() else "this CPU"
+    return able, f"{'bfloat16' if able else 'float32'}: {device} {'has' if able else 'lacks'} it"
 
 
 def parse(kind: type[A], argv: list[str]) -> A:

@@ -11,7 +11,7 @@ from aligncap.captions.rubric import data_hash, version
 from aligncap.io import write_jsonl
 from aligncap.manifest import Utterance, write_manifest
 from aligncap.models import fluency
-from aligncap.models.fluency import precision
+from aligncap.models.precision import best_dtype
 from aligncap.preferences.judges.rubric import judge_rubric
 from aligncap.preferences.verdicts import Item, Verdict, read_items
 
@@ -78,7 +78,7 @@ def test_verdicts_are_whole_deterministic_and_name_their_making(
     for verdict in first:
         assert Verdict.from_dict(json.loads(json.dumps(verdict.to_dict()))) == verdict
         assert verdict.judge == "rubric" and verdict.prompt_hash == data_hash() and verdict.reason
-        assert verdict.version == f"{version()}, fluency by {parts['llm']} in {precision()}"
+        assert verdict.version == f"{version()}, fluency by {parts['llm']} in {best_dtype()}"
     assert first[0].version != judge_rubric(items[:1], fluency_model=None)[0].version
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from aligncap.captions import rubric
 from aligncap.manifest import read_manifest
-from aligncap.models.fluency import log_probs, precision
+from aligncap.models.fluency import log_probs
+from aligncap.models.precision import best_dtype
 from aligncap.models.sources import DEFAULT_LLM
 from aligncap.preferences.verdicts import Item, Verdict
 
@@ -46,7 +47,7 @@ def judge_rubric(
     fluency: Sequence[float | None] = [None] * len(items)
     if fluency_model is not None and items:
         fluency = log_probs(captions, fluency_model, device=device, batch_tokens=batch_tokens)
-    by = f"{fluency_model} in {precision(device)}" if fluency_model else "rules"
+    by = f"{fluency_model} in {best_dtype(device)}" if fluency_model else "rules"
     version = f"{rubric.version()}, fluency by {by}"
     verdicts = []
     for item, value in zip(items, fluency, strict=True):

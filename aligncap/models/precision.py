@@ -1,0 +1,31 @@
+"""Whether a device computes in bfloat16: the one place that asks."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+
+def has_bfloat16(device: str | None = None) -> bool:
+    """Whether `device` ("cpu", "cuda", …; by default the GPU if there is one) has bfloat16 instructions."""
+    import torch
+
+    if (device or ("cuda" if torch.cuda.is_available() else "cpu")).startswith("cuda"):
+        return torch.cuda.is_bf16_supported()
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def dtype_name(wanted: str, device: str = "auto") -> str:
+    """ "float32" or "bfloat16" as wanted; "auto" is bfloat16 where the device has it."""
+    if wanted != "auto":
+        return wanted
+    return "bfloat16" if has_bfloat16(None if device == "auto" else device) else "float32"
+
+
+def best_dtype(device: str | None = None) -> torch.dtype:
+    """bfloat16 where the device has it, else float32."""
+    import torch
+
+    return torch.bfloat16 if has_bfloat16(device) else torch.float32
