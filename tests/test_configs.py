@@ -6,20 +6,22 @@ import pytest
 import yaml
 
 from aligncap.training import arguments
+from aligncap.training.verbs import ARGUMENTS
 
 ROOT = Path(__file__).resolve().parents[1]
-KINDS = {"teacher": "TeacherArguments", "sft": "SpeechArguments", "distill": "DistillArguments"}
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs/recipes").glob("*.yaml")), ids=lambda p: p.name)
 def test_recipes_hold_known_options_and_their_command(path, manifest, tmp_path):
     verb = path.stem.split("-")[0]
     assert f"aligncap train {verb} --config configs/recipes/{path.name}" in path.read_text()
-    kind = getattr(arguments, KINDS[verb])
-    words = ["--config", str(path), "--train_manifest", str(manifest), "--output_dir", str(tmp_path)]
-    parsed = arguments.parse(kind, words)
+    there = {"train_manifest": manifest, "output_dir": tmp_path}
+    if verb == "prefer":
+        there |= {"model": tmp_path, "train_pairs": manifest, "dev_manifest": manifest}
+    words = [word for key, value in there.items() for word in (f"--{key}", str(value))]
+    parsed = arguments.parse(ARGUMENTS[verb], ["--config", str(path), *words])
     for key, value in yaml.safe_load(path.read_text()).items():
-        if key not in ("train_manifest", "output_dir", "dev_manifest"):
+        if key not in (*there, "dev_manifest"):
             assert str(getattr(parsed, key)) == str(value), key
 
 

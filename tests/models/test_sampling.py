@@ -157,8 +157,8 @@ def test_an_adapter_is_folded_in_before_captioning(tmp_path, manifest):
     from aligncap.training.runs import add_adapters
 
     model, processor = make_model(seed=3)
-    model.save_pretrained(tmp_path / "base")
-    processor.save_pretrained(tmp_path / "base")
+    model.save_pretrained(tmp_path / "run" / "base")
+    processor.save_pretrained(tmp_path / "run" / "base")
     args = SpeechArguments(output_dir=str(tmp_path), train_manifest=str(manifest))
     adapted = add_adapters(model, args, projector=True)
     torch.manual_seed(1)
