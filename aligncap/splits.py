@@ -122,3 +122,19 @@ def _named(
             )
         chosen += found
     return chosen
+
+
+def choose_evenly(utterances: Sequence[Utterance], limit: int, seed: int) -> list[int]:
+    """Indices of up to `limit` utterances at random, emotion labels as even as they come, in the order given.
+
+    A larger limit adds to a smaller one.
+    """
+    groups: dict[str, list[int]] = defaultdict(list)
+    for index, u in enumerate(utterances):
+        groups[u.emotion or ""].append(index)
+    draw = random.Random(seed)
+    ranked = []
+    for emotion in sorted(groups):
+        draw.shuffle(groups[emotion])
+        ranked += [(place, draw.random(), index) for place, index in enumerate(groups[emotion])]
+    return sorted(index for *_, index in sorted(ranked)[:limit])

@@ -6,7 +6,6 @@ change of the speaker's gender, no new negation. Otherwise the original stays an
 
 from __future__ import annotations
 
-import os
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -18,13 +17,12 @@ from aligncap.captions.cue_words import manner_claims
 from aligncap.captions.emotions import emotion_of, emotion_words
 from aligncap.errors import UserError
 from aligncap.io import load_data
+from aligncap.openai_endpoint import KEY_VARIABLE, URL_VARIABLE, key_and_url
 from aligncap.progress import track
 
 if TYPE_CHECKING:
     from openai import OpenAI
 
-KEY_VARIABLE = "OPENAI_API_KEY"
-URL_VARIABLE = "OPENAI_BASE_URL"
 MOST_WORDS = 25  # a longer answer explains, or invents
 _FEMALE = frozenset("she her hers herself woman female lady girl".split())
 _MALE = frozenset("he him his himself man male gentleman boy".split())
@@ -118,17 +116,7 @@ def _negates(words: set[str]) -> bool:
 def _client(base_url: str | None, api_key: str | None, timeout: float, retries: int) -> OpenAI:
     from openai import OpenAI
 
-    key = api_key or os.environ.get(KEY_VARIABLE)
-    if not key:
-        raise UserError(
-            f"paraphrasing needs a key: set the environment variable {KEY_VARIABLE} "
-            f"(any text for a local server without keys), and {URL_VARIABLE} for a server other than OpenAI's"
-        )
-    url = base_url or os.environ.get(URL_VARIABLE) or None
-    if url and not url.startswith(("http://", "https://")):
-        raise UserError(
-            f"endpoint {url!r} is no http(s) address; set {URL_VARIABLE}, like http://localhost:8000/v1"
-        )
+    key, url = key_and_url("paraphrasing", base_url, api_key)
     return OpenAI(api_key=key, base_url=url, timeout=timeout, max_retries=retries)
 
 

@@ -61,8 +61,14 @@ def load_checkpoint(
 
 
 def model_key(folder: str | Path) -> str:
-    """What identifies a checkpoint's weights on this machine: path, size and time of its weight files."""
-    files = sorted(Path(folder).glob("*.safetensors"))
+    """What identifies a checkpoint's weights on this machine: path, size and time of its weight files.
+
+    An adapter's are those of its base too.
+    """
+    folder = Path(folder)
+    files = sorted(folder.glob("*.safetensors"))
+    if (folder / "adapter_config.json").is_file():
+        files += sorted(base_of(folder).glob("*.safetensors"))
     return "|".join(f"{f.resolve()}:{f.stat().st_size}:{f.stat().st_mtime_ns}" for f in files)
 
 

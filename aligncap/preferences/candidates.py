@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
-from collections import defaultdict
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -12,27 +10,12 @@ from typing import Any
 from aligncap.errors import UserError
 from aligncap.io import write_jsonl
 from aligncap.journal import Journal
-from aligncap.manifest import Utterance, audio_path, read_manifest
+from aligncap.manifest import audio_path, read_manifest
 from aligncap.models.captioner import Captioner, batches_by_size
-from aligncap.models.checkpoints import base_of, model_key
+from aligncap.models.checkpoints import model_key
 from aligncap.models.sampling import sample_captions
 from aligncap.progress import track
-
-
-def balanced(utterances: list[Utterance], limit: int, seed: int) -> list[Utterance]:
-    """`limit` utterances at random, emotion labels as even as they come, in the order given.
-
-    A larger limit adds to a smaller one.
-    """
-    groups: dict[str, list[int]] = defaultdict(list)
-    for index, u in enumerate(utterances):
-        groups[u.emotion or ""].append(index)
-    draw = random.Random(seed)
-    ranked = []
-    for emotion in sorted(groups):
-        draw.shuffle(groups[emotion])
-        ranked += [(place, draw.random(), index) for place, index in enumerate(groups[emotion])]
-    return [utterances[index] for index in sorted(index for *_, index in sorted(ranked)[:limit])]
+from aligncap.splits import choose_evenly
 
 
 def check_settings(num: int, temperature: float, top_p: float, **whole: int | None) -> None:
@@ -75,7 +58,7 @@ def write_candidates(
     Args:
         model: folder of a merged checkpoint or of a training run.
         device: "auto" gives each process its own GPU where there are any.
-        limit: that many clips only, see `balanced`.
+        limit: that many clips only, see `choose_evenly`.
 
     Returns:
         rows {"id", "audio", "candidate", "caption", "model", "seed", "settings", "manifest"}, and one message
@@ -88,7 +71,7 @@ def write_candidates(
     out = Path(out)
     utterances = read_manifest(manifest)
     if limit is not None:
-        utterances = balanced(utterances, limit, seed)
+        utterances = [utterances[i] for i in choose_evenly(utterances, limit, seed)]
     paths = [audio_path(manifest, u) for u in utterances]
     keys = [f"{u.id}\t{path}" for u, path in zip(utterances, paths, strict=True)]
     made: dict[str, Any] = {
@@ -101,7 +84,7 @@ def write_candidates(
     rank, processes, own_device = _process(device)
     captioner = Captioner.from_pretrained(model, device=own_device, dtype=dtype)
     try:
-        journal = Journal(out, {"candidates": settings, "model": weights_key(model), "seed": seed}, rank)
+        journal = Journal(out, {"candidates": settings, "model": model_key(model), "seed": seed}, rank)
         _gather({})  # none begins to write before all have read the same
         batches = batches_by_size(paths, batch_size)
         batches = [b for b in batches if any(keys[i] not in journal.rows for i in b)][rank::processes]
@@ -121,6 +104,7 @@ def write_candidates(
         except BaseException:
             journal.close(done=False)
             raise
+        named = Path(os.path.relpath(Path(manifest).resolve(), out.resolve().parent)).as_posix()
         rows = [
             {
                 "id": u.id,
@@ -130,7 +114,7 @@ def write_candidates(
                 "model": str(model),
                 "seed": seed,
                 "settings": settings,
-                "manifest": Path(os.path.relpath(Path(manifest).resolve(), out.resolve().parent)).as_posix(),
+                "manifest": named,
             }
             for u, key in zip(utterances, keys, strict=True)
             for number, caption in enumerate(journal.rows.get(key, ()))
@@ -144,12 +128,6 @@ def write_candidates(
             f"{out}: cannot be written: {error.strerror}; what is done is kept beside it"
         ) from error
     return rows, [faults[i] for i in sorted(faults)]
-
-
-def weights_key(folder: str | Path) -> str:
-    """`model_key`, of an adapter's base too."""
-    adapter = (Path(folder) / "adapter_config.json").is_file()
-    return "|".join([model_key(folder), *([model_key(base_of(Path(folder)))] if adapter else [])])
 
 
 def _process(device: str) -> tuple[int, int, str]:

@@ -183,6 +183,8 @@ def read_items(
     path = Path(path)
     numbered = _numbered(path, scored=False)
     tables: dict[Path, dict[str, tuple[Utterance, dict[str, float]]]] = {}
+    names: dict[Path, str] = {}
+    folder = Path(out or path).resolve().parent
     last = {row["id"]: index for index, (_, row) in enumerate(numbered)}
     items: list[Item] = []
     faults: list[str] = []
@@ -190,11 +192,11 @@ def read_items(
         source = manifest_of(row, path, manifest)
         if source not in tables:
             tables[source] = _table(source)
+            names[source] = Path(os.path.relpath(source.resolve(), folder)).as_posix()
         if row["id"] not in tables[source]:
             faults.append(f'{path}:{line}: {source} holds no clip "{row["id"]}"; name its manifest')
             continue
         utterance, relative = tables[source][row["id"]]
-        named = Path(os.path.relpath(source.resolve(), Path(out or path).resolve().parent)).as_posix()
         item = Item(
             id=row["id"],
             audio=row["audio"],
@@ -206,7 +208,7 @@ def read_items(
             manifest=source,
             instruction=load_data("templates.yaml")["instruction"],
             relative=relative,
-            row=row | {"kind": "candidate", "manifest": named},
+            row=row | {"kind": "candidate", "manifest": names[source]},
         )
         items.append(item)
         if last[row["id"]] == index:

@@ -56,6 +56,24 @@ def stack_frames(frames: list[Tensor]) -> tuple[Tensor, Tensor]:
     return padded, torch.arange(padded.shape[1])[None] < lengths[:, None]
 
 
+def pad_prompts(prompts: list[list[int]], pad: int) -> dict[str, Tensor]:
+    """Left-pad prompts for generation.
+
+    >>> pad_prompts([[1, 2], [3]], pad=0)["input_ids"].tolist()
+    [[1, 2], [0, 3]]
+    """
+    batch = join_prompt_and_response(prompts, [[] for _ in prompts], pad)
+    return {name: batch[name] for name in ("input_ids", "attention_mask")}
+
+
+def audio_batch(rows: list[dict[str, Any]], processor: AlignCapProcessor) -> dict[str, Tensor]:
+    """Audio of rows of `ClipInputs`: cached frames, or log-mel of their samples."""
+    if "frames" in rows[0]:
+        frames, mask = stack_frames([row["frames"] for row in rows])
+        return {"audio_frames": frames, "audio_frames_mask": mask}
+    return dict(processor.log_mel([row["samples"] for row in rows]))
+
+
 @dataclass
 class TextCollator:
     """Rows {"prompt_ids", "response_ids"} of the text LLM."""
@@ -90,10 +108,7 @@ class SpeechCollator:
         pad = self.processor.tokenizer.pad_token_id
         responses = [r["response_ids"] for r in rows]
         batch = join_prompt_and_response([r["prompt_ids"] for r in rows], responses, pad)
-        if "frames" in rows[0]:
-            batch["audio_frames"], batch["audio_frames_mask"] = stack_frames([r["frames"] for r in rows])
-        else:
-            batch.update(self.processor.log_mel([r["samples"] for r in rows]))
+        batch.update(audio_batch(rows, self.processor))
         if "teacher_prompt_ids" in rows[0]:
             teacher = join_prompt_and_response([r["teacher_prompt_ids"] for r in rows], responses, pad)
             batch.update({f"teacher_{k}": v for k, v in teacher.items()})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from random import Random
 from statistics import fmean
 from typing import Any
 
@@ -12,25 +11,12 @@ from accelerate.utils import gather_object
 
 from aligncap.captions.emotions import emotion_of
 from aligncap.captions.rubric import evidence, score
-from aligncap.manifest import Utterance
+from aligncap.models.captioner import Captioner
 from aligncap.models.processing_aligncap import AlignCapProcessor
-from aligncap.training.collators import stack_frames
+from aligncap.splits import choose_evenly
+from aligncap.training.collators import audio_batch, pad_prompts
 from aligncap.training.examples import ClipInputs, audio_files, read_captioned
 from aligncap.training.prefer_arguments import PreferArguments
-
-
-def choose_clips(utterances: list[Utterance], count: int, seed: int) -> list[int]:
-    """Indices of up to `count` clips, labels taking turns; the same for the same seed."""
-    by_label: dict[str | None, list[int]] = {}
-    for index in Random(seed).sample(range(len(utterances)), len(utterances)):
-        by_label.setdefault(utterances[index].emotion, []).append(index)
-    chosen: list[int] = []
-    queues = [by_label[label] for label in sorted(by_label, key=str)]
-    while len(chosen) < min(count, len(utterances)):
-        for queue in queues:
-            if queue and len(chosen) < count:
-                chosen.append(queue.pop())
-    return sorted(chosen)
 
 
 class DevScore:
@@ -39,7 +25,7 @@ class DevScore:
     def __init__(self, manifest: str, processor: AlignCapProcessor, args: PreferArguments) -> None:
         every = read_captioned(manifest, need_p_act=False)
         keys, paths = audio_files(manifest, every)
-        chosen = choose_clips(every, args.dev_clips, seed=0)
+        chosen = choose_evenly(every, args.dev_clips, seed=0)
         self.utterances = [every[i] for i in chosen]
         # A speaker's norm is that of all the clips, not of those few that are captioned.
         known = evidence(every)
@@ -52,36 +38,21 @@ class DevScore:
     @torch.no_grad()
     def captions(self, model: Any, indices: list[int]) -> dict[int, str]:
         """Greedy captions of some of the clips."""
-        tokenizer = self.processor.tokenizer
         found: dict[int, str] = {}
         rows = {i: self.inputs(*self.clips[i]) for i in indices}
         ordered = sorted(indices, key=lambda i: -len(rows[i]["prompt_ids"]))
         for start in range(0, len(ordered), self.batch):
             part = ordered[start : start + self.batch]
-            width = max(len(rows[i]["prompt_ids"]) for i in part)
-            lengths = [len(rows[i]["prompt_ids"]) for i in part]
-            prompts = [rows[i]["prompt_ids"] for i in part]
-            inputs: dict[str, Any] = {
-                "input_ids": torch.tensor(
-                    [
-                        [tokenizer.pad_token_id] * (width - n) + p
-                        for n, p in zip(lengths, prompts, strict=True)
-                    ]
-                ),
-                "attention_mask": torch.tensor([[0] * (width - n) + [1] * n for n in lengths]),
-            }
-            if "frames" in rows[part[0]]:
-                stacked = stack_frames([rows[i]["frames"] for i in part])
-                inputs["audio_frames"], inputs["audio_frames_mask"] = stacked
-            else:
-                inputs.update(self.processor.log_mel([rows[i]["samples"] for i in part]))
+            own = [rows[i] for i in part]
+            inputs = pad_prompts([row["prompt_ids"] for row in own], self.processor.tokenizer.pad_token_id)
+            inputs |= audio_batch(own, self.processor)
             output = model.generate(
                 **{k: v.to(model.device) for k, v in inputs.items()},
                 max_new_tokens=self.limit,
                 do_sample=False,
             )
-            texts = tokenizer.batch_decode(output[:, width:], skip_special_tokens=True)
-            found.update({i: " ".join(text.split()) for i, text in zip(part, texts, strict=True)})
+            texts = Captioner(model, self.processor).texts(output[:, inputs["input_ids"].shape[1] :])
+            found.update(zip(part, texts, strict=True))
         return found
 
     def __call__(self, model: Any, process: int = 0, processes: int = 1) -> dict[str, float]:

@@ -29,7 +29,7 @@ from aligncap.models.modeling_aligncap import AlignCapForConditionalGeneration
 from aligncap.models.processing_aligncap import AlignCapProcessor
 from aligncap.tensor_cache import AUDIO_VERSION, TensorCache, digest, fill, fingerprint
 from aligncap.training.caches import feature_cache, fill_features
-from aligncap.training.collators import IGNORE
+from aligncap.training.collators import IGNORE, SpeechCollator
 from aligncap.training.dev_score import DevScore
 from aligncap.training.distill import response_positions
 from aligncap.training.examples import ClipInputs, audio_files, refuse_special_tokens
@@ -133,24 +133,21 @@ class PreferTrainer(DPOTrainer):
             "model": start,
             "bf16": bool(self.args.bf16),
             "audio_version": AUDIO_VERSION,
+            "prompt": rows.inputs.processor.prompt,
         }
         cache = TensorCache(root / f"reference-{digest(description)}", description)
         sides: dict[str, tuple[int, str]] = {}
-        for index in range(len(rows)):
-            row = rows[index]
+        for index, source in enumerate(rows.rows):
             for side in ("chosen_ids", "rejected_ids"):
-                key = reference_key(rows.rows[index]["key"], row["prompt_ids"], row[side])
-                sides.setdefault(key, (index, side))
+                sides.setdefault(reference_key(source["key"], source[side]), (index, side))
+        collate = SpeechCollator(rows.inputs.processor)
 
         def compute(keys: list[str]) -> dict[str, Tensor]:
             chosen = [(rows[i], side) for i, side in (sides[key] for key in keys)]
-            # In trl's layout the second half repeats the audio; here it scores nothing new and is cut off.
-            single = [{**row, "chosen_ids": row[side], "rejected_ids": row[side][:1]} for row, side in chosen]
-            inputs = {k: v[: len(keys)].to(self.args.device) for k, v in self.data_collator(single).items()}
-            mask = inputs.pop("completion_mask")
-            labels = inputs["input_ids"].masked_fill(mask == 0, IGNORE)
+            batch = collate([{**row, "response_ids": row[side]} for row, side in chosen])
+            inputs = {name: value.to(self.args.device) for name, value in batch.items()}
             with self.accelerator.autocast(), model.disable_adapter():
-                output = model(**inputs, labels=labels, fused_lm_head=True, use_cache=False)
+                output = model(**inputs, fused_lm_head=True, use_cache=False)
             return {k: v.reshape(1).cpu() for k, v in zip(keys, output.log_probs.sum(1), strict=True)}
 
         model.eval()

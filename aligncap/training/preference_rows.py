@@ -17,7 +17,7 @@ from aligncap.manifest import Utterance
 from aligncap.models.processing_aligncap import AlignCapProcessor
 from aligncap.prompts.templates import response_ids
 from aligncap.tensor_cache import TensorCache, digest
-from aligncap.training.collators import join_prompt_and_response, stack_frames
+from aligncap.training.collators import audio_batch, join_prompt_and_response
 from aligncap.training.examples import ClipInputs
 
 
@@ -84,9 +84,9 @@ def read_pairs(
     return pairs
 
 
-def reference_key(audio: str, prompt_ids: list[int], response: list[int]) -> str:
-    """Key of a reference log-probability: the clip's hash, the whole prompt and the caption's tokens."""
-    return digest(audio, prompt_ids, response)
+def reference_key(audio: str, response: list[int]) -> str:
+    """Key of a reference log-probability: the clip's hash and the caption's tokens."""
+    return digest(audio, response)
 
 
 class PreferenceRows(Dataset):
@@ -130,7 +130,7 @@ class PreferenceRows(Dataset):
         }
         if self.reference is not None:
             for side in ("chosen", "rejected"):
-                key = reference_key(source["key"], row["prompt_ids"], row[f"{side}_ids"])
+                key = reference_key(source["key"], row[f"{side}_ids"])
                 row[f"ref_{side}_logps"] = self.reference[key]
         return row
 
@@ -156,11 +156,8 @@ class PreferenceCollator:
             [row["prompt_ids"] for row in twice], responses, self.processor.tokenizer.pad_token_id
         )
         batch["completion_mask"] = (batch.pop("labels") >= 0).long()
-        if "frames" in rows[0]:
-            batch["audio_frames"], batch["audio_frames_mask"] = stack_frames([r["frames"] for r in twice])
-        else:
-            mel = self.processor.log_mel([row["samples"] for row in rows])
-            batch.update({name: torch.cat([value, value]) for name, value in mel.items()})
+        audio = audio_batch(rows, self.processor)
+        batch.update({name: torch.cat([value, value]) for name, value in audio.items()})
         for name in ("ref_chosen_logps", "ref_rejected_logps"):
             if name in rows[0]:
                 batch[name] = torch.stack([row[name] for row in rows]).reshape(-1)

@@ -10,6 +10,7 @@ import torch
 from aligncap.io import read_jsonl, write_jsonl
 from aligncap.progress import track
 from aligncap.prompts.templates import end_token_id
+from aligncap.training.collators import pad_prompts
 
 
 @torch.no_grad()
@@ -28,12 +29,10 @@ def write_targets(path: Path, model: Any, tokenizer: Any, datasets: list[Any], b
     missing.sort(key=len)
     for start in track(range(0, len(missing), batch), None, "teacher writes"):
         chosen = missing[start : start + batch]
-        width = max(map(len, chosen))
-        ids = torch.tensor([[tokenizer.pad_token_id] * (width - len(p)) + list(p) for p in chosen])
-        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in chosen])
+        inputs = pad_prompts([list(p) for p in chosen], tokenizer.pad_token_id)
+        width = inputs["input_ids"].shape[1]
         made = model.generate(
-            input_ids=ids.to(model.device),
-            attention_mask=mask.to(model.device),
+            **{name: value.to(model.device) for name, value in inputs.items()},
             max_new_tokens=limit,
             do_sample=False,
         )

@@ -15,8 +15,9 @@ from aligncap.manifest import Utterance, read_manifest, write_manifest
 from aligncap.models.captioner import Captioner
 from aligncap.models.sampling import sample_captions
 from aligncap.preferences import candidates
-from aligncap.preferences.candidates import balanced, write_candidates
+from aligncap.preferences.candidates import write_candidates
 from aligncap.preferences.verdicts import read_candidates
+from aligncap.splits import choose_evenly
 
 ROOT = Path(__file__).resolve().parents[2]
 OPTIONS = {"num": 3, "max_new_tokens": 6, "batch_size": 2, "device": "cpu"}
@@ -125,6 +126,10 @@ def test_bad_audio_is_reported_and_the_rest_done(model, manifest, tmp_path):
 def test_a_limit_keeps_emotions_balanced_and_a_larger_one_adds_to_it():
     emotions = ["angry"] * 50 + ["sad"] * 20 + ["calm"] * 3 + [None] * 10
     utterances = [Utterance(f"{i}", ".", "a.wav", "made", emotion=e) for i, e in enumerate(emotions)]
+
+    def balanced(clips: list[Utterance], limit: int, seed: int) -> list[Utterance]:
+        return [clips[i] for i in choose_evenly(clips, limit, seed)]
+
     few, more = balanced(utterances, 12, seed=0), balanced(utterances, 30, seed=0)
     assert Counter(u.emotion for u in few) == {"angry": 3, "sad": 3, "calm": 3, None: 3}
     assert {u.id for u in few} < {u.id for u in more} and len(more) == 30

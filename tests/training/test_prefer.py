@@ -19,8 +19,9 @@ from aligncap.errors import Faults, UserError
 from aligncap.io import write_jsonl
 from aligncap.manifest import read_manifest
 from aligncap.models.checkpoints import load_checkpoint, load_folder, save_whole
+from aligncap.splits import choose_evenly
 from aligncap.tensor_cache import fingerprint
-from aligncap.training.dev_score import DevScore, choose_clips
+from aligncap.training.dev_score import DevScore
 from aligncap.training.examples import audio_files
 from aligncap.training.prefer import PreferTrainer, load_start, train_prefer, wants_reference_cache
 from aligncap.training.prefer_arguments import PreferArguments
@@ -390,9 +391,9 @@ def test_alarms_stand_in_the_log(tmp_path, start, pairs, capsys):
 
 def test_dev_clips_take_turns_by_label(manifest):
     clips = read_manifest(manifest)
-    labels = [clips[i].emotion for i in choose_clips(clips, len(set(u.emotion for u in clips)), seed=0)]
+    labels = [clips[i].emotion for i in choose_evenly(clips, len(set(u.emotion for u in clips)), seed=0)]
     assert len(labels) == len(set(labels))
-    assert choose_clips(clips, 99, seed=0) == list(range(len(clips)))
+    assert choose_evenly(clips, 99, seed=0) == list(range(len(clips)))
 
 
 def test_faulty_pairs_are_all_named(tmp_path, start, manifest):

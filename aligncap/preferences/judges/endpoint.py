@@ -8,13 +8,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from aligncap.errors import UserError
+from aligncap.openai_endpoint import KEY_VARIABLE, URL_VARIABLE, key_and_url
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
-KEY_VARIABLE = "OPENAI_API_KEY"
-URL_VARIABLE = "OPENAI_BASE_URL"
 _NEVER_SENT = ("ConnectError", "ConnectTimeout", "PoolTimeout")  # of the transport: nothing left the machine
 _NO_CREDIT = ("insufficient_quota", "billing_hard_limit_reached", "billing_not_active")
 
@@ -43,15 +41,7 @@ def connect(base_url: str | None, api_key: str | None, timeout: float) -> AsyncO
     """
     from openai import AsyncOpenAI
 
-    key = api_key or os.environ.get(KEY_VARIABLE)
-    if not key:
-        raise UserError(
-            f"the judge needs a key: set the environment variable {KEY_VARIABLE} (any text for a local "
-            f"server without keys), and {URL_VARIABLE} or --base-url for a server other than OpenAI's"
-        )
-    url = base_url or os.environ.get(URL_VARIABLE) or None
-    if url and not url.startswith(("http://", "https://")):
-        raise UserError(f"endpoint {url!r} is no http(s) address; give one like http://localhost:8000/v1")
+    key, url = key_and_url("the judge", base_url, api_key)
     return AsyncOpenAI(api_key=key, base_url=url, timeout=timeout, max_retries=0)
 
 
