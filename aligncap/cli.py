@@ -173,7 +173,7 @@ def clues(a: argparse.Namespace) -> int:
 
 def train(argv: list[str]) -> int:
     """`aligncap train VERB --config X.yaml [--key value …]`; also what scripts/train.py calls."""
-    from aligncap.training.arguments import TeacherArguments, parse, usage
+    from aligncap.training.arguments import AlignArguments, TeacherArguments, parse, usage
     from aligncap.training.prefer_arguments import PreferArguments
     from aligncap.training.verbs import ARGUMENTS
 
@@ -191,6 +191,8 @@ def train(argv: list[str]) -> int:
         from aligncap.training.prefer import train_prefer as run
     elif isinstance(arguments, TeacherArguments):
         from aligncap.training.teacher import train_teacher as run
+    elif isinstance(arguments, AlignArguments):
+        from aligncap.training.speech import train_align as run
     else:
         from aligncap.training.speech import train_speech as run
     folder = run(arguments)
@@ -204,6 +206,7 @@ def train(argv: list[str]) -> int:
 def build(a: argparse.Namespace) -> int:
     from transformers import set_seed
 
+    from aligncap.heard import heard_in_training, write_heard
     from aligncap.models.building import build
     from aligncap.models.checkpoints import save_whole
 
@@ -212,6 +215,7 @@ def build(a: argparse.Namespace) -> int:
     model, processor = build(a.encoder, a.llm, encoder_layer=layer)
     processor.save_pretrained(a.out)
     save_whole(model, a.out)
+    write_heard(a.out, heard_in_training([], [a.llm]))
     print(f"built, untrained: {a.out}")
     return 0
 
@@ -416,6 +420,43 @@ def evaluate(a: argparse.Namespace) -> int:
     return 0
 
 
+def join(a: argparse.Namespace) -> int:
+    from aligncap.join import join_manifests
+
+    joined = join_manifests(a.manifests, a.out)
+    print(f"{a.out}: {len(joined)} clips of {', '.join(sorted({u.corpus for u in joined}))}")
+    return 0
+
+
+def zeroshot(a: argparse.Namespace) -> int:
+    from aligncap.evaluation.zero_shot import zero_shot
+
+    table = zero_shot(
+        a.model,
+        a.manifest,
+        a.out,
+        captions=_named(a.captions, "--captions"),
+        captions_dir=a.captions_dir,
+        trained_on=a.trained_on,
+        label_maps=_named(a.label_map, "--label-map"),
+        labels=a.labels,
+        probes=a.probe,
+        limit=a.limit,
+        name=a.name,
+        resamples=a.resamples,
+        seed=a.seed,
+        wordnet=a.wordnet,
+        audio=a.audio,
+        dtype=a.dtype,
+        device=a.device,
+        batch_size=a.batch_size,
+        max_new_tokens=a.max_new_tokens,
+    )
+    _print(table)
+    print(f"zero-shot: {Path(a.out) / 'zero_shot.md'}")
+    return 0
+
+
 def probe(a: argparse.Namespace) -> int:
     from rich.table import Table
 
@@ -426,11 +467,12 @@ def probe(a: argparse.Namespace) -> int:
     if a.out:
         write_json(a.out, result)
     names = ["dev", *(Path(t).stem for t in a.test)]
-    table = Table("layer", *(f"UAR {n}" for n in names), title=f"linear probe on {a.encoder}")
-    for row in result["layers"]:
-        mark = " (best on dev)" if row["layer"] == result["best_layer"] else ""
-        table.add_row(f"{row['layer']}{mark}", *(f"{row[n]:.3f}" for n in names))
-    _print(table)
+    for part, title in ((result, ""), (result["relative"], ", relative to the speaker")):
+        table = Table("layer", *(f"UAR {n}" for n in names), title=f"linear probe on {a.encoder}{title}")
+        for row in part["layers"]:
+            mark = " (best on dev)" if row["layer"] == part["best_layer"] else ""
+            table.add_row(f"{row['layer']}{mark}", *(f"{row[n]:.3f}" for n in names))
+        _print(table)
     return 0
 
 
@@ -464,6 +506,8 @@ VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
         judge,
         pairs,
         evaluate,
+        join,
+        zeroshot,
         probe,
     )
 }

@@ -224,6 +224,36 @@ def parser() -> argparse.ArgumentParser:
     v.add_argument("--show", type=int, default=3, metavar="N", help="captions printed beside a reference")
     v.add_argument("--title", default="Speech emotion captions")
 
+    v = verb("join", "several manifests in one", "ravdess.jsonl crema-d.jsonl --out train.jsonl")
+    v.add_argument("manifests", nargs="+")
+    v.add_argument("--out", required=True)
+
+    v = verb(
+        "zeroshot",
+        "score a model on corpora that share nothing with its training",
+        "--model runs/distill --manifest nemo.jsonl --label-map nemo:calm=neutral "
+        "--labels angry happy sad neutral --out runs/zeroshot",
+    )
+    v.add_argument("--model", nargs="+", default=[], metavar="CKPT", help="one checkpoint a training seed")
+    v.add_argument("--manifest", nargs="+", required=True, help="a captioned manifest of each corpus")
+    v.add_argument("--out", required=True, help="folder of zero_shot.json, zero_shot.md and the reports")
+    v.add_argument("--name", default="model", help="name of the system")
+    v.add_argument("--captions", nargs="+", metavar="CORPUS=FILE", help="written before; again: another seed")
+    v.add_argument("--captions-dir", help="where captions are kept; default OUT/captions")
+    v.add_argument("--trained-on", nargs="+", default=[], metavar="M.jsonl", help="where a model tells not")
+    v.add_argument("--label-map", nargs="+", metavar="CORPUS:SAID=LABEL", help="count an emotion as another")
+    v.add_argument("--labels", nargs="+", default=[], metavar="LABEL", help="score their clips apart too")
+    v.add_argument("--probe", nargs="+", default=[], metavar="JSON", help="outputs of `aligncap probe`")
+    v.add_argument("--limit", type=_positive, help="that many clips of each corpus only")
+    v.add_argument("--batch-size", type=_positive, default=32)
+    v.add_argument("--max-new-tokens", type=_positive, default=48)
+    v.add_argument("--resamples", type=int, default=1000)
+    v.add_argument("--seed", type=int, default=0)
+    v.add_argument("--audio", choices=["copy", "link", "embed"], default="copy", help="players in reports")
+    v.add_argument("--wordnet", choices=["auto", "require", "none"], default="auto", help="METEOR's synonyms")
+    v.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16"])
+    v.add_argument("--device", default="auto")
+
     v = verb(
         "probe",
         "linear probe on the encoder, the yardstick",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,13 @@ def digest(*parts: object) -> str:
 
 def fingerprint(model: Any) -> str:
     """Hash of a transformers model: its weights, as they are in memory, and its configuration."""
-    total = hashlib.sha256(json.dumps(model.config.to_dict(), sort_keys=True, default=str).encode())
-    for name, tensor in sorted(model.state_dict().items()):
+    return digest(model.config.to_dict(), hash_of(model.state_dict()))
+
+
+def hash_of(tensors: Mapping[str, Tensor]) -> str:
+    """Hash of named tensors."""
+    total = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
         total.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         total.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return total.hexdigest()[:24]

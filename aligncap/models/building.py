@@ -14,6 +14,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
+    PreTrainedConfig,
     PreTrainedModel,
 )
 
@@ -21,7 +22,7 @@ from aligncap.errors import UserError
 from aligncap.models.configuration_aligncap import AlignCapConfig
 from aligncap.models.encoders import layer_index
 from aligncap.models.modeling_aligncap import AlignCapForConditionalGeneration, make_projector
-from aligncap.models.processing_aligncap import AUDIO_TOKEN, AlignCapProcessor
+from aligncap.models.processing_aligncap import AUDIO_TOKEN, CUES_MARK, AlignCapProcessor
 from aligncap.models.sources import resolve
 from aligncap.prompts.templates import end_token_id, student_prompt
 
@@ -60,20 +61,47 @@ def load_llm(name: str, dtype: torch.dtype = torch.float32) -> tuple[PreTrainedM
         raise UserError(f"{folder}: its tokenizer has no end-of-text token, which the loss needs")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype), tokenizer
+    without_dropout(config)
+    llm = AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=dtype)
+    if getattr(llm, "_is_stateful", False):
+        raise UserError(
+            f"{folder}: language models of type {config.model_type!r} keep a running state, which reads padding "
+            "too; choose one with attention alone, such as llama, qwen2, gpt2 or opt"
+        )
+    return llm, tokenizer
+
+
+def without_dropout(config: PreTrainedConfig) -> None:
+    """Set the dropout of a language model to zero, as Llama, Qwen and SmolLM have it.
+
+    With it GPT-2 and OPT, read by a frozen teacher or reference and a training student, differ from themselves
+    before anything is learnt: DPO would not begin at log 2. LoRA and the projector keep theirs.
+    """
+    for name, value in config.to_dict().items():
+        if "drop" in name and isinstance(value, float):
+            setattr(config, name, 0.0)
 
 
 def assemble(
-    audio_tower: Any, feature_extractor: Any, llm: Any, tokenizer: Any, **options: Any
+    audio_tower: Any,
+    feature_extractor: Any,
+    llm: Any,
+    tokenizer: Any,
+    *,
+    show_cues: bool = False,
+    **options: Any,
 ) -> tuple[AlignCapForConditionalGeneration, AlignCapProcessor]:
-    """Put parts in hand together; `options` are fields of `AlignCapConfig`.
+    """Put parts in hand together; `options` are fields of `AlignCapConfig`, `show_cues` is the processor's.
 
     Returns:
         model: AlignCapForConditionalGeneration with the parts' weights and a fresh projector (torch's RNG);
         processor: AlignCapProcessor with the student's prompt.
     """
     layer_index(options.get("encoder_layer", "last"), len(audio_tower.layers))
-    tokenizer.add_special_tokens({"additional_special_tokens": [AUDIO_TOKEN]})
+    # Added to the tokenizer's own extra tokens: in place of them, a turn's mark would count as a plain word.
+    tokenizer.add_special_tokens(
+        {"additional_special_tokens": [AUDIO_TOKEN]}, replace_extra_special_tokens=False
+    )
     audio_token_id = tokenizer.convert_tokens_to_ids(AUDIO_TOKEN)
     embeddings = llm.get_input_embeddings()
     if audio_token_id >= embeddings.num_embeddings:
@@ -110,13 +138,33 @@ def assemble(
     processor = AlignCapProcessor(
         feature_extractor,
         tokenizer,
-        prompt=student_prompt(tokenizer, AUDIO_TOKEN),
+        prompt=student_prompt(tokenizer, AUDIO_TOKEN, CUES_MARK if show_cues else None),
+        show_cues=show_cues,
         **{
             k: getattr(config, k)
-            for k in ("pool_size", "stack_size", "summary_token", "margin_seconds", "max_seconds")
+            for k in (
+                "pool_size",
+                "stack_size",
+                "summary_token",
+                "speaker_relative",
+                "margin_seconds",
+                "max_seconds",
+            )
         },
     )
     return model.eval(), processor
+
+
+@torch.no_grad()
+def embedding_rms(table: torch.nn.Module) -> float:
+    """Root mean square of what the LLM reads of a token, which is the size that audio tokens should have.
+
+    Not the weights' own where the table scales what it gives (Gemma, by the root of the width).
+    """
+    weight: torch.Tensor = table.weight  # type: ignore[assignment]
+    few = torch.arange(min(64, len(weight)), device=weight.device)
+    scale = table(few).float().norm() / weight[few].float().norm()
+    return (weight.float().pow(2).mean().sqrt() * scale).item()
 
 
 @torch.no_grad()

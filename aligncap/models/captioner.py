@@ -8,10 +8,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from aligncap.audio.files import load_audio
 from aligncap.errors import UserError
 from aligncap.models.checkpoints import load_checkpoint
+from aligncap.models.speakers import chosen_clips, means_of_rows, stack_means
+from aligncap.progress import track
 
 Audio = str | Path | np.ndarray
 
@@ -49,10 +52,19 @@ class Captioner:
         model, processor = load_for_inference(folder, getattr(torch, dtype))
         return cls(model.to(pick_device(device)), processor)
 
-    def __call__(self, audio: Audio | Sequence[Audio], batch_size: int = 16, **options: Any) -> Any:
+    def __call__(
+        self,
+        audio: Audio | Sequence[Audio],
+        batch_size: int = 16,
+        *,
+        speakers: str | Sequence[str | None] | None = None,
+        **options: Any,
+    ) -> Any:
         """Caption one clip (a path, or mono samples at 16 kHz) or a list of them.
 
         Args:
+            speakers: who speaks in each clip, or one name for all: a model that hears clips against their
+                speaker's mean then takes it from these clips. None: unknown.
             options: of `transformers.GenerationMixin.generate`, such as num_beams or do_sample.
 
         Returns:
@@ -64,21 +76,58 @@ class Captioner:
         if isinstance(audio, (str, Path, np.ndarray)):
             return self([audio], **options)[0]
         captions: list[str | UserError] = [""] * len(audio)
-        for index, caption in self.stream(audio, batch_size, **options):
+        named = [speakers] * len(audio) if speakers is None or isinstance(speakers, str) else list(speakers)
+        means = self.speaker_means(audio, named)
+        for index, caption in self.stream(audio, batch_size, means, **options):
             if isinstance(caption, UserError):
                 raise caption
             captions[index] = caption
         return captions
 
     def stream(
-        self, audio: Sequence[Audio], batch_size: int = 16, **options: Any
+        self,
+        audio: Sequence[Audio],
+        batch_size: int = 16,
+        means: Sequence[Tensor | None] | None = None,
+        cues: Sequence[str | None] | None = None,
+        **options: Any,
     ) -> Iterator[tuple[int, str | UserError]]:
-        """Caption clips in batches of like length; (index, caption or error) in the order of finishing."""
+        """Caption clips in batches of like length; (index, caption or error) in the order of finishing.
+
+        `means` are those of `speaker_means`; `cues` what was measured in each clip, for a model that is shown
+        it.
+        """
         for batch in batches_by_size(audio, batch_size):
             clips, faults = self.load(audio, batch)
             yield from faults.items()
             if clips:
-                yield from zip(clips, self.generate(list(clips.values()), **options), strict=True)
+                own_means = None if means is None else [means[i] for i in clips]
+                own_cues = None if cues is None else [cues[i] for i in clips]
+                captions = self.generate(list(clips.values()), own_means, own_cues, **options)
+                yield from zip(clips, captions, strict=True)
+
+    @torch.inference_mode()
+    def speaker_means(
+        self, audio: Sequence[Audio], speakers: Sequence[str | None], batch_size: int = 8
+    ) -> list[Tensor | None]:
+        """Of each clip the mean frame of its speaker, from the speaker's clips among `audio`.
+
+        None where the speaker is unknown, and for all if the model does not hear clips that way. Clips that
+        cannot be read are passed over; captioning will name them.
+        """
+        if not self.processor.speaker_relative:
+            return [None] * len(audio)
+        wanted = sorted({i for places in chosen_clips(speakers).values() for i in places})
+        frames: dict[int, Tensor] = {}
+        batches = batches_by_size([audio[i] for i in wanted], batch_size)
+        for batch in track(batches, None, "speakers' voices") if len(batches) > 4 else batches:
+            clips, _ = self.load(audio, [wanted[i] for i in batch])
+            if clips:
+                mel = self.processor.log_mel(list(clips.values())).to(self.model.device)
+                pooled = self.model.model.encode_audio(**mel)
+                for i, f, m in zip(clips, pooled.frames, pooled.mask, strict=True):
+                    frames[i] = f[m].float()
+        return means_of_rows(speakers, frames)
 
     def load(
         self, audio: Sequence[Audio], batch: Sequence[int]
@@ -99,11 +148,30 @@ class Captioner:
         return clips, faults
 
     @torch.inference_mode()
-    def generate(self, clips: list[np.ndarray], **options: Any) -> list[str]:
-        """Captions of clips of 16 kHz samples, in one batch."""
-        inputs = self.processor.captioning_inputs(clips).to(self.model.device)
+    def generate(
+        self,
+        clips: list[np.ndarray],
+        means: Sequence[Tensor | None] | None = None,
+        cues: Sequence[str | None] | None = None,
+        **options: Any,
+    ) -> list[str]:
+        """Captions of clips of 16 kHz samples, in one batch; `means` and `cues` as in `stream`."""
+        inputs = self.inputs(clips, means, cues)
         output = self.model.generate(**inputs, **options)
         return self.texts(output[:, inputs["input_ids"].shape[1] :])
+
+    def inputs(
+        self,
+        clips: list[np.ndarray],
+        means: Sequence[Tensor | None] | None = None,
+        cues: Sequence[str | None] | None = None,
+    ) -> Any:
+        """Inputs of the model's `generate` for clips of 16 kHz samples."""
+        inputs = self.processor.captioning_inputs(clips, cues)
+        if means is not None and any(mean is not None for mean in means):
+            like = self.model.model.multi_modal_projector.feature_mean
+            inputs["speaker_means"] = stack_means(means, like.cpu())
+        return inputs.to(self.model.device)
 
     def texts(self, tokens: Any) -> list[str]:
         """Captions of rows of token ids, in one line each."""

@@ -11,6 +11,7 @@ import torch
 from peft import PeftModel
 
 from aligncap.errors import UserError
+from aligncap.heard import heard_by, write_heard
 from aligncap.models.building import check_architecture
 from aligncap.models.modeling_aligncap import AlignCapForConditionalGeneration
 from aligncap.models.processing_aligncap import AlignCapProcessor
@@ -99,5 +100,6 @@ def merge(folder: str | Path, out: str | Path) -> Path:
     model, processor = load_checkpoint(folder)
     processor.save_pretrained(out)
     save_whole(model.merge_and_unload(), out)
+    write_heard(out, heard_by(folder))
     write_run_record(out, "merge", {"checkpoint": str(folder)}, [folder / "adapter_model.safetensors"])
     return out

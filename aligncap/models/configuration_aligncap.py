@@ -23,6 +23,9 @@ class AlignCapConfig(PreTrainedConfig):
         projector_hidden: width of the projector's hidden layer.
         projector_dropout: dropout on the projector's input and hidden layer.
         summary_token: put a token made of the clip's mean and spread before the frame tokens.
+        speaker_relative: hear a clip against the mean of its speaker's clips, which then comes with it
+            (`speaker_means`), and say by one token more how the speaker differs from others.
+        speaker_dropout: share of training clips whose speaker is taken for unknown.
         margin_seconds: silence appended to a clip before the encoder, which it needs to close a sentence;
             its frames are seen by the encoder and not by the LLM.
         max_seconds: longest clip; at most the encoder's positions allow.
@@ -45,6 +48,8 @@ class AlignCapConfig(PreTrainedConfig):
     projector_hidden: int = 512
     projector_dropout: float = 0.3
     summary_token: bool = True
+    speaker_relative: bool = False
+    speaker_dropout: float = 0.1
     margin_seconds: float = 1.0
     max_seconds: float = 29.0
     tie_word_embeddings: bool = False

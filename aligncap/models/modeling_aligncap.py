@@ -51,6 +51,8 @@ def make_projector(config: AlignCapConfig, text_width: int) -> StackMLPProjector
         stack_size=config.stack_size,
         dropout=config.projector_dropout,
         summary_token=config.summary_token,
+        speaker_relative=config.speaker_relative,
+        speaker_dropout=config.speaker_dropout,
         mix_layers=audio_config.encoder_layers + 1 if config.encoder_layer == "mix" else 0,
     )
 
@@ -96,9 +98,11 @@ class AlignCapModel(AlignCapPreTrainedModel):
         pooled, mask = pool_frames(frames[:, :longest], own[:, :longest], self.config.pool_size)
         return PooledFrames(pooled, mask)
 
-    def get_audio_features(self, pooled: PooledFrames) -> tuple[Tensor, Tensor]:
+    def get_audio_features(
+        self, pooled: PooledFrames, speaker_means: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Audio tokens (batch, tokens, text width) and their mask."""
-        return self.multi_modal_projector(pooled.frames, pooled.mask)
+        return self.multi_modal_projector(pooled.frames, pooled.mask, speaker_means)
 
     def forward(
         self,
@@ -108,6 +112,7 @@ class AlignCapModel(AlignCapPreTrainedModel):
         input_features_mask: Tensor | None = None,
         audio_frames: Tensor | None = None,
         audio_frames_mask: Tensor | None = None,
+        speaker_means: Tensor | None = None,
         position_ids: Tensor | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
@@ -115,6 +120,10 @@ class AlignCapModel(AlignCapPreTrainedModel):
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """Audio comes as log-mel (`input_features`) or as cached pooled frames (`audio_frames`), not both.
+
+        Args:
+            speaker_means: mean pooled frame of each clip's speaker, (batch, width) or (batch, layers, width);
+                a row of nan, or None: unknown. Used with `speaker_relative`.
 
         Raises:
             ValueError: placeholders and audio tokens differ in number.
@@ -132,7 +141,7 @@ class AlignCapModel(AlignCapPreTrainedModel):
                     if audio_frames is not None
                     else self.encode_audio(cast(Tensor, input_features), cast(Tensor, input_features_mask))
                 )
-                tokens, mask = self.get_audio_features(pooled)
+                tokens, mask = self.get_audio_features(pooled, speaker_means)
                 wanted, given = is_audio.sum(1), mask.sum(1)
                 if not torch.equal(wanted, given):
                     raise ValueError(
@@ -186,6 +195,7 @@ class AlignCapForConditionalGeneration(AlignCapPreTrainedModel, GenerationMixin)
         input_features_mask: Tensor | None = None,
         audio_frames: Tensor | None = None,
         audio_frames_mask: Tensor | None = None,
+        speaker_means: Tensor | None = None,
         position_ids: Tensor | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
@@ -206,6 +216,7 @@ class AlignCapForConditionalGeneration(AlignCapPreTrainedModel, GenerationMixin)
             input_features_mask=input_features_mask,
             audio_frames=audio_frames,
             audio_frames_mask=audio_frames_mask,
+            speaker_means=speaker_means,
             position_ids=position_ids,
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,

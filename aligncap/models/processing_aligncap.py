@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,10 @@ from transformers import BatchFeature, ProcessorMixin
 from aligncap.audio.files import SAMPLE_RATE
 from aligncap.errors import UserError
 from aligncap.models.projectors import token_count
+from aligncap.prompts.acoustic import measured_cues
 
 AUDIO_TOKEN = "<|audio|>"
+CUES_MARK = "<|cues|>"  # in the prompt, never in a model's input
 FRAME_SAMPLES = SAMPLE_RATE // 50  # 320 samples: one encoder frame of 20 ms
 MEL_SAMPLES = SAMPLE_RATE // 100  # 160 samples: one log-mel frame of 10 ms
 
@@ -21,8 +24,9 @@ MEL_SAMPLES = SAMPLE_RATE // 100  # 160 samples: one log-mel frame of 10 ms
 class AlignCapProcessor(ProcessorMixin):
     """Feature extractor and tokenizer of an AlignCap checkpoint.
 
-    `prompt` is the whole text the model was trained to answer, with one audio placeholder in it. The other
-    arguments mirror `AlignCapConfig`; they fix how many placeholders a clip takes.
+    `prompt` is the whole text the model was trained to answer, with one audio placeholder in it; `show_cues`
+    puts a clip's measured cues into it. The other arguments mirror `AlignCapConfig`; they fix how many
+    placeholders a clip takes.
     """
 
     audio_kwargs = {"sampling_rate": SAMPLE_RATE}
@@ -37,6 +41,8 @@ class AlignCapProcessor(ProcessorMixin):
         pool_size: int = 16,
         stack_size: int = 4,
         summary_token: bool = True,
+        speaker_relative: bool = False,
+        show_cues: bool = False,
         margin_seconds: float = 1.0,
         max_seconds: float = 29.0,
     ) -> None:
@@ -46,6 +52,8 @@ class AlignCapProcessor(ProcessorMixin):
         self.pool_size = pool_size
         self.stack_size = stack_size
         self.summary_token = summary_token
+        self.speaker_relative = speaker_relative
+        self.show_cues = show_cues
         self.margin_seconds = margin_seconds
         self.max_seconds = max_seconds
         super().__init__(feature_extractor, tokenizer, chat_template=chat_template)
@@ -56,7 +64,7 @@ class AlignCapProcessor(ProcessorMixin):
 
     def tokens_of_frames(self, pooled_frames: int) -> int:
         """Placeholders for a clip of `pooled_frames` pooled encoder frames."""
-        return token_count(pooled_frames, self.stack_size, self.summary_token)
+        return token_count(pooled_frames, self.stack_size, self.summary_token, self.speaker_relative)
 
     def log_mel(self, clips: list[np.ndarray]) -> BatchFeature:
         """Log-mel of clips of 16 kHz samples, each followed by its own margin of silence.
@@ -105,10 +113,19 @@ class AlignCapProcessor(ProcessorMixin):
     def model_input_names(self) -> list[str]:
         return ["input_ids", "attention_mask", "input_features", "input_features_mask"]
 
-    def captioning_inputs(self, clips: list[np.ndarray]) -> BatchFeature:
+    def prompt_of(self, cues: str | None) -> str:
+        """The prompt of one clip: with `show_cues`, its measured cues (`prompts.acoustic.measured_cues`) are
+        put in; None: not measured."""
+        if not self.show_cues:
+            return self.prompt
+        return self.prompt.replace(CUES_MARK, measured_cues(None) if cues is None else cues)
+
+    def captioning_inputs(
+        self, clips: list[np.ndarray], cues: Sequence[str | None] | None = None
+    ) -> BatchFeature:
         """Inputs of `generate` for clips of 16 kHz samples, left-padded."""
         return self(
-            text=[self.prompt] * len(clips),
+            text=[self.prompt_of(c) for c in cues or [None] * len(clips)],
             audio=clips,
             return_tensors="pt",
             text_kwargs={"padding": True, "padding_side": "left", "add_special_tokens": False},

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 
-def token_count(pooled_frames: int, stack_size: int, summary_token: bool) -> int:
+def token_count(pooled_frames: int, stack_size: int, summary_token: bool, speaker_relative: bool) -> int:
     """Audio tokens that `pooled_frames` frames become."""
-    return math.ceil(pooled_frames / stack_size) + int(summary_token)
+    return math.ceil(pooled_frames / stack_size) + int(summary_token) + int(speaker_relative)
 
 
 class StackMLPProjector(nn.Module):
@@ -18,6 +18,12 @@ class StackMLPProjector(nn.Module):
 
     Whisper's middle layers carry a few dimensions of huge size that drown the rest, so features are
     standardised by the mean and spread of the training features (`fit`), kept as buffers.
+
+    With `speaker_relative` a clip is heard against its speaker's own mean, as its measured cues are, and a
+    token of its own says how that speaker differs from others: what a voice is like and what it does now
+    are kept apart. A clip whose speaker is not known is heard against the mean of all training speakers.
+
+    Tokens: [speaker] [summary] frames.
     """
 
     feature_mean: Tensor
@@ -33,9 +39,12 @@ class StackMLPProjector(nn.Module):
         dropout: float,
         summary_token: bool,
         mix_layers: int = 0,
+        speaker_relative: bool = False,
+        speaker_dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.stack_size = stack_size
+        self.speaker_dropout = speaker_dropout
         self.mix = nn.Parameter(torch.zeros(mix_layers)) if mix_layers else None
         width = (max(mix_layers, 1), audio_width) if mix_layers else (audio_width,)
         self.register_buffer("feature_mean", torch.zeros(width))
@@ -44,15 +53,21 @@ class StackMLPProjector(nn.Module):
         self.linear_1 = nn.Linear(audio_width * stack_size, hidden)
         self.linear_2 = nn.Linear(hidden, text_width)
         self.summary = nn.Linear(2 * audio_width, hidden) if summary_token else None
+        self.speaker = nn.Linear(audio_width, hidden) if speaker_relative else None
         self.norm = nn.LayerNorm(text_width)
+
+    @property
+    def clip_tokens(self) -> int:
+        """Tokens that stand before those of the frames."""
+        return int(self.speaker is not None) + int(self.summary is not None)
 
     @torch.no_grad()
     def fit(self, mean: Tensor, spread: Tensor, embedding_rms: float | None = None) -> None:
         """Set the standardisation, and the size of the tokens to that of the LLM's own embeddings.
 
         Args:
-            mean, spread: per-dimension mean and standard deviation of pooled training frames, (width,) or
-                (layers, width).
+            mean, spread: per-dimension mean of pooled training frames and their standard deviation (about
+                the speakers' means with `speaker_relative`), (width,) or (layers, width).
             embedding_rms: root mean square of the LLM's embedding matrix.
         """
         self.feature_mean.copy_(mean)
@@ -60,24 +75,55 @@ class StackMLPProjector(nn.Module):
         if embedding_rms is not None:
             self.norm.weight.fill_(embedding_rms)
 
-    def forward(self, frames: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    def _about_speaker(
+        self, frames: Tensor, mask: Tensor, speaker_means: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Frames less their speaker's mean, and how the speaker differs from the mean of all."""
+        own = (frames * mask.view(*mask.shape, *[1] * (frames.dim() - 2))).sum(1)
+        own = own / mask.sum(1).clamp(min=1).view(-1, *[1] * (own.dim() - 1))
+        if speaker_means is None:
+            speaker_means = torch.full_like(own, torch.nan)
+        speaker_means = speaker_means.float()
+        known = ~speaker_means.isnan().flatten(1).any(1)
+        if self.training and self.speaker_dropout:
+            known = known & (torch.rand(known.shape, device=known.device) >= self.speaker_dropout)
+        known = known.view(-1, *[1] * (own.dim() - 1))
+        centre = torch.where(known, speaker_means, self.feature_mean)
+        who = torch.where(known, speaker_means, own) - self.feature_mean
+        return frames - centre[:, None], who
+
+    def forward(
+        self, frames: Tensor, mask: Tensor, speaker_means: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """
         Args:
             frames: (batch, pooled frames, width) or (batch, pooled frames, layers, width).
             mask: (batch, pooled frames), bool.
+            speaker_means: mean frame of each clip's speaker, (batch, width) or (batch, layers, width); a row
+                of nan: unknown. Without `speaker_relative` it is not used.
 
         Returns:
             tokens: (batch, tokens, text width); token mask: (batch, tokens), bool.
         """
-        frames = ((frames.to(self.feature_mean.dtype) - self.feature_mean) * self.feature_scale).to(
-            frames.dtype
-        )
+        dtype, who = frames.dtype, None
+        frames = frames.float()  # a few dimensions are huge, and what is left after the mean is small
+        if self.speaker is None:
+            frames = frames - self.feature_mean
+        else:
+            frames, who = self._about_speaker(frames, mask, speaker_means)
+            who = (who * self.feature_scale).to(dtype)
+        frames = (frames * self.feature_scale).to(dtype)
         if self.mix is not None:
-            frames = (frames * self.mix.softmax(0).to(frames.dtype)[:, None]).sum(2)
+            weights = self.mix.softmax(0).to(dtype)[:, None]
+            frames = (frames * weights).sum(2)
+            who = None if who is None else (who * weights).sum(1)
         frames = frames * mask[..., None]
         batch, count, width = frames.shape
         hidden_states = []
         masks = []
+        if self.speaker is not None and who is not None:
+            hidden_states.append(self.speaker(self.dropout(who))[:, None])
+            masks.append(mask.any(1, keepdim=True))
         if self.summary is not None:
             number = mask.sum(1, keepdim=True).clamp(min=1).to(frames.dtype)
             mean = frames.sum(1) / number

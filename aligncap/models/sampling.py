@@ -141,6 +141,8 @@ def sample_captions(
     ids: Sequence[str],
     *,
     num: int,
+    means: Sequence[Tensor | None] | None = None,
+    cues: Sequence[str | None] | None = None,
     temperature: float = 1.0,
     top_p: float = 0.95,
     seed: int = 0,
@@ -151,11 +153,13 @@ def sample_captions(
     Args:
         clips: mono samples at 16 kHz.
         ids: what each clip's random numbers come from, beside `seed`.
+        means: of each clip's speaker, see `Captioner.speaker_means`.
+        cues: measured in each clip, for a model that is shown them.
 
     Returns:
         clips -> candidates; alike ones are kept.
     """
-    inputs = captioner.processor.captioning_inputs(list(clips)).to(captioner.model.device)
+    inputs = captioner.inputs(list(clips), means, cues)
     numbers = np.stack([random_numbers(seed, clip, num, max_new_tokens) for clip in ids])
     tokens = sample_tokens(
         captioner.model, inputs, torch.from_numpy(numbers), temperature=temperature, top_p=top_p

@@ -14,7 +14,9 @@ from aligncap.manifest import audio_path, read_manifest
 from aligncap.models.captioner import Captioner, batches_by_size
 from aligncap.models.checkpoints import model_key
 from aligncap.models.sampling import sample_captions
+from aligncap.models.speakers import speaker_name
 from aligncap.progress import track
+from aligncap.prompts.acoustic import measured_cues
 from aligncap.splits import choose_evenly
 
 
@@ -69,7 +71,7 @@ def write_candidates(
     """
     check_settings(num, temperature, top_p, limit=limit, batch_size=batch_size, max_new_tokens=max_new_tokens)
     out = Path(out)
-    utterances = read_manifest(manifest)
+    every = utterances = read_manifest(manifest)
     if limit is not None:
         utterances = [utterances[i] for i in choose_evenly(utterances, limit, seed)]
     paths = [audio_path(manifest, u) for u in utterances]
@@ -89,6 +91,10 @@ def write_candidates(
         batches = batches_by_size(paths, batch_size)
         batches = [b for b in batches if any(keys[i] not in journal.rows for i in b)][rank::processes]
         faults: dict[int, str] = {}
+        # Of all clips, so that neither --limit nor a stop on the way changes what a speaker sounds like.
+        paths_of_all = [audio_path(manifest, u) for u in every]
+        voices = captioner.speaker_means(paths_of_all, [speaker_name(u) for u in every]) if batches else []
+        voice = dict(zip((u.id for u in every), voices, strict=False))
         try:
             for batch in track(batches, None, "candidates") if rank == 0 else batches:
                 clips, broken = captioner.load(paths, batch)
@@ -96,7 +102,15 @@ def write_candidates(
                 if all(keys[i] in journal.rows for i in clips):
                     continue
                 ids = [utterances[i].id for i in clips]
-                captions = sample_captions(captioner, list(clips.values()), ids, seed=seed, **made)
+                captions = sample_captions(
+                    captioner,
+                    list(clips.values()),
+                    ids,
+                    means=[voice[i] for i in ids],
+                    cues=[measured_cues(utterances[i].cue_words) for i in clips],
+                    seed=seed,
+                    **made,
+                )
                 for i, candidates in zip(clips, captions, strict=True):
                     journal.add(keys[i], candidates)
             faults = _gather(faults)

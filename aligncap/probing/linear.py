@@ -5,6 +5,7 @@ A captioner that names emotions worse than this does not yet use what its own en
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from aligncap.manifest import Utterance, audio_path, read_manifest
 from aligncap.models.encoders import encode_frames
 from aligncap.models.processing_aligncap import AlignCapProcessor
 from aligncap.models.sources import resolve
+from aligncap.models.speakers import means_of_rows, speaker_name
 from aligncap.run_record import file_hashes
 from aligncap.tensor_cache import AUDIO_VERSION, TensorCache, digest, fill, fingerprint
 
@@ -95,9 +97,13 @@ def probe(
 
     On a test set with fewer labels only those labels compete, as a captioner's words are scored.
 
+    The same is done once more with each clip's features less the mean of its speaker's clips ("relative"),
+    as a student with `speaker_relative` hears them.
+
     Returns:
         {"encoder", "labels", "layers": [{"layer", "penalty", "dev": UAR, "<test manifest's stem>": UAR …}],
-        "best_layer": the layer best on dev, "tests": SHA-256 of each test manifest}
+        "best_layer": the layer best on dev, "relative": {"layers", "best_layer"}, "tests": SHA-256 of each
+        test manifest}
 
     Raises:
         UserError: no labels, or fewer than two.
@@ -121,27 +127,54 @@ def probe(
         for m, us in zip(manifests, utterances, strict=True)
     ]
     targets = [torch.tensor([labels.index(_label(u)) for u in us]) for us in utterances]
-    layers = []
-    for layer in range(features[0].shape[1]):
-        mean, spread = features[0][:, layer].mean(0), features[0][:, layer].std(0).clamp(min=1e-5)
-        inputs = [(f[:, layer] - mean) / spread for f in features]
-        scored = []
-        for penalty in penalties:
-            weight = fit_logistic(inputs[0], targets[0], len(labels), penalty)
-            scores = [_score(x, y, weight) for x, y in zip(inputs[1:], targets[1:], strict=True)]
-            scored.append((scores[0], penalty, scores))
-        _, penalty, scores = max(scored)
-        row = {"layer": layer, "penalty": penalty, "dev": scores[0]}
-        row |= {m.stem: s for m, s in zip(tests, scores[1:], strict=True)}
-        layers.append(row)
-    best = max(layers, key=lambda row: row["dev"])
+    relative = [
+        about_speakers(f, [speaker_name(u) for u in us]) for f, us in zip(features, utterances, strict=True)
+    ]
+
+    def fit(inputs: list[Tensor]) -> dict[str, Any]:
+        layers = []
+        for layer in range(inputs[0].shape[1]):
+            own = [part[:, layer] for part in inputs]
+            row = _probe_layer(own, targets, len(labels), penalties, ["dev", *(m.stem for m in tests)])
+            layers.append({"layer": layer, **row})
+        return {"layers": layers, "best_layer": max(layers, key=lambda row: row["dev"])["layer"]}
+
     return {
         "encoder": encoder,
         "labels": labels,
-        "layers": layers,
-        "best_layer": best["layer"],
+        **fit(features),
+        "relative": fit(relative),
         "tests": file_hashes(list(tests)),
     }
+
+
+def about_speakers(features: Tensor, speakers: Sequence[str | None]) -> Tensor:
+    """Features (clips, layers, width) less the mean over clips of their speaker; unknown: less that of all.
+
+    As the student hears them: speakers of few clips count as unknown, see `aligncap.models.speakers`.
+    """
+    means = means_of_rows(speakers, {i: f[None] for i, f in enumerate(features)})
+    every = features.mean(0)
+    return features - torch.stack([every if mean is None else mean for mean in means])
+
+
+def _probe_layer(
+    inputs: list[Tensor],
+    targets: list[Tensor],
+    classes: int,
+    penalties: tuple[float, ...],
+    names: list[str],
+) -> dict[str, float]:
+    """UAR on each set after the first, which is fitted, by `names`, with the penalty that is best on dev."""
+    mean, spread = inputs[0].mean(0), inputs[0].std(0).clamp(min=1e-5)
+    inputs = [(f - mean) / spread for f in inputs]
+    scored = []
+    for penalty in penalties:
+        weight = fit_logistic(inputs[0], targets[0], classes, penalty)
+        scores = [_score(x, y, weight) for x, y in zip(inputs[1:], targets[1:], strict=True)]
+        scored.append((scores[0], penalty, scores))
+    _, penalty, scores = max(scored)
+    return {"penalty": penalty, **dict(zip(names, scores, strict=True))}
 
 
 def _label(utterance: Utterance) -> str:

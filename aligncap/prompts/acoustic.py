@@ -6,11 +6,22 @@ and in training only.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from aligncap.captions.lexicon import is_chinese
 from aligncap.errors import UserError
 from aligncap.io import load_data
+
+
+def measured_cues(cue_words: Mapping[str, str] | None) -> str:
+    """The second kind of acoustic prompt: what was measured in the clip, which a student may be shown.
+
+    >>> measured_cues({"pitch": "low", "rate": "fast"})
+    'pitch low, rate fast'
+    """
+    if not cue_words:
+        return str(load_data("templates.yaml")["no_cues"])
+    return ", ".join(f"{name} {word}" for name, word in cue_words.items())
 
 
 def acoustic_prompt(clues: Sequence[str], template: str = "voice", language: str | None = None) -> str:

@@ -8,6 +8,20 @@ from jinja2 import TemplateError
 
 from aligncap.io import load_data
 
+# Some templates (Llama 3.2, SmolLM3) write the day's date, and a prompt that changes overnight would make each
+# day's teacher another one. A macro of the same name takes the place of the clock.
+_FIXED_DATE = "{% macro strftime_now(format) %}26 Jul 2024{% endmacro %}{{ '' }}"
+
+
+def _render(tokenizer: Any, chat: list[dict[str, str]], *, ask: bool) -> str:
+    return tokenizer.apply_chat_template(
+        chat,
+        chat_template=_FIXED_DATE + tokenizer.get_chat_template(),
+        tokenize=False,
+        add_generation_prompt=ask,
+        enable_thinking=False,  # models that think before they answer (Qwen3, SmolLM3) would begin with that
+    )
+
 
 def _wrap(tokenizer: Any, content: str) -> str:
     texts = load_data("templates.yaml")
@@ -17,15 +31,17 @@ def _wrap(tokenizer: Any, content: str) -> str:
     # The instruction is the system message: without one, many templates insert a long one of their own.
     chat = [{"role": "system", "content": instruction}, {"role": "user", "content": content}]
     try:
-        return tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+        return _render(tokenizer, chat, ask=True)
     except TemplateError:
         merged = [{"role": "user", "content": f"{instruction}\n{content}"}]
-        return tokenizer.apply_chat_template(merged, tokenize=False, add_generation_prompt=True)
+        return _render(tokenizer, merged, ask=True)
 
 
-def student_prompt(tokenizer: Any, audio_token: str) -> str:
-    """The student's whole prompt, with one audio placeholder."""
-    return _wrap(tokenizer, load_data("templates.yaml")["speech"].format(audio=audio_token))
+def student_prompt(tokenizer: Any, audio_token: str, cues: str | None = None) -> str:
+    """The student's whole prompt, with one audio placeholder, and with `cues` the place of measured cues."""
+    texts = load_data("templates.yaml")
+    content = texts["speech"] if cues is None else texts["speech_with_cues"]
+    return _wrap(tokenizer, content.format(audio=audio_token, cues=cues))
 
 
 def teacher_prompt(tokenizer: Any, transcript: str | None, acoustic: str, gender: str | None = None) -> str:
@@ -49,7 +65,7 @@ def end_token_id(tokenizer: Any) -> int:
         return tokenizer.eos_token_id
     answer = "AnswerOfTheAssistant"
     chat = [{"role": "user", "content": "Question"}, {"role": "assistant", "content": answer}]
-    rest = tokenizer.apply_chat_template(chat, tokenize=False).rpartition(answer)[2]
+    rest = _render(tokenizer, chat, ask=False).rpartition(answer)[2]
     special = {*tokenizer.all_special_ids, *getattr(tokenizer, "added_tokens_decoder", {})}
     ids = tokenizer(rest, add_special_tokens=False)["input_ids"]
     return next((i for i in ids if i in special), tokenizer.eos_token_id)

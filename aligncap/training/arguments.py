@@ -20,6 +20,9 @@ from aligncap.models.sources import DEFAULT_ENCODER, DEFAULT_LLM
 A = TypeVar("A", bound="RunArguments")
 
 
+USE_P_ACT = "Show the teacher the acoustic prompt; no: transcript alone (an ablation)."
+
+
 @dataclass
 class RunArguments(TrainingArguments):
     """Shared by all training verbs."""
@@ -78,7 +81,7 @@ class RunArguments(TrainingArguments):
         ):
             if getattr(self, name, 1) < 1:
                 faults.append(f"{name}={getattr(self, name)}: must be 1 or more")
-        for name in ("smoothing", "lora_dropout", "projector_dropout"):
+        for name in ("smoothing", "lora_dropout", "projector_dropout", "speaker_dropout"):
             if not 0 <= getattr(self, name, 0.0) < 1:
                 faults.append(f"{name}={getattr(self, name)}: must lie in [0, 1)")
         faults += self.own_faults()
@@ -118,6 +121,7 @@ class TeacherArguments(CaptionArguments):
 
     max_steps: int = 150
     learning_rate: float = 5e-4
+    use_p_act: bool = field(default=True, metadata={"help": USE_P_ACT})
 
 
 @dataclass
@@ -129,7 +133,7 @@ class SpeechArguments(CaptionArguments):
         default=DEFAULT_ENCODER, metadata={"help": "Speech encoder: any Whisper, name or folder."}
     )
     encoder_layer: str = field(
-        default="4", metadata={"help": "last, mix, or the number of encoder layers to run."}
+        default="mix", metadata={"help": "last, mix, or the number of encoder layers to run."}
     )
     pool_size: int = field(default=16, metadata={"help": "Encoder frames (20 ms) averaged into one."})
     stack_size: int = field(default=4, metadata={"help": "Pooled frames stacked into one audio token."})
@@ -137,6 +141,24 @@ class SpeechArguments(CaptionArguments):
     projector_dropout: float = field(default=0.3, metadata={"help": "Dropout in the projector."})
     summary_token: bool = field(
         default=True, metadata={"help": "Add one token of the clip's mean and spread."}
+    )
+    speaker_relative: bool = field(
+        default=True,
+        metadata={"help": "Hear each clip against the mean of its speaker's clips (unlabelled)."},
+    )
+    speaker_dropout: float = field(
+        default=0.1, metadata={"help": "Share of training clips whose speaker is taken for unknown."}
+    )
+    show_cues: bool = field(
+        default=False,
+        metadata={"help": "Show the student the manifest's measured cues, in training and captioning."},
+    )
+    train_llm: bool = field(
+        default=True, metadata={"help": "Adapt the LLM by LoRA; no: train the projector alone."}
+    )
+    align_by: str = field(
+        default="clues",
+        metadata={"help": "Projector alignment: clues (to the words of P_act) or contrastive (CL-Align)."},
     )
     align_steps: int = field(
         default=400,
@@ -151,6 +173,19 @@ class SpeechArguments(CaptionArguments):
     )
     cache_dir: str = field(default="runs/cache", metadata={"help": "Folder of the caches."})
 
+    def own_faults(self) -> list[str]:
+        from aligncap.training.alignment import WAYS
+
+        faults = super().own_faults()
+        if self.align_by not in WAYS:
+            faults.append(f"align_by={self.align_by!r}: choose {' or '.join(WAYS)}")
+        return faults
+
+
+@dataclass
+class AlignArguments(SpeechArguments):
+    """`train align`: the projector alone, drawn to text before decoding; no LLM is run (CL-Align)."""
+
 
 @dataclass
 class DistillArguments(SpeechArguments):
@@ -162,6 +197,7 @@ class DistillArguments(SpeechArguments):
     )
     jsd_beta: float = field(default=0.5, metadata={"help": "β of the generalised Jensen-Shannon divergence."})
     ce_weight: float = field(default=0.0, metadata={"help": "λ of the added cross-entropy."})
+    use_p_act: bool = field(default=True, metadata={"help": USE_P_ACT})
     targets: str = field(
         default="references", metadata={"help": "references, or teacher: captions the teacher writes."}
     )

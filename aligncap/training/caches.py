@@ -6,6 +6,7 @@ Shards are written one after another, so a killed run goes on from the last of t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from aligncap.audio.files import load_audio
 from aligncap.errors import Faults, UserError
+from aligncap.models.speakers import chosen_clips, means_of_rows, stack_means
 from aligncap.tensor_cache import AUDIO_VERSION, TensorCache, digest, fill, fingerprint
 
 
@@ -62,6 +64,20 @@ def fill_features(
     fill(cache, ordered, compute, batch, "encoding speech")
     if faults:
         raise Faults(faults)
+
+
+def speaker_voices(cache: TensorCache, keys: list[str], speakers: Sequence[str | None]) -> dict[str, Tensor]:
+    """By each clip's key the mean frame of its speaker, nan where it is unknown; see `models.speakers`.
+
+    Args:
+        keys, speakers: of all clips of a manifest, in its order; a clip that stands twice counts once.
+    """
+    once = dict(zip(keys, speakers, strict=True))
+    names, own = list(once), list(once.values())
+    frames = {i: cache[names[i]] for places in chosen_clips(own).values() for i in places}
+    like = cache[names[0]].float().mean(0)
+    means = stack_means(means_of_rows(own, frames), like)
+    return dict(zip(names, means, strict=True))
 
 
 def teacher_cache(root: Path, llm: nn.Module, dtype: torch.dtype) -> TensorCache:

@@ -13,6 +13,8 @@ from aligncap.captions.emotions import emotion_of
 from aligncap.captions.rubric import evidence, score
 from aligncap.models.captioner import Captioner
 from aligncap.models.processing_aligncap import AlignCapProcessor
+from aligncap.models.speakers import speaker_name
+from aligncap.prompts.acoustic import measured_cues
 from aligncap.splits import choose_evenly
 from aligncap.training.collators import audio_batch, pad_prompts
 from aligncap.training.examples import ClipInputs, audio_files, read_captioned
@@ -30,6 +32,7 @@ class DevScore:
         # A speaker's norm is that of all the clips, not of those few that are captioned.
         known = evidence(every)
         self.evidence = [known[i] for i in chosen]
+        self.keys, self.paths, self.speakers = keys, paths, [speaker_name(u) for u in every]
         self.clips = [(keys[i], paths[keys[i]]) for i in chosen]
         self.processor = processor
         self.inputs = ClipInputs(processor, None)
@@ -39,7 +42,7 @@ class DevScore:
     def captions(self, model: Any, indices: list[int]) -> dict[int, str]:
         """Greedy captions of some of the clips."""
         found: dict[int, str] = {}
-        rows = {i: self.inputs(*self.clips[i]) for i in indices}
+        rows = {i: self.inputs(*self.clips[i], measured_cues(self.utterances[i].cue_words)) for i in indices}
         ordered = sorted(indices, key=lambda i: -len(rows[i]["prompt_ids"]))
         for start in range(0, len(ordered), self.batch):
             part = ordered[start : start + self.batch]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from aligncap.audio.files import load_audio
@@ -14,6 +15,7 @@ from aligncap.errors import Faults
 from aligncap.io import file_sha256
 from aligncap.manifest import Utterance, audio_path, read_manifest
 from aligncap.models.processing_aligncap import AlignCapProcessor
+from aligncap.prompts.acoustic import measured_cues
 from aligncap.prompts.templates import response_ids, teacher_prompt
 from aligncap.tensor_cache import TensorCache
 from aligncap.training.caches import teacher_key
@@ -99,11 +101,14 @@ def balanced(utterances: list[Utterance]) -> list[int]:
     return [i for i, u in enumerate(utterances) for _ in range(round(most / counts[u.emotion]))]
 
 
-def text_rows(utterances: list[Utterance], tokenizer: Any, limit: int) -> list[dict[str, Any]]:
+def text_rows(
+    utterances: list[Utterance], tokenizer: Any, limit: int, use_p_act: bool = True
+) -> list[dict[str, Any]]:
     """Rows of the teacher's SFT: transcript + P_act -> caption. The same pair of texts stands once."""
     rows: dict[tuple[str, str], None] = {}
     for u in utterances:
-        for caption, acoustic in zip(u.captions, u.p_act, strict=True):
+        for i, caption in enumerate(u.captions):
+            acoustic = u.p_act[i] if use_p_act else ""
             rows[teacher_prompt(tokenizer, u.transcript, acoustic, u.gender), caption] = None
     return [
         {
@@ -117,17 +122,30 @@ def text_rows(utterances: list[Utterance], tokenizer: Any, limit: int) -> list[d
 class ClipInputs:
     """What the student reads of one clip: `prompt_ids`, placeholders expanded, and its audio.
 
-    Audio comes from the feature cache (`frames`), or from the file when there is none (`samples`).
+    Audio comes from the feature cache (`frames`), or from the file when there is none (`samples`). `voices`
+    holds the mean of each clip's speaker by the clip's key (`speaker_mean`), nan where it is unknown.
     """
 
-    def __init__(self, processor: AlignCapProcessor, features: TensorCache | None) -> None:
-        self.processor, self.features = processor, features
-        # Tokenised whole, as in captioning: some tokenizers treat a start of text otherwise.
-        prompt = processor.tokenizer(processor.prompt, add_special_tokens=False)["input_ids"]
-        place = prompt.index(processor.audio_token_id)
-        self._around = prompt[:place], prompt[place + 1 :]
+    def __init__(
+        self,
+        processor: AlignCapProcessor,
+        features: TensorCache | None,
+        voices: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        self.processor, self.features, self.voices = processor, features, voices
+        self._around: dict[str | None, tuple[list[int], list[int]]] = {}
 
-    def __call__(self, key: str, path: Path) -> dict[str, Any]:
+    def around(self, cues: str | None) -> tuple[list[int], list[int]]:
+        """Token ids before and after the audio."""
+        if cues not in self._around:
+            # Tokenised whole, as in captioning: some tokenizers treat a start of text otherwise.
+            text = self.processor.prompt_of(cues)
+            prompt = self.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+            place = prompt.index(self.processor.audio_token_id)
+            self._around[cues] = prompt[:place], prompt[place + 1 :]
+        return self._around[cues]
+
+    def __call__(self, key: str, path: Path, cues: str | None = None) -> dict[str, Any]:
         row: dict[str, Any] = {}
         if self.features is not None:
             row["frames"] = self.features[key]
@@ -135,7 +153,9 @@ class ClipInputs:
         else:
             row["samples"] = load_audio(path, max_seconds=self.processor.max_seconds)
             count = self.processor.num_audio_tokens(len(row["samples"]))
-        before, after = self._around
+        if self.voices is not None:
+            row["speaker_mean"] = self.voices[key]
+        before, after = self.around(cues if self.processor.show_cues else None)
         row["prompt_ids"] = [*before, *[self.processor.audio_token_id] * count, *after]
         return row
 
@@ -153,17 +173,25 @@ class SpeechRows(Dataset):
         limit: int,
         features: TensorCache | None,
         keys: list[str],
+        voices: Mapping[str, Tensor] | None = None,
         states: TensorCache | None = None,
+        use_p_act: bool = True,
     ) -> None:
-        self.inputs, self.states = ClipInputs(processor, features), states
+        self.inputs, self.states = ClipInputs(processor, features, voices), states
         tokenizer = processor.tokenizer
         self.rows: list[dict[str, Any]] = []
         for u, key in zip(utterances, keys, strict=True):
             path = audio_path(Path(manifest), u)
             for i, caption in enumerate(u.captions):
-                row = {"key": key, "path": path, "response_ids": response_ids(tokenizer, caption, limit)}
+                row = {
+                    "key": key,
+                    "path": path,
+                    "cues": measured_cues(u.cue_words),
+                    "response_ids": response_ids(tokenizer, caption, limit),
+                }
                 if teacher:
-                    prompt = teacher_prompt(tokenizer, u.transcript, u.p_act[i], u.gender)
+                    acoustic = u.p_act[i] if use_p_act else ""
+                    prompt = teacher_prompt(tokenizer, u.transcript, acoustic, u.gender)
                     row["teacher_prompt_ids"] = tokenizer(prompt, add_special_tokens=False)["input_ids"]
                 self.rows.append(row)
 
@@ -175,7 +203,10 @@ class SpeechRows(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         source = self.rows[index]
-        row = {"response_ids": source["response_ids"], **self.inputs(source["key"], source["path"])}
+        row = {
+            "response_ids": source["response_ids"],
+            **self.inputs(source["key"], source["path"], source["cues"]),
+        }
         if self.states is not None:
             row["teacher_hidden"] = self.states[
                 teacher_key(source["teacher_prompt_ids"], source["response_ids"])

@@ -27,8 +27,9 @@ from aligncap.manifest import read_manifest
 from aligncap.models.checkpoints import load_checkpoint, load_folder, model_key, save_whole
 from aligncap.models.modeling_aligncap import AlignCapForConditionalGeneration
 from aligncap.models.processing_aligncap import AlignCapProcessor
-from aligncap.tensor_cache import AUDIO_VERSION, TensorCache, digest, fill, fingerprint
-from aligncap.training.caches import feature_cache, fill_features
+from aligncap.models.speakers import speaker_name
+from aligncap.tensor_cache import AUDIO_VERSION, TensorCache, digest, fill, fingerprint, hash_of
+from aligncap.training.caches import feature_cache, fill_features, speaker_voices
 from aligncap.training.collators import IGNORE, SpeechCollator
 from aligncap.training.dev_score import DevScore
 from aligncap.training.distill import response_positions
@@ -134,6 +135,7 @@ class PreferTrainer(DPOTrainer):
             "bf16": bool(self.args.bf16),
             "audio_version": AUDIO_VERSION,
             "prompt": rows.inputs.processor.prompt,
+            "voices": hash_of(rows.inputs.voices or {}),  # what clips are heard against
         }
         cache = TensorCache(root / f"reference-{digest(description)}", description)
         sides: dict[str, tuple[int, str]] = {}
@@ -225,14 +227,25 @@ def train_prefer(args: PreferArguments) -> Path | None:
     used = [key_of[pair.utterance.id] for pair in pairs]
     dev = DevScore(args.dev_manifest, processor, args) if args.dev_manifest else None
     features = None
-    if args.feature_cache:
+    voices: dict[str, Tensor] | None = None
+    if args.feature_cache or processor.speaker_relative:
         with args.main_process_first(local=False, desc="features"):
             features = feature_cache(Path(args.cache_dir), model, processor)
             wanted = {key: paths[key] for key in used} | dict(dev.clips if dev else ())
+            if processor.speaker_relative:  # speakers are heard in all their clips
+                wanted |= paths | (dev.paths if dev else {})
             fill_features(features, model, processor, wanted)
+        if processor.speaker_relative:
+            voices = speaker_voices(features, keys, [speaker_name(u) for u in utterances])
+            if dev:
+                voices |= speaker_voices(features, dev.keys, dev.speakers)
+        if not args.feature_cache:
+            features = None
     if dev:
-        dev.inputs = ClipInputs(processor, features)
-    rows = PreferenceRows(pairs, used, paths, processor, limit=args.max_response_tokens, features=features)
+        dev.inputs = ClipInputs(processor, features, voices)
+    rows = PreferenceRows(
+        pairs, used, paths, processor, limit=args.max_response_tokens, features=features, voices=voices
+    )
     start = fingerprint(model)
     set_seed(args.seed)
     trainer = PreferTrainer(

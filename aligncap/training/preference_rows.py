@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from aligncap.errors import Faults, UserError
 from aligncap.io import read_jsonl
 from aligncap.manifest import Utterance
 from aligncap.models.processing_aligncap import AlignCapProcessor
+from aligncap.prompts.acoustic import measured_cues
 from aligncap.prompts.templates import response_ids
 from aligncap.tensor_cache import TensorCache, digest
 from aligncap.training.collators import audio_batch, join_prompt_and_response
@@ -104,14 +105,16 @@ class PreferenceRows(Dataset):
         *,
         limit: int,
         features: TensorCache | None,
+        voices: Mapping[str, Tensor] | None = None,
     ) -> None:
-        self.inputs = ClipInputs(processor, features)
+        self.inputs = ClipInputs(processor, features, voices)
         self.reference: TensorCache | None = None
         tokenizer = processor.tokenizer
         self.rows: list[dict[str, Any]] = [
             {
                 "key": key,
                 "path": paths[key],
+                "cues": measured_cues(pair.utterance.cue_words),
                 "chosen_ids": response_ids(tokenizer, pair.chosen, limit),
                 "rejected_ids": response_ids(tokenizer, pair.rejected, limit),
             }
@@ -124,7 +127,7 @@ class PreferenceRows(Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         source = self.rows[index]
         row = {
-            **self.inputs(source["key"], source["path"]),
+            **self.inputs(source["key"], source["path"], source["cues"]),
             "chosen_ids": source["chosen_ids"],
             "rejected_ids": source["rejected_ids"],
         }

@@ -25,6 +25,7 @@ from transformers import (
 )
 
 from aligncap.errors import UserError
+from aligncap.heard import Heard, heard_in_training, merge_heard, read_heard, write_heard
 from aligncap.io import read_jsonl, write_jsonl
 from aligncap.run_record import write_run_record
 from aligncap.training.arguments import RunArguments
@@ -67,6 +68,13 @@ def lora_config(model: Any, args: RunArguments, *, projector: bool) -> LoraConfi
 def add_adapters(model: PreTrainedModel, args: RunArguments, *, projector: bool) -> PeftModel:
     """`model` with fresh adapters; see `lora_config`."""
     return get_peft_model(model, lora_config(model, args, projector=projector))
+
+
+def freeze_adapters(model: nn.Module) -> None:
+    """Leave the adapters as they begin, which changes nothing of the LLM: only the projector is trained."""
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            parameter.requires_grad_(False)
 
 
 def two_rate_optimizer(trainer: Trainer) -> torch.optim.Optimizer | None:
@@ -230,6 +238,10 @@ def train(trainer: Trainer, args: RunArguments, verb: str, data: list[str | Path
     if trainer.is_world_process_zero():
         print(f"precision: {args.precision_reason}", file=sys.stderr)
         write_run_record(str(args.output_dir), verb, args.to_dict(), data, seed=args.seed, **record)
+        manifests = [path for path in data if path != getattr(args, "train_pairs", None)]
+        starts = [getattr(args, name, None) for name in ("model", "llm")]
+        heard = heard_in_training(manifests, starts)
+        write_heard(str(args.output_dir), merge_heard(heard, read_heard(str(args.output_dir)) or Heard()))
     trainer.train(resume_from_checkpoint=last_checkpoint(args))
     if stop.asked and trainer.state.global_step < trainer.state.max_steps:
         if trainer.is_world_process_zero():

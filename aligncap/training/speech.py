@@ -18,10 +18,12 @@ from aligncap.models.building import build
 from aligncap.models.checkpoints import load_folder
 from aligncap.models.modeling_aligncap import AlignCapForConditionalGeneration
 from aligncap.models.processing_aligncap import AlignCapProcessor
+from aligncap.models.speakers import speaker_name
+from aligncap.run_record import write_run_record
 from aligncap.tensor_cache import TensorCache, digest
 from aligncap.training.alignment import align_projector
-from aligncap.training.arguments import DistillArguments, SpeechArguments
-from aligncap.training.caches import feature_cache, fill_features, fill_teacher, teacher_cache
+from aligncap.training.arguments import AlignArguments, DistillArguments, SpeechArguments
+from aligncap.training.caches import feature_cache, fill_features, fill_teacher, speaker_voices, teacher_cache
 from aligncap.training.collators import SpeechCollator
 from aligncap.training.distill import DistillTrainer, SFTTrainer
 from aligncap.training.examples import (
@@ -32,7 +34,7 @@ from aligncap.training.examples import (
     refuse_special_tokens,
     texts_of,
 )
-from aligncap.training.runs import add_adapters, prepare_folder, train
+from aligncap.training.runs import add_adapters, freeze_adapters, prepare_folder, train
 from aligncap.training.targets import write_targets
 
 _MODEL_OPTIONS = (
@@ -42,19 +44,28 @@ _MODEL_OPTIONS = (
     "projector_hidden",
     "projector_dropout",
     "summary_token",
+    "speaker_relative",
 )
 
 
-def feature_statistics(frames: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation over all frames: (width,) or (layers, width) each."""
+def feature_statistics(frames: list[Tensor], centres: list[Tensor] | None = None) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation over all frames: (width,) or (layers, width) each.
+
+    With `centres` (of each clip, nan: none) the deviation is from them.
+    """
     count = sum(len(f) for f in frames)
     mean: Any = sum(f.double().sum(0) for f in frames) / count
-    variance: Any = sum(((f.double() - mean) ** 2).sum(0) for f in frames) / count
+    about = [mean if c.isnan().any() else c for c in centres or [mean] * len(frames)]
+    variance: Any = sum(((f.double() - c) ** 2).sum(0) for f, c in zip(frames, about, strict=True)) / count
     return mean.float(), variance.sqrt().float()
 
 
 def build_base(
-    args: SpeechArguments, folder: Path, utterances: list[Utterance], keys: list[str], paths: dict[str, Path]
+    args: SpeechArguments,
+    folder: Path,
+    utterances: list[Utterance],
+    keys: list[str],
+    paths: dict[str, Path],
 ) -> tuple[AlignCapForConditionalGeneration, AlignCapProcessor]:
     """The student before decoding is trained, saved in `folder` once: parts, and a projector whose features
     are standardised and whose tokens are aligned with clue words (`align_steps`)."""
@@ -62,7 +73,17 @@ def build_base(
     made_of = digest(
         *(
             getattr(args, name)
-            for name in (*_MODEL_OPTIONS, "encoder", "llm", "align_steps", "align_learning_rate", "seed")
+            for name in (
+                *_MODEL_OPTIONS,
+                "speaker_dropout",
+                "show_cues",
+                "encoder",
+                "llm",
+                "align_by",
+                "align_steps",
+                "align_learning_rate",
+                "seed",
+            )
         ),
         keys,
         [u.clues for u in utterances] if args.align_steps else None,
@@ -79,7 +100,9 @@ def build_base(
     options: dict[str, Any] = {name: getattr(args, name) for name in _MODEL_OPTIONS}
     if str(options["encoder_layer"]).isdigit():
         options["encoder_layer"] = int(options["encoder_layer"])
-    model, processor = build(args.encoder, args.llm, **options)
+    model, processor = build(
+        args.encoder, args.llm, speaker_dropout=args.speaker_dropout, show_cues=args.show_cues, **options
+    )
     model.to(args.device)
     cache = feature_cache(Path(args.cache_dir), model, processor)
     fill_features(cache, model, processor, paths)
@@ -87,7 +110,11 @@ def build_base(
     embeddings = table.weight.detach()
     rms = embeddings.float().pow(2).mean().sqrt().item()
     projector = model.model.multi_modal_projector
-    projector.fit(*feature_statistics([cache[k] for k in paths]), rms)
+    voices = (
+        speaker_voices(cache, keys, [speaker_name(u) for u in utterances]) if args.speaker_relative else None
+    )
+    centres = [voices[k] for k in paths] if voices else None
+    projector.fit(*feature_statistics([cache[k] for k in paths], centres), rms)
     if args.align_steps:
         frames = [cache[k] for k in keys]
         losses = align_projector(
@@ -97,6 +124,8 @@ def build_base(
             frames,
             processor.tokenizer,
             steps=args.align_steps,
+            way=args.align_by,
+            speaker_means=[voices[k] for k in keys] if voices else None,
             learning_rate=args.align_learning_rate,
             seed=args.seed,
         )
@@ -105,6 +134,21 @@ def build_base(
     processor.save_pretrained(folder)
     write_json(mark, {"digest": made_of})  # last: a folder without it was not finished
     return model, processor
+
+
+def train_align(args: AlignArguments) -> Path:
+    """The student with its projector aligned and nothing else trained: `output_dir`/base."""
+    out = prepare_folder(args)
+    manifest = str(args.train_manifest)
+    utterances = read_captioned(manifest, need_p_act=True)
+    keys, paths = audio_files(manifest, utterances)
+    if args.balance:
+        repeated = balanced(utterances)
+        utterances, keys = [utterances[i] for i in repeated], [keys[i] for i in repeated]
+    set_seed(args.seed)
+    build_base(args, out / "base", utterances, keys, paths)
+    write_run_record(out, "train align", args.to_dict(), [manifest], seed=args.seed)
+    return out
 
 
 def wants_teacher_cache(args: DistillArguments, rows: int) -> bool:
@@ -131,6 +175,7 @@ def train_speech(args: SpeechArguments) -> Path | None:
     utterances = [read_captioned(m, need_p_act=distill or args.align_steps > 0) for m in manifests]
     files = [audio_files(m, u) for m, u in zip(manifests, utterances, strict=True)]
     if args.balance:
+        # Repeated clips do not change the order of the others, from which speakers' clips are chosen.
         repeated = balanced(utterances[0])
         utterances[0] = [utterances[0][i] for i in repeated]
         files[0] = ([files[0][0][i] for i in repeated], files[0][1])
@@ -140,14 +185,29 @@ def train_speech(args: SpeechArguments) -> Path | None:
     for path, part in zip(manifests, utterances, strict=True):
         refuse_special_tokens(path, texts_of(part), processor.tokenizer)
     features: TensorCache | None = None
-    if args.feature_cache:
+    voices: dict[str, Tensor] | None = None
+    if args.feature_cache or args.speaker_relative:
         with args.main_process_first(local=False, desc="features"):
             features = feature_cache(Path(args.cache_dir), model, processor)
             fill_features(features, model, processor, {k: p for _, paths in files for k, p in paths.items()})
+        if args.speaker_relative:
+            voices = {}
+            for part, (keys, _) in zip(utterances, files, strict=True):
+                voices |= speaker_voices(features, keys, [speaker_name(u) for u in part])
+        if not args.feature_cache:
+            features = None
     model.requires_grad_(False)
     datasets = [
         SpeechRows(
-            m, u, processor, teacher=distill, limit=args.max_response_tokens, features=features, keys=keys
+            m,
+            u,
+            processor,
+            teacher=distill,
+            limit=args.max_response_tokens,
+            features=features,
+            keys=keys,
+            voices=voices,
+            use_p_act=getattr(args, "use_p_act", True),
         )
         for m, u, (keys, _) in zip(manifests, utterances, files, strict=True)
     ]
@@ -166,8 +226,11 @@ def train_speech(args: SpeechArguments) -> Path | None:
                 d.states = states
     set_seed(args.seed)
     trainer_class = DistillTrainer if distill else SFTTrainer
+    student = add_adapters(model, args, projector=True)
+    if not args.train_llm:
+        freeze_adapters(student)
     trainer = trainer_class(
-        model=add_adapters(model, args, projector=True),
+        model=student,
         args=args,
         train_dataset=datasets[0],
         eval_dataset=datasets[1] if len(datasets) > 1 else None,

@@ -34,7 +34,7 @@ def train_teacher(args: TeacherArguments) -> Path | None:
     model, tokenizer = load_llm(args.llm)
     for path, part in zip(manifests, utterances, strict=True):
         refuse_special_tokens(path, texts_of(part), tokenizer)
-    rows = [text_rows(u, tokenizer, args.max_response_tokens) for u in utterances]
+    rows = [text_rows(u, tokenizer, args.max_response_tokens, args.use_p_act) for u in utterances]
     peft_model = add_adapters(model, args, projector=False)
     trainer = SFTTrainer(
         model=peft_model,

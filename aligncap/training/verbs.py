@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from aligncap.training.arguments import DistillArguments, RunArguments, SpeechArguments, TeacherArguments
+from aligncap.training.arguments import (
+    AlignArguments,
+    DistillArguments,
+    RunArguments,
+    SpeechArguments,
+    TeacherArguments,
+)
 from aligncap.training.prefer_arguments import PreferArguments
 
 ARGUMENTS: dict[str, type[RunArguments]] = {
     "teacher": TeacherArguments,
+    "align": AlignArguments,
     "sft": SpeechArguments,
     "distill": DistillArguments,
     "prefer": PreferArguments,

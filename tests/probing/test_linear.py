@@ -1,7 +1,7 @@
 import numpy as np
 import torch
 
-from aligncap.probing.linear import fit_logistic, uar
+from aligncap.probing.linear import about_speakers, fit_logistic, uar
 
 
 def test_a_separable_set_is_learnt():
@@ -23,3 +23,13 @@ def test_the_penalty_shrinks_the_weights():
 def test_uar_weighs_labels_alike():
     labels = np.array([0] * 9 + [1])
     assert uar(np.zeros(10, int), labels) == 0.5
+
+
+def test_features_about_speakers_lose_what_a_speaker_always_has():
+    torch.manual_seed(0)
+    own, voice = torch.randn(8, 2, 3), torch.randn(2, 2, 3) * 10
+    speakers = ["a", "b"] * 4
+    features = own + torch.stack([voice[i % 2] for i in range(8)])
+    plain = own - torch.stack([own[i % 2 :: 2].mean(0) for i in range(8)])
+    assert torch.allclose(about_speakers(features, speakers), plain, atol=1e-5)
+    assert torch.allclose(about_speakers(features, [None] * 8), features - features.mean(0))
