@@ -230,16 +230,22 @@ def merge(a: argparse.Namespace) -> int:
 def caption(a: argparse.Namespace) -> int:
     from rich.table import Table
 
-    from aligncap.models.caption_files import caption_jobs, jobs_of_files, jobs_of_manifest, with_wrong_audio
+    from aligncap.manifest import read_manifest
+    from aligncap.models.caption_files import caption_jobs, jobs_of_files, jobs_of_manifest, with_condition
     from aligncap.models.captioner import Captioner
     from aligncap.models.checkpoints import model_key
     from aligncap.models.precision import dtype_name
 
     if bool(a.files) == bool(a.manifest):
         raise UserError("name sound files or folders, or one --manifest M.jsonl")
-    jobs = jobs_of_manifest(a.manifest) if a.manifest else jobs_of_files(a.files)
-    if a.wrong_audio is not None:
-        jobs = with_wrong_audio(jobs, a.wrong_audio)
+    if a.wrong_audio is not None and a.heard not in ("right", "wrong"):
+        raise UserError(f"--wrong-audio is --heard wrong, not --heard {a.heard}; give one of them")
+    if a.same_speaker and a.manifest:
+        raise UserError("--same-speaker is for files; a manifest names its speakers itself")
+    heard = "wrong" if a.wrong_audio is not None else a.heard
+    draw = a.seed if a.wrong_audio is None else a.wrong_audio
+    jobs = jobs_of_manifest(a.manifest) if a.manifest else jobs_of_files(a.files, a.same_speaker)
+    jobs = with_condition(jobs, read_manifest(a.manifest) if a.manifest else (), heard, draw)
     options = {"num_beams": a.beams, "max_new_tokens": a.max_new_tokens}
     if a.temperature:
         from transformers import set_seed
@@ -250,7 +256,8 @@ def caption(a: argparse.Namespace) -> int:
     settings = {
         "model": model_key(a.model),
         "dtype": dtype,
-        "wrong_audio": a.wrong_audio,
+        "heard": [heard, draw],
+        "speakers": sorted({job.speaker for job in jobs if job.speaker}),
         "seed": a.seed,
         **options,
     }
@@ -397,10 +404,14 @@ def evaluate(a: argparse.Namespace) -> int:
         grouped.setdefault(name, []).append(captions)
     if a.name in grouped:
         systems[0][1].extend(grouped.pop(a.name))
+    listening: dict[str, list[str]] = {}
+    for name, captions in _named(a.listening, "--listening"):
+        listening.setdefault(name, []).append(captions)
     table, samples, path = score_files(
         [*grouped.items(), *systems],
         a.references,
         Path(a.out),
+        listening=listening,
         wrong_audio=a.wrong_audio,
         probe=a.probe,
         label_map=_pairs(a.label_map, "--label-map"),
@@ -476,6 +487,38 @@ def probe(a: argparse.Namespace) -> int:
     return 0
 
 
+def states(a: argparse.Namespace) -> int:
+    from aligncap.probing.state_pictures import states_table, write_states
+
+    models: dict[str, Path] = {}
+    for word in a.model:
+        name, _, folder = word.rpartition("=")
+        name = name or Path(folder).name
+        if name in models:
+            raise UserError(f"--model {word}: the name {name} is taken; write ANOTHER={folder}")
+        models[name] = Path(folder)
+    content = write_states(
+        models,
+        Path(a.manifest),
+        Path(a.out),
+        limit=a.limit,
+        dtype=a.dtype,
+        device=a.device,
+        batch_size=a.batch_size,
+        seed=a.seed,
+    )
+    _print(states_table(content))
+    print(f"pictures: {a.out}/states.png, {a.out}/states_centred.png")
+    return 0
+
+
+def curves(a: argparse.Namespace) -> int:
+    from aligncap.evaluation.curves import named_runs, training_curves
+
+    print(f"curves: {training_curves(named_runs(a.runs), Path(a.out))}")
+    return 0
+
+
 def _named(words: Sequence[str] | None, option: str) -> list[tuple[str, str]]:
     pairs = []
     for word in words or ():
@@ -509,6 +552,8 @@ VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
         join,
         zeroshot,
         probe,
+        states,
+        curves,
     )
 }
 

@@ -106,7 +106,16 @@ def parser() -> argparse.ArgumentParser:
     v.add_argument("--seed", type=int, default=0)
     v.add_argument("--dtype", default="float32", choices=["auto", "float32", "bfloat16"])
     v.add_argument("--device", default="auto")
-    v.add_argument("--wrong-audio", type=int, metavar="SEED", help="each clip hears another's audio")
+    v.add_argument(
+        "--heard",
+        default="right",
+        choices=["right", "wrong", "silence", "noise", "same-words", "whisper"],
+        help="what is heard in place of each clip, to prove listening; drawn by --seed",
+    )
+    v.add_argument("--wrong-audio", type=int, metavar="SEED", help="--heard wrong, drawn by SEED")
+    v.add_argument(
+        "--same-speaker", action="store_true", help="all files are of one speaker, and heard as such"
+    )
 
     v = verb(
         "candidates",
@@ -212,6 +221,12 @@ def parser() -> argparse.ArgumentParser:
     )
     v.add_argument("--against", metavar="NAME", help="differences are to this system; default: to --name's")
     v.add_argument("--wrong-audio", nargs="+", metavar="CAPTIONS", help="captions of shuffled clips")
+    v.add_argument(
+        "--listening",
+        nargs="+",
+        metavar="HEARD=CAPTIONS",
+        help="captions of --name under wrong, silence, noise, same-words, whisper; again: another seed",
+    )
     v.add_argument("--probe", metavar="JSON", help="output of `aligncap probe`, as a yardstick")
     v.add_argument(
         "--label-map", nargs="+", metavar="SAID=LABEL", help="count an emotion as another, e.g. calm=neutral"
@@ -253,6 +268,30 @@ def parser() -> argparse.ArgumentParser:
     v.add_argument("--wordnet", choices=["auto", "require", "none"], default="auto", help="METEOR's synonyms")
     v.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16"])
     v.add_argument("--device", default="auto")
+
+    v = verb(
+        "states",
+        "where speech and text lie in the LLM's spaces: t-SNE and numbers",
+        "--model CL=runs/cl/base distill=runs/distill --manifest test.jsonl --out runs/states",
+    )
+    v.add_argument(
+        "--model", nargs="+", required=True, metavar="[NAME=]CKPT", help="folders of training runs"
+    )
+    v.add_argument("--manifest", required=True, help="with captions and clues")
+    v.add_argument("--limit", type=_positive, default=200, help="clips")
+    v.add_argument("--out", required=True, help="folder for states.png, states_centred.png, states.json")
+    v.add_argument("--batch-size", type=_positive, default=8)
+    v.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    v.add_argument("--device", default="auto")
+    v.add_argument("--seed", type=int, default=0)
+
+    v = verb(
+        "curves",
+        "training curves of runs, seeds under their mean",
+        "distill=runs/distill-0 distill=runs/distill-1 prefer=runs/prefer --out curves.png",
+    )
+    v.add_argument("runs", nargs="+", metavar="[NAME=]RUN", help="a name again is another seed")
+    v.add_argument("--out", required=True, help="PNG to write")
 
     v = verb(
         "probe",

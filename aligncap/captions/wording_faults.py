@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from functools import cache
+from functools import cache, lru_cache
 
 from aligncap.captions.emotions import emotion_words
 from aligncap.captions.lexicon import inflect, is_chinese, tokenise
@@ -49,6 +49,7 @@ def _describing() -> frozenset[str]:
     return frozenset(load_data(FILE)["small_words"]) | inflect(load_data("voice_words.yaml")["en"]["words"])
 
 
+@lru_cache(maxsize=1 << 12)
 def _words(text: str) -> list[str]:
     """Words in order; small words, emotion words and words for voices as "", so that content stands out."""
     feelings = [(m.start, m.start + len(m.word)) for m in emotion_words(text)]
@@ -59,6 +60,7 @@ def _words(text: str) -> list[str]:
     ]
 
 
+@lru_cache(maxsize=1 << 16)
 def leaks(caption: str, transcript: str | None) -> bool:
     """Whether a caption tells what was said in the clip.
 

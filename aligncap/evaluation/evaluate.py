@@ -6,12 +6,12 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import Any, Literal, get_args
 
 import numpy as np
 
 from aligncap.errors import Faults, UserError
+from aligncap.evaluation import coco as coco_tools
 from aligncap.evaluation import tokens
 from aligncap.evaluation.bootstrap import (
     Clusters,
@@ -29,10 +29,11 @@ from aligncap.evaluation.hallucination import (
     ClipMeasures,
     hallucination_statistics,
     measure,
-    signature,
 )
 from aligncap.evaluation.ngrams import ORDERS, CaptionSet, bleu_counts, bleu_scores, cider_d, count_ngrams
 from aligncap.evaluation.sequences import meteor, rouge_l
+from aligncap.evaluation.signature import signature
+from aligncap.evaluation.similarity import Choice, Encoder, cosines, sentence_encoder
 from aligncap.evaluation.wordnet import find_wordnet, require_wordnet
 from aligncap.manifest import Utterance
 
@@ -51,8 +52,10 @@ METRICS = (
     "top_caption_share",
     "mean_length",
 )
+# what needs more than this package: a sentence encoder, Java; None where it is not there or not asked for
+EXTRAS = ("similarity", *coco_tools.COCO_METRICS)
 # METRICS can be had of any captions, MEASURES where the manifest has cues, genders or transcripts
-SCORES = (*METRICS, *MEASURES)
+SCORES = (*METRICS, *EXTRAS, *MEASURES)
 
 
 def pair_up(
@@ -117,6 +120,8 @@ class Scored:
     clusters: Clusters
     statistics: dict[str, Statistic]
     synonyms: bool
+    similarity: str  # by which encoder, or why by none
+    coco: tuple[str, ...] = ()
 
 
 def _bleu(counts: np.ndarray, order: int) -> Statistic:
@@ -128,15 +133,19 @@ def score(
     captions: list[str],
     *,
     synonyms: Synonyms = "auto",
+    similarity: Choice = "auto",
+    coco: Sequence[str] = (),
     label_map: Mapping[str, str] | None = None,
     whole: Sequence[Utterance] | None = None,
 ) -> Scored:
     """Count everything once, clip by clip; `captions[i]` belongs to `utterances[i]`.
 
-    `whole` is the set that speakers' norms are taken from, `utterances` by default.
+    `whole` is the set that speakers' norms are taken from, `utterances` by default. The other options are
+    those of `evaluate_captions`.
     """
-    if synonyms not in get_args(Synonyms):
-        raise UserError(f"synonyms is {synonyms!r}; choose among {', '.join(get_args(Synonyms))}")
+    for name, value in (("synonyms", synonyms), ("similarity", similarity)):
+        if value not in get_args(Synonyms):
+            raise UserError(f"{name} is {value!r}; choose among {', '.join(get_args(Synonyms))}")
     if synonyms == "require":
         require_wordnet()
     wordnet = synonyms == "require" or (synonyms == "auto" and find_wordnet() is not None)
@@ -151,10 +160,25 @@ def score(
     statistics["cider_d"] = mean(cider_d(sets))
     statistics.update(emotion_statistics(emotions))
     statistics.update(diversity_statistics(captions, sets.caption_lengths))
+    encoder = sentence_encoder(similarity, captions, [u.captions for u in utterances])
+    if isinstance(encoder, Encoder):
+        statistics["similarity"] = mean(cosines(captions, [u.captions for u in utterances], encoder))
+    statistics.update(coco_tools.coco_statistics(coco, said, targets))
     measures = measure(captions, utterances, whole=whole, label_map=label_map)
     statistics.update(hallucination_statistics(measures))
     return Scored(
-        utterances, captions, sets, emotions, measures, clusters_of(utterances), statistics, wordnet
+        utterances,
+        captions,
+        sets,
+        emotions,
+        measures,
+        clusters_of(utterances),
+        statistics,
+        wordnet,
+        f"cosine, mean over references and clips, by {encoder.name}"
+        if isinstance(encoder, Encoder)
+        else f"not counted: {encoder}",
+        tuple(coco),
     )
 
 
@@ -170,6 +194,8 @@ def evaluate_captions(
     resamples: int = 1000,
     seed: int = 0,
     synonyms: Synonyms = "auto",
+    similarity: Choice = "auto",
+    coco: Sequence[str] = (),
     label_map: Mapping[str, str] | None = None,
     allow_missing: bool = False,
 ) -> dict[str, Any]:
@@ -179,22 +205,31 @@ def evaluate_captions(
     apply), and "signature": what was counted and how; "details": confusion matrix, scores by speaker, most
     frequent captions.
 
-    `synonyms` is METEOR's use of WordNet: where found, insisted on, or none. `label_map` renames emotions
-    that captions name, for a set without such a label: {"calm": "neutral"}.
+    `synonyms` is METEOR's use of WordNet, `similarity` the use of the sentence encoder: where found, insisted
+    on, or none. `coco` names metrics of pycocoevalcap's Java programs, "meteor_1_5" and "spice". `label_map`
+    renames emotions that captions name, for a set without such a label: {"calm": "neutral"}.
 
     Raises:
         Faults: captions and references do not match; all mismatches at once.
-        UserError: WordNet is insisted on and not found; nothing to score.
+        UserError: WordNet, the encoder or a Java program is insisted on and not found; nothing to score.
     """
     utterances, captions = pair_up(rows, references, allow_missing=allow_missing)
-    scored = score(utterances, captions, synonyms=synonyms, label_map=label_map, whole=references)
+    scored = score(
+        utterances,
+        captions,
+        synonyms=synonyms,
+        similarity=similarity,
+        coco=coco,
+        label_map=label_map,
+        whole=references,
+    )
     found = intervals(scored.statistics, scored.clusters, resamples=resamples, seed=seed)
     for order in (1, 2):
         found[f"distinct_{order}"] = distinct_share(scored.sets, order, scored.clusters)
     nothing: Interval = {"value": None, "low": None, "high": None}
     result: dict[str, Any] = {name: _told(found.get(name, nothing)) for name in SCORES}
     missing = (len(rows) - len(captions), len(references) - len(captions))
-    result["signature"] = _signature(scored, missing, resamples, seed, label_map)
+    result["signature"] = signature(scored, missing, resamples, seed, label_map)
     result["details"] = {
         "labels": scored.emotions.labels,
         "columns": scored.emotions.columns,
@@ -213,6 +248,8 @@ def compare_captions(
     resamples: int = 1000,
     seed: int = 0,
     synonyms: Synonyms = "auto",
+    similarity: Choice = "auto",
+    coco: Sequence[str] = (),
     label_map: Mapping[str, str] | None = None,
 ) -> dict[str, Interval]:
     """Second minus first, resampled together: {"name": {"value", "low", "high", "p"}}.
@@ -224,8 +261,9 @@ def compare_captions(
     Raises:
         Faults: captions and references do not match.
     """
+    options: dict[str, Any] = {"synonyms": synonyms, "similarity": similarity, "coco": coco}
     systems = [
-        [score(*pair_up(rows, references), synonyms=synonyms, label_map=label_map) for rows in seeds]
+        [score(*pair_up(rows, references), label_map=label_map, **options) for rows in seeds]
         for seeds in (first, second)
     ]
     both = set.intersection(*(set(s.statistics) for seeds in systems for s in seeds))
@@ -239,40 +277,3 @@ def compare_captions(
 
 def _pooled(seeds: Sequence[Statistic]) -> Statistic:
     return Statistic(np.sum([s.sums for s in seeds], axis=0), seeds[0].score)
-
-
-def _signature(
-    scored: Scored, missing: tuple[int, int], resamples: int, seed: int, label_map: Mapping[str, str] | None
-) -> dict[str, Any]:
-    wordnet = "exact+stem"
-    if scored.synonyms:
-        wordnet = f"exact+stem+WordNet {require_wordnet().get_version()}"
-    per_clip = [len(u.captions) for u in scored.utterances]
-    corpora = sorted({u.corpus for u in scored.utterances})
-    languages = sorted({u.language for u in scored.utterances})
-    return {
-        "clips": len(scored.captions),
-        "references": sum(per_clip),
-        "references_per_clip": [min(per_clip), max(per_clip)],
-        "speakers": scored.clusters.speakers,
-        "clips_of_unknown_speaker": scored.clusters.unknown,
-        "clips_with_emotion_label": int((scored.emotions.truth >= 0).sum()),
-        "emotion_labels": len(scored.emotions.labels),
-        "empty_captions": sum(not caption.strip() for caption in scored.captions),
-        "captions_left_out": missing[0],
-        "references_left_out": missing[1],
-        "corpora": corpora,
-        "languages": languages,
-        "tokenizer": tokens.DESCRIPTION,
-        "bleu": "corpus level, closest reference length, no smoothing but COCO's 1e-15 guard",
-        "rouge_l": "COCO's, beta 1.2, mean over clips",
-        "cider_d": "n-grams 1-4, sigma 6, 0 to 10, document frequencies of all these references",
-        "meteor": f"nltk.translate.meteor_score, {wordnet}, best reference, mean over clips; not Java's 1.5",
-        "emotion": "label of the caption's emotion words by data/emotions.yaml; no word counts as wrong",
-        "emotions_renamed": dict(label_map or {}),
-        **signature(scored.measures),
-        "interval": f"95 % percentile bootstrap over {scored.clusters.note}; distinct_n: jackknife",
-        "resamples": resamples,
-        "seed": seed,
-        "versions": {name: version(name) for name in ("aligncap", "nltk", "numpy")},
-    }

@@ -1,22 +1,33 @@
-"""What captions say that is not so, or is so of any clip: wrong claims and gender, leaks, generic ones."""
+"""What captions say that is not so, is so of any clip, or is no description: errors by type.
+
+The types, their formulas and what is left out of each stand in docs/hallucination.md.
+"""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from aligncap.captions import rubric
-from aligncap.captions.claims import Claim, check, claims_of, genders_of, is_true
-from aligncap.captions.emotions import emotion_words
+from aligncap.captions.claims import check, claims_of, genders_of
+from aligncap.captions.instruction import breaches, language_of
 from aligncap.captions.lexicon import is_chinese
+from aligncap.captions.wheels import wheels
 from aligncap.captions.wording_faults import leaks
 from aligncap.evaluation.bootstrap import Statistic, mean
+from aligncap.evaluation.emotion_sets import DEAD_ZONE, EmotionSets, emotion_sets
+from aligncap.evaluation.other_clips import AMONG, Found, OtherClips
 from aligncap.manifest import Utterance
 
 MEASURES = (
+    "emotion_set_precision",
+    "emotion_set_recall",
+    "emotion_set_f1",
+    "valence_flip_share",
+    "arousal_flip_share",
     "wrong_claim_share",
     "wrong_claims_per_caption",
     "caption_with_wrong_claim_share",
@@ -25,31 +36,36 @@ MEASURES = (
     "generic_share",
     "very_generic_share",
     "fit_share",
+    "found_among_10",
     "transcript_leak_share",
+    "instruction_breach_share",
     "rubric_score",
 )
 GENERIC = 0.05  # a caption as true of more than one other clip in twenty says little about this one
 VERY_GENERIC = 0.1
-
-Bools = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
 class ClipMeasures:
     """What one caption says that is not so.
 
-    `right`, `wrong` and `unknown` are its different acoustic claims, None where claims are not read or the
-    clip has no cues; `claims` is their number. `wrong_gender` is None unless the caption gives a gender and
-    the clip's is known. `fit` is the share of the other clips of which everything it says is as true, None
-    without cues. `leak` is None without transcript. `rubric` is the offline judge's overall mark (0 to 10).
+    `emotions` are overlap and flips of its emotion words; `breaches` names what makes it no description of a
+    voice. `right`, `wrong` and `unknown` are its different acoustic claims, None where claims are not read or
+    the clip has no cues; `claims` is their number. `wrong_gender` is None unless the caption gives a gender
+    and the clip's is known. `fit` is the share of the other clips of which everything it says is as
+    true, `among` the probability that it finds its clip among ten, both None without cues. `leak` is None
+    without transcript. `rubric` is the offline judge's overall mark (0 to 10).
     """
 
+    emotions: EmotionSets
+    breaches: tuple[str, ...]
     claims: int | None
     right: tuple[str, ...] | None
     wrong: tuple[str, ...] | None
     unknown: tuple[str, ...] | None
     wrong_gender: bool | None
     fit: float | None
+    among: float | None
     leak: bool | None
     rubric: float | None
 
@@ -78,7 +94,7 @@ def measure(
     known = {id(u): place for place, u in enumerate(whole)}
     places = [known[id(u)] for u in utterances]
     evidence = rubric.evidence(whole)
-    others = _Others(whole, [e.relative for e in evidence], label_map or {})
+    others = OtherClips(whole, [e.relative for e in evidence], label_map or {})
     found = []
     for i, (caption, u, place) in enumerate(zip(captions, utterances, places, strict=True)):
         cues = evidence[place].relative
@@ -96,57 +112,23 @@ def measure(
             if judged
             else None
         )
+        line_up = others.find(caption, place, claims, genders) if read else Found(None, None)
         found.append(
             ClipMeasures(
+                emotions=emotion_sets(caption, u, label_map),
+                breaches=breaches(caption, language_of(u.captions)),
                 claims=len({claim.key for claim in claims}) if read else None,
                 right=right,
                 wrong=wrong,
                 unknown=unknown,
                 wrong_gender=bool(genders - {u.gender}) if genders and u.gender else None,
-                fit=others.share(caption, place) if read else None,
+                fit=line_up.fit,
+                among=line_up.among,
                 leak=leaks(caption, u.transcript) if u.transcript else None,
                 rubric=None if mark is None else mark.overall,
             )
         )
     return found
-
-
-class _Others:
-    """Of which clips is what a caption says as true? One row of yes and no for every fact, computed once."""
-
-    def __init__(
-        self, whole: Sequence[Utterance], cues: Sequence[Mapping[str, float]], label_map: Mapping[str, str]
-    ) -> None:
-        self.label_map = label_map
-        self.cues = cues
-        self.emotions = np.array([u.emotion or "" for u in whole])
-        self.genders = np.array([u.gender or "" for u in whole])
-        self.claims: dict[tuple[str, str, bool], Bools] = {}
-
-    def share(self, caption: str, place: int) -> float | None:
-        """Share of the clips other than number `place`; what is not known of a clip fits it."""
-        if len(self.emotions) < 2:
-            return None
-        fits = np.ones(len(self.emotions), dtype=bool)
-        mentions = [(self.label_map.get(m.label, m.label), m.negated) for m in emotion_words(caption)]
-        said = [label for label, negated in mentions if not negated]
-        denied = [label for label, negated in mentions if negated]
-        unlabelled = self.emotions == ""
-        if said:
-            fits &= np.isin(self.emotions, said) | unlabelled
-        fits &= ~np.isin(self.emotions, denied) | unlabelled
-        genders = genders_of(caption)
-        if genders:
-            fits &= np.isin(self.genders, sorted(genders)) | (self.genders == "")
-        for claim in claims_of(caption):
-            fits &= self._true(claim)
-        return float((fits.sum() - fits[place]) / (len(fits) - 1))
-
-    def _true(self, claim: Claim) -> Bools:
-        if claim.key not in self.claims:
-            truths = [is_true(claim, cues) is not False for cues in self.cues]
-            self.claims[claim.key] = np.array(truths, dtype=bool)
-        return self.claims[claim.key]
 
 
 def _ratio(above: Sequence[float | None], below: Sequence[float | None]) -> Statistic:
@@ -164,6 +146,13 @@ def hallucination_statistics(measures: Sequence[ClipMeasures]) -> dict[str, Stat
         None if m.right is None or m.wrong is None else float(len(m.right) + len(m.wrong)) for m in measures
     ]
     per_clip: dict[str, list[float | None]] = {
+        "emotion_set_precision": [m.emotions.precision for m in measures],
+        "emotion_set_recall": [m.emotions.recall for m in measures],
+        "emotion_set_f1": [m.emotions.f1 for m in measures],
+        "valence_flip_share": [m.emotions.valence_flip for m in measures],
+        "arousal_flip_share": [m.emotions.arousal_flip for m in measures],
+        "instruction_breach_share": [bool(m.breaches) for m in measures],
+        "found_among_10": [m.among for m in measures],
         "wrong_claims_per_caption": wrong,
         "caption_with_wrong_claim_share": [None if n is None else float(n > 0) for n in wrong],
         "claims_per_caption": [m.claims for m in measures],
@@ -191,5 +180,10 @@ def signature(measures: Sequence[ClipMeasures]) -> dict[str, object]:
         "clips_with_transcript": sum(m.leak is not None for m in measures),
         "claims": "acoustic claims of English captions by data/claim_words.yaml, against each speaker's norm",
         "generic": f"as true of more than {GENERIC:.0%} (very: {VERY_GENERIC:.0%}) of the other clips",
+        "emotion_sets": f"mean over {len(wheels())} wheels of data/emotion_wheels.yaml; flips: no sign "
+        f"within ±{DEAD_ZONE}",
+        "captions_naming_an_emotion": sum(m.emotions.precision is not None for m in measures),
+        "found_among_10": f"best fitting of {AMONG} clips drawn, its own one of them; chance {1 / AMONG:g}",
+        "breaches": dict(Counter(name for m in measures for name in m.breaches)),
         "rubric": f"version {rubric.version()}, {rubric.data_hash()[:12]}; fluency by rules alone",
     }

@@ -7,9 +7,10 @@ matches. Where both are defined they agree; the tests hold the two side by side.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, count
 from typing import Any
 
 import numpy as np
@@ -59,32 +60,51 @@ def count_ngrams(captions: Sequence[Tokens], references: Sequence[Sequence[Token
     """Count the n-grams of every caption and of its references (at least one each)."""
     flat = [*captions, *chain.from_iterable(references)]
     lengths = np.fromiter(map(len, flat), np.int64, len(flat))
-    vocabulary: dict[str, int] = {}
-    words = np.fromiter(
-        (vocabulary.setdefault(word, len(vocabulary)) for word in chain.from_iterable(flat)),
-        np.int64,
-        lengths.sum(),
-    )
+    vocabulary: dict[str, int] = defaultdict(count().__next__)
+    words = np.fromiter(map(vocabulary.__getitem__, chain.from_iterable(flat)), np.int64, lengths.sum())
     sentence = np.repeat(np.arange(len(flat)), lengths)
     end = np.cumsum(lengths)[sentence]
     start, gram = np.arange(len(words)), words
-    split = len(captions)
+    split, kinds = len(captions), 0
     hypotheses, targets = [], []
     for order in range(1, ORDERS + 1):
         if order > 1:
             longer = start + order - 1 < end[start]
             start = start[longer]
-            keys = gram[longer] * max(len(vocabulary), 1) + words[start + order - 1]
-            _, gram = np.unique(keys, return_inverse=True)
+            gram = _ranks(gram[longer] * len(vocabulary) + words[start + order - 1], kinds * len(vocabulary))
         kinds = int(gram.max()) + 1 if len(gram) else 1
-        keys, count = np.unique(sentence[start] * kinds + gram, return_counts=True)
+        keys, times = _counted(sentence[start] * kinds + gram)
         row, kind = np.divmod(keys, kinds)
         cut = int(np.searchsorted(row, split))
-        hypotheses.append(Grams(row[:cut], kind[:cut], count[:cut], kinds))
-        targets.append(Grams(row[cut:] - split, kind[cut:], count[cut:], kinds))
+        hypotheses.append(Grams(row[:cut], kind[:cut], times[:cut], kinds))
+        targets.append(Grams(row[cut:] - split, kind[cut:], times[cut:], kinds))
     per_clip = np.fromiter(map(len, references), np.int64, len(references))
     clip_of = np.repeat(np.arange(len(references)), per_clip)
     return CaptionSet(hypotheses, targets, clip_of, lengths[:split], lengths[split:])
+
+
+def _ranks(keys: Ints, limit: int) -> Ints:
+    """The place of each key among the different keys in order; keys are below `limit`.
+
+    A table where it is not much longer than the keys, as with the small vocabularies of captions: it takes a
+    tenth of the time of sorting.
+    """
+    if limit > 16 * len(keys):
+        _, ranks = np.unique(keys, return_inverse=True)
+        return ranks
+    seen = np.zeros(limit, np.int64)
+    seen[keys] = 1
+    return (np.cumsum(seen) - 1)[keys]
+
+
+def _counted(keys: Ints) -> tuple[Ints, Ints]:
+    """The different keys in order, and how often each occurs.
+
+    By sorting, where np.unique uses a hash table that takes ten times as long on such keys (numpy 2.4).
+    """
+    keys = np.sort(keys)
+    first = np.flatnonzero(np.diff(keys, prepend=-1))
+    return keys[first], np.diff(first, append=len(keys))
 
 
 def _find(keys: Ints, sorted_keys: Ints) -> tuple[Ints, NDArray[np.bool_]]:
@@ -149,13 +169,13 @@ def cider_d(sets: CaptionSet) -> Floats:
     )
     penalty = np.exp(-(bigrams**2) / (2 * SIGMA**2))
     for captions, references in zip(sets.captions, sets.references, strict=True):
-        seen = np.unique(sets.clip_of[references.sentence] * references.kinds + references.gram)
+        keys = sets.clip_of[references.sentence] * references.kinds + references.gram
+        seen, _ = _counted(keys)
         frequency = np.bincount(seen % references.kinds, minlength=references.kinds)
         rarity = np.log(sets.clips) - np.log(np.maximum(frequency, 1))
         mine, theirs = captions.count * rarity[captions.gram], references.count * rarity[references.gram]
         my_norm = np.sqrt(np.bincount(captions.sentence, mine**2, sets.clips))
         their_norm = np.sqrt(np.bincount(references.sentence, theirs**2, len(sets.clip_of)))
-        keys = sets.clip_of[references.sentence] * references.kinds + references.gram
         place, found = _find(keys, captions.sentence * captions.kinds + captions.gram)
         product = np.minimum(mine[place[found]], theirs[found]) * theirs[found]
         # bincount of nothing is whole-numbered even with weights.
@@ -171,7 +191,7 @@ def distinct(sentences: Grams, clusters: Ints) -> tuple[Any, Ints, Ints]:
     """(different n-grams, of them those said in one cluster only, per cluster; n-grams of each cluster)."""
     amount = int(clusters.max()) + 1
     cluster = clusters[sentences.sentence]
-    pairs = np.unique(sentences.gram * amount + cluster)
+    pairs, _ = _counted(sentences.gram * amount + cluster)
     kind, where = np.divmod(pairs, amount)
     shared = np.bincount(kind, minlength=sentences.kinds)
     alone = np.bincount(where[shared[kind] == 1], minlength=amount)

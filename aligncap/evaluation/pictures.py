@@ -3,144 +3,153 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from io import BytesIO
-from typing import TYPE_CHECKING, Any
+from textwrap import fill
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from aligncap.drawing import GREY, INK, PALE, bare, cycle, figure, plain, png
+from aligncap.naming import natural
 
-INK, GREY, BLUE, ORANGE = "#1f2933", "#8a94a0", "#2563a8", "#d9822b"
-_COLOURS = [BLUE, ORANGE, "#3f8f5f", "#8a5fa8", "#b0413e", "#4f7f8f"]
-
-
-def _figure(width: float, height: float) -> Figure:
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), layout="constrained")
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = BytesIO()
-    figure.savefig(buffer, format="png", dpi=130, facecolor="white")
-    return buffer.getvalue()
-
-
-def _plain(text: str) -> str:
-    """Text that matplotlib does not take for a formula."""
-    return text.replace("$", r"\$")
+Confusion = tuple[Sequence[str], Sequence[str], NDArray[np.int64]]
 
 
 def confusion_picture(
     matrix: NDArray[np.int64], labels: Sequence[str], columns: Sequence[str], title: str
 ) -> bytes:
     """Confusion matrix (labels, columns): colour and percentage are shares of the row, below are counts."""
+    picture = figure(1.9 + 0.66 * len(columns), 1.5 + 0.6 * len(labels))
+    axes = picture.add_subplot()
+    _draw_confusion(axes, matrix, labels, columns, title, counts=True)
+    axes.set_xlabel("emotion the caption names", color=GREY)
+    axes.set_ylabel("label of the clip (clips)", color=GREY)
+    return png(picture)
+
+
+def confusions_picture(systems: Mapping[str, Confusion]) -> bytes:
+    """Confusion matrices of several systems side by side, in percent of the row.
+
+    Args:
+        systems: name to (labels, columns, matrix) as in `confusion_picture`; the last column is "names none".
+            Emotions that are no label of the clips, which differ from system to system, share a column.
+    """
+    across = min(len(systems), 2 if max(len(labels) for labels, *_ in systems.values()) > 5 else 3)
+    down = -(-len(systems) // across)
+    most = max(len(labels) for labels, *_ in systems.values())
+    picture = figure(1.4 + across * (0.6 + 0.46 * (most + 2)), 0.6 + down * (1.2 + 0.42 * most))
+    panels = picture.subplots(down, across, squeeze=False)
+    for axes in panels.flat[len(systems) :]:
+        axes.set_axis_off()
+    for place, (axes, (name, (labels, columns, matrix))) in enumerate(
+        zip(panels.flat, systems.items(), strict=False)
+    ):
+        known = len(labels)
+        pooled = np.column_stack([matrix[:, :known], matrix[:, known:-1].sum(1), matrix[:, -1]])
+        names = [*labels, "another", columns[-1]]
+        _draw_confusion(axes, pooled, labels, names, name, counts=False)
+        if place % across:
+            axes.set_yticklabels([])
+    picture.supxlabel("emotion the caption names", color=GREY, fontsize=9)
+    picture.supylabel("label of the clip", color=GREY, fontsize=9)
+    return png(picture)
+
+
+def _draw_confusion(
+    axes: Any,
+    matrix: NDArray[np.int64],
+    labels: Sequence[str],
+    columns: Sequence[str],
+    title: str,
+    *,
+    counts: bool,
+) -> None:
     total = matrix.sum(axis=1, keepdims=True)
     share = np.divide(matrix, total, out=np.zeros(matrix.shape), where=total > 0)
-    figure = _figure(1.9 + 0.66 * len(columns), 1.5 + 0.6 * len(labels))
-    axes = figure.add_subplot()
     axes.imshow(share, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     for row, column in np.ndindex(*matrix.shape):
         if matrix[row, column]:
-            colour = "white" if share[row, column] > 0.55 else INK
-            text = f"{100 * share[row, column]:.0f} %"
-            axes.text(column, row - 0.12, text, ha="center", va="center", color=colour, fontsize=9)
-            count = f"{matrix[row, column]}"
-            axes.text(
-                column, row + 0.24, count, ha="center", va="center", color=colour, fontsize=6.5, alpha=0.8
-            )
-    axes.set_xticks(range(len(columns)), [_plain(c) for c in columns], rotation=40, ha="right", fontsize=9)
-    names = [f"{_plain(label)} ({n})" for label, n in zip(labels, total[:, 0], strict=True)]
+            style = {"ha": "center", "va": "center", "color": "white" if share[row, column] > 0.55 else INK}
+            percent = f"{100 * share[row, column]:.0f}"
+            if counts:
+                axes.text(column, row - 0.12, f"{percent} %", fontsize=9, **style)
+                axes.text(column, row + 0.24, f"{matrix[row, column]}", fontsize=7, alpha=0.8, **style)
+            else:
+                axes.text(column, row, percent, fontsize=8.5, **style)
+    turned: dict[str, Any] = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"}
+    axes.set_xticks(range(len(columns)), [plain(c) for c in columns], fontsize=9, **turned)
+    sizes = [f" ({n})" if counts else "" for n in total[:, 0]]
+    names = [plain(label) + size for label, size in zip(labels, sizes, strict=True)]
     axes.set_yticks(range(len(labels)), names, fontsize=9)
     axes.set_xticks(np.arange(len(columns) + 1) - 0.5, minor=True)
     axes.set_yticks(np.arange(len(labels) + 1) - 0.5, minor=True)
     axes.grid(which="minor", color="white", linewidth=1.5)
     axes.tick_params(which="both", length=0)
     axes.axvline(len(labels) - 0.5, color=GREY, linewidth=1.2, linestyle="--")
-    axes.set_xlabel("emotion the caption names", color=GREY)
-    axes.set_ylabel("label of the clip (clips)", color=GREY)
-    axes.set_title(_plain(title), fontsize=11, color=INK, loc="left")
+    axes.set_title(plain(title), fontsize=11, color=INK, loc="left")
     for side in axes.spines.values():
         side.set_visible(False)
-    return _png(figure)
 
 
-def speakers_picture(systems: Mapping[str, Mapping[str, float]], chance: float) -> bytes:
-    """UAR of every speaker, a column of dots a system; `systems` maps system to speaker to UAR."""
-    figure = _figure(max(4.6, 1.6 + 1.9 * len(systems)), 3.8)
-    axes = figure.add_subplot()
-    for place, (colour, values) in enumerate(zip(_cycle(len(systems)), systems.values(), strict=True)):
-        names = sorted(values, key=lambda name: values[name])
-        uars = np.array([values[name] for name in names])
-        axes.plot(
-            np.full(len(uars), place), uars, "o", color=colour, alpha=0.75, markersize=6, markeredgewidth=0
-        )
-        axes.plot([place - 0.14, place + 0.14], [uars.mean()] * 2, color=INK, linewidth=1.6, zorder=1)
-        if len(names) <= 12:
-            for name, dot, y in zip(names, uars, _spread(uars, 0.045), strict=True):
-                axes.plot([place + 0.05, place + 0.2], [dot, y], color="#c5ccd3", linewidth=0.7, zorder=0)
-                axes.text(place + 0.22, y, _plain(name), va="center", fontsize=7.5, color=GREY)
-    axes.axhline(chance, color=GREY, linewidth=1, linestyle="--")
-    axes.text(-0.55, chance + 0.012, "chance", color=GREY, fontsize=8)
-    axes.set_xticks(range(len(systems)), [_plain(name) for name in systems])
-    axes.set_xlim(-0.6, len(systems) - 0.3)
-    axes.set_ylim(0, 1.02)
+def speakers_picture(systems: Mapping[str, Mapping[str, float | Sequence[float]]], chance: float) -> bytes:
+    """UAR of every speaker: a dot a speaker and seed, the speakers in the same order for each system.
+
+    The line is the mean of the speakers, the band the range of their means over seeds.
+
+    Args:
+        systems: system to speaker to UAR, or to one UAR a seed.
+    """
+    speakers = sorted({speaker for values in systems.values() for speaker in values}, key=natural)
+    slots, group = len(speakers), len(speakers) + 2.0
+    width = float(np.clip(len(systems) * max(1.3, 0.24 * group), 3.6, 15))
+    picture = figure(1.0 + width, 4.2)
+    axes = picture.add_subplot()
+    named = width / (group * len(systems)) > 0.13  # inches a name
+    slot_names: list[tuple[float, str]] = []
+    for place, (colour, (_, values)) in enumerate(zip(cycle(len(systems)), systems.items(), strict=True)):
+        start = place * group
+        means = []
+        for slot, speaker in enumerate(speakers):
+            slot_names.append((start + slot, _short(speaker, speakers)))
+            if speaker in values:
+                uars = np.atleast_1d(np.asarray(values[speaker], dtype=float))
+                means.append(float(uars.mean()))
+                axes.plot([start + slot] * 2, [uars.min(), uars.max()], color=colour, alpha=0.4, linewidth=1)
+                at = np.full(len(uars), start + slot)
+                axes.plot(at, uars, "o", color=colour, alpha=0.8, markersize=5.5, markeredgewidth=0)
+        if not means:
+            continue
+        ends = [start - 0.7, start + slots - 0.3]
+        axes.fill_between(ends, min(means), max(means), color=colour, alpha=0.1, linewidth=0)
+        axes.plot(ends, [np.mean(means)] * 2, color=INK, linewidth=1.6, zorder=1)
+        text = f"{np.mean(means):.2f}\n{min(means):.2f}–{max(means):.2f}"
+        axes.text(start + (slots - 1) / 2, 1.02, text, ha="center", va="bottom", fontsize=8, color=INK)
+    axes.text(
+        -0.01, 1.02, "mean\nrange", transform=axes.transAxes, ha="right", va="bottom", fontsize=8, color=GREY
+    )
+    axes.axhline(chance, color=GREY, linewidth=1, linestyle="--", zorder=0)
+    axes.annotate(
+        "chance", (1, chance), (-2, 2), xycoords=("axes fraction", "data"), textcoords="offset points",
+        ha="right", color=GREY, fontsize=8,
+    )  # fmt: skip
+    middles = [place * group + (slots - 1) / 2 for place in range(len(systems))]
+    wrap = max(8, int(width / len(systems) / 0.085))
+    bare(axes)
+    axes.set_xticks(middles, [plain(fill(name, wrap)) for name in systems], fontsize=9.5)
+    axes.tick_params(axis="x", length=0, pad=20 if named else 4)
+    if named:
+        axes.set_xticks([x for x, _ in slot_names], [plain(n) for _, n in slot_names], minor=True)
+        axes.tick_params(axis="x", which="minor", length=2, color=PALE, labelsize=7, labelcolor=GREY)
+        if max(len(name) for _, name in slot_names) > 2:
+            axes.tick_params(axis="x", which="minor", labelrotation=90)
+            axes.tick_params(axis="x", pad=14 + 4.2 * max(len(name) for _, name in slot_names))
+    axes.set_xlim(-1.2, len(systems) * group - 1.8 + 0.4)
+    axes.set_ylim(0, 1.0)
     axes.set_ylabel("UAR of one speaker", color=GREY)
-    _bare(axes)
-    return _png(figure)
+    return png(picture)
 
 
-def right_wrong_picture(
-    names: Sequence[str], right: Sequence[Any], wrong: Sequence[Any], chance: float
-) -> bytes:
-    """Bars with intervals for the right and the wrong audio, each metric on an axis of its own."""
-    figure = _figure(2.2 + 1.6 * len(names), 3.2)
-    panels = figure.subplots(1, len(names), squeeze=False)[0]
-    for axes, name, a, b in zip(panels, names, right, wrong, strict=True):
-        for place, (cell, colour) in enumerate(((a, BLUE), (b, GREY))):
-            axes.bar(place, cell["value"], color=colour, width=0.62)
-            top = cell["value"]
-            if cell["low"] is not None:
-                axes.plot([place, place], [cell["low"], cell["high"]], color=INK, linewidth=1.4)
-                top = max(top, cell["high"])
-            axes.annotate(
-                f"{cell['value']:.2f}",
-                (place, top),
-                (0, 3),
-                textcoords="offset points",
-                ha="center",
-                fontsize=9,
-            )
-        if name.startswith("Emotion UAR"):
-            axes.axhline(chance, color=ORANGE, linewidth=1.2, linestyle="--")
-            axes.set_xlabel("dashed: chance", color=ORANGE, fontsize=8)
-        axes.set_xticks([0, 1], ["right\naudio", "wrong\naudio"], fontsize=9)
-        axes.set_xlim(-0.5, 1.5)
-        axes.set_ylim(0, axes.get_ylim()[1] * 1.1)
-        axes.set_title(name, fontsize=10, color=INK)
-        _bare(axes)
-    return _png(figure)
-
-
-def _spread(heights: NDArray[np.float64], gap: float) -> NDArray[np.float64]:
-    """Ascending heights moved apart until neighbours are `gap` from each other, so that names can be read."""
-    at = heights.astype(np.float64)
-    for _ in range(200):
-        lack = np.clip(gap - np.diff(at), 0, None)
-        if lack.max(initial=0) < 1e-3:
-            break
-        at[:-1] -= lack / 2
-        at[1:] += lack / 2
-    return at
-
-
-def _cycle(number: int) -> list[str]:
-    return [_COLOURS[i % len(_COLOURS)] for i in range(number)]
-
-
-def _bare(axes: Any) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color("#c5ccd3")
-    axes.tick_params(colors=INK, labelsize=9)
+def _short(speaker: str, speakers: Sequence[str]) -> str:
+    """The name without the corpus that all of them begin with: "21" for "ravdess-21"."""
+    corpora = {s.rpartition("-")[0] for s in speakers}
+    return speaker.rpartition("-")[2] if len(corpora) == 1 else speaker

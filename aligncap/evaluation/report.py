@@ -7,6 +7,7 @@ nothing from anywhere but its own folder.
 from __future__ import annotations
 
 import base64
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from aligncap.errors import UserError
-from aligncap.evaluation import wording
-from aligncap.evaluation.pictures import confusion_picture, right_wrong_picture, speakers_picture
+from aligncap.evaluation import listening_words, wording
+from aligncap.evaluation.listening import Listening
+from aligncap.evaluation.pictures import confusion_picture, speakers_picture
 from aligncap.evaluation.samples import Audio, attach_audio, choose_samples
 from aligncap.evaluation.systems import (
     MEANINGS,
@@ -40,7 +42,7 @@ def write_report(
     *,
     manifest_path: Path | None = None,
     yardsticks: Sequence[Yardstick] = (),
-    wrong_audio: System | None = None,
+    listening: Listening | None = None,
     differences: Mapping[str, Mapping[str, Any]] | None = None,
     headline: str | None = None,
     sample: int = 40,
@@ -55,7 +57,8 @@ def write_report(
         references: the utterances that were scored; captions, labels and audio paths are taken from them.
         manifest_path: where audio paths start; without it there are no players.
         yardsticks: figures such as a linear probe's.
-        wrong_audio: the headline system captioning shuffled clips.
+        listening: what the headline system's scores lose without the clips; without it the report says how to
+            find out.
         differences: of `compare_captions`, by a name such as "distill − sft".
         headline: name of the system that summary, samples and metrics.json are about; the last by default.
         sample: clips shown, chosen by `seed`.
@@ -70,7 +73,7 @@ def write_report(
     cells = {s.name: pooled(s.results) for s in systems}
     columns = [*cells.items(), *((y.name, yardstick_cells(y)) for y in yardsticks)]
     chance = 1 / max(1, len(main.results[0]["details"]["labels"]))
-    pictures = _pictures(systems, main, cells[main.name], wrong_audio, chance)
+    pictures = _pictures(systems, listening, chance)
     samples = choose_samples(systems, main, references, sample, seed)
     if manifest_path is not None:
         attach_audio(samples, out, manifest_path, audio)
@@ -80,10 +83,10 @@ def write_report(
             file.write(png)
         data = base64.b64encode(png).decode()
         sources[name] = f"data:image/png;base64,{data}" if audio == "embed" else f"{name}.png"
-    wrong = None if wrong_audio is None else pooled(wrong_audio.results)
+    listening = listening or Listening({}, listening_words.verdict({}))
     page = _template().render(
         title=title,
-        summary=wording.summary(main, cells[main.name], wrong, chance),
+        summary=[*wording.summary(main, cells[main.name], chance), listening.verdict[0]],
         columns=[{"name": name, "main": name == main.name} for name, _ in columns],
         notes=[
             *((s.name, s.note) for s in systems if s.note),
@@ -93,8 +96,12 @@ def write_report(
         lines=wording.lines(columns, len(systems)),
         several=any(len(s.results) > 1 for s in systems),
         main=main.name,
-        wrong=None if wrong is None else wording.wrong_lines(cells[main.name], wrong),
-        wrong_note="" if wrong_audio is None else wrong_audio.note,
+        listening=listening,
+        heard_metrics=[TITLES[name] for name in listening_words.shown_metrics(listening.conditions)],
+        heard_lines=listening_words.lines(listening.conditions),
+        heard_said=listening_words.said_lines(listening.conditions),
+        heard_names=listening_words.HEARD,
+        manifest=shlex.quote(str(manifest_path or "M.jsonl")),
         differences=wording.difference_lines(differences or {}),
         pictures=sources,
         confusions=[
@@ -106,7 +113,7 @@ def write_report(
         top_captions=main.results[0]["details"]["top_captions"],
         signature=wording.signature_lines(main.results[0]["signature"]),
     )
-    write_json(out / "metrics.json", _metrics(main, systems, cells, yardsticks, wrong, differences))
+    write_json(out / "metrics.json", _metrics(main, systems, cells, yardsticks, listening, differences))
     write_text(out / "report.html", page)
     return out / "report.html"
 
@@ -142,15 +149,9 @@ def _template() -> Any:
     return environment.get_template("report.html.j2")
 
 
-def _pictures(
-    systems: Sequence[System],
-    main: System,
-    cells: Mapping[str, Cell],
-    wrong_audio: System | None,
-    chance: float,
-) -> dict[str, bytes]:
+def _pictures(systems: Sequence[System], listening: Listening | None, chance: float) -> dict[str, bytes]:
     pictures: dict[str, bytes] = {}
-    speakers: dict[str, dict[str, float]] = {}
+    speakers: dict[str, Mapping[str, Sequence[float]]] = {}
     for number, system in enumerate(systems):
         first = system.results[0]["details"]
         if not first["labels"]:
@@ -165,15 +166,11 @@ def _pictures(
                 if row["uar"] is not None:
                     uars.setdefault(row["speaker"], []).append(row["uar"])
         if uars:
-            speakers[system.name] = {name: float(np.mean(values)) for name, values in uars.items()}
+            speakers[system.name] = uars
     if speakers:
         pictures["speakers"] = speakers_picture(speakers, chance)
-    if wrong_audio is not None:
-        wrong = pooled(wrong_audio.results)
-        names = [n for n in ("emotion_uar", "cider_d", "bleu_4", "meteor") if cells[n]["value"] is not None]
-        pictures["right_wrong"] = right_wrong_picture(
-            [TITLES[n] for n in names], [cells[n] for n in names], [wrong[n] for n in names], chance
-        )
+    if listening is not None and listening.conditions:
+        pictures["listening"] = listening_words.picture(listening.conditions, chance)
     return pictures
 
 
@@ -196,7 +193,7 @@ def _metrics(
     systems: Sequence[System],
     cells: Mapping[str, Mapping[str, Cell]],
     yardsticks: Sequence[Yardstick],
-    wrong: Mapping[str, Cell] | None,
+    listening: Listening,
     differences: Mapping[str, Mapping[str, Any]] | None,
 ) -> dict[str, Any]:
     """The content of metrics.json: the headline system's metrics flat, then everything it is held against."""
@@ -208,6 +205,7 @@ def _metrics(
         for s in systems
     }
     content["yardsticks"] = {y.name: yardstick_cells(y) for y in yardsticks}
-    content["wrong_audio"] = None if wrong is None else dict(wrong)
+    content["listening"] = listening.conditions
+    content["listening_verdict"] = listening.verdict
     content["differences"] = dict(differences or {})
     return content

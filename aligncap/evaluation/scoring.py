@@ -1,15 +1,19 @@
-"""From caption files to a report: systems, seeds, wrong audio and the linear probe side by side."""
+"""From caption files to a report: systems, seeds, proof of listening and the linear probe side by side."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from rich.console import Group
+from rich.text import Text
+
 from aligncap.errors import UserError
-from aligncap.evaluation.evaluate import compare_captions, evaluate_captions
+from aligncap.evaluation.evaluate import evaluate_captions
+from aligncap.evaluation.listening import audio_gains, compare, counter
+from aligncap.evaluation.listening_words import table as listening_table
 from aligncap.evaluation.report import System, Yardstick, table, write_report
 from aligncap.evaluation.samples import choose_samples
 from aligncap.io import read_jsonl
@@ -21,7 +25,7 @@ from aligncap.run_record import file_hashes, write_run_record
 def read_probe(path: str | Path, manifest: str | Path) -> list[Yardstick]:
     """UAR of a linear probe (`aligncap probe --out`) on the test set of this manifest.
 
-    Best layer on dev, and last.
+    Best layer on dev, last layer, and best on dev with features relative to the speaker.
 
     Raises:
         UserError: the file is no probe's output, or was made for other test sets.
@@ -29,19 +33,29 @@ def read_probe(path: str | Path, manifest: str | Path) -> list[Yardstick]:
     name = Path(manifest).stem
     try:
         result = json.loads(Path(path).read_text(encoding="utf-8"))
-        layers = {row["layer"]: row for row in result["layers"]}
-        best, last = layers[result["best_layer"]], layers[max(layers)]
+        plain = "logistic regression on the mean of the encoder's frames"
+        rows = []
+        for part, kind, note in (
+            (result, "", plain),
+            (result.get("relative"), "relative to the speaker, ", f"{plain} less the speaker's mean"),
+        ):
+            if part is not None:
+                layers = {row["layer"]: row for row in part["layers"]}
+                best = layers[part["best_layer"]]
+                rows.append((best, kind, f"{note}; the layer that is best on the dev set"))
+        last = result["layers"][-1]
+        rows.insert(1, (last, "", f"{plain}; the encoder's last layer"))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: no output of `aligncap probe` ({error})") from error
-    if name not in best or file_hashes([manifest])[str(manifest)] not in result.get("tests", {}).values():
+    if name not in last or file_hashes([manifest])[str(manifest)] not in result.get("tests", {}).values():
         raise UserError(f"{path}: holds no score for {name!r}; run `aligncap probe` with --test {manifest}")
     return [
         Yardstick(
-            f"linear probe, layer {row['layer']}",
+            f"linear probe, {kind}layer {row['layer']}",
             {"emotion_uar": row[name]},
-            note=f"logistic regression on the mean of the encoder's frames; {what}",
+            note=note,
         )
-        for row, what in ((best, "the layer that is best on the dev set"), (last, "the encoder's last layer"))
+        for row, kind, note in rows
     ]
 
 
@@ -50,6 +64,7 @@ def score_files(
     references: str | Path,
     out: Path,
     *,
+    listening: Mapping[str, Sequence[str]] | None = None,
     wrong_audio: Sequence[str] | None = None,
     probe: str | None = None,
     label_map: Mapping[str, str] | None = None,
@@ -57,6 +72,8 @@ def score_files(
     seed: int = 0,
     audio: Any = "copy",
     wordnet: Any = "auto",
+    similarity: Any = "auto",
+    coco: Sequence[str] = (),
     allow_missing: bool = False,
     title: str = "Speech emotion captions",
     show: int = 3,
@@ -67,8 +84,13 @@ def score_files(
     The last system leads, and differences are between it and each other one; with `against`, between each
     one and the system of that name.
 
+    Args:
+        listening: caption files of the last system by what it heard instead of the clips, such as
+            {"silence": [...]}, a file a seed; see `aligncap.evaluation.listening`.
+        wrong_audio: more files of `listening["wrong"]`.
+
     Returns:
-        A terminal table, `show` captions beside a reference of theirs, and the path of report.html.
+        What to print: tables, `show` captions beside a reference of theirs, and the path of report.html.
 
     Raises:
         UserError: files missing or not matching the manifest.
@@ -76,15 +98,9 @@ def score_files(
     utterances = read_manifest(references)
     yardsticks = read_probe(probe, references) if probe else []
     wanted = {str(u.emotion) for u in utterances}
-    scorer = {"resamples": resamples, "seed": seed, "synonyms": wordnet, "label_map": label_map or None}
-
-    captions: dict[str, list[list[dict[str, Any]]]] = {}
-
-    def score(name: str, paths: Sequence[str], note: str = "") -> System:
-        rows = captions[name] = [read_jsonl(path) for path in paths]
-        results = [evaluate_captions(r, utterances, allow_missing=allow_missing, **scorer) for r in rows]
-        return System(name, results, rows[0], note)
-
+    drawing: dict[str, Any] = {"resamples": resamples, "seed": seed}
+    options: dict[str, Any] = {"synonyms": wordnet, "similarity": similarity, "coco": tuple(coco)}
+    scorer = {**drawing, **options, "label_map": label_map or None}
     unknown = set((label_map or {}).values()) - wanted
     if unknown:
         raise UserError(f"--label-map: {', '.join(sorted(unknown))} is no label of {references}")
@@ -92,44 +108,72 @@ def score_files(
     if against is not None and (against not in names or allow_missing):
         why = "not with --allow-missing" if against in names else f"no such system{nearest(against, names)}"
         raise UserError(f"--against {against}: {why}")
-    scored = [score(name, paths) for name, paths in systems]
-    wrong = (
-        score("wrong audio", wrong_audio, "each caption was written from another clip's audio")
-        if wrong_audio
-        else None
-    )
-    lead = scored[-1].name
+
+    captions = {name: [read_jsonl(path) for path in paths] for name, paths in systems}
+    other_files = {name: list(paths) for name, paths in (listening or {}).items()}
+    if wrong_audio:
+        other_files["wrong"] = [*other_files.get("wrong", ()), *wrong_audio]
+    other = {name: [read_jsonl(path) for path in paths] for name, paths in other_files.items()}
+
+    def score(name: str) -> System:
+        rows = captions[name]
+        results = [evaluate_captions(r, utterances, allow_missing=allow_missing, **scorer) for r in rows]
+        return System(name, results, rows[0])
+
+    scored = [score(name) for name in names]
+    lead = names[-1]
     if against is None:
-        compared = [(lead, s.name) for s in scored[:-1]]
+        compared = [(lead, name) for name in names[:-1]]
     else:
-        compared = [(s.name, against) for s in scored if s.name != against]
-    if wrong is not None:
-        compared.append((lead, wrong.name))
+        compared = [(name, against) for name in names if name != against]
+    everywhere = utterances
+    if allow_missing:
+        lists = [rows for part in (captions[lead], *other.values()) for rows in part]
+        common = set.intersection(*({row.get("id") for row in rows} for rows in lists))
+        everywhere = [u for u in utterances if u.id in common and u.captions]
+    count = counter(everywhere, utterances, label_map=label_map, allow_missing=allow_missing, **options)
     differences = {
-        f"{one} − {other}": compare_captions(captions[other], captions[one], utterances, **scorer)
-        for one, other in compared
+        f"{one} − {two}": compare(
+            [count(rows) for rows in captions[two]],
+            [count(rows) for rows in captions[one]],
+            **drawing,
+        )
+        for one, two in compared
         if not allow_missing
     }
+    proof = audio_gains(
+        captions[lead],
+        other,
+        everywhere,
+        count=count,
+        label_map=label_map,
+        **drawing,
+    )
     path = write_report(
         out,
         scored,
         utterances,
         manifest_path=Path(references),
         yardsticks=yardsticks,
-        wrong_audio=wrong,
+        listening=proof,
         differences=differences,
         seed=seed,
         audio=audio,
         title=title,
     )
-    files = [references, *(p for _, paths in systems for p in paths), *(wrong_audio or ())]
-    write_run_record(
-        out, "evaluate", {"systems": {n: list(p) for n, p in systems}, **scorer}, files, seed=seed
-    )
-    shown = scored if wrong is None else [*scored, replace(wrong, name=f"{scored[-1].name}, wrong audio")]
+    files = [
+        references,
+        *(p for _, paths in systems for p in paths),
+        *(p for paths in other_files.values() for p in paths),
+    ]
+    record = {"systems": {n: list(p) for n, p in systems}, "listening": other_files, **scorer}
+    write_run_record(out, "evaluate", record, files, seed=seed)
     lines = [
         f"{row['utterance'].id} ({row['utterance'].emotion or 'no label'})\n"
         f"  says       {row['said'][0]['caption']}\n  reference  {row['utterance'].captions[0]}"
         for row in choose_samples([scored[-1]], scored[-1], utterances, show, seed)
     ]
-    return table(shown, yardsticks), lines, path
+    shown: Any = table(scored, yardsticks)
+    if proof.conditions:
+        shown = Group(shown, listening_table(proof.conditions))
+    return Group(shown, Text(" ".join(proof.verdict))), lines, path

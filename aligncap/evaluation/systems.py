@@ -26,10 +26,18 @@ TITLES = {
     "meteor": "METEOR",
     "rouge_l": "ROUGE-L",
     "cider_d": "CIDEr-D",
+    "similarity": "Similarity (sentence encoder)",
+    "meteor_1_5": "METEOR 1.5 (Java)",
+    "spice": "SPICE (Java)",
     "distinct_1": "Distinct-1",
     "distinct_2": "Distinct-2",
     "top_caption_share": "Share of most frequent caption",
     "mean_length": "Mean length (tokens)",
+    "emotion_set_precision": "Emotion words, set precision",
+    "emotion_set_recall": "Emotion words, set recall",
+    "emotion_set_f1": "Emotion words, set F1",
+    "valence_flip_share": "Valence flips",
+    "arousal_flip_share": "Arousal flips",
     "wrong_claim_share": "Wrong acoustic claims, share",
     "wrong_claims_per_caption": "Wrong acoustic claims a caption",
     "caption_with_wrong_claim_share": "Captions with a wrong acoustic claim",
@@ -38,12 +46,17 @@ TITLES = {
     "generic_share": "Generic captions",
     "very_generic_share": "Very generic captions",
     "fit_share": "Other clips that a caption fits",
+    "found_among_10": "Clip found among ten",
     "transcript_leak_share": "Captions that tell the words",
+    "instruction_breach_share": "Captions that are no description",
     "rubric_score": "Rubric (0 to 10)",
 }
 LESS_IS_BETTER = {
     "emotion_none_share",
     "top_caption_share",
+    "valence_flip_share",
+    "arousal_flip_share",
+    "instruction_breach_share",
     "wrong_claim_share",
     "wrong_claims_per_caption",
     "caption_with_wrong_claim_share",
@@ -56,6 +69,17 @@ LESS_IS_BETTER = {
 NEITHER = {"mean_length", "claims_per_caption"}
 # what the measures of hallucination mean, for the report
 MEANINGS = {
+    "similarity": "cosine of a sentence encoder's vectors of caption and references, mean over references; "
+    'it feels a wrong emotion or gender, and hardly a wrong pitch, effort or rate, or a "not"',
+    "emotion_set_precision": "of the emotions that captions name, the share that the label or half of the "
+    "references name too, by sectors of emotion wheels, mean over wheels; over captions that name one",
+    "emotion_set_recall": "of the emotions of label and references, the share that captions name",
+    "valence_flip_share": "captions whose emotion words are pleasant where the clip's emotion is not, or the "
+    "other way round; arousal flips: roused and unroused; over clips whose emotion has a side",
+    "found_among_10": "probability that a caption's own clip fits it best of ten drawn from the set, by "
+    "emotion, gender and acoustic claims; chance 0.1",
+    "instruction_breach_share": "captions that do not describe how a voice sounds: questions, refusals, "
+    "answers, lists, first person, scenes, fragments, repetition, another language",
     "wrong_claim_share": "of what captions claim about pitch, its movement, effort, rate and steadiness, the "
     "share that the measured audio does not bear out, against the speaker's own norm",
     "wrong_gender_share": "of captions that give the speaker a gender, the share that gives the wrong one",

@@ -8,9 +8,7 @@ from typing import Any
 from aligncap.evaluation.systems import LESS_IS_BETTER, NEITHER, TITLES, Cell, System, figure, interval
 
 
-def summary(
-    main: System, cells: Mapping[str, Cell], wrong: Mapping[str, Cell] | None, chance: float
-) -> list[str]:
+def summary(main: System, cells: Mapping[str, Cell], chance: float) -> list[str]:
     """Sentences of the paragraph at the top."""
     signature = main.results[0]["signature"]
     runs = len(main.results)
@@ -43,11 +41,6 @@ def summary(
             f"{100 * cells['wrong_claim_share']['value']:.1f} % of acoustic claims are wrong of the measured "
             f"audio; {100 * cells['generic_share']['value']:.1f} % of captions are generic."
         )
-    if wrong is not None and wrong["emotion_uar"]["value"] is not None:
-        sentences.append(
-            f"On the wrong audio UAR is {figure('emotion_uar', wrong['emotion_uar']['value'])} and "
-            f"CIDEr-D {figure('cider_d', wrong['cider_d']['value'])}."
-        )
     return sentences
 
 
@@ -74,16 +67,6 @@ def lines(columns: Sequence[tuple[str, Mapping[str, Cell]]], systems: int) -> li
         shown_lines.append({"title": metric, "cells": cells_shown, "less": name in LESS_IS_BETTER})
     return shown_lines
 
-
-def wrong_lines(right: Mapping[str, Cell], wrong: Mapping[str, Cell]) -> list[dict[str, Any]]:
-    """One line a metric: right audio, wrong audio, and how much is lost."""
-    shown_lines = []
-    for name in ("emotion_uar", "emotion_accuracy", "cider_d", "meteor", "rouge_l", "bleu_4"):
-        a, b = right[name]["value"], wrong[name]["value"]
-        drop = None if a is None or b is None else a - b
-        shown = (_show(name, right[name]), _show(name, wrong[name]), figure(name, drop))
-        shown_lines.append({"title": TITLES[name], "right": shown[0], "wrong": shown[1], "drop": shown[2]})
-    return shown_lines
 
 
 def difference_lines(differences: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -65,8 +65,8 @@ def load_llm(name: str, dtype: torch.dtype = torch.float32) -> tuple[PreTrainedM
     llm = AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=dtype)
     if getattr(llm, "_is_stateful", False):
         raise UserError(
-            f"{folder}: language models of type {config.model_type!r} keep a running state, which reads padding "
-            "too; choose one with attention alone, such as llama, qwen2, gpt2 or opt"
+            f"{folder}: language models of type {config.model_type!r} keep a running state, which reads "
+            "padding too; choose one with attention alone, such as llama, qwen2, gpt2 or opt"
         )
     return llm, tokenizer
 
@@ -74,7 +74,7 @@ def load_llm(name: str, dtype: torch.dtype = torch.float32) -> tuple[PreTrainedM
 def without_dropout(config: PreTrainedConfig) -> None:
     """Set the dropout of a language model to zero, as Llama, Qwen and SmolLM have it.
 
-    With it GPT-2 and OPT, read by a frozen teacher or reference and a training student, differ from themselves
+    With it GPT-2 and OPT, as a frozen teacher or reference and as a training student, differ from themselves
     before anything is learnt: DPO would not begin at log 2. LoRA and the projector keep theirs.
     """
     for name, value in config.to_dict().items():

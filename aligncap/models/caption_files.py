@@ -75,8 +75,8 @@ class Job:
         return row
 
 
-def jobs_of_files(arguments: Sequence[str]) -> list[Job]:
-    """Sound files named one by one or by folder (searched to the bottom).
+def jobs_of_files(arguments: Sequence[str], same_speaker: bool = False) -> list[Job]:
+    """Sound files named one by one or by folder (searched to the bottom), of one speaker or of unknown ones.
 
     Raises:
         UserError: a folder holds no sound file.
@@ -92,7 +92,8 @@ def jobs_of_files(arguments: Sequence[str]) -> list[Job]:
         else:
             jobs.append(Job(path.stem, argument, path))
     times = Counter(job.id for job in jobs)
-    return [replace(job, id=job.audio) if times[job.id] > 1 else job for job in jobs]
+    jobs = [replace(job, id=job.audio) if times[job.id] > 1 else job for job in jobs]
+    return [replace(job, speaker="the speaker") for job in jobs] if same_speaker else jobs
 
 
 def jobs_of_manifest(manifest: str | Path) -> list[Job]:

@@ -8,8 +8,8 @@ from jinja2 import TemplateError
 
 from aligncap.io import load_data
 
-# Some templates (Llama 3.2, SmolLM3) write the day's date, and a prompt that changes overnight would make each
-# day's teacher another one. A macro of the same name takes the place of the clock.
+# Some templates (Llama 3.2, SmolLM3) write the day's date, and a prompt that changes overnight would make
+# each day's teacher another one. A macro of the same name takes the place of the clock.
 _FIXED_DATE = "{% macro strftime_now(format) %}26 Jul 2024{% endmacro %}{{ '' }}"
 
 

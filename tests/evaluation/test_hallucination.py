@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import combinations
+from math import comb
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 from aligncap.evaluation.bootstrap import clusters_of, intervals
 from aligncap.evaluation.evaluate import SCORES, compare_captions, evaluate_captions
 from aligncap.evaluation.hallucination import MEASURES, hallucination_statistics, measure
+from aligncap.evaluation.other_clips import found_among
 from aligncap.evaluation.report import System, table, write_report
 from aligncap.manifest import Utterance
 
@@ -103,6 +106,84 @@ def test_renamed_emotions_fit_the_label_they_are_renamed_to() -> None:
     assert plain["fit_share"] == 0 and renamed["fit_share"] > 0.2
 
 
+def test_sets_of_emotion_words_are_scored_on_every_wheel() -> None:
+    found = values(utterances(), full)
+    for name in ("emotion_set_precision", "emotion_set_recall", "emotion_set_f1"):
+        assert found[name] == 1
+    # of "sad and angry" half is right of the 12 sad and angry clips; no wheel has either beside the others
+    found = values(utterances(), lambda u: "The speaker sounds sad and angry.")
+    assert found["emotion_set_precision"] == pytest.approx(0.25)
+    assert found["emotion_set_recall"] == pytest.approx(0.5)
+    assert found["emotion_set_f1"] == pytest.approx(0.5 * 2 / 3)
+    # nothing named: no precision, no recall
+    found = values(utterances(), lambda u: "The speaker talks loudly.")
+    assert found["emotion_set_precision"] is None and found["valence_flip_share"] is None
+    assert found["emotion_set_recall"] == found["emotion_set_f1"] == 0
+
+
+def test_flips_are_shares_of_clips_with_a_side_whose_caption_names_an_emotion() -> None:
+    made = utterances()
+    found = values(
+        made, lambda u: "The speaker sounds furious." if u.emotion != "angry" else "Someone talks."
+    )
+    # of sad, happy and calm, happy and calm are pleasant, sad and calm are at rest
+    assert found["valence_flip_share"] == pytest.approx(12 / 18)
+    assert found["arousal_flip_share"] == pytest.approx(12 / 18)
+    # neutral takes no side, nor do feelings that cancel out
+    assert values(made, lambda u: "A neutral voice.")["valence_flip_share"] == 0
+    assert values(made, lambda u: "He sounds sad and happy.")["valence_flip_share"] == 0
+    renamed = values(made, lambda u: "She sounds furious.", label_map={"angry": "calm"})
+    assert renamed["valence_flip_share"] == pytest.approx(12 / 24)
+    for u in made:
+        u.emotion = "surprised"
+    found = values(made, lambda u: "The speaker sounds sad.")
+    assert found["valence_flip_share"] is None and found["arousal_flip_share"] == 1
+
+
+def test_a_line_up_of_ten_is_drawn_in_closed_form() -> None:
+    # 24 clips, 6 a label: each own label ties with 5 others; by hand over how many of them are drawn
+    ties = [comb(5, j) * comb(18, 9 - j) / comb(23, 9) / (j + 1) for j in range(6)]
+    assert sum(ties) == pytest.approx(found_among(0, 5, 23))
+    made = utterances()
+    found = values(made, lambda u: f"The speaker sounds {u.emotion}.")
+    assert found["found_among_10"] == pytest.approx(sum(ties))
+    assert values(made, lambda u: "A person is speaking.")["found_among_10"] == pytest.approx(0.1)
+    # the wrong label: six fit better, so that none of them may be drawn, and 17 as badly
+    wrong = {"angry": "sad", "sad": "angry", "happy": "calm", "calm": "happy"}
+    found = values(made, lambda u: f"The speaker sounds {wrong[u.emotion or '']}.")
+    assert found["found_among_10"] == pytest.approx(comb(17, 9) / comb(23, 9) / 10)
+
+
+def test_a_line_up_is_graded_so_that_one_wrong_word_does_not_lose_the_clip() -> None:
+    made = utterances()
+    half = values(made, lambda u: f"The {'woman' if u.gender == 'female' else 'man'} sounds sad.")
+    none = values(made, lambda u: f"The {'man' if u.gender == 'female' else 'woman'} sounds bored.")
+    assert none["found_among_10"] < 0.1 < half["found_among_10"]
+
+
+@pytest.mark.parametrize(("better", "tied"), [(0, 0), (0, 3), (2, 0), (2, 3), (5, 6), (11, 0), (0, 11)])
+def test_the_closed_form_agrees_with_every_line_up_there_is(better: int, tied: int) -> None:
+    others = ["better"] * better + ["tied"] * tied + ["worse"] * (11 - better - tied)
+    line_ups = list(combinations(others, 3))
+    chances = [0.0 if "better" in drawn else 1 / (1 + drawn.count("tied")) for drawn in line_ups]
+    assert found_among(better, tied, 11, among=4) == pytest.approx(np.mean(chances))
+
+
+def test_fewer_than_ten_clips_make_no_line_up() -> None:
+    made = utterances()[:9]
+    assert values(made, full)["found_among_10"] is None
+
+
+def test_breaches_are_a_share_of_all_captions_and_counted_by_name() -> None:
+    made = utterances()
+    breach = ["What is this?", "I cannot hear the audio.", "", "Der Mann klingt sehr traurig."]
+    captions = rows(made, lambda u: breach[int(u.id[1:])] if int(u.id[1:]) < 4 else full(u))
+    result = evaluate_captions(captions, made, resamples=5, synonyms="none")
+    assert result["instruction_breach_share"]["value"] == pytest.approx(4 / 24)
+    counted = result["signature"]["breaches"]
+    assert counted["question"] == counted["refusal"] == counted["empty"] == counted["language"] == 1
+
+
 def test_leaks_are_counted_over_clips_with_transcript() -> None:
     made = utterances()
     for u in made[:12]:
@@ -113,10 +194,14 @@ def test_leaks_are_counted_over_clips_with_transcript() -> None:
 def test_what_the_manifest_does_not_allow_is_absent_and_the_rest_stays() -> None:
     bare = utterances(cues=False, gender=False, transcript=False)
     found = values(bare, full)
-    assert [name for name in MEASURES if found[name] is not None] == ["rubric_score"]
+    always = ["instruction_breach_share"]
+    emotion = [name for name in MEASURES if name.startswith("emotion_set") or "flip" in name]
+    assert [name for name in MEASURES if found[name] is not None] == [*emotion, *always, "rubric_score"]
     for u in bare:
         u.emotion = None
-    assert set(values(bare, full).values()) == {None}
+        u.captions = ["Somebody speaks."]
+    found = values(bare, full)
+    assert [name for name in MEASURES if found[name] is not None] == always
     table(evaluate_captions(rows(bare, full), bare, resamples=5, synonyms="none"))
     # nothing claimed: a share of nothing is no number
     silent = values(utterances(), lambda u: "Someone sounds sad.")
@@ -188,6 +273,7 @@ def test_the_report_shows_the_measures_and_says_what_they_mean(tmp_path: Path) -
         made,
         differences={"a − b": {"rubric_score": {"value": 1.0, "low": 0.5, "high": 1.5, "p": 0.01}}},
     ).read_text(encoding="utf-8")
+    assert "Emotion words, set F1" in page and "Clip found among ten" in page
     assert "Wrong acoustic claims, share" in page and "the measured audio does not bear out" in page
     assert "0.0 % of acoustic claims are wrong" in page and "<td>Rubric (0 to 10)</td>" in page
     bare = utterances(cues=False, gender=False, transcript=False)

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from aligncap.errors import UserError
 from aligncap.evaluation.evaluate import METRICS, evaluate_captions
+from aligncap.evaluation.listening import Listening, audio_gains
 from aligncap.evaluation.report import System, Yardstick, table, write_report
 from aligncap.evaluation.systems import pooled
 from aligncap.manifest import Utterance
@@ -77,6 +78,14 @@ def system(name: str, utterances: list[Utterance], *wrong: int) -> System:
     )
 
 
+def heard(utterances: list[Utterance], condition: str, wrong: int) -> Listening:
+    """Of a system with no fault in hearing the right audio."""
+    other = captions(utterances, wrong)
+    return audio_gains(
+        [captions(utterances, 0)], {condition: [other]}, utterances, resamples=20, synonyms="none"
+    )
+
+
 def test_writes_metrics_pictures_page_and_only_the_clips_shown(made: tuple, tmp_path: Path) -> None:
     manifest, utterances = made
     out = tmp_path / "report"
@@ -86,11 +95,11 @@ def test_writes_metrics_pictures_page_and_only_the_clips_shown(made: tuple, tmp_
         utterances,
         manifest_path=manifest,
         yardsticks=[Yardstick("probe", {"emotion_uar": 0.77}, "last layer")],
-        wrong_audio=system("wrong", utterances, 15),
+        listening=heard(utterances, "wrong", 15),
         sample=6,
     )
     names = {path.name for path in out.iterdir()}
-    pictures = {"confusion_0.png", "confusion_1.png", "speakers.png", "right_wrong.png"}
+    pictures = {"confusion_0.png", "confusion_1.png", "speakers.png", "listening.png"}
     assert names == {"metrics.json", "report.html", "audio"} | pictures
     assert all((out / name).read_bytes().startswith(b"\x89PNG") for name in pictures)
     metrics = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
@@ -135,17 +144,42 @@ def test_every_caption_is_marked_right_or_wrong_and_a_missing_file_is_named(
     assert "c 0.wav: no such file" in page.read_text(encoding="utf-8")
 
 
-def test_summary_tells_score_interval_clips_speakers_and_wrong_audio(made: tuple, tmp_path: Path) -> None:
+def test_summary_tells_score_interval_clips_speakers_and_whether_it_listens(
+    made: tuple, tmp_path: Path
+) -> None:
     _, utterances = made
     page = write_report(
-        tmp_path / "r", [system("sft", utterances, 4)], utterances, wrong_audio=system("w", utterances, 16)
+        tmp_path / "r", [system("sft", utterances, 4)], utterances, listening=heard(utterances, "wrong", 16)
     ).read_text(encoding="utf-8")
     summary = page.split('<p class="summary">')[1].split("</p>")[0]
     assert (
         "sft: emotion UAR 0.750 [0.250, 1.000] over 16 clips of 4 speakers (4 labels, chance 0.250)."
         in summary
     )
-    assert "On the wrong audio UAR is 0.000" in summary
+    assert "It listens: emotion UAR is 1.000 on the right audio and falls to 0.000 on wrong audio" in summary
+
+
+def test_a_report_without_proof_of_listening_says_so_and_how_to_have_it(made: tuple, tmp_path: Path) -> None:
+    manifest, utterances = made
+    page = write_report(tmp_path / "r", [system("a", utterances, 4)], utterances, manifest_path=manifest)
+    text = page.read_text(encoding="utf-8")
+    assert "Whether it listens is not shown" in text.split('<p class="summary">')[1].split("</p>")[0]
+    for name in ("wrong", "silence", "noise", "same-words"):
+        assert f"--heard {name} --out {name}.jsonl" in text and f" {name}={name}.jsonl" in text
+    metrics = json.loads((tmp_path / "r" / "metrics.json").read_text(encoding="utf-8"))
+    assert metrics["listening"] == {} and len(metrics["listening_verdict"]) == 1
+    assert not (tmp_path / "r" / "listening.png").exists()
+
+
+def test_what_is_said_of_silence_is_shown_and_escaped(made: tuple, tmp_path: Path) -> None:
+    _, utterances = made
+    proof = heard(utterances, "silence", 16)
+    text = write_report(tmp_path / "r", [system("a", utterances, 4)], utterances, listening=proof).read_text(
+        encoding="utf-8"
+    )
+    section = text.split('<h2 id="listening">')[1].split("<h2")[0]
+    assert "bored 100 %" in section and "He sounds bored. &lt;script&gt;" in section
+    assert "Not captioned: wrong audio, noise, same words." in section
 
 
 @pytest.mark.parametrize("how", ["embed", "link"])
@@ -238,7 +272,7 @@ def test_clips_without_labels_make_a_report_without_emotion(made: tuple, tmp_pat
     for u in utterances:
         u.emotion = None
     page = write_report(
-        tmp_path / "r", [system("a", utterances, 4)], utterances, wrong_audio=system("w", utterances, 8)
+        tmp_path / "r", [system("a", utterances, 4)], utterances, listening=heard(utterances, "wrong", 8)
     )
     assert "no clip has an emotion label" in page.read_text(encoding="utf-8")
     assert not (tmp_path / "r" / "speakers.png").exists()

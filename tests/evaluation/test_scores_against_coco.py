@@ -141,3 +141,17 @@ def test_references_may_differ_in_number() -> None:
     together = bleu_counts(count_ngrams(captions, references))
     alone = [bleu_counts(count_ngrams([c], [r]))[0] for c, r in zip(captions, references, strict=True)]
     np.testing.assert_array_equal(together, alone)
+
+
+def test_a_large_vocabulary_is_counted_by_sorting_with_the_same_scores() -> None:
+    rng = random.Random(1)
+    rare = [f"w{i}" for i in range(5000)]
+    captions = [[rng.choice("abc") for _ in range(6)] for _ in range(40)]
+    references = [[[rng.choice("abc") for _ in range(6)] for _ in range(3)] for _ in captions]
+    alone = count_ngrams(captions, references)
+    # one more caption of many words: numbers of n-grams change, those of the other clips' matches do not
+    together = count_ngrams([*captions, rare], [*references, [["z"]]])
+    np.testing.assert_array_equal(bleu_counts(together)[:-1], bleu_counts(alone))
+    for one, other, targets in zip(alone.captions, together.captions, together.references, strict=True):
+        assert (one.count == other.count[other.sentence < len(captions)]).all()
+        assert len({*other.gram, *targets.gram}) == other.kinds > len(rare) - 4

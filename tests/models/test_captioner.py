@@ -70,11 +70,11 @@ def test_a_killed_run_goes_on_where_it_stopped(captioner, clips, tmp_path):
     calls = []
 
     class Dying(Captioner):
-        def generate(self, samples, means=None, **options):
+        def generate(self, samples, *known, **options):
             if len(calls) == 2:
                 raise KeyboardInterrupt
             calls.append(len(samples))
-            return super().generate(samples, means, **options)
+            return super().generate(samples, *known, **options)
 
     out = tmp_path / "out.jsonl"
     with pytest.raises(KeyboardInterrupt):

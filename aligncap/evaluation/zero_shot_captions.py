@@ -1,0 +1,87 @@
+"""Captions for a zero-shot test: one file a corpus and seed, written once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from aligncap.errors import Faults, UserError
+from aligncap.evaluation.zero_shot_scores import Corpus
+from aligncap.io import file_sha256, write_json
+from aligncap.models.caption_files import caption_jobs, jobs_of_manifest
+from aligncap.models.captioner import Captioner
+from aligncap.models.checkpoints import model_key
+from aligncap.models.precision import dtype_name
+
+
+def caption_corpora(
+    models: Sequence[str | Path],
+    corpora: Sequence[Corpus],
+    folder: Path,
+    *,
+    dtype: str = "auto",
+    device: str = "auto",
+    batch_size: int = 32,
+    max_new_tokens: int = 48,
+) -> dict[str, list[Path]]:
+    """Caption each corpus with each model into `folder`/CORPUS-NUMBER.jsonl; the files by corpus.
+
+    Beside each file lies what made it (CORPUS-NUMBER.made_of.json): a file of the same model, clips and
+    options stands, another is written anew, and what was stopped goes on.
+
+    Raises:
+        UserError: a file there was written by something else.
+        Faults: clips that cannot be captioned.
+    """
+    files = {
+        corpus.name: [folder / f"{corpus.name}-{n}.jsonl" for n in range(len(models))] for corpus in corpora
+    }
+    kind = dtype_name(dtype, device)
+    for number, model in enumerate(models):
+        captioner: Captioner | None = None
+        for corpus in corpora:
+            out = files[corpus.name][number]
+            settings = {
+                "model": model_key(model),
+                "dtype": kind,
+                "max_new_tokens": max_new_tokens,
+                "manifest": file_sha256(corpus.manifest),
+                "clips": len(corpus.utterances),
+            }
+            if _stands(out, settings, corpus):
+                continue
+            captioner = captioner or Captioner.from_pretrained(model, device=device, dtype=kind)
+            ids = {u.id for u in corpus.utterances}
+            jobs = [job for job in jobs_of_manifest(corpus.manifest) if job.id in ids]
+            mark = _mark(out)
+            mark.unlink(missing_ok=True)
+            _, faults = caption_jobs(
+                captioner, jobs, out, settings, batch_size, max_new_tokens=max_new_tokens
+            )
+            if faults:
+                raise Faults([f"{fault} (in {corpus.manifest}; mend it or leave it out)" for fault in faults])
+            write_json(mark, settings)
+    return files
+
+
+def _mark(out: Path) -> Path:
+    return out.with_suffix(".made_of.json")
+
+
+def _stands(out: Path, settings: dict[str, Any], corpus: Corpus) -> bool:
+    """Whether the finished file is of these settings and clips."""
+    if not out.is_file():
+        return False
+    try:
+        made_of = json.loads(_mark(out).read_text(encoding="utf-8"))
+        ids = [json.loads(line)["id"] for line in out.read_text(encoding="utf-8").splitlines()]
+    except OSError:
+        raise UserError(
+            f"{out}: stands without {_mark(out).name}, so nothing tells which model wrote it; delete it, "
+            f"choose another --captions-dir, or vouch for it with --captions {corpus.name}={out}"
+        ) from None
+    except (ValueError, KeyError, TypeError):
+        return False
+    return bool(made_of == settings and ids == [u.id for u in corpus.utterances])

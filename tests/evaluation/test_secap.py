@@ -1,0 +1,129 @@
+"""SECap's protocol: which samples stay, and that the scores are those of the kept ones."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from aligncap.errors import Faults, UserError
+from aligncap.evaluation import similarity
+from aligncap.evaluation.evaluate import evaluate_captions
+from aligncap.evaluation.secap import kept, secap_runs, secap_scores
+from aligncap.evaluation.similarity import Encoder
+from aligncap.manifest import Utterance
+
+SAMPLES = [
+    "He sounds sad and slow.",
+    "A banana on the table.",
+    "He sounds sad, slow and soft.",
+    "He sounds very sad and slow.",
+    "Ten trains left at noon.",
+    "He is sad and slow.",
+    "He sounds sad and slow.",
+    "Umbrella keyboard.",
+]
+
+
+def utterances() -> list[Utterance]:
+    return [
+        Utterance(
+            f"c{i}",
+            ".",
+            "x.wav",
+            "made",
+            speaker=f"s{i}",
+            emotion="sad",
+            captions=["He sounds sad and slow."],
+        )
+        for i in range(3)
+    ]
+
+
+def rows() -> list[dict[str, Any]]:
+    """Three clips whose samples stand in other orders; rows of clips mixed, as any order is allowed."""
+    return [
+        {"id": f"c{clip}", "candidate": place, "caption": SAMPLES[(place + clip) % 8], "audio": "x.wav"}
+        for place in range(8)
+        for clip in range(3)
+    ]
+
+
+def test_the_three_odd_ones_are_dropped_and_the_rest_keep_their_order() -> None:
+    runs = secap_runs(rows(), similarity="words")
+    assert len(runs) == 5 and all([row["id"] for row in run] == ["c0", "c1", "c2"] for run in runs)
+    assert [run[0]["caption"] for run in runs] == [SAMPLES[i] for i in (0, 2, 3, 5, 6)]
+    assert [run[1]["candidate"] for run in runs] == [1, 2, 4, 5, 7]
+    assert all("x.wav" == row["audio"] for run in runs for row in run)
+
+
+def test_each_is_judged_against_all_others_once() -> None:
+    alike = np.array([[1, 0.9, 0.1, 0.5], [0.9, 1, 0.2, 0.4], [0.1, 0.2, 1, 0.3], [0.5, 0.4, 0.3, 1]])
+    assert kept(alike, 1) == [0, 1, 3] and kept(alike, 2) == [0, 1] and kept(alike, 0) == [0, 1, 2, 3]
+    assert kept(np.ones((4, 4)), 2) == [0, 1]  # of equals the earlier stay
+    crooked = np.full((3, 3), 1.0) + 1e-15 * np.arange(9).reshape(3, 3)
+    assert kept(crooked, 1) == [0, 1]
+
+
+def test_scores_are_the_mean_over_the_kept_samples() -> None:
+    options: dict[str, Any] = {"resamples": 20, "synonyms": "none"}
+    scores = secap_scores(rows(), utterances(), similarity="words", **options)
+    each = [
+        evaluate_captions(run, utterances(), **options)["bleu_1"]["value"]
+        for run in secap_runs(rows(), similarity="words")
+    ]
+    assert scores["bleu_1"]["value"] == pytest.approx(np.mean(each))
+    assert scores["bleu_1"]["spread"] == pytest.approx(np.std(each, ddof=1)) and scores["bleu_1"]["runs"] == 5
+    everything = secap_scores(rows(), utterances(), similarity="words", dropped=0, **options)
+    assert scores["emotion_accuracy"]["value"] == 1.0
+    assert everything["emotion_accuracy"]["value"] == pytest.approx(5 / 8)
+    assert "3 least similar" in scores["signature"]["protocol"] and "words" in scores["signature"]["protocol"]
+
+
+def test_references_have_no_say_in_what_is_dropped() -> None:
+    options: dict[str, Any] = {"resamples": 5, "synonyms": "none"}
+    made = utterances()
+    for u in made:
+        u.captions = ["A banana on the table."]
+    assert secap_scores(rows(), made, similarity="words", **options)["bleu_1"]["value"] < 0.2
+
+
+def test_the_encoder_is_used_by_default_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def encode(texts: Any) -> np.ndarray:  # the odd ones out alike, all others apart
+        odd = ("banana", "trains", "Umbrella")
+        angles = [0.01 * i if any(w in t for w in odd) else 1 + 0.5 * i for i, t in enumerate(texts)]
+        return np.array([[np.cos(a), np.sin(a)] for a in angles], np.float32)
+
+    monkeypatch.setattr(similarity, "find_encoder", lambda: Encoder("made", encode))
+    assert "banana" in " ".join(row["caption"] for run in secap_runs(rows()) for row in run)
+    scores = secap_scores(rows(), utterances(), resamples=5, synonyms="none")
+    assert "by made" in scores["signature"]["protocol"]
+
+
+def test_without_encoder_it_stops_and_names_both_ways_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(similarity, "find_encoder", lambda: None)
+    with pytest.raises(UserError, match="models fetch all-minilm-l6-v2.*secap-words"):
+        secap_runs(rows())
+    chinese = [{**row, "caption": "声音低沉"} for row in rows()]
+    with pytest.raises(UserError, match="English only.*secap-words"):
+        secap_runs(chinese)
+    assert len(secap_runs(chinese, similarity="words")) == 5
+
+
+def test_wrong_files_are_told_all_at_once() -> None:
+    made = [row for row in rows() if (row["id"], row["candidate"]) != ("c1", 3)]
+    made += [{"id": "c0", "candidate": 0, "caption": "again"}, {"id": "c2", "caption": "no number"}]
+    with pytest.raises(Faults) as caught:
+        secap_runs(made, similarity="words")
+    text = str(caught.value)
+    assert len(caught.value.faults) == 3
+    assert "row 24: candidate 0 of 'c0'" in text and "row 25" in text
+    assert "'c1': 7 candidates, not 8" in text and "--num 8" in text
+
+
+def test_not_all_samples_can_be_dropped() -> None:
+    with pytest.raises(UserError, match="cannot be dropped"):
+        secap_runs(rows(), samples=8, dropped=8)
+    with pytest.raises(UserError, match="encoder, words"):
+        secap_runs(rows(), similarity="letters")  # type: ignore[arg-type]

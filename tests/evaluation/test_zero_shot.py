@@ -1,0 +1,305 @@
+"""Zero-shot scores: label maps, chosen labels, per corpus and together, by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+
+from aligncap.errors import Faults, UserError
+from aligncap.evaluation import zero_shot as module
+from aligncap.evaluation.evaluate import evaluate_captions
+from aligncap.evaluation.zero_shot import read_corpora, zero_shot
+from aligncap.evaluation.zero_shot_scores import Corpus, score_zero_shot
+from aligncap.io import read_jsonl
+from aligncap.manifest import Utterance, read_manifest, write_manifest
+
+# (clip, what it is, what the caption says)
+SEA = [
+    ("s0", "angry", "He sounds angry."),
+    ("s1", "angry", "He sounds sad."),
+    ("s2", "sad", "He sounds sad."),
+    ("s3", "neutral", "He sounds calm."),
+    ("s4", "fearful", "He sounds fearful."),
+    ("s5", "fearful", "A man is speaking."),
+]
+LAKE = [
+    ("l0", "angry", "She sounds angry."),
+    ("l1", "calm", "She sounds calm."),
+    ("l2", "calm", "She sounds happy."),
+    ("l3", "happy", "She sounds disgusted."),
+]
+
+
+def utterances(corpus: str, clips: list[tuple[str, str, str]], **more: Any) -> list[Utterance]:
+    return [
+        Utterance(
+            name,
+            ".",
+            f"{name}.wav",
+            corpus,
+            speaker=f"{corpus}-{number % 2}",
+            emotion=emotion,
+            captions=[f"The speaker sounds {emotion}."],
+            **more,
+        )
+        for number, (name, emotion, _) in enumerate(clips)
+    ]
+
+
+def rows(clips: list[tuple[str, str, str]]) -> list[dict[str, Any]]:
+    return [{"id": name, "audio": f"{name}.wav", "caption": caption} for name, _, caption in clips]
+
+
+def corpus(name: str, clips: list[tuple[str, str, str]], label_map: dict[str, str] | None = None) -> Corpus:
+    return Corpus(name, Path(f"{name}.jsonl"), utterances(name, clips), [rows(clips)], label_map or {})
+
+
+def values(cells: dict[str, Any]) -> dict[str, float]:
+    return {name: cell["value"] for name, cell in cells.items() if isinstance(cell, dict) and "value" in cell}
+
+
+def test_each_corpus_is_read_through_its_own_label_map() -> None:
+    plain, mapped, lake = (
+        values(score_zero_shot([one], resamples=10)["corpora"][one.name])
+        for one in (corpus("sea", SEA), corpus("sea", SEA, {"calm": "neutral"}), corpus("lake", LAKE))
+    )
+    # recalls: angry 1/2, sad 1/1, neutral 0 or (calm counted as neutral) 1/1, fearful 1/2
+    assert plain["emotion_uar"] == pytest.approx((0.5 + 1 + 0 + 0.5) / 4)
+    assert mapped["emotion_uar"] == pytest.approx((0.5 + 1 + 1 + 0.5) / 4)
+    assert mapped["emotion_accuracy"] == pytest.approx(4 / 6)
+    assert lake["emotion_uar"] == pytest.approx((1 + 0.5 + 0) / 3)
+
+
+def test_chosen_labels_are_scored_on_their_clips_alone_and_other_emotions_said_are_wrong() -> None:
+    labels = ["angry", "sad", "neutral"]
+    found = values(score_zero_shot([corpus("sea", SEA)], labels=labels, resamples=10)["corpora"]["sea"])
+    # without fearful; the calm caption of the neutral clip names a label outside of the choice
+    assert found["subset_emotion_uar"] == pytest.approx((0.5 + 1 + 0) / 3)
+    assert found["subset_emotion_accuracy"] == pytest.approx(2 / 4)
+    assert found["subset_emotion_none_share"] == 0  # "A man is speaking" is a fearful clip's
+    assert found["emotion_none_share"] == pytest.approx(1 / 6)
+
+
+def test_together_is_pooled_by_clips_and_averaged_over_corpora() -> None:
+    corpora = [corpus("sea", SEA, {"calm": "neutral"}), corpus("lake", LAKE)]
+    scores = score_zero_shot(corpora, labels=["angry", "happy"], resamples=50)
+    pooled, mean = (values(scores["together"][way]) for way in ("pooled", "mean_over_corpora"))
+    # angry 2/3, sad 1/1, neutral 1/1, fearful 1/2, calm 1/2, happy 0/1: sea's map leaves lake's calm alone
+    assert pooled["emotion_uar"] == pytest.approx((2 / 3 + 1 + 1 + 0.5 + 0.5 + 0) / 6)
+    assert pooled["emotion_accuracy"] == pytest.approx(6 / 10)
+    assert mean["emotion_uar"] == pytest.approx(((0.5 + 1 + 1 + 0.5) / 4 + (1 + 0.5 + 0) / 3) / 2)
+    assert mean["emotion_accuracy"] == pytest.approx((4 / 6 + 2 / 4) / 2)
+    # chosen: sea has angry (1 of 2), lake angry (1 of 1) and happy (0 of 1)
+    assert pooled["subset_emotion_uar"] == pytest.approx((2 / 3 + 0) / 2)
+    assert mean["subset_emotion_uar"] == pytest.approx((1 / 2 + (1 + 0) / 2) / 2)
+    # "He sounds sad." is said of 2 clips of 10, of 2 of sea's 6; no caption of lake's 4 is said twice
+    assert pooled["top_caption_share"] == pytest.approx(2 / 10)
+    assert mean["top_caption_share"] == pytest.approx((2 / 6 + 1 / 4) / 2)
+    own = [values(scores["corpora"][name]) for name in ("sea", "lake")]
+    for name in ("cider_d", "meteor", "rouge_l", "mean_length"):
+        assert pooled[name] == pytest.approx((6 * own[0][name] + 4 * own[1][name]) / 10), name
+        assert mean[name] == pytest.approx((own[0][name] + own[1][name]) / 2), name
+    assert "distinct_1" not in pooled and scores["corpora"]["sea"]["distinct_1"]["value"] > 0
+    for cells in scores["together"].values():
+        assert cells["emotion_uar"]["low"] <= cells["emotion_uar"]["value"] <= cells["emotion_uar"]["high"]
+
+
+def test_seeds_are_averaged_with_their_spread() -> None:
+    all_right = [(name, emotion, f"He sounds {emotion}.") for name, emotion, _ in SEA]
+    two = Corpus("sea", Path("sea.jsonl"), utterances("sea", SEA), [rows(SEA), rows(all_right)])
+    other = Corpus("lake", Path("lake.jsonl"), utterances("lake", LAKE), [rows(LAKE)] * 2)
+    scores = score_zero_shot([two, other], labels=["angry"], resamples=10)
+    cell = scores["corpora"]["sea"]["emotion_uar"]
+    assert (cell["value"], cell["runs"]) == (pytest.approx((0.5 + 1) / 2), 2)
+    assert cell["spread"] == pytest.approx(np.std([0.5, 1], ddof=1))
+    together = scores["together"]["mean_over_corpora"]["emotion_uar"]
+    assert together["value"] == pytest.approx(((0.5 + 0.5) / 2 + (1 + 0.5) / 2) / 2) and together["runs"] == 2
+    assert scores["together"]["pooled"]["subset_emotion_uar"]["value"] == pytest.approx((2 / 3 + 1) / 2)
+
+
+@pytest.fixture
+def there(tmp_path: Path) -> Path:
+    """Manifests sea.jsonl, lake.jsonl and train.jsonl of a third corpus, sounds, and caption files."""
+    time = np.arange(16_000) / 16_000
+    for name, clips, rate, language in (("sea", SEA, 16_000, "pl"), ("lake", LAKE, 8_000, "en")):
+        for clip, *_ in clips:
+            soundfile.write(tmp_path / f"{clip}.wav", 0.1 * np.sign(np.sin(2 * np.pi * 200 * time)), rate)
+        made = utterances(name, clips, language=language, sha256=("a" if name == "sea" else "b") * 64)
+        write_manifest(tmp_path / f"{name}.jsonl", made)
+        (tmp_path / f"{name}-0.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows(clips)))
+    known = Utterance("t", ".", "t.wav", "land", speaker="land-1", emotion="sad", cues={"level_dbfs": -30.0})
+    write_manifest(tmp_path / "train.jsonl", [known])
+    return tmp_path
+
+
+def given(folder: Path, *names: str) -> dict[str, Any]:
+    return {
+        "models": [],
+        "manifests": [folder / f"{name}.jsonl" for name in names],
+        "out": folder / "out",
+        "captions": [(name, str(folder / f"{name}-0.jsonl")) for name in names],
+        "trained_on": [folder / "train.jsonl"],
+        "resamples": 20,
+    }
+
+
+@pytest.fixture
+def reports(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Folders that a report was asked for; the report itself has tests of its own."""
+    asked: list[Path] = []
+    monkeypatch.setattr(module, "write_report", lambda out, *_, **__: asked.append(out))
+    return asked
+
+
+def test_files_say_scores_conditions_and_what_was_mapped(there: Path, reports: list[Path]) -> None:
+    maps = [("sea:calm", "neutral")]
+    zero_shot(**given(there, "sea", "lake"), label_maps=maps, labels=["angry", "happy"])
+    found = json.loads((there / "out" / "zero_shot.json").read_text())
+    sea, lake = found["corpora"]["sea"], found["corpora"]["lake"]
+    assert sea["emotion_uar"]["value"] == pytest.approx(0.75) and sea["label_map"] == {"calm": "neutral"}
+    assert sea["chance"] == 1 / 4 and sea["subset"] == ["angry"] and lake["subset"] == ["angry", "happy"]
+    assert (sea["clips"], sea["speakers"], sea["genders"]) == (6, 2, {"unknown": 6})
+    assert (sea["rates"], lake["rates"]) == ({"16000": 6}, {"8000": 4})
+    assert (sea["new_languages"], lake["new_languages"]) == (["pl"], [])
+    # a square wave of amplitude 0.1 is at -20 dBFS, measured since the manifest has no cues
+    assert sea["level_dbfs"] == pytest.approx(-20, abs=0.2) and sea["level_clips"] == 6
+    assert sea["level_difference_db"] == pytest.approx(10, abs=0.2)
+    assert lake["foreign_emotions"] == {"disgusted": 0.25} and sea["foreign_emotions"] == {}
+    assert found["together"]["pooled"]["emotion_accuracy"]["value"] == pytest.approx(6 / 10)
+    assert "weighing the same" in found["weights"]["mean_over_corpora"]
+    assert found["training"]["corpora"] == ["land"] and found["training"]["corpora_without_hash"] == ["land"]
+    text = (there / "out" / "zero_shot.md").read_text()
+    assert "calm counts as neutral" in text and "0.750 [" in text and "| mean over corpora |" in text
+    record = json.loads((there / "out" / "run.json").read_text())
+    assert record["verb"] == "zeroshot" and str(there / "sea-0.jsonl") in record["data"]
+    assert reports == [there / "out" / "sea", there / "out" / "lake"]
+
+
+def test_a_corpus_that_was_heard_is_refused_before_anything_is_written(there: Path) -> None:
+    options = given(there, "sea", "lake") | {"trained_on": [there / "lake.jsonl"]}
+    with pytest.raises(Faults, match='corpus "lake"') as caught:
+        zero_shot(**options)
+    assert len(caught.value.faults) == 3  # corpus, speakers, clips
+    assert not (there / "out").exists()
+    with pytest.raises(UserError, match="nothing tells what was trained on"):
+        zero_shot(**given(there, "sea") | {"trained_on": []})
+
+
+def test_faults_of_maps_and_labels_come_all_at_once(there: Path) -> None:
+    maps = [
+        ("sae:calm", "neutral"),
+        ("sea:clam", "neutral"),
+        ("lake:calm", "happy"),
+        ("sea:calm", "happy"),
+    ]
+    with pytest.raises(Faults) as caught:
+        read_corpora([there / "sea.jsonl", there / "lake.jsonl", there / "sea.jsonl"], maps, ["hapy"])
+    text = str(caught.value)
+    for part in (
+        '"sea" was named before',
+        '--label-map sae:…: no such corpus, nearest is "sea"',
+        'unknown label "clam", nearest is "calm"',
+        'lake has clips labelled "calm" itself',
+        'sea:calm=happy: sea has no clip labelled "happy"',
+        '--labels: no clip is labelled "hapy", nearest is "happy"',
+    ):
+        assert part in text
+    with pytest.raises(Faults, match="write CORPUS:SAID=LABEL"):
+        read_corpora([there / "sea.jsonl"], [("calm", "neutral")])
+
+
+def test_captions_that_do_not_fit_the_corpora_are_refused(there: Path, reports: list[Path]) -> None:
+    options = given(there, "sea", "lake")
+    files = options["captions"]
+    for captions, part in (
+        (files[:1], "lake: no captions"),
+        ([*files, ("see", files[0][1])], 'no such corpus, nearest is "sea"'),
+        ([*files, files[0]], "different numbers of seeds .sea: 2, lake: 1."),
+        ([files[0], ("lake", files[0][1])], "a caption without references"),
+    ):
+        with pytest.raises(Faults, match=part):
+            zero_shot(**options | {"captions": captions})
+
+
+def test_a_limit_takes_labels_evenly_and_compares_with_the_whole_corpus(
+    there: Path, reports: list[Path]
+) -> None:
+    (limited,) = read_corpora([there / "sea.jsonl"], limit=4)
+    assert sorted(str(u.emotion) for u in limited.utterances) == ["angry", "fearful", "neutral", "sad"]
+    assert len(limited.whole) == 6
+    zero_shot(**given(there, "sea"), limit=4)
+    found = json.loads((there / "out" / "zero_shot.json").read_text())
+    assert found["limit"] == 4 and found["corpora"]["sea"]["signature"]["clips"] == 4
+    assert found["together"] is None
+
+
+def test_a_model_captions_each_corpus_once(
+    there: Path, reports: list[Path], tiny: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from aligncap.evaluation import zero_shot_captions
+    from aligncap.heard import heard_of, write_heard
+    from aligncap.models.checkpoints import save_whole
+
+    model, processor = tiny
+    folder = there / "model"
+    processor.save_pretrained(folder)
+    save_whole(model, folder)
+    with pytest.raises(Faults, match="--trained-on"):
+        zero_shot([folder], [there / "sea.jsonl"], there / "out")
+    write_heard(folder, heard_of([there / "train.jsonl"]))
+    options = {"dtype": "float32", "device": "cpu", "resamples": 10, "max_new_tokens": 4}
+    zero_shot([folder], [there / "sea.jsonl"], there / "out", **options)
+    path = there / "out" / "captions" / "sea-0.jsonl"
+    assert [json.loads(line)["id"] for line in path.read_text().splitlines()] == [name for name, *_ in SEA]
+    loads: list[Any] = []
+    real = zero_shot_captions.Captioner.from_pretrained
+    monkeypatch.setattr(
+        zero_shot_captions.Captioner, "from_pretrained", lambda *a, **k: loads.append(a) or real(*a, **k)
+    )
+    zero_shot([folder], [there / "sea.jsonl"], there / "out", **options)
+    assert not loads
+    zero_shot([folder], [there / "sea.jsonl"], there / "out", **options | {"max_new_tokens": 5})
+    assert len(loads) == 1
+    path.with_suffix(".made_of.json").unlink()
+    with pytest.raises(UserError, match="nothing tells which model wrote it"):
+        zero_shot([folder], [there / "sea.jsonl"], there / "out", **options)
+
+
+def test_a_broken_clip_is_named_instead_of_left_out(there: Path, reports: list[Path], tiny: Any) -> None:
+    from aligncap.heard import heard_of, write_heard
+    from aligncap.models.checkpoints import save_whole
+
+    model, processor = tiny
+    processor.save_pretrained(there / "model")
+    save_whole(model, there / "model")
+    write_heard(there / "model", heard_of([there / "train.jsonl"]))
+    (there / "s1.wav").write_bytes(b"no sound")
+    with pytest.raises(Faults, match="s1.wav"):
+        zero_shot([there / "model"], [there / "sea.jsonl"], there / "out", dtype="float32", max_new_tokens=2)
+
+
+@pytest.mark.real
+def test_real_captions_score_as_in_an_evaluation_and_are_reported(tmp_path: Path) -> None:
+    run = Path(__file__).resolve().parents[2] / "runs" / "ravdess"
+    train, test, other = (run / "data" / f"{name}.jsonl" for name in ("train", "test", "nemo"))
+    captions = run / "preferences" / "start-0.jsonl"
+    if not all(path.is_file() for path in (train, test, other, captions)):
+        pytest.skip(
+            "no run on RAVDESS at hand: bash scripts/quickstart.sh, scripts/compare.sh, scripts/prefer.sh"
+        )
+    options: dict[str, Any] = {"captions": [("ravdess", str(captions))], "resamples": 20}
+    with pytest.raises(Faults, match='corpus "ravdess"'):
+        zero_shot([], [test], tmp_path, trained_on=[train], **options)
+    # as if it had been trained on the other corpus
+    zero_shot([], [test], tmp_path, trained_on=[other], audio="link", **options)
+    found = json.loads((tmp_path / "zero_shot.json").read_text())["corpora"]["ravdess"]
+    plain = evaluate_captions(read_jsonl(captions), read_manifest(test), resamples=20)
+    for name in ("emotion_uar", "cider_d", "wrong_claim_share"):
+        assert found[name]["value"] == pytest.approx(plain[name]["value"]), name
+    assert found["level_difference_db"] < -5 and found["new_languages"] == ["en"]
+    assert (tmp_path / "ravdess" / "report.html").is_file()

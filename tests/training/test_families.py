@@ -1,0 +1,348 @@
+"""Every family of language models goes the whole way: teacher, distill, sft, prefer, merge, caption.
+
+GPT-2 and OPT number positions absolutely, so that left padding moves their words unless positions are given;
+rotary families would not notice.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny import make_whisper, voice
+from tiny_families import FAMILIES, VARIANTS, save_family
+
+from aligncap.errors import Faults, UserError
+from aligncap.io import write_jsonl
+from aligncap.manifest import read_manifest
+from aligncap.models.building import assemble, build, embedding_rms, load_llm
+from aligncap.models.captioner import Captioner
+from aligncap.models.checkpoints import load_checkpoint, load_folder, merge
+from aligncap.models.sampling import random_numbers, sample_tokens
+from aligncap.prompts.templates import end_token_id, response_ids, student_prompt, teacher_prompt
+from aligncap.training.arguments import DistillArguments, SpeechArguments, TeacherArguments
+from aligncap.training.examples import refuse_special_tokens
+from aligncap.training.prefer import train_prefer
+from aligncap.training.prefer_arguments import PreferArguments
+from aligncap.training.runs import lora_targets
+from aligncap.training.speech import train_speech
+from aligncap.training.teacher import train_teacher
+
+CLIPS = [voice(1.31, 150), voice(2.7, 220), voice(0.5, 100)]
+CAPTION = "He sounds angry, with a loud voice."
+
+
+@pytest.fixture(scope="module")
+def whisper(tmp_path_factory) -> str:
+    from transformers import WhisperFeatureExtractor
+
+    folder = tmp_path_factory.mktemp("whisper")
+    torch.manual_seed(0)
+    make_whisper().save_pretrained(folder)
+    WhisperFeatureExtractor().save_pretrained(folder)
+    return str(folder)
+
+
+def common(out: Path, **more):
+    return {
+        "output_dir": str(out),
+        "max_steps": 3,
+        "per_device_train_batch_size": 16,  # all rows, so that losses of two steps can be compared
+        "learning_rate": 5e-3,
+        "warmup_steps": 0,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "precision": "float32",
+        "report_to": "none",
+        "disable_tqdm": True,
+    } | more
+
+
+def speech(kind, out: Path, manifest: Path, whisper: str, llm: str, **more):
+    options = {"encoder_layer": "2", "projector_hidden": 24, "align_steps": 3} | more
+    cache = str(out.parent / "cache")
+    train_speech(
+        kind(
+            **common(out, train_manifest=str(manifest), encoder=whisper, llm=llm, cache_dir=cache, **options)
+        )
+    )
+    return out
+
+
+def losses(out: Path) -> list[float]:
+    rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    return [row["loss"] for row in rows if "loss" in row]
+
+
+def trained_parts(out: Path) -> dict[str, torch.Tensor]:
+    return load_file(out / "adapter_model.safetensors")
+
+
+def moved(out: Path) -> None:
+    """LoRA and projector have both had gradients, in every layer."""
+    weights = trained_parts(out)
+    base = load_file(out / "base/model.safetensors")
+    lora = {n: w for n, w in weights.items() if "lora_B" in n}
+    assert len(lora) >= 2 and all(w.abs().max() > 0 for w in lora.values())
+    start = {n.split("multi_modal_projector.")[1]: w for n, w in base.items() if "multi_modal_projector" in n}
+    projector = {n.rsplit("multi_modal_projector.", 1)[1]: w for n, w in weights.items() if "projector" in n}
+    assert projector and any(
+        not torch.equal(start[n], w) for n, w in projector.items() if n.endswith("weight")
+    )
+
+
+def pairs_of(manifest: Path, path: Path) -> Path:
+    clips = read_manifest(manifest)
+    rows = [
+        {"id": u.id, "manifest": os.path.relpath(manifest, path.parent), "kind": "best-worst"}
+        | {"chosen": u.captions[0], "rejected": "The voice."}
+        for u in clips
+    ]
+    write_jsonl(path, rows)
+    return path
+
+
+def go_the_whole_way(name: str, folder: Path, manifest: Path, whisper: str) -> Path:
+    """Teacher, distill, sft, prefer and merge; returns the folder that holds their outputs."""
+    llm = save_family(name, folder / "llm")
+    train_teacher(
+        TeacherArguments(**common(folder / "teacher", max_steps=2, train_manifest=str(manifest), llm=llm))
+    )
+    teacher = str(folder / "teacher")
+    speech(DistillArguments, folder / "distill", manifest, whisper, teacher, max_steps=4, teacher_cache="yes")
+    speech(SpeechArguments, folder / "sft", manifest, whisper, llm, max_steps=2)
+    pairs = pairs_of(manifest, folder / "pairs.jsonl")
+    start = merge(folder / "distill", folder / "start")
+    options = {"train_pairs": str(pairs), "cache_dir": str(folder / "cache"), "max_steps": 2}
+    options |= {"eval_strategy": "no", "loss_type": ["sigmoid"], "loss_weights": None}
+    train_prefer(PreferArguments(**common(folder / "prefer", model=str(start), **options)))
+    merge(folder / "prefer", folder / "model")
+    return folder
+
+
+@pytest.fixture(
+    scope="module",
+    params=[*FAMILIES, *(pytest.param(name, marks=pytest.mark.slow) for name in VARIANTS)],
+)
+def family(request, tmp_path_factory, manifest, whisper):
+    """Name of the family, what it is like, and the folder of its runs."""
+    folder = go_the_whole_way(request.param, tmp_path_factory.mktemp(request.param), manifest, whisper)
+    return request.param, (FAMILIES | VARIANTS)[request.param], folder
+
+
+def test_it_is_of_the_shape_it_stands_for(family):
+    _, like, folder = family
+    model, tokenizer = load_llm(str(folder / "llm"))
+    tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    assert (bool(tokenizer.chat_template), tied) == (like.chat, like.tied)
+    assert (tokenizer.bos_token is not None) == like.bos
+
+
+def test_every_stage_trains(family, manifest):
+    _, _, folder = family
+    for run in ("teacher", "distill", "sft", "prefer"):
+        found = losses(folder / run)
+        assert len(found) >= 2 and all(0 < loss < 100 for loss in found)
+    distilled = losses(folder / "distill")
+    assert distilled[-1] < distilled[0]
+    moved(folder / "distill")
+    moved(folder / "sft")
+    assert losses(folder / "prefer")[0] == pytest.approx(0.6931, abs=1e-3)  # starts at its reference
+
+
+def test_the_trained_teacher_is_a_plain_llm_of_the_family_and_the_students_base(family):
+    _, like, folder = family
+    before, _ = load_llm(str(folder / "llm"))
+    teacher, tokenizer = load_llm(str(folder / "teacher"))
+    student, processor = load_folder(folder / "distill/base")
+    assert type(teacher) is type(before)
+    ids = tokenizer(teacher_prompt(tokenizer, "Kids are talking", "Voice: angry."), return_tensors="pt")
+    with torch.no_grad():
+        wanted = teacher.eval()(input_ids=ids["input_ids"]).logits[..., : processor.audio_token_id]
+        found = student(input_ids=ids["input_ids"]).logits[..., : processor.audio_token_id]
+        first = before.eval()(input_ids=ids["input_ids"]).logits[..., : processor.audio_token_id]
+    torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
+    assert (wanted - first).abs().max() > 1e-3
+    assert (student.lm_head.weight is student.get_input_embeddings().weight) == like.tied
+
+
+def test_cached_teacher_states_and_frames_give_the_live_run(family, manifest, whisper, tmp_path):
+    _, _, folder = family
+    teacher = str(folder / "teacher")
+    options = {"max_steps": 2, "teacher_cache": "no", "feature_cache": False}
+    live = speech(DistillArguments, tmp_path / "live", manifest, whisper, teacher, **options)
+    assert losses(live) == pytest.approx(losses(folder / "distill")[:2], rel=1e-4)
+
+
+def test_the_adapter_is_the_merged_folder_is_what_is_loaded_again(family, tmp_path):
+    _, like, folder = family
+    adapted, processor = load_checkpoint(folder / "distill")
+    merged, _ = load_folder(folder / "start")
+    merged.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    again, reader = load_folder(tmp_path)
+    assert reader.prompt == processor.prompt
+    assert (again.lm_head.weight is again.get_input_embeddings().weight) == like.tied
+    inputs = reader.captioning_inputs(CLIPS)
+    with torch.no_grad():
+        wanted = merged(**inputs).logits
+        assert torch.equal(again(**inputs).logits, wanted)
+        real = inputs["attention_mask"].bool()
+        torch.testing.assert_close(adapted(**inputs).logits[real], wanted[real], atol=1e-3, rtol=1e-3)
+
+
+def test_a_batch_is_decoded_like_its_single_clips(family):
+    _, _, folder = family
+    captioner = Captioner.from_pretrained(folder / "model", device="cpu")
+    assert all(isinstance(caption, str) for caption in captioner(CLIPS, max_new_tokens=4))
+    model, processor = captioner.model, captioner.processor
+    numbers = torch.stack([torch.from_numpy(random_numbers(0, str(i), 2, 6)) for i in range(len(CLIPS))])
+    inputs = processor.captioning_inputs(CLIPS)
+    width = inputs["input_ids"].shape[1]
+    assert len(set(inputs["attention_mask"].sum(1).tolist())) == 3  # padded, or nothing would be tested
+    with torch.inference_mode():
+        logits = model(**inputs).logits
+        tokens = model.generate(**inputs, max_new_tokens=6, min_new_tokens=6)[:, width:]
+        several = sample_tokens(model, inputs, numbers, temperature=1.0, top_p=0.95)
+        for i, clip in enumerate(CLIPS):
+            one = processor.captioning_inputs([clip])
+            alone = model(**one).logits[0]
+            torch.testing.assert_close(logits[i, -len(alone) :], alone, atol=1e-3, rtol=1e-3)
+            made = model.generate(**one, max_new_tokens=6, min_new_tokens=6)[0, one["input_ids"].shape[1] :]
+            assert tokens[i].tolist() == made.tolist()
+            assert several[i] == sample_tokens(model, one, numbers[i : i + 1], temperature=1.0, top_p=0.95)[0]
+
+
+def test_decoding_with_a_cache_equals_reading_the_whole(family):
+    _, _, folder = family
+    model, processor = load_folder(folder / "model")
+    inputs = processor.captioning_inputs(CLIPS)
+    width = inputs["input_ids"].shape[1]
+    with torch.no_grad():
+        tokens = model.generate(**inputs, max_new_tokens=5, min_new_tokens=5, pad_token_id=0)
+        mask = torch.cat([inputs["attention_mask"], torch.ones(len(CLIPS), 5, dtype=torch.long)], 1)
+        whole = model(**{**inputs, "input_ids": tokens, "attention_mask": mask}).logits
+    ends = model.generation_config.eos_token_id
+    whole[..., ends] = -torch.inf  # as min_new_tokens has it
+    assert whole[:, width - 1 : -1].argmax(-1).tolist() == tokens[:, width:].tolist()
+
+
+def test_prompts_begin_once_and_answers_end_a_turn(family):
+    _, like, folder = family
+    model, processor = load_folder(folder / "model")
+    tokenizer = processor.tokenizer
+    ids = tokenizer(processor.prompt, add_special_tokens=False)["input_ids"]
+    assert ids.count(processor.audio_token_id) == 1
+    if like.bos:
+        assert ids[0] == tokenizer.bos_token_id and ids[1] != tokenizer.bos_token_id
+    answer = response_ids(tokenizer, CAPTION)
+    end = end_token_id(tokenizer)
+    assert answer.count(end) == 1 and answer[-1] == end and end in model.generation_config.eos_token_id
+    assert tokenizer.decode(answer, skip_special_tokens=True).strip() == CAPTION
+
+
+@pytest.mark.parametrize("mark", ["<|im_start|>", "<|im_end|>", "<|audio|>"])
+def test_a_caption_with_a_turns_mark_is_refused(mark, whisper, tmp_path):
+    _, processor = build(whisper, save_family("qwen2", tmp_path / "llm"), encoder_layer=1)
+    with pytest.raises(Faults, match="control token"):
+        refuse_special_tokens("m.jsonl", [(1, "a", [f"He sounds {mark} calm."])], processor.tokenizer)
+
+
+def test_the_prompt_of_a_template_with_the_date_is_the_same_every_day(whisper, tmp_path):
+    _, tokenizer = load_llm(save_family("llama-instruct", tmp_path / "llm"))
+    assert "Today Date: 26 Jul 2024" in student_prompt(tokenizer, "<|audio|>")
+    assert "Today Date: 26 Jul 2024" in teacher_prompt(tokenizer, None, "Voice: angry.")
+
+
+def test_audio_tokens_get_the_size_of_what_the_llm_reads():
+    """Gemma's table multiplies its weights by the root of the width."""
+    from transformers import Gemma3ForCausalLM, Gemma3TextConfig
+
+    size = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2}
+    gemma = Gemma3ForCausalLM(Gemma3TextConfig(vocab_size=200, intermediate_size=64, head_dim=8, **size))
+    for model in (gemma, FAMILIES["opt"].make()[0]):
+        table = model.get_input_embeddings()
+        read = table(torch.arange(table.num_embeddings)).detach()
+        assert embedding_rms(table) == pytest.approx(read.pow(2).mean().sqrt().item(), rel=1e-5)
+
+
+def test_a_language_model_with_a_running_state_is_refused(tmp_path):
+    from transformers import MambaConfig, MambaForCausalLM
+
+    _, tokenizer = FAMILIES["gpt2"].make()
+    config = MambaConfig(vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=1, state_size=4)
+    MambaForCausalLM(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="'mamba' keep a running state.*choose"):
+        load_llm(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["gpt2", "opt"])
+def test_the_llm_comes_without_dropout(name, tmp_path):
+    model, _ = load_llm(save_family(name, tmp_path / "llm"))
+    ids = torch.arange(3, 13)[None]
+    with torch.no_grad():
+        assert torch.equal(model.train()(ids).logits, model.eval()(ids).logits)
+
+
+def assembled(name: str, **options):
+    """A student around a tiny model of another family, and its processor."""
+    import transformers
+    from tiny import make_tokenizer
+    from transformers import WhisperFeatureExtractor
+
+    torch.manual_seed(0)
+    tokenizer = make_tokenizer(chat=False)
+    size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "pad_token_id": 1}
+    kind = getattr(transformers, f"{name}ForCausalLM")
+    llm = kind(kind.config_class(vocab_size=len(tokenizer), **size, **options))
+    return assemble(make_whisper().encoder, WhisperFeatureExtractor(), llm, tokenizer, encoder_layer=1)
+
+
+GROUPED = {"num_key_value_heads": 2, "intermediate_size": 64}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("Qwen3", GROUPED | {"head_dim": 8}),
+        ("Mistral", GROUPED),
+        ("SmolLM3", GROUPED),
+        ("Olmo2", GROUPED),
+        ("StableLm", GROUPED),
+        ("Phi3", GROUPED),
+        ("Gemma", GROUPED | {"head_dim": 8}),
+        ("Gemma3", GROUPED | {"head_dim": 8}),
+        ("GPTNeoX", {"intermediate_size": 64}),
+        ("Falcon", {}),
+        ("Bloom", {}),
+    ],
+)
+def test_these_are_accepted_and_have_layers_to_adapt(name, options):
+    model, processor = assembled(name, **options)
+    assert lora_targets(model.model.language_model, "auto")
+    with torch.no_grad():
+        batch = model(**processor.captioning_inputs(CLIPS)).logits
+        alone = model(**processor.captioning_inputs(CLIPS[:1])).logits[0]
+    torch.testing.assert_close(batch[0, -len(alone) :], alone, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("Gemma2", GROUPED | {"head_dim": 8}),
+        ("Granite", GROUPED | {"logits_scaling": 4.0}),
+        ("Cohere", GROUPED),
+        ("Phi", {"intermediate_size": 64}),
+        ("GPTJ", {"rotary_dim": 4}),
+    ],
+)
+def test_these_are_refused_since_their_head_is_more_than_a_matrix(name, options):
+    with pytest.raises(UserError, match="bias, scale or cap.*choose another family"):
+        assembled(name, **options)
