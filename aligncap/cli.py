@@ -76,7 +76,7 @@ def models(a: argparse.Namespace) -> int:
     from aligncap.models.sources import fetch, listing
 
     if a.action == "fetch":
-        for name in a.names or [row["name"] for row in listing()]:
+        for name in a.names or [row["name"] for row in listing() if not row["extra"]]:
             print(f"{name}: {fetch(name)}")
         return 0
     table = Table("name", "kind", "licence", "state", "where")
@@ -412,6 +412,9 @@ def evaluate(a: argparse.Namespace) -> int:
         a.references,
         Path(a.out),
         listening=listening,
+        similarity=a.similarity,
+        coco=a.coco,
+        protocol=a.protocol,
         wrong_audio=a.wrong_audio,
         probe=a.probe,
         label_map=_pairs(a.label_map, "--label-map"),

@@ -222,6 +222,21 @@ def parser() -> argparse.ArgumentParser:
     v.add_argument("--against", metavar="NAME", help="differences are to this system; default: to --name's")
     v.add_argument("--wrong-audio", nargs="+", metavar="CAPTIONS", help="captions of shuffled clips")
     v.add_argument(
+        "--similarity", choices=["auto", "require", "none"], default="auto", help="the sentence encoder"
+    )
+    v.add_argument(
+        "--coco",
+        nargs="+",
+        choices=["meteor_1_5", "spice"],
+        default=[],
+        help="Java metrics of aligncap[coco]",
+    )
+    v.add_argument(
+        "--protocol",
+        choices=["secap", "secap-words"],
+        help="captions are 8 candidates a clip: the 5 most like the others are scored (SECap)",
+    )
+    v.add_argument(
         "--listening",
         nargs="+",
         metavar="HEARD=CAPTIONS",

@@ -83,9 +83,13 @@ stage "$out/distill.jsonl" "captions before preferences" \
 stage "$out/untrained/config.json" "an untrained student" aligncap build --llm "$out/teacher" --out "$out/untrained"
 stage "$out/untrained.jsonl" "captions of the untrained student" \
   aligncap caption --model "$out/untrained" --manifest "$out/data/test.jsonl" --dtype auto --out "$out/untrained.jsonl"
-stage "$out/wrong.jsonl" "captions of the wrong audio" \
-  aligncap caption --model "$out/model" --manifest "$out/data/test.jsonl" --wrong-audio 0 --dtype auto --out "$out/wrong.jsonl"
+listening=()
+for heard in wrong silence noise same-words; do
+  stage "$out/$heard.jsonl" "proof of listening: $heard" \
+    aligncap caption --model "$out/model" --manifest "$out/data/test.jsonl" --heard $heard --dtype auto --out "$out/$heard.jsonl"
+  listening+=("$heard=$out/$heard.jsonl")
+done
 say "scores"
 aligncap evaluate "$out/captions.jsonl" --references "$out/data/test.jsonl" --name prefer --out "$out/report" \
-  --system untrained="$out/untrained.jsonl" distill="$out/distill.jsonl" --wrong-audio "$out/wrong.jsonl" --probe "$out/probe.json"
+  --system untrained="$out/untrained.jsonl" distill="$out/distill.jsonl" --listening "${listening[@]}" --probe "$out/probe.json"
 say "done"

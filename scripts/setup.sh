@@ -14,7 +14,7 @@ if [ "$(cat "$venv/.installed" 2>/dev/null || true)" != "$want" ]; then
   # torch first and pinned: a machine with a CPU wheel at hand takes that one.
   pip=("$venv/bin/python" -m pip --disable-pip-version-check install -q -c "$root/configs/constraints.txt")
   "${pip[@]}" torch 2> >(grep -v 'is ignored' >&2)
-  "${pip[@]}" -e "$root[test]" 2> >(grep -v 'is ignored' >&2)
+  "${pip[@]}" -e "$root[test,pictures]" 2> >(grep -v 'is ignored' >&2)
   echo "$want" >"$venv/.installed"
 fi
 export PATH="$venv/bin:$PATH"

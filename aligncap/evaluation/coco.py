@@ -123,7 +123,7 @@ def spice(captions: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) ->
     with tempfile.TemporaryDirectory() as work:
         asked, answer = Path(work) / "in.json", Path(work) / "out.json"
         asked.write_text(json.dumps(rows), encoding="utf-8")
-        # no -cache: its database needs Java 8, and every text is read once
+        # no -cache: it would keep a database beside the jar, and a text is parsed once a run as it is
         _java(["-Xmx8G", "-jar", "spice-1.0.jar", str(asked), "-out", str(answer), "-silent"], folder, "")
         found = {row["image_id"]: row["scores"]["All"]["f"] for row in json.loads(answer.read_text())}
     return np.nan_to_num(np.array([float(found[clip]) for clip in range(len(rows))]))

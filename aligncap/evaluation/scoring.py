@@ -16,6 +16,8 @@ from aligncap.evaluation.listening import audio_gains, compare, counter
 from aligncap.evaluation.listening_words import table as listening_table
 from aligncap.evaluation.report import System, Yardstick, table, write_report
 from aligncap.evaluation.samples import choose_samples
+from aligncap.evaluation.secap import protocol as protocol_text
+from aligncap.evaluation.secap import secap_runs
 from aligncap.io import read_jsonl
 from aligncap.manifest import read_manifest
 from aligncap.naming import nearest
@@ -74,6 +76,7 @@ def score_files(
     wordnet: Any = "auto",
     similarity: Any = "auto",
     coco: Sequence[str] = (),
+    protocol: str | None = None,
     allow_missing: bool = False,
     title: str = "Speech emotion captions",
     show: int = 3,
@@ -88,6 +91,8 @@ def score_files(
         listening: caption files of the last system by what it heard instead of the clips, such as
             {"silence": [...]}, a file a seed; see `aligncap.evaluation.listening`.
         wrong_audio: more files of `listening["wrong"]`.
+        protocol: "secap" or "secap-words" for files of candidates: each is scored as several runs, see
+            `aligncap.evaluation.secap`.
 
     Returns:
         What to print: tables, `show` captions beside a reference of theirs, and the path of report.html.
@@ -109,16 +114,22 @@ def score_files(
         why = "not with --allow-missing" if against in names else f"no such system{nearest(against, names)}"
         raise UserError(f"--against {against}: {why}")
 
-    captions = {name: [read_jsonl(path) for path in paths] for name, paths in systems}
+    alike: Any = {None: None, "secap": "encoder", "secap-words": "words"}[protocol]
+
+    def read(paths: Sequence[str]) -> list[list[dict[str, Any]]]:
+        files = [read_jsonl(path) for path in paths]
+        return files if alike is None else [run for f in files for run in secap_runs(f, similarity=alike)]
+
+    captions = {name: read(paths) for name, paths in systems}
     other_files = {name: list(paths) for name, paths in (listening or {}).items()}
     if wrong_audio:
         other_files["wrong"] = [*other_files.get("wrong", ()), *wrong_audio]
-    other = {name: [read_jsonl(path) for path in paths] for name, paths in other_files.items()}
+    other = {name: read(paths) for name, paths in other_files.items()}
 
     def score(name: str) -> System:
         rows = captions[name]
         results = [evaluate_captions(r, utterances, allow_missing=allow_missing, **scorer) for r in rows]
-        return System(name, results, rows[0])
+        return System(name, results, rows[0], protocol_text(alike) if alike else "")
 
     scored = [score(name) for name in names]
     lead = names[-1]

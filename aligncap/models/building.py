@@ -22,7 +22,7 @@ from aligncap.errors import UserError
 from aligncap.models.configuration_aligncap import AlignCapConfig
 from aligncap.models.encoders import layer_index
 from aligncap.models.modeling_aligncap import AlignCapForConditionalGeneration, make_projector
-from aligncap.models.processing_aligncap import AUDIO_TOKEN, CUES_MARK, AlignCapProcessor
+from aligncap.models.processing_aligncap import AUDIO_TOKEN, CUES_MARK, SPEAKER_TOKEN, AlignCapProcessor
 from aligncap.models.sources import resolve
 from aligncap.prompts.templates import end_token_id, student_prompt
 
@@ -100,12 +100,16 @@ def assemble(
     layer_index(options.get("encoder_layer", "last"), len(audio_tower.layers))
     # Added to the tokenizer's own extra tokens: in place of them, a turn's mark would count as a plain word.
     tokenizer.add_special_tokens(
-        {"additional_special_tokens": [AUDIO_TOKEN]}, replace_extra_special_tokens=False
+        {"additional_special_tokens": [AUDIO_TOKEN, SPEAKER_TOKEN]}, replace_extra_special_tokens=False
     )
-    audio_token_id = tokenizer.convert_tokens_to_ids(AUDIO_TOKEN)
+    audio_token_id, last_id = tokenizer.convert_tokens_to_ids([AUDIO_TOKEN, SPEAKER_TOKEN])
+    if last_id != audio_token_id + 1:
+        raise UserError(
+            f"the tokenizer knows {AUDIO_TOKEN} or {SPEAKER_TOKEN} already; take the plain LLM's"
+        )
     embeddings = llm.get_input_embeddings()
-    if audio_token_id >= embeddings.num_embeddings:
-        llm.resize_token_embeddings(audio_token_id + 1, pad_to_multiple_of=64, mean_resizing=False)
+    if last_id >= embeddings.num_embeddings:
+        llm.resize_token_embeddings(last_id + 1, pad_to_multiple_of=64, mean_resizing=False)
         embeddings = llm.get_input_embeddings()
     positions = audio_tower.config.max_source_positions * 0.02
     margin = options.get("margin_seconds", 1.0)
@@ -138,7 +142,12 @@ def assemble(
     processor = AlignCapProcessor(
         feature_extractor,
         tokenizer,
-        prompt=student_prompt(tokenizer, AUDIO_TOKEN, CUES_MARK if show_cues else None),
+        prompt=student_prompt(
+            tokenizer,
+            AUDIO_TOKEN,
+            speaker=SPEAKER_TOKEN if config.speaker_relative else None,
+            cues=CUES_MARK if show_cues else None,
+        ),
         show_cues=show_cues,
         **{
             k: getattr(config, k)
@@ -177,7 +186,9 @@ def _check_head(model: Any, llm: Any, limit: int) -> None:
     """
     ids = torch.arange(4, device=llm.device)[None] % limit
     ours, theirs = (m.eval()(input_ids=ids).logits[..., :limit].float() for m in (model, llm))
-    if llm.get_output_embeddings().bias is not None or not torch.allclose(ours, theirs, atol=1e-3, rtol=1e-3):
+    other = not torch.allclose(ours, theirs, atol=1e-3, rtol=1e-3)
+    capped = getattr(llm.config, "final_logit_softcapping", None)  # small logits hardly show it
+    if llm.get_output_embeddings().bias is not None or capped or other:
         raise UserError(
             f"language models of type {llm.config.model_type!r} bias, scale or cap their logits, which "
             "the head of AlignCap does not; choose another family, such as llama, qwen2, gpt2 or opt"

@@ -14,8 +14,9 @@ class AlignCapConfig(PreTrainedConfig):
     Args:
         audio_config: configuration of the speech encoder (any Whisper size).
         text_config: configuration of the language model (any causal LM).
-        audio_token_id: placeholder in the token ids. It is the first id past the tokenizer's own
-            vocabulary: that id and all above it are masked out of the logits, so never generated.
+        audio_token_id: placeholder in the token ids, the speaker's being the next. It is the first id past
+            the tokenizer's own vocabulary: that id and all above it are masked out of the logits, so never
+            generated.
         encoder_layer: what the projector reads. "last": the encoder's normalised output; "mix": a learnt
             weighted sum of all hidden states; an int k: the hidden state after k layers (0 = embeddings).
         pool_size: encoder frames (20 ms each) averaged into one, without parameters.

@@ -131,7 +131,8 @@ class AlignCapModel(AlignCapPreTrainedModel):
         if inputs_embeds is None:
             if input_ids is None:
                 raise ValueError("input_ids or inputs_embeds are needed")
-            is_audio = input_ids == self.config.audio_token_id
+            # The speaker's placeholder, where there is one, is the id above that of the audio.
+            is_audio = input_ids >= self.config.audio_token_id
             inputs_embeds = self.get_input_embeddings()(input_ids)
             # Decoding steps hold no placeholder and audio stays in their arguments when frames are cached.
             prefill = past_key_values is None or past_key_values.get_seq_length() == 0

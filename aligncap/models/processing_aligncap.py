@@ -16,6 +16,7 @@ from aligncap.models.projectors import token_count
 from aligncap.prompts.acoustic import measured_cues
 
 AUDIO_TOKEN = "<|audio|>"
+SPEAKER_TOKEN = "<|speaker|>"  # where a model that hears clips against their speaker is told who speaks
 CUES_MARK = "<|cues|>"  # in the prompt, never in a model's input
 FRAME_SAMPLES = SAMPLE_RATE // 50  # 320 samples: one encoder frame of 20 ms
 MEL_SAMPLES = SAMPLE_RATE // 100  # 160 samples: one log-mel frame of 10 ms
@@ -24,9 +25,9 @@ MEL_SAMPLES = SAMPLE_RATE // 100  # 160 samples: one log-mel frame of 10 ms
 class AlignCapProcessor(ProcessorMixin):
     """Feature extractor and tokenizer of an AlignCap checkpoint.
 
-    `prompt` is the whole text the model was trained to answer, with one audio placeholder in it; `show_cues`
-    puts a clip's measured cues into it. The other arguments mirror `AlignCapConfig`; they fix how many
-    placeholders a clip takes.
+    `prompt` is the whole text the model was trained to answer, with one audio placeholder in it, and one for
+    the speaker with `speaker_relative`; `show_cues` puts a clip's measured cues into it. The other arguments
+    mirror `AlignCapConfig`; they fix how many placeholders a clip takes.
     """
 
     audio_kwargs = {"sampling_rate": SAMPLE_RATE}
@@ -64,7 +65,7 @@ class AlignCapProcessor(ProcessorMixin):
 
     def tokens_of_frames(self, pooled_frames: int) -> int:
         """Placeholders for a clip of `pooled_frames` pooled encoder frames."""
-        return token_count(pooled_frames, self.stack_size, self.summary_token, self.speaker_relative)
+        return token_count(pooled_frames, self.stack_size, self.summary_token)
 
     def log_mel(self, clips: list[np.ndarray]) -> BatchFeature:
         """Log-mel of clips of 16 kHz samples, each followed by its own margin of silence.

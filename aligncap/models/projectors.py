@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 
-def token_count(pooled_frames: int, stack_size: int, summary_token: bool, speaker_relative: bool) -> int:
-    """Audio tokens that `pooled_frames` frames become."""
-    return math.ceil(pooled_frames / stack_size) + int(summary_token) + int(speaker_relative)
+def token_count(pooled_frames: int, stack_size: int, summary_token: bool) -> int:
+    """Audio tokens that `pooled_frames` frames become, the speaker's token not among them."""
+    return math.ceil(pooled_frames / stack_size) + int(summary_token)
 
 
 class StackMLPProjector(nn.Module):

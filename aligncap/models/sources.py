@@ -103,7 +103,8 @@ def is_ready(name: str) -> bool:
 
 
 def listing() -> list[dict[str, Any]]:
-    """One row for each default model: name, kind, licence, where, size (bytes), state.
+    """One row for each default model: name, kind, licence, where, size (bytes), state, and whether it is an
+    extra, which only some verbs use.
 
     A "ready" model's `where` is its folder and `size` what it takes on disk; of one "not fetched" they are
     its packages and what will be downloaded.
@@ -120,6 +121,7 @@ def listing() -> list[dict[str, Any]]:
                 "where": str(folder) if ready else packages,
                 "size": sum(_sizes(folder).values()) if ready else sum(w["bytes"] for w in wheels),
                 "state": "ready" if ready else "not fetched",
+                "extra": bool(model.get("extra")),
             }
         )
     return rows

@@ -37,11 +37,20 @@ def _wrap(tokenizer: Any, content: str) -> str:
         return _render(tokenizer, merged, ask=True)
 
 
-def student_prompt(tokenizer: Any, audio_token: str, cues: str | None = None) -> str:
-    """The student's whole prompt, with one audio placeholder, and with `cues` the place of measured cues."""
+def student_prompt(
+    tokenizer: Any, audio_token: str, *, speaker: str | None = None, cues: str | None = None
+) -> str:
+    """The student's whole prompt, with one audio placeholder.
+
+    `speaker` and `cues` are placeholders of who speaks and of measured cues, for a student that is told.
+    """
     texts = load_data("templates.yaml")
-    content = texts["speech"] if cues is None else texts["speech_with_cues"]
-    return _wrap(tokenizer, content.format(audio=audio_token, cues=cues))
+    parts = [
+        texts["speaker"].format(speaker=speaker) if speaker else "",
+        texts["cues"].format(cues=cues) if cues else "",
+        texts["speech"].format(audio=audio_token),
+    ]
+    return _wrap(tokenizer, "\n".join(part for part in parts if part))
 
 
 def teacher_prompt(tokenizer: Any, transcript: str | None, acoustic: str, gender: str | None = None) -> str:

@@ -287,11 +287,9 @@ def test_a_broken_clip_is_named_instead_of_left_out(there: Path, reports: list[P
 def test_real_captions_score_as_in_an_evaluation_and_are_reported(tmp_path: Path) -> None:
     run = Path(__file__).resolve().parents[2] / "runs" / "ravdess"
     train, test, other = (run / "data" / f"{name}.jsonl" for name in ("train", "test", "nemo"))
-    captions = run / "preferences" / "start-0.jsonl"
+    captions = run / "captions.jsonl"
     if not all(path.is_file() for path in (train, test, other, captions)):
-        pytest.skip(
-            "no run on RAVDESS at hand: bash scripts/quickstart.sh, scripts/compare.sh, scripts/prefer.sh"
-        )
+        pytest.skip("no run on RAVDESS at hand: bash scripts/quickstart.sh --corpus ravdess FOLDER")
     options: dict[str, Any] = {"captions": [("ravdess", str(captions))], "resamples": 20}
     with pytest.raises(Faults, match='corpus "ravdess"'):
         zero_shot([], [test], tmp_path, trained_on=[train], **options)
