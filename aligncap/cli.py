@@ -259,9 +259,12 @@ def caption(a: argparse.Namespace) -> int:
         "heard": [heard, draw],
         "speakers": sorted({job.speaker for job in jobs if job.speaker}),
         "seed": a.seed,
+        "emotions": a.emotions,
         **options,
     }
     captioner = Captioner.from_pretrained(a.model, device=a.device, dtype=dtype)
+    if a.emotions:
+        options |= captioner.naming_only(a.emotions)
     rows, faults = caption_jobs(
         captioner, jobs, Path(a.out) if a.out else None, settings, a.batch_size, **options
     )
@@ -454,6 +457,7 @@ def zeroshot(a: argparse.Namespace) -> int:
         trained_on=a.trained_on,
         label_maps=_named(a.label_map, "--label-map"),
         labels=a.labels,
+        only_labels=a.only_labels,
         probes=a.probe,
         limit=a.limit,
         name=a.name,

@@ -107,6 +107,9 @@ def parser() -> argparse.ArgumentParser:
     v.add_argument("--dtype", default="float32", choices=["auto", "float32", "bfloat16"])
     v.add_argument("--device", default="auto")
     v.add_argument(
+        "--emotions", nargs="+", metavar="LABEL", help="name no other emotions, where the labels are known"
+    )
+    v.add_argument(
         "--heard",
         default="right",
         choices=["right", "wrong", "silence", "noise", "same-words", "whisper"],
@@ -273,6 +276,9 @@ def parser() -> argparse.ArgumentParser:
     v.add_argument("--trained-on", nargs="+", default=[], metavar="M.jsonl", help="where a model tells not")
     v.add_argument("--label-map", nargs="+", metavar="CORPUS:SAID=LABEL", help="count an emotion as another")
     v.add_argument("--labels", nargs="+", default=[], metavar="LABEL", help="score their clips apart too")
+    v.add_argument(
+        "--only-labels", action="store_true", help="captions name only these, or the corpus's own, emotions"
+    )
     v.add_argument("--probe", nargs="+", default=[], metavar="JSON", help="outputs of `aligncap probe`")
     v.add_argument("--limit", type=_positive, help="that many clips of each corpus only")
     v.add_argument("--batch-size", type=_positive, default=32)

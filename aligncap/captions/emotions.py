@@ -6,7 +6,7 @@ about 50 microseconds, so that whole test sets are scored at once and always in 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -80,6 +80,18 @@ def english_forms() -> dict[str, str]:
     groups = load_data("emotions.yaml")
     forms = {form: label for label, group in groups.items() for form in sorted(inflect(group["en"]))}
     return forms | {word: label for label in groups for word in words_of(label)}
+
+
+def forms_outside(allowed: Iterable[str]) -> list[str]:
+    """English surface forms of all emotions but the allowed ones, which a caption is then not to use.
+
+    Raises:
+        UserError: an allowed label has no emotion words.
+    """
+    kept = set(allowed)
+    for label in kept:
+        _group(label)
+    return [form for form, label in english_forms().items() if label not in kept]
 
 
 @cache

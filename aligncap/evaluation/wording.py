@@ -68,7 +68,6 @@ def lines(columns: Sequence[tuple[str, Mapping[str, Cell]]], systems: int) -> li
     return shown_lines
 
 
-
 def difference_lines(differences: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     """One line a pair of systems and metric, of `compare_captions`."""
     shown_lines = []

@@ -113,6 +113,7 @@ def zero_shot(
     trained_on: Sequence[str | Path] = (),
     label_maps: Sequence[tuple[str, str]] = (),
     labels: Sequence[str] = (),
+    only_labels: bool = False,
     probes: Sequence[str | Path] = (),
     limit: int | None = None,
     name: str = "model",
@@ -134,6 +135,8 @@ def zero_shot(
         models: checkpoints of one system, one a training seed.
         captions: (CORPUS, FILE) of captions written before; a corpus named again is another seed.
         trained_on: manifests of the training, for checkpoints that do not tell.
+        only_labels: captions may name no emotion but `labels`, or without them the corpus's own labels: as a
+            classifier that must choose among them.
         probes: outputs of `aligncap probe`, as yardsticks.
 
     Returns: a table for the terminal.
@@ -165,6 +168,7 @@ def zero_shot(
             device=device,
             batch_size=batch_size,
             max_new_tokens=max_new_tokens,
+            only=list(labels) if only_labels else None,
         )
     corpora = [replace(corpus, captions=[_rows(p, corpus) for p in files[corpus.name]]) for corpus in corpora]
     options: dict[str, Any] = {"resamples": resamples, "seed": seed, "synonyms": wordnet}
@@ -190,6 +194,7 @@ def zero_shot(
         "trained_on": [str(p) for p in trained_on],
         "label_maps": {corpus.name: corpus.label_map for corpus in corpora},
         "labels": list(labels),
+        "only_labels": only_labels,
         "probes": [str(p) for p in probes],
         "limit": limit,
         **options,

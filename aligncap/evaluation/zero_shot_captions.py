@@ -25,11 +25,13 @@ def caption_corpora(
     device: str = "auto",
     batch_size: int = 32,
     max_new_tokens: int = 48,
+    only: Sequence[str] | None = None,
 ) -> dict[str, list[Path]]:
     """Caption each corpus with each model into `folder`/CORPUS-NUMBER.jsonl; the files by corpus.
 
     Beside each file lies what made it (CORPUS-NUMBER.made_of.json): a file of the same model, clips and
-    options stands, another is written anew, and what was stopped goes on.
+    options stands, another is written anew, and what was stopped goes on. With `only` captions may name no
+    emotion but these; an empty list stands for the corpus's own labels and those that its map renames.
 
     Raises:
         UserError: a file there was written by something else.
@@ -50,16 +52,21 @@ def caption_corpora(
                 "manifest": file_sha256(corpus.manifest),
                 "clips": len(corpus.utterances),
             }
+            emotions: list[str] = []
+            if only is not None:
+                own = {u.emotion for u in corpus.utterances if u.emotion}
+                emotions = settings["emotions"] = sorted(only or own | set(corpus.label_map))
             if _stands(out, settings, corpus):
                 continue
             captioner = captioner or Captioner.from_pretrained(model, device=device, dtype=kind)
             ids = {u.id for u in corpus.utterances}
-            jobs = [job for job in jobs_of_manifest(corpus.manifest) if job.id in ids]
+            every = jobs_of_manifest(corpus.manifest)
+            jobs = [job for job in every if job.id in ids]
+            options = captioner.naming_only(emotions) if emotions else {}
             mark = _mark(out)
             mark.unlink(missing_ok=True)
-            _, faults = caption_jobs(
-                captioner, jobs, out, settings, batch_size, max_new_tokens=max_new_tokens
-            )
+            options["max_new_tokens"] = max_new_tokens
+            _, faults = caption_jobs(captioner, jobs, out, settings, batch_size, every=every, **options)
             if faults:
                 raise Faults([f"{fault} (in {corpus.manifest}; mend it or leave it out)" for fault in faults])
             write_json(mark, settings)

@@ -104,9 +104,7 @@ def assemble(
     )
     audio_token_id, last_id = tokenizer.convert_tokens_to_ids([AUDIO_TOKEN, SPEAKER_TOKEN])
     if last_id != audio_token_id + 1:
-        raise UserError(
-            f"the tokenizer knows {AUDIO_TOKEN} or {SPEAKER_TOKEN} already; take the plain LLM's"
-        )
+        raise UserError(f"the tokenizer knows {AUDIO_TOKEN} or {SPEAKER_TOKEN} already; take the plain LLM's")
     embeddings = llm.get_input_embeddings()
     if last_id >= embeddings.num_embeddings:
         llm.resize_token_embeddings(last_id + 1, pad_to_multiple_of=64, mean_resizing=False)

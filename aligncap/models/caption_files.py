@@ -190,6 +190,8 @@ def caption_jobs(
     out: Path | None,
     settings: dict[str, Any],
     batch_size: int,
+    *,
+    every: Sequence[Job] | None = None,
     **options: Any,
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Caption every job and write `out`, in the jobs' order.
@@ -197,6 +199,7 @@ def caption_jobs(
     Args:
         out: JSONL to write; None writes nothing and keeps nothing.
         settings: what the captions depend on; a partial file of other settings is not taken up.
+        every: the jobs whose files tell what each speaker sounds like, where `jobs` are only some of them.
         options: of `generate`.
 
     Returns:
@@ -210,7 +213,7 @@ def caption_jobs(
         raise UserError(f"{out}: cannot be written: {error.strerror}") from error
     todo = [i for i, key in enumerate(keys) if key not in journal.rows]
     faults: dict[int, str] = {}
-    voices = _voices(captioner, jobs) if todo else {}
+    voices = _voices(captioner, [*jobs, *(every or ())]) if todo else {}
     try:
         for start in track(range(0, len(todo), 8 * batch_size), None, "captioning"):
             chosen = todo[start : start + 8 * batch_size]

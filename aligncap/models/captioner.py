@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from aligncap.audio.files import load_audio
+from aligncap.captions.emotions import forms_outside
 from aligncap.errors import UserError
 from aligncap.models.checkpoints import load_checkpoint
 from aligncap.models.speakers import chosen_clips, means_of_rows, stack_means
@@ -159,6 +160,20 @@ class Captioner:
         inputs = self.inputs(clips, means, cues)
         output = self.model.generate(**inputs, **options)
         return self.texts(output[:, inputs["input_ids"].shape[1] :])
+
+    def naming_only(self, emotions: Iterable[str]) -> dict[str, Any]:
+        """Options of `generate` under which captions name no emotion but these, for a corpus whose labels are
+        known: of all other emotions' words the last token is never written.
+
+        Raises:
+            UserError: an emotion has no words; see `aligncap.captions.emotions`.
+        """
+        words = forms_outside(emotions)
+        texts = [start + form for word in words for form in (word, word.capitalize()) for start in (" ", "")]
+        if not texts:
+            return {}
+        ids = self.processor.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        return {"bad_words_ids": [list(row) for row in dict.fromkeys(map(tuple, ids))]}
 
     def inputs(
         self,

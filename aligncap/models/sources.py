@@ -29,6 +29,11 @@ DEFAULT_SPACY = "en_core_web_sm"
 _MARKS = ("config.json", "meta.json")  # of a transformers and of a spaCy folder
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
+# Old names of the hub, of the time before it had organisations.
+_SHORT_NAMES = {
+    "distilgpt2": "distilbert/distilgpt2",
+    **{name: f"openai-community/{name}" for name in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")},
+}
 _WAYS = (
     "A model is named in one of three ways: the path of a local folder with config.json and safetensors "
     "weights; a default name ({defaults}); or the ORG/NAME of a model hub repository, which needs a "
@@ -72,8 +77,9 @@ def resolve(name: str, *, fetch: bool = True) -> Path:
         return _fetch(name)
     if local.is_dir():
         raise UserError(f"{local}: no config.json in this folder, so it holds no model. {_ways()}")
-    if _is_hub_name(name):
-        return _from_hub(name, fetch)
+    hub_name = _SHORT_NAMES.get(name, name)
+    if _is_hub_name(hub_name):
+        return _from_hub(hub_name, fetch)
     raise UserError(f"{name}: no such model. {_ways()}")
 
 
@@ -238,14 +244,22 @@ def _is_hub_name(name: str) -> bool:
 
 def _from_hub(name: str, fetch: bool) -> Path:
     """Safetensors, configuration and tokenizer of a hub repository, in the hub's own cache."""
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import HfApi, snapshot_download
 
+    failure: Exception | None = None
     try:
-        folder = Path(snapshot_download(name, allow_patterns=_HUB_FILES, local_files_only=not fetch))
+        if fetch:  # asked first, since the download waits for minutes where a network swallows packets
+            HfApi().model_info(name, timeout=10)
     except Exception as error:  # the hub client's errors share no base class
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        failure = error
+    try:
+        local = not fetch or failure is not None
+        folder = Path(snapshot_download(name, allow_patterns=_HUB_FILES, local_files_only=local))
+    except Exception as error:
+        reason = str(failure or error).strip().split("\n")[0] or type(failure or error).__name__
         raise UserError(
-            f"{name}: not found here and not to be had from the model hub ({reason}). {_ways()}"
+            f"{name}: not found here and not to be had from the model hub ({reason}). {_ways()}. Where no "
+            f"hub can be reached, run `hf download {name} --local-dir FOLDER` elsewhere and name that folder"
         ) from error
     _refuse_pickles(folder, name, downloaded=True)
     return folder

@@ -50,7 +50,9 @@ def refuse_special_tokens(path: str, texts: Iterable[tuple[int, str, Sequence[st
     Raises:
         Faults: every such text.
     """
-    special = [token for token in tokenizer.all_special_tokens if token.strip()]
+    # Llama 3 lists its turns' marks among the added tokens alone.
+    added = (token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
+    special = [token for token in dict.fromkeys([*tokenizer.all_special_tokens, *added]) if token.strip()]
     faults = [
         f"{path}:{number}: {name}: {token!r} in its texts is a control token of the LLM; take it out"
         for number, name, said in texts

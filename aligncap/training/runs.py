@@ -23,6 +23,7 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
+from transformers.pytorch_utils import Conv1D
 
 from aligncap.errors import UserError
 from aligncap.heard import Heard, heard_in_training, merge_heard, read_heard, write_heard
@@ -62,6 +63,7 @@ def lora_config(model: Any, args: RunArguments, *, projector: bool) -> LoraConfi
         target_modules=lora_targets(llm, args.lora_targets, prefix),
         modules_to_save=["multi_modal_projector"] if projector else None,
         task_type="CAUSAL_LM",
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in llm.modules()),  # GPT-2's layers
     )
 
 

@@ -14,7 +14,7 @@ from transformers import set_seed
 from aligncap.errors import UserError
 from aligncap.io import write_json, write_jsonl
 from aligncap.manifest import Utterance
-from aligncap.models.building import build
+from aligncap.models.building import build, embedding_rms
 from aligncap.models.checkpoints import load_folder
 from aligncap.models.modeling_aligncap import AlignCapForConditionalGeneration
 from aligncap.models.processing_aligncap import AlignCapProcessor
@@ -108,13 +108,12 @@ def build_base(
     fill_features(cache, model, processor, paths)
     table: Any = model.get_input_embeddings()
     embeddings = table.weight.detach()
-    rms = embeddings.float().pow(2).mean().sqrt().item()
     projector = model.model.multi_modal_projector
     voices = (
         speaker_voices(cache, keys, [speaker_name(u) for u in utterances]) if args.speaker_relative else None
     )
     centres = [voices[k] for k in paths] if voices else None
-    projector.fit(*feature_statistics([cache[k] for k in paths], centres), rms)
+    projector.fit(*feature_statistics([cache[k] for k in paths], centres), embedding_rms(table))
     if args.align_steps:
         frames = [cache[k] for k in keys]
         losses = align_projector(

@@ -7,6 +7,7 @@ import torch
 from tiny import make_model, voice
 
 from aligncap import Captioner
+from aligncap.captions.emotions import labels
 from aligncap.errors import UserError
 from aligncap.models.caption_files import Job, Journal, caption_jobs, jobs_of_files, with_wrong_audio
 
@@ -124,3 +125,12 @@ def test_sampling_follows_its_seed(captioner):
 def test_clips_longer_than_the_model_takes_are_refused(captioner):
     with pytest.raises(UserError, match="cut it"):
         captioner(np.tile(voice(1.0), 31))
+
+
+def test_captions_name_no_emotion_but_the_allowed(captioner, clips):
+    assert captioner.naming_only(labels()) == {}
+    banned = captioner.naming_only(["angry"])["bad_words_ids"]
+    words = [captioner.processor.tokenizer.decode(row).strip().lower() for row in banned]
+    assert "calm" in words and "sadly" in words and "angry" not in words
+    with pytest.raises(UserError, match="no emotion words"):
+        captioner.naming_only(["angri"])

@@ -281,9 +281,35 @@ def test_a_hub_that_cannot_be_reached_teaches_the_three_ways(monkeypatch):
     def unreachable(*_, **__):
         raise ConnectionError("name not known\nlong trace")
 
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", unreachable)
     monkeypatch.setattr("huggingface_hub.snapshot_download", unreachable)
-    with pytest.raises(UserError, match=r"org/name: .*\(name not known\).*local folder.*ORG/NAME"):
+    with pytest.raises(
+        UserError, match=r"org/name: .*\(name not known\).*local folder.*ORG/NAME.*hf download"
+    ):
         resolve("org/name")
+
+
+def test_a_hub_model_is_found_in_its_cache_when_the_hub_is_gone(tmp_path, monkeypatch):
+    def unreachable(*_, **__):
+        raise TimeoutError("timed out")
+
+    def cached(name, allow_patterns, local_files_only):
+        assert local_files_only  # the hub is not asked a second time
+        return str(tmp_path)
+
+    (tmp_path / "model.safetensors").write_text("x")
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", unreachable)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", cached)
+    assert resolve("org/name") == tmp_path
+
+
+def test_the_short_names_of_the_hub_are_known(tmp_path, monkeypatch):
+    (tmp_path / "model.safetensors").write_text("x")
+    asked = []
+    monkeypatch.setattr(
+        "huggingface_hub.snapshot_download", lambda name, **_: asked.append(name) or str(tmp_path)
+    )
+    assert resolve("gpt2", fetch=False) == tmp_path and asked == ["openai-community/gpt2"]
 
 
 def test_the_listing_tells_size_state_and_place(registry, tmp_path):
