@@ -235,6 +235,7 @@ def caption(a: argparse.Namespace) -> int:
     from aligncap.models.captioner import Captioner
     from aligncap.models.checkpoints import model_key
     from aligncap.models.precision import dtype_name
+    from aligncap.models.speakers import FEWEST
 
     if bool(a.files) == bool(a.manifest):
         raise UserError("name sound files or folders, or one --manifest M.jsonl")
@@ -245,7 +246,10 @@ def caption(a: argparse.Namespace) -> int:
     heard = "wrong" if a.wrong_audio is not None else a.heard
     draw = a.seed if a.wrong_audio is None else a.wrong_audio
     jobs = jobs_of_manifest(a.manifest) if a.manifest else jobs_of_files(a.files, a.same_speaker)
+    every = jobs
     jobs = with_condition(jobs, read_manifest(a.manifest) if a.manifest else (), heard, draw)
+    if a.same_speaker and len(jobs) < FEWEST:
+        raise UserError(f"--same-speaker needs {FEWEST} clips or more to know a voice; leave it out")
     options = {"num_beams": a.beams, "max_new_tokens": a.max_new_tokens}
     if a.temperature:
         from transformers import set_seed
@@ -257,7 +261,6 @@ def caption(a: argparse.Namespace) -> int:
         "model": model_key(a.model),
         "dtype": dtype,
         "heard": [heard, draw],
-        "speakers": sorted({job.speaker for job in jobs if job.speaker}),
         "seed": a.seed,
         "emotions": a.emotions,
         **options,
@@ -266,7 +269,7 @@ def caption(a: argparse.Namespace) -> int:
     if a.emotions:
         options |= captioner.naming_only(a.emotions)
     rows, faults = caption_jobs(
-        captioner, jobs, Path(a.out) if a.out else None, settings, a.batch_size, **options
+        captioner, jobs, Path(a.out) if a.out else None, settings, a.batch_size, every=every, **options
     )
     if not a.out:
         if sys.stdout.isatty():

@@ -117,7 +117,9 @@ def parser() -> argparse.ArgumentParser:
     )
     v.add_argument("--wrong-audio", type=int, metavar="SEED", help="--heard wrong, drawn by SEED")
     v.add_argument(
-        "--same-speaker", action="store_true", help="all files are of one speaker, and heard as such"
+        "--same-speaker",
+        action="store_true",
+        help="all files (4 or more) are of one speaker, and heard as such",
     )
 
     v = verb(

@@ -40,7 +40,9 @@ from aligncap.io import write_text  # noqa: E402
 from aligncap.manifest import read_manifest, rebase, write_manifest  # noqa: E402
 from aligncap.naming import nearest  # noqa: E402
 
-TABLE_KEYS = set("title seeds tests metrics against label_map subsets claims systems resamples probe".split())
+TABLE_KEYS = set(
+    "title seeds tests metrics against label_map subsets claims systems resamples probe unheard".split()
+)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -79,6 +81,7 @@ class Spec:
     claims: list[dict[str, Any]]
     resamples: int
     probe: bool
+    unheard: list[str]  # tests that must share nothing with training
 
 
 def read_spec(folder: Path, table: str, systems: Mapping[str, Mapping[str, Any]]) -> Spec:
@@ -99,6 +102,21 @@ def read_spec(folder: Path, table: str, systems: Mapping[str, Mapping[str, Any]]
     faults += [
         f"{key} is missing" for key in ("title", "tests", "metrics", "systems") if not content.get(key)
     ]
+    kinds = {"seeds": list, "tests": list, "metrics": list, "systems": list, "claims": list, "unheard": list}
+    kinds |= {"label_map": dict, "subsets": dict}
+    faults += [
+        f"{key}: a {'list' if kind is list else 'mapping'} is needed, not {content[key]!r}"
+        for key, kind in kinds.items()
+        if content.get(key) is not None and not isinstance(content[key], kind)
+    ]
+    faults += [
+        f"{key}: {test}: a mapping is needed, not {value!r}"
+        for key in ("label_map", "subsets")
+        for test, value in (content[key].items() if isinstance(content.get(key), dict) else ())
+        if not isinstance(value, dict)
+    ]
+    if faults:
+        raise Faults([f"{path}: {fault}" for fault in faults])
     rows = [row if isinstance(row, dict) else {"name": row} for row in content.get("systems") or []]
     names = [str(row.get("name")) for row in rows]
     faults += [f"system {n}: none of systems.yaml{nearest(n, systems)}" for n in names if n not in systems]
@@ -116,6 +134,8 @@ def read_spec(folder: Path, table: str, systems: Mapping[str, Mapping[str, Any]]
     claims = content.get("claims") or []
     against = content.get("against") or (names[-1] if names else "")
     for number, claim in enumerate(claims, 1):
+        if not claim.get("by"):
+            faults.append(f"claim {number}: by is missing: name metrics")
         if set(claim) - {"better", "worse", "by", "at_least", "tests", "paper"}:
             faults.append(f"claim {number}: keys are better, worse, by, at_least, tests, paper")
         faults += [
@@ -124,7 +144,9 @@ def read_spec(folder: Path, table: str, systems: Mapping[str, Mapping[str, Any]]
             if claim.get(k) not in names
         ]
         faults += [
-            f"claim {number}: metric {m}: none of the table" for m in claim.get("by", []) if m not in SCORES
+            f"claim {number}: metric {m}: none of {', '.join(SCORES)}"
+            for m in claim.get("by") or ()
+            if m not in SCORES
         ]
     if against not in names:
         faults.append(f"against {against}: no system of this table{nearest(against, names)}")
@@ -146,6 +168,7 @@ def read_spec(folder: Path, table: str, systems: Mapping[str, Mapping[str, Any]]
         claims,
         int(content.get("resamples", 2000)),
         bool(content.get("probe")),
+        list(content.get("unheard") or []),
     )
 
 
@@ -163,7 +186,9 @@ def at_hand(name: str) -> str | None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the steps of a table and write it: 0, 1 (steps failed), 2 (a mistake) or 130 (stopped)."""
     a = parser().parse_args(argv)
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    # A shell that starts this in the background leaves SIGINT ignored, here and in what is started from here.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
     try:
         return reproduce(a)
     except UserError as error:

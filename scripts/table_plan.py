@@ -7,6 +7,7 @@ makes stands.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shlex
@@ -22,6 +23,7 @@ from table_systems import fill
 
 from aligncap.errors import UserError
 from aligncap.io import file_sha256
+from aligncap.manifest import read_manifest
 
 ONCE = "once"
 
@@ -185,14 +187,17 @@ def _hash_of(path: Path, size: int, changed: int) -> str:
 def inputs(step: Step, out: Path) -> dict[str, str]:
     """Hash of each file and model folder outside `out` that the words name.
 
-    A manifest to caption is left out: captions are of its audio, not of its references.
+    Of a manifest to caption only that counts which captions are made from, not its references.
     """
     found = {}
     for before, word in zip(("", *step.words), step.words, strict=False):
         path = Path(word)
-        if before == "--manifest" and step.words[0] == "caption":
+        if not (os.sep in word or "." in word) or not path.exists():
             continue
-        if (os.sep in word or "." in word) and path.exists() and not path.is_relative_to(out):
+        if before == "--manifest" and step.words[0] == "caption":
+            heard = [[u.id, u.sha256, u.speaker, u.cue_words] for u in read_manifest(path)]
+            found[word] = hashlib.sha256(json.dumps(heard).encode()).hexdigest()
+        elif not path.is_relative_to(out) or path.is_relative_to(out / "probe"):
             found[word] = _hash(path)
     return found
 
@@ -227,14 +232,14 @@ def state(step: Step, plan: Plan, known: dict[str, str] | None = None) -> tuple[
     other = [name for name, value in record["inputs"].items() if seen.get(name) != value]
     if other:
         return "changed", f"another content now: {', '.join(other)}"
-    if not record.get("finished"):
-        return "begun", ""
-    if not step.makes.exists():
-        return "to do", "what it made is gone"
     before = {i: record_of(plan.steps[i], plan.out).get("finished") for i in step.after}
     known = known or {}
     anew = [i for i in step.after if record["after"].get(i) != before[i] or known.get(i, "done") != "done"]
-    return ("stale", f"made before {', '.join(anew)}") if anew else ("done", "")
+    if anew:
+        return "stale", f"made before {', '.join(anew)}"
+    if not record.get("finished"):
+        return "begun", ""
+    return ("done", "") if step.makes.exists() else ("to do", "what it made is gone")
 
 
 def states(plan: Plan) -> dict[str, tuple[str, str]]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from table_plan import ONCE, Plan, probe_path, record_of, subset_path
+from table_plan import ONCE, Plan, probe_path, record_of, states, subset_path
 from table_steps import clock
 
 from aligncap.errors import UserError
@@ -18,6 +18,7 @@ from aligncap.evaluation.scoring import read_probe
 from aligncap.evaluation.systems import LESS_IS_BETTER, TITLES
 from aligncap.evaluation.table_scores import cells, differences, holm, outcome
 from aligncap.evaluation.tables import Block, Cell, Difference, Row, Table, difference_text
+from aligncap.heard import check_unheard, known_heard
 from aligncap.io import file_sha256
 from aligncap.manifest import Utterance, read_manifest
 
@@ -36,7 +37,7 @@ def build(
         manifest = run / "data" / f"{test}.jsonl"
         utterances = read_manifest(manifest)
         label_map = spec.label_map.get(test) or {}
-        runs = _scored(spec, plan, test, manifest, utterances, out, sources["captions"])
+        runs = _scored(spec, plan, test, manifest, utterances, out, sources["captions"], notes)
         if not any(runs.values()):
             continue
         for subset, labels in {"": None, **spec.subsets.get(test, {})}.items():
@@ -67,6 +68,8 @@ def build(
         "bootstrap by speaker and a permutation of the two systems' captions clip by clip. Holm: corrected "
         "for the number of systems in the column; p of claims are not corrected. 3/3: in so many seeds the "
         "difference has this sign. Seeds are not resampled: chance in training shows in ± and in this count.",
+        "Models that hear a clip against its speaker take the mean of up to 32 unlabelled clips of the same "
+        "speaker from the test set itself; single files of an unknown speaker are heard less well.",
         "A subset is scored on its clips alone; captions that name another emotion count as wrong there."
         if any(spec.subsets.get(test) for test in spec.tests)
         else "",
@@ -87,9 +90,15 @@ def _scored(
     utterances: list[Utterance],
     out: Path,
     sources: dict[str, Any],
+    notes: list[str],
 ) -> dict[str, Runs]:
-    """Statistics of every caption file that stands, by system and seed."""
+    """Statistics of every caption file that stands, by system and seed.
+
+    Raises:
+        UserError: a file cannot be scored; a model has heard a test set that it must not have heard.
+    """
     digest = file_sha256(manifest)
+    states_now = states(plan)
     made_by = {str(step.makes): step for step in plan.steps.values()}
     runs: dict[str, Runs] = {name: {} for name in spec.labels}
     for (where, name, seed), path in plan.captions.items():
@@ -99,6 +108,11 @@ def _scored(
         record = record_of(step, plan.out) if step else {}
         if step and not record.get("finished"):
             continue
+        if step and (what := states_now[step.id])[0] != "done":
+            notes.append(f"{step.id} is of before: {what[1] or what[0]}; run the table again")
+        if step and test in spec.unheard:
+            model = record["words"][record["words"].index("--model") + 1]
+            check_unheard(known_heard([model]), [manifest])
         try:
             runs[name][seed] = file_statistics(
                 path,
@@ -199,7 +213,7 @@ def _probes(spec: Any, manifest: Path, run: Path, out: Path, notes: list[str]) -
     """Rows of the linear probe: of this table's own run of it, else of the one beside the data."""
     path = probe_path(out, spec.name)
     try:
-        probes = read_probe(path if path.is_file() else run / "probe-all.json", manifest)
+        probes = read_probe(path if path.is_file() else run / "probe.json", manifest)
     except UserError as error:
         notes.append(f"no linear probe on {manifest.stem}: {error}")
         return []

@@ -63,13 +63,14 @@ def caption_corpora(
             every = jobs_of_manifest(corpus.manifest)
             jobs = [job for job in every if job.id in ids]
             options = captioner.naming_only(emotions) if emotions else {}
+            # Before the mark changes: a kill must not leave a file beside another one's mark.
+            out.unlink(missing_ok=True)
             mark = _mark(out)
-            mark.unlink(missing_ok=True)
+            write_json(mark, settings)
             options["max_new_tokens"] = max_new_tokens
             _, faults = caption_jobs(captioner, jobs, out, settings, batch_size, every=every, **options)
             if faults:
                 raise Faults([f"{fault} (in {corpus.manifest}; mend it or leave it out)" for fault in faults])
-            write_json(mark, settings)
     return files
 
 

@@ -155,6 +155,10 @@ def notes(content: Mapping[str, Any]) -> list[str]:
         if content["labels"]:
             chosen = ", ".join(c["subset"]) or "none"
             told.append(f"{name}: of the chosen labels it has {chosen}; another emotion said counts as wrong")
+    told.append(
+        "A model that hears a clip against its speaker takes the mean of up to 32 unlabelled clips of the "
+        "same speaker from the corpus itself"
+    )
     if content["limit"]:
         told.append(f"Limited to {content['limit']} clips of each corpus, labels as even as they come")
     told += [f"{way.replace('_', ' ')}: {text}" for way, text in (content["weights"] or {}).items()]

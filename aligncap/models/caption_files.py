@@ -23,6 +23,7 @@ from aligncap.models.captioner import Captioner
 from aligncap.models.speakers import speaker_name
 from aligncap.progress import track
 from aligncap.prompts.acoustic import measured_cues
+from aligncap.tensor_cache import digest
 
 __all__ = [
     "CONDITIONS",
@@ -111,7 +112,8 @@ def with_condition(
 
     - "right": each clip, as it is.
     - "wrong": another clip (see `with_wrong_audio`).
-    - "silence", "noise", "whisper": sound made of the clip (see `aligncap.audio.conditions`).
+    - "silence", "noise", "whisper": sound made of the clip (see `aligncap.audio.conditions`), of a speaker
+      whom nobody knows: nothing of the voice may come in by another door.
     - "same-words": the words kept, the voice changed. Another recording of the same words with another
       emotion where there is one, by the same speaker or else by another of the same gender, drawn by `seed`;
       otherwise the clip's words in a whisper.
@@ -130,7 +132,8 @@ def with_condition(
         raise UserError(f"condition {condition!r}: choose among {', '.join(CONDITIONS)}")
     made = "whisper" if condition == "same-words" else condition
     changed = [
-        replace(job, cues=None, condition=condition, heard=job.id, made=made, seed=seed) for job in jobs
+        replace(job, speaker=None, cues=None, condition=condition, heard=job.id, made=made, seed=seed)
+        for job in jobs
     ]
     if condition == "same-words":
         at = {job.id: job for job in jobs}
@@ -199,7 +202,8 @@ def caption_jobs(
     Args:
         out: JSONL to write; None writes nothing and keeps nothing.
         settings: what the captions depend on; a partial file of other settings is not taken up.
-        every: the jobs whose files tell what each speaker sounds like, where `jobs` are only some of them.
+        every: all clips of the manifest as they are, which tell what each speaker sounds like, whatever part
+            of them is captioned; default: `jobs`.
         options: of `generate`.
 
     Returns:
@@ -207,20 +211,22 @@ def caption_jobs(
         is (see `Job`), and one message for each file that could not be captioned.
     """
     keys = [job.key for job in jobs]
+    every = jobs if every is None else every
+    clips = digest([(str(job.path), job.speaker, job.cues) for part in (jobs, every) for job in part])
     try:
-        journal = Journal(out, settings)
+        journal = Journal(out, {**settings, "clips": clips})
     except OSError as error:
         raise UserError(f"{out}: cannot be written: {error.strerror}") from error
     todo = [i for i, key in enumerate(keys) if key not in journal.rows]
     faults: dict[int, str] = {}
-    voices = _voices(captioner, [*jobs, *(every or ())]) if todo else {}
+    voices = _voices(captioner, every) if todo else {}
     try:
         for start in track(range(0, len(todo), 8 * batch_size), None, "captioning"):
             chosen = todo[start : start + 8 * batch_size]
             sounds, unusable = _sounds([jobs[i] for i in chosen], captioner.processor.max_seconds)
             faults |= {chosen[place]: fault for place, fault in unusable.items()}
             usable = [i for place, i in enumerate(chosen) if place not in unusable]
-            means = [voices.get(jobs[i].path) for i in usable]
+            means = [voices.get(jobs[i].speaker) for i in usable]
             cues = [jobs[i].cues for i in usable]
             for index, caption in captioner.stream(sounds, batch_size, means, cues, **options):
                 if isinstance(caption, UserError):
@@ -242,11 +248,11 @@ def caption_jobs(
     return rows, [faults[i] for i in sorted(faults)]
 
 
-def _voices(captioner: Captioner, jobs: Sequence[Job]) -> dict[Path, Tensor | None]:
-    """Mean of the speaker of each file, from all files of the jobs, whatever their order."""
-    files = sorted({(job.path, job.speaker or "") for job in jobs})
-    means = captioner.speaker_means([path for path, _ in files], [speaker or None for _, speaker in files])
-    return {path: mean for (path, _), mean in zip(files, means, strict=True)}
+def _voices(captioner: Captioner, jobs: Sequence[Job]) -> dict[str | None, Tensor | None]:
+    """Mean of each speaker."""
+    speakers = [job.speaker for job in jobs]
+    means = captioner.speaker_means([job.path for job in jobs], speakers)
+    return {speaker: mean for speaker, mean in zip(speakers, means, strict=True) if speaker is not None}
 
 
 def _sounds(jobs: Sequence[Job], max_seconds: float) -> tuple[list[Path | np.ndarray], dict[int, str]]:

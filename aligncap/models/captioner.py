@@ -127,7 +127,7 @@ class Captioner:
                 mel = self.processor.log_mel(list(clips.values())).to(self.model.device)
                 pooled = self.model.model.encode_audio(**mel)
                 for i, f, m in zip(clips, pooled.frames, pooled.mask, strict=True):
-                    frames[i] = f[m].float()
+                    frames[i] = f[m].float().mean(0, keepdim=True).cpu()
         return means_of_rows(speakers, frames)
 
     def load(

@@ -26,6 +26,7 @@ from aligncap.models.captioner import Captioner, batches_by_size, pick_device
 from aligncap.models.checkpoints import load_checkpoint
 from aligncap.models.speakers import speaker_name
 from aligncap.progress import track
+from aligncap.prompts.acoustic import measured_cues
 from aligncap.prompts.templates import response_ids, teacher_prompt
 from aligncap.splits import choose_evenly
 
@@ -110,7 +111,13 @@ def collect_states(
 
         def listen(clips: Sequence[int], answers: list[list[int]] = answers) -> tuple[Tensor, Tensor]:
             samples = [load_audio(files[i], max_seconds=processor.max_seconds) for i in clips]
-            inputs = dict(captioner.inputs(samples, [mean_of[utterances[i].id] for i in clips]))
+            inputs = dict(
+                captioner.inputs(
+                    samples,
+                    [mean_of[utterances[i].id] for i in clips],
+                    [measured_cues(utterances[i].cue_words) for i in clips],
+                )
+            )
             part = inputs["input_ids"] == processor.audio_token_id
             return _mean_states(model, processor, inputs, part, answers)
 

@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar, cast
+from typing import Any, ClassVar, NoReturn, TypeVar, cast
 
 import torch
 import yaml
@@ -185,6 +185,29 @@ class SpeechArguments(CaptionArguments):
 @dataclass
 class AlignArguments(SpeechArguments):
     """`train align`: the projector alone, drawn to text before decoding; no LLM is run (CL-Align)."""
+
+    IDLE: ClassVar[tuple[str, ...]] = (
+        "dev_manifest",
+        "learning_rate",
+        "max_steps",
+        "per_device_train_batch_size",
+        "projector_learning_rate",
+        "smoothing",
+        "train_llm",
+        "lora_r",
+        "lora_alpha",
+    )
+
+    def own_faults(self) -> list[str]:
+        options = {f.name: f.default for f in dataclasses.fields(self)}
+        return [
+            *super().own_faults(),
+            *(
+                f"{name}: has no effect here; leave it out"
+                for name in self.IDLE
+                if getattr(self, name) != options[name]
+            ),
+        ]
 
 
 @dataclass

@@ -139,9 +139,10 @@ class PreferTrainer(DPOTrainer):
         }
         cache = TensorCache(root / f"reference-{digest(description)}", description)
         sides: dict[str, tuple[int, str]] = {}
+        shown = rows.inputs.processor.show_cues
         for index, source in enumerate(rows.rows):
             for side in ("chosen_ids", "rejected_ids"):
-                sides.setdefault(reference_key(source["key"], source[side]), (index, side))
+                sides.setdefault(reference_key(source, side, shown), (index, side))
         collate = SpeechCollator(rows.inputs.processor)
 
         def compute(keys: list[str]) -> dict[str, Tensor]:
@@ -224,6 +225,8 @@ def train_prefer(args: PreferArguments) -> Path | None:
     said = [(pair.line, pair.utterance.id, (pair.chosen, pair.rejected)) for pair in pairs]
     refuse_special_tokens(str(args.train_pairs), said, processor.tokenizer)
     model.to(args.device).requires_grad_(False)
+    if args.disable_dropout:  # trl finds modules only, and chosen and rejected must hear one speaker
+        model.model.multi_modal_projector.speaker_dropout = 0.0
     used = [key_of[pair.utterance.id] for pair in pairs]
     dev = DevScore(args.dev_manifest, processor, args) if args.dev_manifest else None
     features = None

@@ -85,9 +85,13 @@ def read_pairs(
     return pairs
 
 
-def reference_key(audio: str, response: list[int]) -> str:
-    """Key of a reference log-probability: the clip's hash and the caption's tokens."""
-    return digest(audio, response)
+def reference_key(row: dict[str, Any], side: str, show_cues: bool) -> str:
+    """Key of a reference log-probability: clip's hash, its cues where they are shown, caption's tokens.
+
+    Args:
+        row: of `PreferenceRows.rows`; side: "chosen_ids" or "rejected_ids".
+    """
+    return digest(row["key"], row[side], *([row["cues"]] if show_cues else []))
 
 
 class PreferenceRows(Dataset):
@@ -133,7 +137,7 @@ class PreferenceRows(Dataset):
         }
         if self.reference is not None:
             for side in ("chosen", "rejected"):
-                key = reference_key(source["key"], row[f"{side}_ids"])
+                key = reference_key(source, f"{side}_ids", self.inputs.processor.show_cues)
                 row[f"ref_{side}_logps"] = self.reference[key]
         return row
 

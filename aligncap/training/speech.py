@@ -12,10 +12,11 @@ from torch import Tensor
 from transformers import set_seed
 
 from aligncap.errors import UserError
+from aligncap.heard import heard_in_training, write_heard
 from aligncap.io import write_json, write_jsonl
 from aligncap.manifest import Utterance
 from aligncap.models.building import build, embedding_rms
-from aligncap.models.checkpoints import load_folder
+from aligncap.models.checkpoints import load_folder, model_key
 from aligncap.models.modeling_aligncap import AlignCapForConditionalGeneration
 from aligncap.models.processing_aligncap import AlignCapProcessor
 from aligncap.models.speakers import speaker_name
@@ -86,7 +87,9 @@ def build_base(
             )
         ),
         keys,
-        [u.clues for u in utterances] if args.align_steps else None,
+        [(u.clues, u.p_act, u.gender, u.transcript) for u in utterances] if args.align_steps else None,
+        [speaker_name(u) for u in utterances] if args.speaker_relative else None,
+        model_key(args.llm) if Path(args.llm).is_dir() else None,
     )
     mark = folder / "made_of.json"
     if mark.is_file():
@@ -145,7 +148,9 @@ def train_align(args: AlignArguments) -> Path:
         repeated = balanced(utterances)
         utterances, keys = [utterances[i] for i in repeated], [keys[i] for i in repeated]
     set_seed(args.seed)
-    build_base(args, out / "base", utterances, keys, paths)
+    model, processor = build_base(args, out / "base", utterances, keys, paths)
+    refuse_special_tokens(manifest, texts_of(utterances), processor.tokenizer)
+    write_heard(out, heard_in_training([manifest], [args.llm]))
     write_run_record(out, "train align", args.to_dict(), [manifest], seed=args.seed)
     return out
 
