@@ -24,7 +24,7 @@ from aligncap.models.encoders import layer_index
 from aligncap.models.modeling_aligncap import AlignCapForConditionalGeneration, make_projector
 from aligncap.models.processing_aligncap import AUDIO_TOKEN, CUES_MARK, SPEAKER_TOKEN, AlignCapProcessor
 from aligncap.models.sources import resolve
-from aligncap.prompts.templates import end_token_id, student_prompt
+from aligncap.prompts.templates import end_token_id, speaker_words, student_prompt
 
 
 def check_architecture(folder: str | Path, wanted: str) -> None:
@@ -126,6 +126,10 @@ def assemble(
     model.model.language_model = llm.base_model
     model.lm_head = llm.get_output_embeddings()
     model.model.multi_modal_projector = make_projector(config, embeddings.embedding_dim)
+    if config.speaker_relative:
+        ids = [tokenizer(" " + word, add_special_tokens=False)["input_ids"] for word in speaker_words()]
+        vectors = torch.stack([embeddings.weight.detach()[row].float().mean(0) for row in ids])
+        model.model.multi_modal_projector.speaker_words.copy_(vectors)
     model.tie_weights()
     _check_head(model, llm, audio_token_id)
     left = [name for name, p in model.named_parameters() if p.is_meta]

@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+SPEAKER_WORDS = 2  # "woman" and "man", data/templates.yaml
+
 
 def token_count(pooled_frames: int, stack_size: int, summary_token: bool) -> int:
     """Audio tokens that `pooled_frames` frames become, the speaker's token not among them."""
@@ -20,12 +22,15 @@ class StackMLPProjector(nn.Module):
     standardised by the mean and spread of the training features (`fit`), kept as buffers.
 
     With `speaker_relative` a clip is heard against its speaker's own mean, as its measured cues are, and a
-    token of its own says how that speaker differs from others: what a voice is like and what it does now
-    are kept apart. A clip whose speaker is not known is heard against the mean of all training speakers.
+    token of its own says who speaks: what a voice is like and what it does now are kept apart. That token
+    is a mixture of the LLM's own words for speakers ("woman", "man"), so that a faint voice of another
+    corpus is still a word that the LLM knows. A clip whose speaker is not known is heard against the mean
+    of all training speakers.
 
     Tokens: [speaker] [summary] frames.
     """
 
+    speaker_words: Tensor
     feature_mean: Tensor
     feature_scale: Tensor
 
@@ -53,7 +58,13 @@ class StackMLPProjector(nn.Module):
         self.linear_1 = nn.Linear(audio_width * stack_size, hidden)
         self.linear_2 = nn.Linear(hidden, text_width)
         self.summary = nn.Linear(2 * audio_width, hidden) if summary_token else None
-        self.speaker = nn.Linear(audio_width, hidden) if speaker_relative else None
+        self.speaker = (
+            nn.Sequential(nn.Linear(audio_width, hidden), nn.GELU(), nn.Linear(hidden, SPEAKER_WORDS))
+            if speaker_relative
+            else None
+        )
+        if speaker_relative:
+            self.register_buffer("speaker_words", torch.zeros(SPEAKER_WORDS, text_width))
         self.norm = nn.LayerNorm(text_width)
 
     @property
@@ -78,7 +89,7 @@ class StackMLPProjector(nn.Module):
     def _about_speaker(
         self, frames: Tensor, mask: Tensor, speaker_means: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Frames less their speaker's mean, and how the speaker differs from the mean of all."""
+        """Standardised frames less their speaker's mean, and how the speaker differs from the mean of all."""
         own = (frames * mask.view(*mask.shape, *[1] * (frames.dim() - 2))).sum(1)
         own = own / mask.sum(1).clamp(min=1).view(-1, *[1] * (own.dim() - 1))
         if speaker_means is None:
@@ -90,7 +101,16 @@ class StackMLPProjector(nn.Module):
         known = known.view(-1, *[1] * (own.dim() - 1))
         centre = torch.where(known, speaker_means, self.feature_mean)
         who = torch.where(known, speaker_means, own) - self.feature_mean
-        return frames - centre[:, None], who
+        frames, who = (frames - centre[:, None]) * self.feature_scale, who * self.feature_scale
+        if self.mix is not None:
+            who = (who * self.mix.softmax(0)[:, None]).sum(1)
+        return frames, who
+
+    def speaker_logits(self, frames: Tensor, mask: Tensor, speaker_means: Tensor | None = None) -> Tensor:
+        """Logits of the words for speakers, (batch, SPEAKER_WORDS), of a projector with `speaker_relative`."""
+        _, who = self._about_speaker(frames.float(), mask, speaker_means)
+        logits: Tensor = self.speaker(self.dropout(who.to(frames.dtype)))  # type: ignore[misc]
+        return logits
 
     def forward(
         self, frames: Tensor, mask: Tensor, speaker_means: Tensor | None = None
@@ -108,22 +128,16 @@ class StackMLPProjector(nn.Module):
         dtype, who = frames.dtype, None
         frames = frames.float()  # a few dimensions are huge, and what is left after the mean is small
         if self.speaker is None:
-            frames = frames - self.feature_mean
+            frames = (frames - self.feature_mean) * self.feature_scale
         else:
             frames, who = self._about_speaker(frames, mask, speaker_means)
-            who = (who * self.feature_scale).to(dtype)
-        frames = (frames * self.feature_scale).to(dtype)
+        frames = frames.to(dtype)
         if self.mix is not None:
-            weights = self.mix.softmax(0).to(dtype)[:, None]
-            frames = (frames * weights).sum(2)
-            who = None if who is None else (who * weights).sum(1)
+            frames = (frames * self.mix.softmax(0).to(dtype)[:, None]).sum(2)
         frames = frames * mask[..., None]
         batch, count, width = frames.shape
         hidden_states = []
         masks = []
-        if self.speaker is not None and who is not None:
-            hidden_states.append(self.speaker(self.dropout(who))[:, None])
-            masks.append(mask.any(1, keepdim=True))
         if self.summary is not None:
             number = mask.sum(1, keepdim=True).clamp(min=1).to(frames.dtype)
             mean = frames.sum(1) / number
@@ -139,4 +153,9 @@ class StackMLPProjector(nn.Module):
         hidden_states.append(self.linear_1(self.dropout(frames.reshape(batch, -1, self.stack_size * width))))
         masks.append(mask.view(batch, -1, self.stack_size).any(-1))
         hidden = self.dropout(nn.functional.gelu(torch.cat(hidden_states, 1)))
-        return self.norm(self.linear_2(hidden)), torch.cat(masks, 1)
+        tokens = self.norm(self.linear_2(hidden))
+        if self.speaker is not None and who is not None:
+            share = self.speaker(self.dropout(who.to(dtype))).softmax(-1)
+            tokens = torch.cat([(share @ self.speaker_words.to(dtype))[:, None].to(tokens.dtype), tokens], 1)
+            masks.insert(0, mask[:, :1].any(1, keepdim=True))
+        return tokens, torch.cat(masks, 1)

@@ -60,6 +60,11 @@ def teacher_prompt(tokenizer: Any, transcript: str | None, acoustic: str, gender
     return _wrap(tokenizer, "\n".join(line for line in (said, acoustic) if line))
 
 
+def speaker_words() -> list[str]:
+    """All of them."""
+    return list(load_data("templates.yaml")["speakers"].values())
+
+
 def speaker_word(gender: str | None) -> str | None:
     """ "woman" or "man"."""
     return load_data("templates.yaml")["speakers"].get(gender)

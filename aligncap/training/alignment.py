@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from aligncap.manifest import Utterance
-from aligncap.prompts.templates import speaker_word
-from aligncap.training.collators import stack_frames
+from aligncap.prompts.templates import speaker_word, speaker_words
+from aligncap.training.collators import IGNORE, stack_frames
 
 WAYS = ("clues", "contrastive")
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -54,9 +54,11 @@ def clue_targets(
     )
 
 
-def speaker_targets(utterances: list[Utterance], tokenizer: Any) -> tuple[list[int], Tensor]:
-    """The same for "woman" and "man" alone, which the speaker token is drawn to."""
-    return _word_targets([[speaker_word(u.gender)] for u in utterances], tokenizer)
+def speaker_targets(utterances: list[Utterance]) -> Tensor:
+    """Place of each clip's speaker among the words for speakers, -100 where the gender is not known."""
+    words = speaker_words()
+    said = [speaker_word(u.gender) for u in utterances]
+    return torch.tensor([words.index(word) if word in words else IGNORE for word in said])
 
 
 def _word_targets(said: list[list[str | None]], tokenizer: Any) -> tuple[list[int], Tensor]:
@@ -137,13 +139,14 @@ def align_projector(
 
     Returns:
         Loss of each step, in nats: the cross-entropy of `word_loss` (mean over the kinds of token) or of
-        `contrastive_loss`.
+        `contrastive_loss`, and where a speaker token is, that of the words for speakers.
     """
     prepare = _contrastive if way == "contrastive" else _clues
     used, common, spread, loss_of = prepare(projector, embeddings, utterances, tokenizer, seed)
     if not used:
         return []
     device = embeddings.device
+    speakers = speaker_targets(utterances)
     scale = nn.Parameter(torch.tensor(20.0, device=device))
     fixed = {projector.norm.weight, projector.norm.bias}
     parameters = [p for p in projector.parameters() if p not in fixed]
@@ -162,8 +165,12 @@ def align_projector(
         means = None
         if speaker_means is not None:
             means = torch.stack([speaker_means[i] for i in chosen.tolist()]).to(device)
-        tokens, token_mask = projector(padded.to(device), mask.to(device), means)
+        padded, mask = padded.to(device), mask.to(device)
+        tokens, token_mask = projector(padded, mask, means)
         loss = loss_of(F.normalize(tokens - projector.norm.bias, dim=-1), token_mask, chosen, scale)
+        if projector.speaker is not None and bool((speakers[chosen] != IGNORE).any()):
+            logits = projector.speaker_logits(padded, mask, means)
+            loss = loss + F.cross_entropy(logits, speakers[chosen].to(device), ignore_index=IGNORE)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -188,15 +195,11 @@ def _clues(
     # Embeddings share a large common part, which tells no word from another: it becomes the tokens' bias.
     common = words.mean(0)
     words = words - common
-    speaker_ids, speakers = speaker_targets(utterances, tokenizer)
-    speaker_words = embeddings[speaker_ids].detach().float() - common
 
     def loss_of(unit: Tensor, mask: Tensor, chosen: Tensor, scale: Tensor) -> Tensor:
         parts = [word_loss(_mean(unit, mask, projector.clip_tokens), words, counts[chosen], scale)]
         if projector.summary is not None:
             parts.append(word_loss(unit[:, int(own)], words, counts[chosen], scale))
-        if own and speaker_ids:
-            parts.append(word_loss(unit[:, 0], speaker_words, speakers[chosen], scale))
         return torch.stack(parts).mean()
 
     return used, common, words.pow(2).mean().sqrt(), loss_of
@@ -218,7 +221,9 @@ def _contrastive(
         number = {t: n for n, t in enumerate({texts[i][k]: 0 for i, k in zip(clips, pick, strict=True)})}
         which = torch.tensor([number[texts[i][k]] for i, k in zip(clips, pick, strict=True)])
         same = (which[:, None] == which[None]).to(unit.device)
-        return contrastive_loss(_mean(unit, mask, 0), text.to(unit.device), same, scale)
+        return contrastive_loss(
+            _mean(unit, mask, int(projector.speaker is not None)), text.to(unit.device), same, scale
+        )
 
     # The spread of tokens is that of single words, not of a text's mean, in which words cancel out.
     return used, common, embeddings.detach().float().std(), loss_of

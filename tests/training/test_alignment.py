@@ -104,8 +104,8 @@ def test_the_speaker_token_learns_who_speaks_and_the_others_do_not():
         utterance(i, [["angry" if i % 2 else "calm"]], "female" if i % 4 < 2 else "male") for i in range(16)
     ]
     ids, counts = clue_targets(utterances, processor.tokenizer, speakers=False)
-    words, who = speaker_targets(utterances, processor.tokenizer)
-    assert counts.sum(1).min() > 0 and who.sum(1).min() > 0
+    who = speaker_targets(utterances)
+    assert counts.sum(1).min() > 0 and who.tolist() == [0, 0, 1, 1] * 4
     said = [set(processor.tokenizer(w, add_special_tokens=False)["input_ids"]) for w in (" angry", " calm")]
     assert set(ids) == said[0] | said[1]
     shift = [torch.ones(16) * (1.0 if i % 4 < 2 else -1.0) for i in range(16)]
@@ -122,3 +122,8 @@ def test_the_speaker_token_learns_who_speaks_and_the_others_do_not():
         speaker_means=shift,
     )
     assert losses[-1] < 0.7 * losses[0]
+    with torch.no_grad():
+        padded, mask = stack_frames(frames)
+        said = model.model.multi_modal_projector.speaker_logits(padded, mask, torch.stack(shift)).argmax(1)
+    assert torch.equal(said, who)
+    assert speaker_targets([utterance(0, [])]).tolist() == [-100]
