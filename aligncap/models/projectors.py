@@ -107,7 +107,7 @@ class StackMLPProjector(nn.Module):
         return frames, who
 
     def speaker_logits(self, frames: Tensor, mask: Tensor, speaker_means: Tensor | None = None) -> Tensor:
-        """Logits of the words for speakers, (batch, SPEAKER_WORDS), of a projector with `speaker_relative`."""
+        """Logits of the words for speakers, (batch, SPEAKER_WORDS); needs `speaker_relative`."""
         _, who = self._about_speaker(frames.float(), mask, speaker_means)
         logits: Tensor = self.speaker(self.dropout(who.to(frames.dtype)))  # type: ignore[misc]
         return logits

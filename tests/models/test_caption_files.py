@@ -181,7 +181,7 @@ def test_speaker_and_cues_are_those_of_what_is_heard(manifest: tuple[Path, list[
         wanted = []
         for job in reversed(changed):
             heard = known[job.heard or job.id]
-            wanted.append((heard.speaker, None if job.made else heard.cues))
+            wanted.append((None, None) if job.made else (heard.speaker, heard.cues))
         assert ear.told == wanted
 
 
@@ -217,3 +217,11 @@ def test_a_job_is_kept_under_all_that_is_heard() -> None:
     clip = Job("a", "a.wav", Path("a.wav"))
     made = [with_condition([clip], [], kind, seed)[0].key for kind in ("noise", "whisper") for seed in (0, 1)]
     assert len({clip.key, *made}) == 5
+
+
+@pytest.mark.parametrize("condition", ["silence", "noise", "whisper"])
+def test_nothing_of_a_voice_comes_beside_made_sound(
+    condition: str, manifest: tuple[Path, list[Utterance]]
+) -> None:
+    jobs = with_condition(jobs_of_manifest(manifest[0]), manifest[1], condition)
+    assert {(job.speaker, job.cues) for job in jobs} == {(None, None)}

@@ -130,3 +130,20 @@ def test_measured_cues_stand_in_the_prompt_of_a_model_that_is_shown_them():
     assert "unknown" in processor.prompt_of(None)
     _, plain = make_model()
     assert plain.prompt_of("pitch low") == plain.prompt
+
+
+def test_captions_of_a_part_are_those_of_the_whole(tmp_path):
+    import soundfile
+
+    from aligncap.models.caption_files import Job, caption_jobs
+
+    captioner = Captioner(*make_model(speaker_relative=True))
+    jobs = []
+    for i in range(FEWEST + 1):
+        soundfile.write(tmp_path / f"{i}.wav", voice(0.3 + 0.1 * i, f0=100 + 40 * i, seed=i), 16_000)
+        jobs.append(Job(str(i), f"{i}.wav", tmp_path / f"{i}.wav", "made/a"))
+    whole, _ = caption_jobs(captioner, jobs, None, {}, 2, max_new_tokens=6)
+    part, _ = caption_jobs(captioner, jobs[1:3], None, {}, 2, every=jobs, max_new_tokens=6)
+    assert part == whole[1:3]
+    alone, _ = caption_jobs(captioner, jobs[1:3], None, {}, 2, max_new_tokens=6)
+    assert alone != part  # two clips do not tell who speaks

@@ -244,6 +244,15 @@ def test_the_first_loss_is_ln_2(preferred):
     assert log(preferred)[0] == pytest.approx(0.6931, abs=1e-3)
 
 
+@pytest.mark.parametrize("cache", ["yes", "no"])
+def test_both_captions_of_a_pair_are_of_one_speaker(tmp_path, pairs, cache):
+    model, processor = make_model(projector_dropout=0.0, speaker_relative=True, speaker_dropout=0.9)
+    processor.save_pretrained(tmp_path / "start")
+    save_whole(model, tmp_path / "start")
+    run(tmp_path / "run", tmp_path / "start", pairs, max_steps=1, reference_cache=cache)
+    assert log(tmp_path / "run")[0] == pytest.approx(0.6931, abs=1e-4)
+
+
 def test_margins_grow_and_the_start_stays_what_it_was(preferred, start):
     margins = log(preferred, "rewards/margins")
     assert margins[-1] > margins[0]
