@@ -5,8 +5,8 @@
 #   bash scripts/leave_one_out.sh runs/leave-one-out ravdess=ravdess.jsonl crema-d=crema-d.jsonl nemo=nemo.jsonl
 #
 # Manifests with captions and clues (`aligncap annotate`, `aligncap clues`); CORPUS is the name that is in them.
-# SEEDS (default "0 1 2") chooses the seeds, STEPS and TEACHER_STEPS the steps, LABELS a choice of labels scored
-# apart (default "angry happy sad neutral"), LABEL_MAP what captions say that counts as another label
+# SEEDS (default "0 1 2") chooses the seeds, STEPS and TEACHER_STEPS the steps, LABELS a choice of labels that
+# all corpora have, scored apart (such as "angry happy sad neutral"), LABEL_MAP what captions say that counts as another label
 # ("nemo:calm=neutral …"), DEV the number of speakers by which the probe's layer is chosen (default 2).
 # What stands is reused; a run that was stopped goes on.
 source "$(dirname "$0")/setup.sh"
@@ -21,7 +21,7 @@ done
 seeds=${SEEDS:-0 1 2}
 steps=${STEPS:-$(sed -n 's/^max_steps: //p' configs/recipes/distill.yaml)}
 teacher_steps=${TEACHER_STEPS:-$(sed -n 's/^max_steps: //p' configs/recipes/teacher.yaml)}
-labels=${LABELS:-angry happy sad neutral}
+labels=${LABELS:-}
 
 train() { # VERB FOLDER FLAGS…
   local verb=$1 to=$2 resume=()
@@ -53,8 +53,9 @@ for left in "$@"; do
         --llm "$at/teacher" --seed "$seed"
     models+=("$at/distill-$seed")
   done
-  [ -e "$at/zeroshot/zero_shot.md" ] || aligncap zeroshot --model "${models[@]}" --manifest "$manifest" \
-    --labels $labels ${maps[@]:+--label-map "${maps[@]}"} --probe "$at/probe.json" --name distill --out "$at/zeroshot"
+  # Scored anew each time: captions that stand are reused, and other seeds or label maps then show.
+  aligncap zeroshot --model "${models[@]}" --manifest "$manifest" ${labels:+--labels $labels} \
+    ${maps[@]:+--label-map "${maps[@]}"} --probe "$at/probe.json" --name distill --out "$at/zeroshot"
 done
 for left in "$@"; do
   printf '\n%s left out:\n\n' "${left%%=*}"

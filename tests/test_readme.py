@@ -33,6 +33,11 @@ def test_commands_parse(command, monkeypatch, manifest):
     if words[0] == "bash":
         assert (ROOT / words[1]).is_file()
         return
+    if words[0] == "python":
+        assert (ROOT / words[1]).is_file()
+        if words[1] == "scripts/reproduce.py":
+            assert (ROOT / f"configs/tables/{words[2].removeprefix('table-')}.yaml").is_file()
+        return
     if words[0] == "accelerate":
         assert words[1] == "launch" and (ROOT / words[words.index("--config_file") + 1]).is_file()
         words = ["aligncap", "train", *words[words.index("scripts/train.py") + 1 :]]
