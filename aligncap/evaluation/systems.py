@@ -206,6 +206,8 @@ def table(result: Mapping[str, Any] | Sequence[System], yardsticks: Sequence[Yar
     for name, _ in columns:
         sheet.add_column(Text(name), justify="right")
     for metric, metric_title in TITLES.items():
+        if all(cells.get(metric, {}).get("value") is None for _, cells in columns):
+            continue
         line = [Text(metric_title)]
         for _, cells in columns:
             cell = cells.get(metric)

@@ -52,11 +52,13 @@ def _show(name: str, cell: Cell | None) -> dict[str, str]:
 
 
 def lines(columns: Sequence[tuple[str, Mapping[str, Cell]]], systems: int) -> list[dict[str, Any]]:
-    """One line a metric. The best system, or those that look alike, is marked; yardsticks never."""
+    """One line a metric that any system has. The best system, or those that look alike, is marked; yardsticks never."""
     shown_lines = []
     for name, metric in TITLES.items():
         values = [cells[name]["value"] for _, cells in columns[:systems]]
         known = [value for value in values if value is not None]
+        if not known:
+            continue
         best = None
         if len({figure(name, value) for value in known}) > 1 and name not in NEITHER:
             best = figure(name, min(known) if name in LESS_IS_BETTER else max(known))
