@@ -109,6 +109,10 @@ def assemble(
     if last_id >= embeddings.num_embeddings:
         llm.resize_token_embeddings(last_id + 1, pad_to_multiple_of=64, mean_resizing=False)
         embeddings = llm.get_input_embeddings()
+        # Rows of placeholders are never read. Left random, they would make each seed's teacher another one.
+        with torch.no_grad():
+            embeddings.weight[audio_token_id:] = 0
+            llm.get_output_embeddings().weight[audio_token_id:] = 0
     positions = audio_tower.config.max_source_positions * 0.02
     margin = options.get("margin_seconds", 1.0)
     options["max_seconds"] = min(options.get("max_seconds", 29.0), positions - margin)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 from peft import PeftModel
-from tiny import make_model, voice
+from tiny import make_llm, make_model, make_tokenizer, make_whisper, voice
 from transformers import AutoModelForCausalLM, AutoProcessor
 
 from aligncap.errors import UserError
@@ -207,3 +207,20 @@ def test_other_families_keep_their_logits_and_batch_like_singles(family):
         atol=1e-4,
         rtol=1e-4,
     )
+
+
+def test_the_teacher_is_one_whatever_the_seed():
+    from transformers import WhisperFeatureExtractor
+
+    from aligncap.models.building import assemble
+    from aligncap.tensor_cache import fingerprint
+
+    marks = set()
+    for seed in (0, 1):
+        torch.manual_seed(0)
+        tokenizer = make_tokenizer()
+        llm, whisper = make_llm(len(tokenizer)), make_whisper()
+        torch.manual_seed(seed)
+        model, _ = assemble(whisper.encoder, WhisperFeatureExtractor(), llm, tokenizer)
+        marks.add(fingerprint(model.model.language_model))
+    assert len(marks) == 1
