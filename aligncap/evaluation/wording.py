@@ -52,7 +52,7 @@ def _show(name: str, cell: Cell | None) -> dict[str, str]:
 
 
 def lines(columns: Sequence[tuple[str, Mapping[str, Cell]]], systems: int) -> list[dict[str, Any]]:
-    """One line a metric that any system has. The best system, or those that look alike, is marked; yardsticks never."""
+    """One line a metric that any system has. The best system, or those that look alike, is marked."""
     shown_lines = []
     for name, metric in TITLES.items():
         values = [cells[name]["value"] for _, cells in columns[:systems]]
