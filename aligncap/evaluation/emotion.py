@@ -75,7 +75,8 @@ def uar(confusion: NDArray[np.int64]) -> float | None:
     return float((hits[total > 0] / total[total > 0]).mean()) if total.any() else None
 
 
-def _uar_of_sums(sums: NDArray[np.float64]) -> NDArray[np.float64]:
+def uar_of_sums(sums: NDArray[np.float64]) -> NDArray[np.float64]:
+    """UAR of rows of sums: hits of each label, then clips of each; labels without clips are left out."""
     hits, total = np.split(sums, 2, axis=-1)
     recall = np.divide(hits, total, out=np.zeros_like(hits), where=total > 0)
     result: NDArray[np.float64] = recall.sum(axis=-1) / (total > 0).sum(axis=-1)
@@ -99,7 +100,7 @@ def emotion_statistics(emotions: Emotions) -> dict[str, Statistic]:
         "emotion_accuracy": Statistic(
             np.column_stack([right, known]), lambda sums: sums[..., 0] / sums[..., 1]
         ),
-        "emotion_uar": Statistic(np.concatenate([total * right[:, None], total], axis=1), _uar_of_sums),
+        "emotion_uar": Statistic(np.concatenate([total * right[:, None], total], axis=1), uar_of_sums),
         "emotion_none_share": none,
     }
 

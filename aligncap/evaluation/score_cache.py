@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from aligncap.evaluation.bootstrap import Floats, Statistic
-from aligncap.evaluation.emotion import _uar_of_sums
+from aligncap.evaluation.emotion import uar_of_sums
 from aligncap.evaluation.evaluate import pair_up, score
 from aligncap.evaluation.ngrams import ORDERS, bleu_scores
 from aligncap.evaluation.wordnet import SYSTEM_FOLDER, nltk_folder
@@ -33,7 +33,7 @@ def _bleu(sums: Floats, order: int) -> Floats:
 # the functions of sums that are known by name, so that sums on disk can be read again
 FORMS: dict[str, Callable[[Floats], Floats]] = {
     "ratio": _ratio,
-    "uar": _uar_of_sums,
+    "uar": uar_of_sums,
     **{f"bleu_{order}": partial(_bleu, order=order) for order in range(1, ORDERS + 1)},
 }
 

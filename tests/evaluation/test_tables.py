@@ -176,7 +176,7 @@ def test_kept_scores_are_those_counted_afresh_and_are_not_counted_again(tmp_path
     captions = ["She sounds angry.", "She is calm and slow.", "A low voice.", "He sounds angry."]
     rows = [{"id": u.id, "caption": c} for u, c in zip(references, captions)]
     write_jsonl(tmp_path / "c.jsonl", rows)
-    fresh = score(references, captions).statistics
+    fresh = score(references, captions, similarity="none").statistics
     first = file_statistics(tmp_path / "c.jsonl", references, "hash", cache_folder=tmp_path / "scores")
     monkeypatch.setattr(score_cache, "score", None)
     kept = file_statistics(tmp_path / "c.jsonl", references, "hash", cache_folder=tmp_path / "scores")
