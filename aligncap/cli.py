@@ -461,6 +461,7 @@ def zeroshot(a: argparse.Namespace) -> int:
         label_maps=_named(a.label_map, "--label-map"),
         labels=a.labels,
         only_labels=a.only_labels,
+        heard_instead=a.heard,
         probes=a.probe,
         limit=a.limit,
         name=a.name,

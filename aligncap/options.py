@@ -281,6 +281,13 @@ def parser() -> argparse.ArgumentParser:
     v.add_argument(
         "--only-labels", action="store_true", help="captions name only these, or the corpus's own, emotions"
     )
+    v.add_argument(
+        "--heard",
+        nargs="+",
+        default=[],
+        choices=["wrong", "silence", "noise", "same-words", "whisper"],
+        help="caption these instead of the clips too, to prove that it listens",
+    )
     v.add_argument("--probe", nargs="+", default=[], metavar="JSON", help="outputs of `aligncap probe`")
     v.add_argument("--limit", type=_positive, help="that many clips of each corpus only")
     v.add_argument("--batch-size", type=_positive, default=32)
