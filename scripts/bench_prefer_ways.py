@@ -117,7 +117,7 @@ class Ways:
             model=base,
             peft_config=lora_config(base, self.args, projector=True),
             args=self.args,
-            rows=self.rows,  # type: ignore[arg-type]
+            rows=self.rows,
             data_collator=PreferenceCollator(processor),
             processing_class=processor,
         )
