@@ -61,6 +61,10 @@ class PreferArguments(RunArguments, DPOConfig):
             "if each pair is read at least once."
         },
     )
+    shared_prefix: bool = field(
+        default=True,
+        metadata={"help": "Read prompt and audio once a pair; no: once for each of its two captions."},
+    )
     feature_cache: bool = field(
         default=True, metadata={"help": "Compute encoder features once, before training."}
     )
