@@ -582,3 +582,6 @@ VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
         curves,
     )
 }
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -3,10 +3,10 @@
     python scripts/bench_processes.py runs/ravdess
 
 Captions, candidates and steps of distillation with the same global batch, each started by accelerate as a
-user would. Loading the model is left out of "a second" and stands in the whole time beside it; of distillation the
-first steps are left out too. Runs take turns, round by round; numbers are the median over rounds (least to
-most), ratios are of the same round. First it is asserted that two processes write the file of one, and that
-the losses agree. Nothing else should run on the machine.
+user would. Loading the model is left out of "a second" and stands in the whole time beside it; of
+distillation the first steps are left out too. Runs take turns, round by round; numbers are the median over
+rounds (least to most), ratios are of the same round. First it is asserted that two processes write the file
+of one, and that the losses agree. Nothing else should run on the machine.
 """
 
 from __future__ import annotations

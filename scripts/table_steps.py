@@ -22,7 +22,7 @@ from aligncap.run_record import git_commit, versions
 
 def command(words: Sequence[str]) -> list[str]:
     """The process of a step."""
-    return [sys.executable, "-m", "aligncap", *words]
+    return [sys.executable, "-m", "aligncap.cli", *words]
 
 
 @dataclass
