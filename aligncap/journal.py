@@ -108,6 +108,8 @@ def journaled(out: Path | None, settings: dict[str, Any], group: Group) -> Itera
         group.gather(None)
         journal.close(done=group.rank == 0)
     except OSError as error:
+        if error.errno is None:  # a library's own, about something else
+            raise
         raise UserError(
             f"{out}: cannot be written: {error.strerror}; what is done is kept beside it"
         ) from error

@@ -107,6 +107,14 @@ def test_parts_of_other_settings_are_not_taken_up_and_go_with_the_rest(tmp_path:
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
+def test_a_place_that_cannot_be_written_is_told_and_other_errors_stay_themselves(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written"):
+        work(tmp_path / "file" / "out", square([]))(ALONE)
+    with pytest.raises(OSError, match="no tokenizer"), journaled(tmp_path / "out", {}, ALONE):
+        raise OSError("no tokenizer there")
+
+
 def test_processes_read_each_others_parts(tmp_path: Path) -> None:
     out = tmp_path / "c[1].jsonl"
     first, second = Journal(out, {"a": 1}, 0), Journal(out, {"a": 1}, 1)
