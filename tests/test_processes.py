@@ -212,6 +212,8 @@ def test_candidates_and_verdicts_of_processes_are_those_of_one(
 ) -> None:
     for part in tiny:
         part.save_pretrained(tmp_path / "model")
+    loaded = Captioner.from_pretrained(tmp_path / "model", device="cpu")  # threads cannot load at once
+    monkeypatch.setattr(Captioner, "from_pretrained", lambda *args, **options: loaded)
 
     def stages(name: str) -> Callable[[Group], Any]:
         def both(group: Group) -> Any:
