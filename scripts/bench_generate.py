@@ -4,8 +4,8 @@
 
 SECap writes its eight captions one after another: a clip at a time, `generate` eight times with one sample
 each, the encoder run again every time. Ours is one prefill a batch for all. Captions in batches as the
-manifest lists the clips are held against batches of like length; below their ratio stand the tokens of both,
-padding included.
+manifest lists the clips are held against batches of like length; below their ratio stand the samples that
+are encoded and the tokens of the prompts, padding included.
 
 First the greedy captions of all ways are asserted equal. The ways take turns, round by round, each round on
 other clips; the first round warms up. Numbers are the median over rounds (least to most), ratios are of the
@@ -86,9 +86,8 @@ def caption_ways(captioner: Captioner, size: int) -> dict[str, Way]:
     }
 
 
-def padded_tokens(captioner: Captioner, clips: Clips, batches: list[list[int]]) -> int:
-    """Audio tokens of all batches, padding included."""
-    counts = [captioner.processor.captioning_inputs([clip])["input_ids"].shape[1] for clip in clips]
+def padded(counts: list[int], batches: list[list[int]]) -> int:
+    """Sum over batches of size times longest."""
     return sum(len(batch) * max(counts[i] for i in batch) for batch in batches)
 
 
@@ -170,14 +169,18 @@ def main() -> None:
         wide,
         a,
     )
-    listed, like = (
-        sum(padded_tokens(captioner, part, plan(part, a.batch)) for part in wide[1:])
-        for plan in (as_listed, batches_by_size)
-    )
-    print(
-        f"prompt and audio tokens with padding: {listed} as listed, {like} of like length, "
-        f"{listed / like:.2f} times as many"
-    )
+    for what in ("samples", "tokens"):
+        sums = [0, 0]
+        for part in wide[1:]:
+            counts = [
+                len(clip)
+                if what == "samples"
+                else captioner.processor.captioning_inputs([clip])["input_ids"].shape[1]
+                for clip in part
+            ]
+            for way, plan in enumerate((as_listed, batches_by_size)):
+                sums[way] += padded(counts, plan(part, a.batch))
+        print(f"{what} with padding: {sums[0]} as listed, {sums[1]} of like length, {sums[0] / sums[1]:.2f}")
 
 
 if __name__ == "__main__":
