@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from aligncap.io import write_json
-from aligncap.progress import track
+from aligncap.processes import ALONE, Group
 
 SHARD_ROWS = 256
 AUDIO_VERSION = 1  # raise when loading, levelling or log-mel change what they give
@@ -48,7 +48,11 @@ class TensorCache:
         self.description = description
         self._where: dict[str, Path] = {}
         self._open: dict[tuple[int, Path], Any] = {}
-        for shard in sorted(folder.glob("*.safetensors")):
+        self.reread()
+
+    def reread(self) -> None:
+        """Take up shards that other processes have written."""
+        for shard in sorted(set(self.folder.glob("*.safetensors")) - set(self._where.values())):
             self._register(shard)
 
     def _register(self, shard: Path) -> None:
@@ -87,16 +91,15 @@ class TensorCache:
 def fill(
     cache: TensorCache,
     keys: Iterable[str],
-    compute: Callable[[list[str]], dict[str, Tensor]],
+    compute: Callable[[Sequence[str]], dict[str, Tensor]],
     batch: int,
     title: str,
+    group: Group = ALONE,
 ) -> None:
-    """Compute the rows that `cache` lacks, `batch` keys at a time, shard by shard."""
+    """Compute the rows that `cache` lacks, `batch` keys at a time, shard by shard, shared over `group`.
+
+    Rows that are there are left out of the batches, since a cache serves many manifests.
+    """
     missing = [k for k in dict.fromkeys(keys) if k not in cache]
-    rows: dict[str, Tensor] = {}
-    for start in track(range(0, len(missing), batch), None, title):
-        rows.update(compute(missing[start : start + batch]))
-        if len(rows) >= SHARD_ROWS:
-            cache.write(rows)
-            rows = {}
-    cache.write(rows)
+    batches = [missing[start : start + batch] for start in range(0, len(missing), batch)]
+    group.share_out(cache, batches, compute, title, SHARD_ROWS)

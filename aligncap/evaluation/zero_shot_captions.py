@@ -10,8 +10,9 @@ from typing import Any
 from aligncap.errors import Faults, UserError
 from aligncap.evaluation.zero_shot_scores import Corpus
 from aligncap.io import file_sha256, write_json
-from aligncap.models.caption_files import caption_jobs, jobs_of_manifest, with_condition
+from aligncap.models.caption_files import jobs_of_manifest, with_condition
 from aligncap.models.captioner import Captioner
+from aligncap.models.captioning import caption_jobs
 from aligncap.models.checkpoints import model_key
 from aligncap.models.precision import dtype_name
 

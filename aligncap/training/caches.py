@@ -1,7 +1,7 @@
 """What is computed once before training: encoder features and teacher states.
 
 A row that is missing is computed by `fill_*`; reading a missing row is an error, never a silent recompute.
-Shards are written one after another, so a killed run goes on from the last of them.
+Processes share the rows, and each writes its shards one after another, so a killed run goes on from the last.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from aligncap.audio.files import load_audio
 from aligncap.errors import Faults, UserError
 from aligncap.models.speakers import chosen_clips, means_of_rows, stack_means
+from aligncap.processes import ALONE, Group
 from aligncap.tensor_cache import AUDIO_VERSION, TensorCache, digest, fill, fingerprint
 
 
@@ -36,16 +37,21 @@ def feature_cache(root: Path, model: Any, processor: Any) -> TensorCache:
 
 @torch.no_grad()
 def fill_features(
-    cache: TensorCache, model: Any, processor: Any, paths: dict[str, Path], batch: int = 8
+    cache: TensorCache,
+    model: Any,
+    processor: Any,
+    paths: dict[str, Path],
+    batch: int = 8,
+    group: Group = ALONE,
 ) -> None:
     """Compute the pooled frames of every file in `paths` (key to file) that the cache lacks.
 
     Raises:
-        Faults: files that cannot be read, all of them; what could be read is kept.
+        Faults: files that cannot be read, all of them, in every process; what could be read is kept.
     """
     faults: list[str] = []
 
-    def compute(keys: list[str]) -> dict[str, Tensor]:
+    def compute(keys: Sequence[str]) -> dict[str, Tensor]:
         clips = {}
         for key in keys:
             try:
@@ -61,8 +67,8 @@ def fill_features(
 
     # Clips of like size share a batch: files' sizes stand in for their lengths.
     ordered = sorted(paths, key=lambda k: paths[k].stat().st_size)
-    fill(cache, ordered, compute, batch, "encoding speech")
-    if faults:
+    fill(cache, ordered, compute, batch, "encoding speech", group)
+    if faults := sum(group.gather(faults), []):
         raise Faults(faults)
 
 
@@ -98,6 +104,7 @@ def fill_teacher(
     pad: int,
     dtype: torch.dtype,
     batch: int = 32,
+    group: Group = ALONE,
 ) -> None:
     """Last hidden states of the bare language model (adapters off) that predict each response token.
 
@@ -109,7 +116,7 @@ def fill_teacher(
 
     by_key = {teacher_key(p, r): (p, r) for p, r in pairs}
 
-    def compute(keys: list[str]) -> dict[str, Tensor]:
+    def compute(keys: Sequence[str]) -> dict[str, Tensor]:
         chosen = [by_key[k] for k in keys]
         inputs = join_prompt_and_response([p for p, _ in chosen], [r for _, r in chosen], pad)
         keep = response_positions(inputs.pop("labels"))
@@ -124,4 +131,4 @@ def fill_teacher(
         return {k: h[m].to(dtype).cpu() for k, h, m in zip(keys, hidden, keep.to(device), strict=True)}
 
     ordered = sorted(by_key, key=lambda k: len(by_key[k][0]) + len(by_key[k][1]))
-    fill(cache, ordered, compute, batch, "teacher reads")
+    fill(cache, ordered, compute, batch, "teacher reads", group)

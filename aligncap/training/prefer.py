@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from aligncap.models.checkpoints import load_checkpoint, load_folder, model_key,
 from aligncap.models.modeling_aligncap import AlignCapForConditionalGeneration
 from aligncap.models.processing_aligncap import AlignCapProcessor
 from aligncap.models.speakers import speaker_name
+from aligncap.processes import ALONE, Group
 from aligncap.tensor_cache import AUDIO_VERSION, TensorCache, digest, fill, fingerprint, hash_of
 from aligncap.training.caches import feature_cache, fill_features, speaker_voices
 from aligncap.training.collators import SpeechCollator
@@ -93,7 +95,7 @@ class PreferTrainer(DPOTrainer):
         return metrics
 
     @torch.no_grad()
-    def fill_reference(self, root: Path, start: str, batch: int = 16) -> None:
+    def fill_reference(self, root: Path, start: str, batch: int = 16, group: Group = ALONE) -> None:
         """Compute the reference's log-probability of every caption before training, and read it from then on.
 
         Cached in `root` by a hash of the reference's weights (`start`), precision, the clip, prompt and
@@ -117,7 +119,7 @@ class PreferTrainer(DPOTrainer):
                 sides.setdefault(reference_key(source, side, shown), (index, side))
         collate = SpeechCollator(rows.inputs.processor)
 
-        def compute(keys: list[str]) -> dict[str, Tensor]:
+        def compute(keys: Sequence[str]) -> dict[str, Tensor]:
             chosen = [(rows[i], side) for i, side in (sides[key] for key in keys)]
             batch = collate([{**row, "response_ids": row[side]} for row, side in chosen])
             inputs = {name: value.to(self.args.device) for name, value in batch.items()}
@@ -127,7 +129,7 @@ class PreferTrainer(DPOTrainer):
 
         model.eval()
         ordered = sorted(sides, key=lambda k: len(rows.rows[sides[k][0]][sides[k][1]]))
-        fill(cache, ordered, compute, batch, "reference reads")
+        fill(cache, ordered, compute, batch, "reference reads", group)
         rows.reference = cache
         self.precompute_ref_logps = True
 
@@ -185,6 +187,7 @@ def train_prefer(args: PreferArguments) -> Path | None:
             "scripts/train.py prefer …, or CUDA_VISIBLE_DEVICES=0 for one"
         )
     out = prepare_folder(args)
+    group = Group(args.process_index, args.world_size)
     manifest = manifest_of_pairs(str(args.train_pairs), args.train_manifest)
     utterances = read_manifest(Path(manifest))
     pairs = read_pairs(str(args.train_pairs), manifest, utterances, args.kinds())
@@ -204,12 +207,11 @@ def train_prefer(args: PreferArguments) -> Path | None:
     features = None
     voices: dict[str, Tensor] | None = None
     if args.feature_cache or processor.speaker_relative:
-        with args.main_process_first(local=False, desc="features"):
-            features = feature_cache(Path(args.cache_dir), model, processor)
-            wanted = {key: paths[key] for key in used} | dict(dev.clips if dev else ())
-            if processor.speaker_relative:  # speakers are heard in all their clips
-                wanted |= paths | (dev.paths if dev else {})
-            fill_features(features, model, processor, wanted)
+        features = feature_cache(Path(args.cache_dir), model, processor)
+        wanted = {key: paths[key] for key in used} | dict(dev.clips if dev else ())
+        if processor.speaker_relative:  # speakers are heard in all their clips
+            wanted |= paths | (dev.paths if dev else {})
+        fill_features(features, model, processor, wanted, group=group)
         if processor.speaker_relative:
             voices = speaker_voices(features, keys, [speaker_name(u) for u in utterances])
             if dev:
@@ -236,8 +238,7 @@ def train_prefer(args: PreferArguments) -> Path | None:
         trainer.add_callback(Patience(args.patience))
     trainer.add_callback(Watch(args))
     if wants_reference_cache(args, len(rows)):
-        with args.main_process_first(local=False, desc="reference"):
-            trainer.fill_reference(Path(args.cache_dir), start)
+        trainer.fill_reference(Path(args.cache_dir), start, group=group)
     data: list[str | Path] = [path for path in (args.train_pairs, manifest, args.dev_manifest) if path]
     if not train(trainer, args, "train prefer", data, start=str(args.model), pairs=len(rows)):
         return None

@@ -20,6 +20,7 @@ from aligncap.models.checkpoints import load_folder, model_key
 from aligncap.models.modeling_aligncap import AlignCapForConditionalGeneration
 from aligncap.models.processing_aligncap import AlignCapProcessor
 from aligncap.models.speakers import speaker_name
+from aligncap.processes import Group
 from aligncap.run_record import write_run_record
 from aligncap.tensor_cache import TensorCache, digest
 from aligncap.training.alignment import align_projector
@@ -67,9 +68,13 @@ def build_base(
     utterances: list[Utterance],
     keys: list[str],
     paths: dict[str, Path],
+    group: Group,
 ) -> tuple[AlignCapForConditionalGeneration, AlignCapProcessor]:
     """The student before decoding is trained, saved in `folder` once: parts, and a projector whose features
-    are standardised and whose tokens are aligned with clue words (`align_steps`)."""
+    are standardised and whose tokens are aligned with clue words (`align_steps`).
+
+    Processes share the encoding of speech; the rest takes seconds and is the first one's.
+    """
     model: Any
     made_of = digest(
         *(
@@ -108,7 +113,11 @@ def build_base(
     )
     model.to(args.device)
     cache = feature_cache(Path(args.cache_dir), model, processor)
-    fill_features(cache, model, processor, paths)
+    fill_features(cache, model, processor, paths, group=group)
+    if group.rank:
+        group.gather(None)  # until the first process has saved it
+        model, processor = load_folder(folder)
+        return model.to(args.device), processor
     table: Any = model.get_input_embeddings()
     embeddings = table.weight.detach()
     projector = model.model.multi_modal_projector
@@ -135,12 +144,14 @@ def build_base(
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     write_json(mark, {"digest": made_of})  # last: a folder without it was not finished
+    group.gather(None)
     return model, processor
 
 
 def train_align(args: AlignArguments) -> Path:
     """The student with its projector aligned and nothing else trained: `output_dir`/base."""
     out = prepare_folder(args)
+    group = Group(args.process_index, args.world_size)
     manifest = str(args.train_manifest)
     utterances = read_captioned(manifest, need_p_act=True)
     keys, paths = audio_files(manifest, utterances)
@@ -148,7 +159,7 @@ def train_align(args: AlignArguments) -> Path:
         repeated = balanced(utterances)
         utterances, keys = [utterances[i] for i in repeated], [keys[i] for i in repeated]
     set_seed(args.seed)
-    model, processor = build_base(args, out / "base", utterances, keys, paths)
+    model, processor = build_base(args, out / "base", utterances, keys, paths, group)
     refuse_special_tokens(manifest, texts_of(utterances), processor.tokenizer)
     write_heard(out, heard_in_training([manifest], [args.llm]))
     write_run_record(out, "train align", args.to_dict(), [manifest], seed=args.seed)
@@ -174,6 +185,7 @@ def train_speech(args: SpeechArguments) -> Path | None:
         The folder, or None when the run was interrupted.
     """
     out = prepare_folder(args)
+    group = Group(args.process_index, args.world_size)
     distill = isinstance(args, DistillArguments)
     manifests = [m for m in (args.train_manifest, args.dev_manifest) if m]
     utterances = [read_captioned(m, need_p_act=distill or args.align_steps > 0) for m in manifests]
@@ -184,16 +196,15 @@ def train_speech(args: SpeechArguments) -> Path | None:
         utterances[0] = [utterances[0][i] for i in repeated]
         files[0] = ([files[0][0][i] for i in repeated], files[0][1])
     set_seed(args.seed)
-    with args.main_process_first(local=False, desc="base model"):
-        model, processor = build_base(args, out / "base", utterances[0], *files[0])
+    model, processor = build_base(args, out / "base", utterances[0], *files[0], group)
     for path, part in zip(manifests, utterances, strict=True):
         refuse_special_tokens(path, texts_of(part), processor.tokenizer)
     features: TensorCache | None = None
     voices: dict[str, Tensor] | None = None
     if args.feature_cache or args.speaker_relative:
-        with args.main_process_first(local=False, desc="features"):
-            features = feature_cache(Path(args.cache_dir), model, processor)
-            fill_features(features, model, processor, {k: p for _, paths in files for k, p in paths.items()})
+        features = feature_cache(Path(args.cache_dir), model, processor)
+        every = {key: path for _, paths in files for key, path in paths.items()}
+        fill_features(features, model, processor, every, group=group)
         if args.speaker_relative:
             voices = {}
             for part, (keys, _) in zip(utterances, files, strict=True):
@@ -217,15 +228,13 @@ def train_speech(args: SpeechArguments) -> Path | None:
     ]
     if isinstance(args, DistillArguments):
         if args.targets == "teacher":
-            with args.main_process_first(local=False, desc="teacher's captions"):
-                write_targets(out / "targets.jsonl", model, processor.tokenizer, datasets)
+            write_targets(out / "targets.jsonl", model, processor.tokenizer, datasets, group=group)
         if wants_teacher_cache(args, len(datasets[0])):
             dtype = torch.bfloat16 if args.bf16 else torch.float32
             llm = model.model.language_model
-            with args.main_process_first(local=False, desc="teacher's states"):
-                states = teacher_cache(Path(args.cache_dir), llm, dtype)
-                pairs = [pair for d in datasets for pair in d.teacher_pairs()]
-                fill_teacher(states, llm, pairs, processor.tokenizer.pad_token_id, dtype)
+            states = teacher_cache(Path(args.cache_dir), llm, dtype)
+            pairs = [pair for d in datasets for pair in d.teacher_pairs()]
+            fill_teacher(states, llm, pairs, processor.tokenizer.pad_token_id, dtype, group=group)
             for d in datasets:
                 d.states = states
     set_seed(args.seed)
