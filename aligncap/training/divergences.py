@@ -78,14 +78,14 @@ def top_k_divergence(
     return divergence(events, log_probs, name, 1.0, beta)
 
 
-def chunked_divergence(student: Tensor, teacher: Tensor, chunk: int = 128, **options: Any) -> Tensor:
+def chunked_divergence(student: Tensor, teacher: Tensor, chunk: int = 32, **options: Any) -> Tensor:
     """`divergence` over chunks of tokens, recomputed in the backward pass: the float32 softmaxes of a whole
     batch (tokens × vocabulary) never stand in memory together. Equal to the plain form."""
     return _in_chunks(divergence, chunk, options, student, teacher)
 
 
 def chunked_top_k_divergence(
-    student: Tensor, ids: Tensor, log_probs: Tensor, chunk: int = 128, **options: Any
+    student: Tensor, ids: Tensor, log_probs: Tensor, chunk: int = 32, **options: Any
 ) -> Tensor:
     """`top_k_divergence` over chunks, as `chunked_divergence`."""
     return _in_chunks(top_k_divergence, chunk, options, student, ids, log_probs)
