@@ -230,6 +230,12 @@ class DistillArguments(SpeechArguments):
             "help": "Compute the teacher's states before training: yes, no, or auto: if each is read once."
         },
     )
+    teacher_top_k: int = field(
+        default=0,
+        metadata={
+            "help": "Cache the teacher's k likeliest tokens, others in one bucket; 0: all tokens, exactly."
+        },
+    )
 
     def own_faults(self) -> list[str]:
         from aligncap.training.divergences import NAMES
@@ -241,6 +247,12 @@ class DistillArguments(SpeechArguments):
             faults.append(f"targets={self.targets!r}: choose references or teacher")
         if self.teacher_cache not in ("auto", "yes", "no"):
             faults.append(f"teacher_cache={self.teacher_cache!r}: choose auto, yes or no")
+        if self.teacher_top_k < 0:
+            faults.append(f"teacher_top_k={self.teacher_top_k}: must be 0 (exact) or above")
+        if self.teacher_top_k > 0 and self.teacher_cache == "no":
+            faults.append(
+                f"teacher_top_k={self.teacher_top_k}: is read from a cache; leave out teacher_cache=no"
+            )
         if self.temperature <= 0:
             faults.append(f"temperature={self.temperature}: must be above 0")
         if not 0 < self.jsd_beta < 1:

@@ -18,7 +18,7 @@ from aligncap.models.processing_aligncap import AlignCapProcessor
 from aligncap.prompts.acoustic import measured_cues
 from aligncap.prompts.templates import response_ids, teacher_prompt
 from aligncap.tensor_cache import TensorCache
-from aligncap.training.caches import teacher_key
+from aligncap.training.teacher_cache import teacher_key
 
 
 def read_captioned(path: str, need_p_act: bool) -> list[Utterance]:
@@ -210,9 +210,8 @@ class SpeechRows(Dataset):
             **self.inputs(source["key"], source["path"], source["cues"]),
         }
         if self.states is not None:
-            row["teacher_hidden"] = self.states[
-                teacher_key(source["teacher_prompt_ids"], source["response_ids"])
-            ]
+            name = "teacher_top_k" if "top_k" in self.states.description else "teacher_hidden"
+            row[name] = self.states[teacher_key(source["teacher_prompt_ids"], source["response_ids"])]
         elif "teacher_prompt_ids" in source:
             row["teacher_prompt_ids"] = source["teacher_prompt_ids"]
         return row

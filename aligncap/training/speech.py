@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import set_seed
 
@@ -25,7 +23,7 @@ from aligncap.run_record import write_run_record
 from aligncap.tensor_cache import TensorCache, digest
 from aligncap.training.alignment import align_projector
 from aligncap.training.arguments import AlignArguments, DistillArguments, SpeechArguments
-from aligncap.training.caches import feature_cache, fill_features, fill_teacher, speaker_voices, teacher_cache
+from aligncap.training.caches import feature_cache, fill_features, speaker_voices
 from aligncap.training.collators import SpeechCollator
 from aligncap.training.distill import DistillTrainer, SFTTrainer
 from aligncap.training.examples import (
@@ -38,6 +36,7 @@ from aligncap.training.examples import (
 )
 from aligncap.training.runs import add_adapters, freeze_adapters, prepare_folder, train
 from aligncap.training.targets import write_targets
+from aligncap.training.teacher_cache import check_top_k, read_teacher, wants_teacher_cache
 
 _MODEL_OPTIONS = (
     "encoder_layer",
@@ -166,15 +165,6 @@ def train_align(args: AlignArguments) -> Path:
     return out
 
 
-def wants_teacher_cache(args: DistillArguments, rows: int) -> bool:
-    """Whether the teacher's states of every row, computed beforehand, cost no more than computed live."""
-    if args.fsdp or args.deepspeed or os.environ.get("ACCELERATE_USE_FSDP"):
-        return False  # the head's weights are sharded: only the model's own forward may use them
-    if args.teacher_cache != "auto":
-        return args.teacher_cache == "yes"
-    return args.max_steps * args.train_batch_size * args.gradient_accumulation_steps * args.world_size >= rows
-
-
 def train_speech(args: SpeechArguments) -> Path | None:
     """Train the student with cross-entropy (`SpeechArguments`) or by distillation (`DistillArguments`).
 
@@ -187,6 +177,8 @@ def train_speech(args: SpeechArguments) -> Path | None:
     out = prepare_folder(args)
     group = Group(args.process_index, args.world_size)
     distill = isinstance(args, DistillArguments)
+    if isinstance(args, DistillArguments):
+        check_top_k(args)
     manifests = [m for m in (args.train_manifest, args.dev_manifest) if m]
     utterances = [read_captioned(m, need_p_act=distill or args.align_steps > 0) for m in manifests]
     files = [audio_files(m, u) for m, u in zip(manifests, utterances, strict=True)]
@@ -226,15 +218,13 @@ def train_speech(args: SpeechArguments) -> Path | None:
         )
         for m, u, (keys, _) in zip(manifests, utterances, files, strict=True)
     ]
+    record: dict[str, Any] = {}
     if isinstance(args, DistillArguments):
         if args.targets == "teacher":
             write_targets(out / "targets.jsonl", model, processor.tokenizer, datasets, group=group)
         if wants_teacher_cache(args, len(datasets[0])):
-            dtype = torch.bfloat16 if args.bf16 else torch.float32
-            llm = model.model.language_model
-            states = teacher_cache(Path(args.cache_dir), llm, dtype)
             pairs = [pair for d in datasets for pair in d.teacher_pairs()]
-            fill_teacher(states, llm, pairs, processor.tokenizer.pad_token_id, dtype, group=group)
+            states, record = read_teacher(args, model, processor.tokenizer.pad_token_id, pairs, group)
             for d in datasets:
                 d.states = states
     set_seed(args.seed)
@@ -250,7 +240,7 @@ def train_speech(args: SpeechArguments) -> Path | None:
         data_collator=SpeechCollator(processor),
         processing_class=processor,
     )
-    if not train(trainer, args, "train distill" if distill else "train sft", list(manifests)):
+    if not train(trainer, args, "train distill" if distill else "train sft", list(manifests), **record):
         return None
     trainer.save_model(str(out))
     return out
