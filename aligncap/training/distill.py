@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import Trainer
 
 from aligncap.training.arguments import CaptionArguments, DistillArguments
+from aligncap.training.batches import BucketedTrainer
 from aligncap.training.collators import IGNORE
 from aligncap.training.divergences import chunked_divergence
 from aligncap.training.runs import two_rate_optimizer
@@ -24,7 +24,7 @@ def response_positions(labels: Tensor) -> Tensor:
     return F.pad(labels[:, 1:] != IGNORE, (0, 1), value=False)
 
 
-class SFTTrainer(Trainer):
+class SFTTrainer(BucketedTrainer):
     """Cross-entropy on response tokens, end-of-text included.
 
     Logits are computed at response positions only.

@@ -29,6 +29,7 @@ from aligncap.models.modeling_aligncap import AlignCapForConditionalGeneration
 from aligncap.models.processing_aligncap import AlignCapProcessor
 from aligncap.models.speakers import speaker_name
 from aligncap.tensor_cache import AUDIO_VERSION, TensorCache, digest, fill, fingerprint, hash_of
+from aligncap.training.batches import BucketedTrainer
 from aligncap.training.caches import feature_cache, fill_features, speaker_voices
 from aligncap.training.collators import IGNORE, SpeechCollator
 from aligncap.training.dev_score import DevScore
@@ -83,7 +84,7 @@ def score_responses(model: nn.Module) -> None:
     model.forward = types.MethodType(forward, model)
 
 
-class PreferTrainer(DPOTrainer):
+class PreferTrainer(BucketedTrainer, DPOTrainer):
     """trl's DPOTrainer on rows that hold audio; the dev score takes the place of an evaluation loss."""
 
     model: Any

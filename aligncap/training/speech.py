@@ -24,6 +24,7 @@ from aligncap.run_record import write_run_record
 from aligncap.tensor_cache import TensorCache, digest
 from aligncap.training.alignment import align_projector
 from aligncap.training.arguments import AlignArguments, DistillArguments, SpeechArguments
+from aligncap.training.batches import length_buckets
 from aligncap.training.caches import feature_cache, fill_features, fill_teacher, speaker_voices, teacher_cache
 from aligncap.training.collators import SpeechCollator
 from aligncap.training.distill import DistillTrainer, SFTTrainer
@@ -155,13 +156,16 @@ def train_align(args: AlignArguments) -> Path:
     return out
 
 
-def wants_teacher_cache(args: DistillArguments, rows: int) -> bool:
-    """Whether the teacher's states of every row, computed beforehand, cost no more than computed live."""
+def wants_teacher_cache(args: DistillArguments, rows: int, batch: float) -> bool:
+    """Whether the teacher's states of every row, computed beforehand, cost no more than computed live.
+
+    `batch`: rows that one process reads at a time.
+    """
     if args.fsdp or args.deepspeed or os.environ.get("ACCELERATE_USE_FSDP"):
         return False  # the head's weights are sharded: only the model's own forward may use them
     if args.teacher_cache != "auto":
         return args.teacher_cache == "yes"
-    return args.max_steps * args.train_batch_size * args.gradient_accumulation_steps * args.world_size >= rows
+    return args.max_steps * batch * args.gradient_accumulation_steps * args.world_size >= rows
 
 
 def train_speech(args: SpeechArguments) -> Path | None:
@@ -219,7 +223,9 @@ def train_speech(args: SpeechArguments) -> Path | None:
         if args.targets == "teacher":
             with args.main_process_first(local=False, desc="teacher's captions"):
                 write_targets(out / "targets.jsonl", model, processor.tokenizer, datasets)
-        if wants_teacher_cache(args, len(datasets[0])):
+        buckets = length_buckets(args, datasets[0])
+        batch = len(datasets[0]) / len(buckets) if buckets else args.train_batch_size
+        if wants_teacher_cache(args, len(datasets[0]), batch):
             dtype = torch.bfloat16 if args.bf16 else torch.float32
             llm = model.model.language_model
             with args.main_process_first(local=False, desc="teacher's states"):
