@@ -3,9 +3,9 @@
     python scripts/bench_batches.py runs/ravdess
 
 Rows are real: half of them clips of RUN/data with one of their captions, half longer ones, since those
-corpora hold acted sentences of 1 to 5 s: clips of one speaker joined to 2 to 29 s at their encoder frames, with
-a caption of the first. First the mean loss of a token over all rows, dropout off, must be the same for all
-ways. Then whole epochs of forward and backward of SFT, collating included, take turns way by way; round 0
+corpora hold acted sentences of 1 to 5 s: clips of one speaker joined to 2 to 29 s at their encoder frames,
+with a caption of the first. First the mean loss of a token over all rows, dropout off, must be the same for
+all ways. Then whole epochs of forward and backward of SFT, collating included, take turns way by way; round 0
 warms up. The budget of tokens is by default the largest shuffled batch, so that no way needs more memory at
 once.
 
