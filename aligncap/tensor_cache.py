@@ -63,13 +63,20 @@ class TensorCache:
         return key in self._where
 
     def __getitem__(self, key: str) -> Tensor:
+        return self._file(key).get_tensor(key)
+
+    def rows(self, key: str) -> int:
+        """First dimension of a tensor, from its shard's header: the tensor is not read."""
+        return int(self._file(key).get_slice(key).get_shape()[0])
+
+    def _file(self, key: str) -> Any:
         if key not in self._where:
             raise KeyError(f"{self.folder}: no row {key}; the cache was not filled for these settings")
         # A handle opened before a fork must not be shared with the child.
         handle = (os.getpid(), self._where[key])
         if handle not in self._open:
             self._open[handle] = safe_open(self._where[key], "pt")
-        return self._open[handle].get_tensor(key)
+        return self._open[handle]
 
     def write(self, rows: dict[str, Tensor]) -> None:
         """Add one shard, atomically."""

@@ -28,7 +28,8 @@ from aligncap.preferences.candidates import write_candidates
 from aligncap.preferences.judge import judge_candidates
 from aligncap.processes import ALONE, Gathered, Group, launched
 from aligncap.tensor_cache import TensorCache
-from aligncap.training.caches import feature_cache, fill_features, fill_teacher
+from aligncap.training.caches import feature_cache, fill_features
+from aligncap.training.teacher_cache import fill_states
 
 ROOT = Path(__file__).resolve().parents[1]
 BATCHES = [["a", "b"], ["c", "d"], ["e", "f"], ["g"]]
@@ -280,7 +281,7 @@ def test_features_and_teacher_states_of_processes_are_those_of_one(manifest: Pat
             features = feature_cache(root, model, processor)
             fill_features(features, model, processor, paths, batch=2, group=group)
             states = TensorCache(root / "teacher", {})
-            fill_teacher(states, model.model.language_model, pairs, 1, torch.float32, batch=2, group=group)
+            fill_states(states, model.model.language_model, pairs, 1, torch.float32, batch=2, group=group)
             return features, states
 
         return fill

@@ -44,6 +44,16 @@ class RunArguments(TrainingArguments):
     precision: str = field(
         default="auto", metadata={"help": "auto, float32 or bfloat16 (weights stay float32)."}
     )
+    tokens_per_batch: int = field(
+        default=0,
+        metadata={
+            "help": "Rows of like length share a batch of so many tokens, padding included; "
+            "0: per_device_train_batch_size rows."
+        },
+    )
+    length_buckets: bool = field(
+        default=False, metadata={"help": "Rows of like length share a batch of a fixed number of rows."}
+    )
 
     learning_rate: float = 1e-3
     per_device_train_batch_size: int = 8
@@ -84,6 +94,7 @@ class RunArguments(TrainingArguments):
         for name in ("smoothing", "lora_dropout", "projector_dropout", "speaker_dropout"):
             if not 0 <= getattr(self, name, 0.0) < 1:
                 faults.append(f"{name}={getattr(self, name)}: must lie in [0, 1)")
+        faults += self.batch_faults()
         faults += self.own_faults()
         if faults:
             raise Faults(faults)
@@ -93,6 +104,23 @@ class RunArguments(TrainingArguments):
             self.use_cpu = True
         self.bf16, self.precision_reason = choose_precision(self.precision)
         super().__post_init__()
+
+    def batch_faults(self) -> list[str]:
+        """Faults of the options that say which rows share a batch."""
+        faults = []
+        if self.tokens_per_batch < 0:
+            faults.append(f"tokens_per_batch={self.tokens_per_batch}: must be 0 (off) or more")
+        if (
+            self.tokens_per_batch
+            and self.per_device_train_batch_size != type(self).per_device_train_batch_size
+        ):
+            faults.append(
+                f"tokens_per_batch={self.tokens_per_batch} and per_device_train_batch_size="
+                f"{self.per_device_train_batch_size}: which of them cuts the batches? leave one out"
+            )
+        if (self.tokens_per_batch or self.length_buckets) and self.train_sampling_strategy != "random":
+            faults.append("train_sampling_strategy: has no effect with buckets by length; leave one out")
+        return faults
 
     def own_faults(self) -> list[str]:
         """Faults of the options that a subclass adds."""
@@ -191,6 +219,8 @@ class AlignArguments(SpeechArguments):
         "learning_rate",
         "max_steps",
         "per_device_train_batch_size",
+        "tokens_per_batch",
+        "length_buckets",
         "projector_learning_rate",
         "smoothing",
         "train_llm",

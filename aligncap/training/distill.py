@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import Trainer
 
 from aligncap.training.arguments import CaptionArguments, DistillArguments
+from aligncap.training.batches import BucketedTrainer
 from aligncap.training.collators import IGNORE, response_positions
 from aligncap.training.divergences import chunked_divergence, chunked_top_k_divergence
 from aligncap.training.runs import two_rate_optimizer
@@ -17,7 +17,7 @@ from aligncap.training.teacher_cache import head_logits
 from aligncap.training.top_k import unpack
 
 
-class SFTTrainer(Trainer):
+class SFTTrainer(BucketedTrainer):
     """Cross-entropy on response tokens, end-of-text included.
 
     Logits are computed at response positions only.

@@ -27,6 +27,7 @@ from aligncap.models.processing_aligncap import AlignCapProcessor
 from aligncap.models.speakers import speaker_name
 from aligncap.processes import ALONE, Group
 from aligncap.tensor_cache import AUDIO_VERSION, TensorCache, digest, fill, fingerprint, hash_of
+from aligncap.training.batches import BucketedTrainer
 from aligncap.training.caches import feature_cache, fill_features, speaker_voices
 from aligncap.training.collators import SpeechCollator
 from aligncap.training.dev_score import DevScore
@@ -44,7 +45,7 @@ from aligncap.training.shared_prefix import score_responses, why_not_packed
 from aligncap.training.watch import Patience, Watch
 
 
-class PreferTrainer(DPOTrainer):
+class PreferTrainer(BucketedTrainer, DPOTrainer):
     """trl's DPOTrainer on rows that hold audio; the dev score takes the place of an evaluation loss."""
 
     model: Any

@@ -99,6 +99,7 @@ class PreferArguments(RunArguments, DPOConfig):
         "ref_model_sync_steps",
         "router_aux_loss_coef",
         "sync_ref_model",
+        "tokens_per_batch",  # the loss is a mean over a batch's pairs: batches of few would count for more
         "truncation_mode",
         "trust_remote_code",
         "use_weighting",

@@ -125,6 +125,16 @@ class PreferenceRows(Dataset):
             for pair, key in zip(pairs, keys, strict=True)
         ]
 
+    def lengths(self) -> list[tuple[int, int]]:
+        """Tokens of each pair's prompt and of its longer caption; no audio is read."""
+        return [
+            (
+                self.inputs.prompt_length(r["key"], r["path"], r["cues"]),
+                max(len(r["chosen_ids"]), len(r["rejected_ids"])),
+            )
+            for r in self.rows
+        ]
+
     def __len__(self) -> int:
         return len(self.rows)
 

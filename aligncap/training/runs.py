@@ -30,6 +30,7 @@ from aligncap.heard import Heard, heard_in_training, merge_heard, read_heard, wr
 from aligncap.io import read_jsonl, write_jsonl
 from aligncap.run_record import write_run_record
 from aligncap.training.arguments import RunArguments
+from aligncap.training.batches import BucketedTrainer
 
 _TARGETS = (("q_proj", "v_proj"), ("c_attn",), ("query_key_value",), ("qkv_proj",))
 
@@ -228,7 +229,9 @@ def resume_command() -> str:
     return shlex.join([*start, *words, "--resume_from_checkpoint", "true"])
 
 
-def train(trainer: Trainer, args: RunArguments, verb: str, data: list[str | Path], **record: Any) -> bool:
+def train(
+    trainer: BucketedTrainer, args: RunArguments, verb: str, data: list[str | Path], **record: Any
+) -> bool:
     """Train to the end or to an interruption.
 
     Returns:
@@ -239,6 +242,8 @@ def train(trainer: Trainer, args: RunArguments, verb: str, data: list[str | Path
     trainer.add_callback(JsonLog())
     if trainer.is_world_process_zero():
         print(f"precision: {args.precision_reason}", file=sys.stderr)
+        if batches := trainer.describe_batches():
+            record["batches"] = batches
         write_run_record(str(args.output_dir), verb, args.to_dict(), data, seed=args.seed, **record)
         manifests = [path for path in data if path != getattr(args, "train_pairs", None)]
         starts = [getattr(args, name, None) for name in ("model", "llm")]

@@ -23,6 +23,7 @@ from aligncap.run_record import write_run_record
 from aligncap.tensor_cache import TensorCache, digest
 from aligncap.training.alignment import align_projector
 from aligncap.training.arguments import AlignArguments, DistillArguments, SpeechArguments
+from aligncap.training.batches import length_buckets
 from aligncap.training.caches import feature_cache, fill_features, speaker_voices
 from aligncap.training.collators import SpeechCollator
 from aligncap.training.distill import DistillTrainer, SFTTrainer
@@ -222,7 +223,9 @@ def train_speech(args: SpeechArguments) -> Path | None:
     if isinstance(args, DistillArguments):
         if args.targets == "teacher":
             write_targets(out / "targets.jsonl", model, processor.tokenizer, datasets, group=group)
-        if wants_teacher_cache(args, len(datasets[0])):
+        buckets = length_buckets(args, datasets[0])
+        batch = len(datasets[0]) / len(buckets) if buckets else args.train_batch_size
+        if wants_teacher_cache(args, len(datasets[0]), batch):
             pairs = [pair for d in datasets for pair in d.teacher_pairs()]
             states, record = read_teacher(args, model, processor.tokenizer.pad_token_id, pairs, group)
             for d in datasets:

@@ -140,15 +140,20 @@ def _fill(
     fill(cache, ordered, compute, batch, "teacher reads", group)
 
 
-def wants_teacher_cache(args: DistillArguments, rows: int) -> bool:
-    """Whether the teacher is read before training: as asked, or where it costs no more than reading live."""
+def wants_teacher_cache(args: DistillArguments, rows: int, batch: float) -> bool:
+    """Whether the teacher is read before training: as asked, or where it costs no more than reading live.
+
+    `batch`: rows that one process reads at a time.
+    """
     if args.teacher_top_k:
         return True  # training reads no head of it, which may then be sharded
     if args.fsdp or args.deepspeed or os.environ.get("ACCELERATE_USE_FSDP"):
         return False  # the head's weights are sharded: only the model's own forward may use them
     if args.teacher_cache != "auto":
         return args.teacher_cache == "yes"
-    return args.max_steps * args.train_batch_size * args.gradient_accumulation_steps * args.world_size >= rows
+    if args.max_steps < 0:  # by epochs
+        return args.num_train_epochs >= 1
+    return args.max_steps * batch * args.gradient_accumulation_steps * args.world_size >= rows
 
 
 def check_top_k(args: DistillArguments) -> None:

@@ -111,6 +111,14 @@ def preferred(tmp_path_factory, start, pairs):
     return out
 
 
+def test_pairs_of_like_length_can_share_a_batch(tmp_path, start, pairs):
+    run(tmp_path / "run", start, pairs, length_buckets=True, max_steps=1, per_device_train_batch_size=3)
+    found = json.loads((tmp_path / "run/run.json").read_text())["batches"]
+    assert found["padding"] < found["padding_shuffled"] and found["batches"] == -(-found["rows"] // 3)
+    with pytest.raises(Faults, match="tokens_per_batch: has no effect here"):
+        PreferArguments(**options(tmp_path / "x", start, pairs, tokens_per_batch=500))
+
+
 def trainer_of(tmp_path, start, pairs, **more):
     """A trainer whose adapter has moved away from the reference, and one batch of its rows."""
     args = PreferArguments(**options(tmp_path / "x", start, pairs, **more))

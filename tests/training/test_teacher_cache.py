@@ -119,9 +119,9 @@ def test_each_k_and_temperature_has_its_own_cache_and_a_filled_one_is_not_filled
 def test_sharded_runs_may_use_the_top_k_cache_alone(manifest, parts, tmp_path, monkeypatch):
     states = arguments(tmp_path / "a", manifest, parts, teacher_cache="yes")
     top = arguments(tmp_path / "b", manifest, parts, teacher_top_k=8)
-    assert wants_teacher_cache(states, 10) and wants_teacher_cache(top, 10**9)
+    assert wants_teacher_cache(states, 10, 8) and wants_teacher_cache(top, 10**9, 8)
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    assert not wants_teacher_cache(states, 10) and wants_teacher_cache(top, 10**9)
+    assert not wants_teacher_cache(states, 10, 8) and wants_teacher_cache(top, 10**9, 8)
 
 
 def test_wrong_numbers_of_tokens_are_refused_before_anything_long(manifest, parts, tmp_path):
