@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from aligncap.io import write_json
+from aligncap.io import workplace, write_json
 from aligncap.progress import track
 
 SHARD_ROWS = 256
@@ -75,12 +75,9 @@ class TensorCache:
         if not (self.folder / "cache.json").exists():
             write_json(self.folder / "cache.json", self.description)
         shard = self.folder / f"{digest(sorted(rows))}.safetensors"
-        temporary = shard.with_suffix(f".{os.getpid()}.tmp")
-        try:
-            save_file({k: v.contiguous() for k, v in rows.items()}, temporary)
-            os.replace(temporary, shard)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with workplace(shard) as temporary:
+            save_file({k: v.contiguous() for k, v in rows.items()}, temporary / shard.name)
+            os.replace(temporary / shard.name, shard)
         self._register(shard)
 
 

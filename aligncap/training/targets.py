@@ -37,9 +37,9 @@ def write_targets(path: Path, model: Any, tokenizer: Any, datasets: list[Any], b
             do_sample=False,
         )
         for prompt, row in zip(chosen, made[:, width:].tolist(), strict=True):
-            if end in row:
-                known[prompt] = row[: row.index(end) + 1]
+            # None is kept too: what has no end is not written again with other batch mates on a resume.
+            known[prompt] = row[: row.index(end) + 1] if end in row else None
     write_jsonl(path, [{"prompt_ids": list(p), "response_ids": r} for p, r in known.items()])
     for d in datasets:
         for row in d.rows:
-            row["response_ids"] = known.get(tuple(row["teacher_prompt_ids"]), row["response_ids"])
+            row["response_ids"] = known[tuple(row["teacher_prompt_ids"])] or row["response_ids"]
