@@ -27,8 +27,19 @@ def digest(*parts: object) -> str:
 
 
 def fingerprint(model: Any) -> str:
-    """Hash of a transformers model: its weights, as they are in memory, and its configuration."""
-    return digest(model.config.to_dict(), hash_of(model.state_dict()))
+    """Hash of a transformers model: its weights, as they are in memory, and its configuration.
+
+    The folder that it was loaded from, which transformers keeps in the configuration, does not count.
+    """
+    return digest(_without_place(model.config.to_dict()), hash_of(model.state_dict()))
+
+
+def _without_place(config: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: _without_place(value) if isinstance(value, dict) else value
+        for name, value in config.items()
+        if name != "_name_or_path"
+    }
 
 
 def hash_of(tensors: Mapping[str, Tensor]) -> str:
