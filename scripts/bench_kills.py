@@ -165,7 +165,7 @@ def cases(run: Path, work: Path, clips: int, tiny: bool) -> list[Case]:
         Case(
             "candidates", candidates, (), rows_phase("made.jsonl.partial", clips), compare_rows("made.jsonl")
         ),
-        Case("judge rubric", rubric, (), rows_phase("none", verdicts), compare_rows("scored.jsonl")),
+        Case("judge rubric", rubric, (), lambda folder, began: "judging", compare_rows("scored.jsonl")),
         Case("judge openai", openai, (), rows_phase("gpt.jsonl.verdicts.jsonl", 2 * verdicts), compare_paid),
         Case("prefer", prefer, resume, training_phase, compare_training),
     ]

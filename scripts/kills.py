@@ -128,7 +128,8 @@ def kill_and_compare(
     for life in range(most_lives):
         if len(result.phases) == kills:
             break
-        folder, more = work / f"life-{life}", ()
+        folder = work / f"life-{life}"
+        more: tuple[str, ...] = ()
         while True:
             began = time.time()
             process = start([*case.words(folder), *more], folder)

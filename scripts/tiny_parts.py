@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -21,9 +22,19 @@ def write_parts(folder: Path, texts: Iterable[str]) -> tuple[Path, Path]:
     """Write `folder`/whisper and `folder`/llm, whose words are those of `texts`; returns the two."""
     torch.manual_seed(0)
     encoder, llm = folder / "whisper", folder / "llm"
-    special = {"pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0, "decoder_start_token_id": 0}
-    width = {"d_model": 32, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
-    layers = {"encoder_layers": 3, "encoder_ffn_dim": 64, "decoder_layers": 1, "decoder_ffn_dim": 64}
+    special: dict[str, Any] = {
+        "pad_token_id": 0,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+        "decoder_start_token_id": 0,
+    }
+    width: dict[str, Any] = {"d_model": 32, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    layers: dict[str, Any] = {
+        "encoder_layers": 3,
+        "encoder_ffn_dim": 64,
+        "decoder_layers": 1,
+        "decoder_ffn_dim": 64,
+    }
     WhisperModel(WhisperConfig(vocab_size=50, init_std=0.2, **width, **layers, **special)).save_pretrained(
         encoder
     )
