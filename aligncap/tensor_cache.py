@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from aligncap.io import write_json
+from aligncap.io import workplace, write_json
 from aligncap.processes import ALONE, Group
 
 SHARD_ROWS = 256
@@ -27,8 +27,19 @@ def digest(*parts: object) -> str:
 
 
 def fingerprint(model: Any) -> str:
-    """Hash of a transformers model: its weights, as they are in memory, and its configuration."""
-    return digest(model.config.to_dict(), hash_of(model.state_dict()))
+    """Hash of a transformers model: its weights, as they are in memory, and its configuration.
+
+    The folder that it was loaded from, which transformers keeps in the configuration, does not count.
+    """
+    return digest(_without_place(model.config.to_dict()), hash_of(model.state_dict()))
+
+
+def _without_place(config: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: _without_place(value) if isinstance(value, dict) else value
+        for name, value in config.items()
+        if name != "_name_or_path"
+    }
 
 
 def hash_of(tensors: Mapping[str, Tensor]) -> str:
@@ -86,12 +97,9 @@ class TensorCache:
         if not (self.folder / "cache.json").exists():
             write_json(self.folder / "cache.json", self.description)
         shard = self.folder / f"{digest(sorted(rows))}.safetensors"
-        temporary = shard.with_suffix(f".{os.getpid()}.tmp")
-        try:
-            save_file({k: v.contiguous() for k, v in rows.items()}, temporary)
-            os.replace(temporary, shard)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with workplace(shard) as temporary:
+            save_file({k: v.contiguous() for k, v in rows.items()}, temporary / shard.name)
+            os.replace(temporary / shard.name, shard)
         self._register(shard)
 
 

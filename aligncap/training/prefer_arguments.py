@@ -166,7 +166,7 @@ class PreferArguments(RunArguments, DPOConfig):
             self.load_best_model_at_end = True
             self.metric_for_best_model = "eval_rubric"
             self.greater_is_better = True
-            self.eval_on_start = not self.resume_from_checkpoint
+            self.eval_on_start = True  # not where a run goes on, see runs.train
         elif self.patience:
             faults.append("patience: early stopping needs --dev_manifest")
         return faults

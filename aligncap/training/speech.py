@@ -14,7 +14,7 @@ from aligncap.heard import heard_in_training, write_heard
 from aligncap.io import write_json, write_jsonl
 from aligncap.manifest import Utterance
 from aligncap.models.building import build, embedding_rms
-from aligncap.models.checkpoints import load_folder, model_key
+from aligncap.models.checkpoints import load_folder, model_key, save_whole
 from aligncap.models.modeling_aligncap import AlignCapForConditionalGeneration
 from aligncap.models.processing_aligncap import AlignCapProcessor
 from aligncap.models.speakers import speaker_name
@@ -103,8 +103,26 @@ def build_base(
                 f"{folder}: was made with other options or data; "
                 "resume with the same, or choose another output_dir"
             )
-        model, processor = load_folder(folder)
-        return model.to(args.device), processor
+    else:
+        make_base(args, folder, utterances, keys, paths, group)
+        if group.rank == 0:
+            write_json(mark, {"digest": made_of})  # last: a folder without it was not finished
+        group.gather(None)
+    # From the folder also when it has just been made: to the last bit what a resumed run starts from.
+    model, processor = load_folder(folder)
+    return model.to(args.device), processor
+
+
+def make_base(
+    args: SpeechArguments,
+    folder: Path,
+    utterances: list[Utterance],
+    keys: list[str],
+    paths: dict[str, Path],
+    group: Group,
+) -> None:
+    """Build the student, fit and align its projector, and save it in `folder`; see `build_base`."""
+    model: Any
     options: dict[str, Any] = {name: getattr(args, name) for name in _MODEL_OPTIONS}
     if str(options["encoder_layer"]).isdigit():
         options["encoder_layer"] = int(options["encoder_layer"])
@@ -115,9 +133,7 @@ def build_base(
     cache = feature_cache(Path(args.cache_dir), model, processor)
     fill_features(cache, model, processor, paths, group=group)
     if group.rank:
-        group.gather(None)  # until the first process has saved it
-        model, processor = load_folder(folder)
-        return model.to(args.device), processor
+        return
     table: Any = model.get_input_embeddings()
     embeddings = table.weight.detach()
     projector = model.model.multi_modal_projector
@@ -141,11 +157,8 @@ def build_base(
             seed=args.seed,
         )
         write_jsonl(folder.parent / "align.jsonl", [{"step": i + 1, "loss": v} for i, v in enumerate(losses)])
-    model.save_pretrained(folder)
     processor.save_pretrained(folder)
-    write_json(mark, {"digest": made_of})  # last: a folder without it was not finished
-    group.gather(None)
-    return model, processor
+    save_whole(model, folder)
 
 
 def train_align(args: AlignArguments) -> Path:

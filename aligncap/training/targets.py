@@ -49,9 +49,10 @@ def write_targets(
     with journaled(path, {"limit": limit}, group) as journal:
         batches = [keys[start : start + batch] for start in range(0, len(keys), batch)]
         group.share_out(journal, batches, compute, "teacher writes")
-        known |= {prompts[key]: journal[key] for key in keys if journal[key] is not None}
+        # None is kept too: what has no end is not written again with other batch mates on a resume.
+        known |= {prompts[key]: journal[key] for key in keys}
         if group.rank == 0:
             write_jsonl(path, [{"prompt_ids": list(p), "response_ids": r} for p, r in known.items()])
     for d in datasets:
         for row in d.rows:
-            row["response_ids"] = known.get(tuple(row["teacher_prompt_ids"]), row["response_ids"])
+            row["response_ids"] = known[tuple(row["teacher_prompt_ids"])] or row["response_ids"]
