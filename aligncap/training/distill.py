@@ -13,6 +13,7 @@ from aligncap.training.arguments import CaptionArguments, DistillArguments
 from aligncap.training.collators import IGNORE
 from aligncap.training.divergences import chunked_divergence
 from aligncap.training.runs import two_rate_optimizer
+from aligncap.training.sharding import adapters_off
 
 
 def response_positions(labels: Tensor) -> Tensor:
@@ -106,7 +107,7 @@ class DistillTrainer(SFTTrainer):
             labels = teacher.pop("labels")
             was_training = model.training
             model.eval()
-            with self.accelerator.unwrap_model(model).disable_adapter():
+            with adapters_off(self.accelerator.unwrap_model(model)):
                 logits = model(**teacher, logits_to_keep=response_positions(labels), use_cache=False).logits
             model.train(was_training)
             return self.drop_placeholder(logits)

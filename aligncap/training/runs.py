@@ -30,6 +30,7 @@ from aligncap.heard import Heard, heard_in_training, merge_heard, read_heard, wr
 from aligncap.io import read_jsonl, write_jsonl
 from aligncap.run_record import write_run_record
 from aligncap.training.arguments import RunArguments
+from aligncap.training.sharding import load_whole, shard_as_configured
 
 _TARGETS = (("q_proj", "v_proj"), ("c_attn",), ("query_key_value",), ("qkv_proj",))
 
@@ -190,6 +191,7 @@ def prepare_folder(args: RunArguments) -> Path:
             f"{out}: holds a run already; add --resume_from_checkpoint true, or choose another --output_dir"
         )
     last_checkpoint(args)  # a resume from nowhere is refused before anything long
+    load_whole(args)
     return out
 
 
@@ -244,6 +246,7 @@ def train(trainer: Trainer, args: RunArguments, verb: str, data: list[str | Path
         starts = [getattr(args, name, None) for name in ("model", "llm")]
         heard = heard_in_training(manifests, starts)
         write_heard(str(args.output_dir), merge_heard(heard, read_heard(str(args.output_dir)) or Heard()))
+    shard_as_configured(trainer)
     trainer.train(resume_from_checkpoint=last_checkpoint(args))
     if stop.asked and trainer.state.global_step < trainer.state.max_steps:
         if trainer.is_world_process_zero():

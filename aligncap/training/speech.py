@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +35,7 @@ from aligncap.training.examples import (
     texts_of,
 )
 from aligncap.training.runs import add_adapters, freeze_adapters, prepare_folder, train
+from aligncap.training.sharding import place, shards_weights
 from aligncap.training.targets import write_targets
 
 _MODEL_OPTIONS = (
@@ -99,18 +99,18 @@ def build_base(
                 "resume with the same, or choose another output_dir"
             )
         model, processor = load_folder(folder)
-        return model.to(args.device), processor
+        return place(model, args), processor
     options: dict[str, Any] = {name: getattr(args, name) for name in _MODEL_OPTIONS}
     if str(options["encoder_layer"]).isdigit():
         options["encoder_layer"] = int(options["encoder_layer"])
     model, processor = build(
         args.encoder, args.llm, speaker_dropout=args.speaker_dropout, show_cues=args.show_cues, **options
     )
-    model.to(args.device)
+    place(model, args)
     cache = feature_cache(Path(args.cache_dir), model, processor)
     fill_features(cache, model, processor, paths)
     table: Any = model.get_input_embeddings()
-    embeddings = table.weight.detach()
+    embeddings = table.weight.detach().to(args.device)
     projector = model.model.multi_modal_projector
     voices = (
         speaker_voices(cache, keys, [speaker_name(u) for u in utterances]) if args.speaker_relative else None
@@ -157,8 +157,8 @@ def train_align(args: AlignArguments) -> Path:
 
 def wants_teacher_cache(args: DistillArguments, rows: int) -> bool:
     """Whether the teacher's states of every row, computed beforehand, cost no more than computed live."""
-    if args.fsdp or args.deepspeed or os.environ.get("ACCELERATE_USE_FSDP"):
-        return False  # the head's weights are sharded: only the model's own forward may use them
+    if shards_weights(args):
+        return False  # the head's weights are in shards
     if args.teacher_cache != "auto":
         return args.teacher_cache == "yes"
     return args.max_steps * args.train_batch_size * args.gradient_accumulation_steps * args.world_size >= rows
@@ -217,6 +217,8 @@ def train_speech(args: SpeechArguments) -> Path | None:
     ]
     if isinstance(args, DistillArguments):
         if args.targets == "teacher":
+            whole: Any = model
+            whole.to(args.device)  # `place` may have left the language model on the host
             with args.main_process_first(local=False, desc="teacher's captions"):
                 write_targets(out / "targets.jsonl", model, processor.tokenizer, datasets)
         if wants_teacher_cache(args, len(datasets[0])):
