@@ -68,12 +68,11 @@ def shard_as_configured(trainer: Trainer) -> None:
     DeepSpeed's is known again (generation asks for it). FSDP2 in bfloat16 rounds neither what the model
     gives, since a caption's log-probability is a sum of tens of nats, nor the sum of gradients.
     """
-    args: Any = trainer.args
-    plugin = getattr(args, "deepspeed_plugin", None)
-    config = getattr(args, "hf_deepspeed_config", None) or getattr(plugin, "dschf", None)
-    if config is not None:
-        set_hf_deepspeed_config(config)
-    fsdp = getattr(trainer.accelerator.state, "fsdp_plugin", None)
+    state = trainer.accelerator.state
+    deepspeed = getattr(state, "deepspeed_plugin", None)
+    if deepspeed is not None:
+        set_hf_deepspeed_config(deepspeed.hf_ds_config)
+    fsdp = getattr(state, "fsdp_plugin", None)
     if fsdp is not None and fsdp.mixed_precision_policy is not None:
         fsdp.mixed_precision_policy = dataclasses.replace(
             fsdp.mixed_precision_policy, reduce_dtype=torch.float32, output_dtype=None

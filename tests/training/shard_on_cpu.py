@@ -1,8 +1,8 @@
 """scripts/train.py with FSDP2 on CPU processes.
 
-accelerate 1.15 shards on accelerators alone: on CPU processes AcceleratorState drops the FSDP plugin without a
-word, and the run is DDP. torch's fully_shard itself runs on gloo, so the lines that are missing there are made
-up for here; all else is what runs on GPUs.
+accelerate 1.15 shards on accelerators alone: on CPU processes AcceleratorState drops the FSDP plugin and says
+nothing, and the run is DDP. torch's fully_shard itself runs on gloo, so the lines that are missing there are
+made up for here; all else is what runs on GPUs.
 """
 
 from __future__ import annotations
