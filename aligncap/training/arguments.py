@@ -16,6 +16,7 @@ from trl import TrlParser
 from aligncap.errors import Faults, UserError
 from aligncap.models.precision import has_bfloat16
 from aligncap.models.sources import DEFAULT_ENCODER, DEFAULT_LLM
+from aligncap.training.sharding import launch_faults
 
 A = TypeVar("A", bound="RunArguments")
 
@@ -94,8 +95,7 @@ class RunArguments(TrainingArguments):
         for name in ("smoothing", "lora_dropout", "projector_dropout", "speaker_dropout"):
             if not 0 <= getattr(self, name, 0.0) < 1:
                 faults.append(f"{name}={getattr(self, name)}: must lie in [0, 1)")
-        faults += self.batch_faults()
-        faults += self.own_faults()
+        faults += [*launch_faults(self), *self.batch_faults(), *self.own_faults()]
         if faults:
             raise Faults(faults)
         if self.dev_manifest and self.eval_strategy == "no":

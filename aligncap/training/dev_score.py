@@ -39,7 +39,7 @@ class DevScore:
         self.batch, self.limit = args.per_device_eval_batch_size, args.max_response_tokens
 
     @torch.no_grad()
-    def captions(self, model: Any, indices: list[int]) -> dict[int, str]:
+    def captions(self, model: Any, indices: list[int], sharded: bool = False) -> dict[int, str]:
         """Greedy captions of some of the clips."""
         found: dict[int, str] = {}
         rows = {i: self.inputs(*self.clips[i], measured_cues(self.utterances[i].cue_words)) for i in indices}
@@ -53,19 +53,25 @@ class DevScore:
                 **{k: v.to(model.device) for k, v in inputs.items()},
                 max_new_tokens=self.limit,
                 do_sample=False,
+                synced_gpus=sharded or None,  # weights in shards are gathered by all processes, or by none
             )
             texts = Captioner(model, self.processor).texts(output[:, inputs["input_ids"].shape[1] :])
             found.update(zip(part, texts, strict=True))
         return found
 
-    def __call__(self, model: Any, process: int = 0, processes: int = 1) -> dict[str, float]:
-        """Scores of the dev clips, each process captioning its share.
+    def __call__(
+        self, model: Any, process: int = 0, processes: int = 1, sharded: bool = False
+    ) -> dict[str, float]:
+        """Scores of the dev clips, each process captioning its share: of as many clips, since with weights in
+        shards (`sharded`) all processes must take the same steps.
 
         Returns:
             rubric (mean overall, 0 to 10, fluency left out), uar of emotions, length in words, top_share (of
             the most frequent caption).
         """
-        own = self.captions(model, list(range(process, len(self.clips), processes)))
+        every = -(-len(self.clips) // processes) * processes
+        share = [i % len(self.clips) for i in range(process, every, processes)]
+        own = self.captions(model, share, sharded)
         parts = gather_object([own]) if processes > 1 else [own]
         captions = {i: text for part in parts for i, text in part.items()}
         texts = [captions[i] for i in range(len(self.clips))]

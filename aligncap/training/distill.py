@@ -13,6 +13,7 @@ from aligncap.training.batches import BucketedTrainer
 from aligncap.training.collators import IGNORE, response_positions
 from aligncap.training.divergences import chunked_divergence, chunked_top_k_divergence
 from aligncap.training.runs import two_rate_optimizer
+from aligncap.training.sharding import adapters_off
 from aligncap.training.teacher_cache import head_logits
 from aligncap.training.top_k import unpack
 
@@ -96,7 +97,7 @@ class DistillTrainer(SFTTrainer):
             labels = teacher.pop("labels")
             was_training = model.training
             model.eval()
-            with self.accelerator.unwrap_model(model).disable_adapter():
+            with adapters_off(self.accelerator.unwrap_model(model)):
                 logits = model(**teacher, logits_to_keep=response_positions(labels), use_cache=False).logits
             model.train(was_training)
             return self.drop_placeholder(logits)

@@ -41,6 +41,7 @@ from aligncap.training.preference_rows import (
     reference_key,
 )
 from aligncap.training.runs import lora_config, prepare_folder, train, two_rate_optimizer
+from aligncap.training.sharding import place, shards_weights
 from aligncap.training.shared_prefix import score_responses, why_not_packed
 from aligncap.training.watch import Patience, Watch
 
@@ -89,7 +90,8 @@ class PreferTrainer(BucketedTrainer, DPOTrainer):
         self.model.eval()
         model = self.accelerator.unwrap_model(self.model)
         with self.accelerator.autocast():
-            scores = self.dev(model, self.accelerator.process_index, self.accelerator.num_processes)
+            own = self.accelerator.process_index, self.accelerator.num_processes
+            scores = self.dev(model, *own, sharded=own[1] > 1 and shards_weights(self.args))
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in scores.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -141,6 +143,8 @@ def wants_reference_cache(args: PreferArguments, pairs: int) -> bool:
         return False  # a caption's sum then depends on the length of the other one
     if args.reference_cache != "auto":
         return args.reference_cache == "yes"
+    if shards_weights(args):
+        return False  # one device might not hold the model whole
     steps = args.max_steps if args.max_steps > 0 else pairs  # by epochs: each pair is read
     return steps * args.train_batch_size * args.gradient_accumulation_steps * args.world_size >= pairs
 
@@ -200,7 +204,7 @@ def train_prefer(args: PreferArguments) -> Path | None:
         model, processor = load_start(args, out / "base")
     said = [(pair.line, pair.utterance.id, (pair.chosen, pair.rejected)) for pair in pairs]
     refuse_special_tokens(str(args.train_pairs), said, processor.tokenizer)
-    model.to(args.device).requires_grad_(False)
+    place(model, args).requires_grad_(False)
     if args.disable_dropout:  # trl finds modules only, and chosen and rejected must hear one speaker
         model.model.multi_modal_projector.speaker_dropout = 0.0
     used = [key_of[pair.utterance.id] for pair in pairs]
@@ -239,6 +243,7 @@ def train_prefer(args: PreferArguments) -> Path | None:
         trainer.add_callback(Patience(args.patience))
     trainer.add_callback(Watch(args))
     if wants_reference_cache(args, len(rows)):
+        model.to(args.device)
         trainer.fill_reference(Path(args.cache_dir), start, group=group)
     data: list[str | Path] = [path for path in (args.train_pairs, manifest, args.dev_manifest) if path]
     if not train(trainer, args, "train prefer", data, start=str(args.model), pairs=len(rows)):

@@ -36,6 +36,7 @@ from aligncap.training.resume import (
     last_checkpoint,
     resume_command,
 )
+from aligncap.training.sharding import load_whole, shard_as_configured
 
 _TARGETS = (("q_proj", "v_proj"), ("c_attn",), ("query_key_value",), ("qkv_proj",))
 
@@ -207,6 +208,7 @@ def prepare_folder(args: RunArguments) -> Path:
         clear_remains(out)
         where = f"goes on from {checkpoint}" if checkpoint else f"{out}: no checkpoint yet; begins again"
         print(where, file=sys.stderr)
+    load_whole(args)
     return out
 
 
@@ -237,6 +239,7 @@ def train(
         return True
     if checkpoint:
         args.eval_on_start = False
+    shard_as_configured(trainer)
     trainer.train(resume_from_checkpoint=checkpoint)
     if stop.asked and trainer.state.global_step < trainer.state.max_steps:
         if trainer.is_world_process_zero():

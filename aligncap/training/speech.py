@@ -36,6 +36,7 @@ from aligncap.training.examples import (
     texts_of,
 )
 from aligncap.training.runs import add_adapters, freeze_adapters, prepare_folder, train
+from aligncap.training.sharding import place
 from aligncap.training.targets import write_targets
 from aligncap.training.teacher_cache import check_top_k, read_teacher, wants_teacher_cache
 
@@ -110,7 +111,7 @@ def build_base(
         group.gather(None)
     # From the folder also when it has just been made: to the last bit what a resumed run starts from.
     model, processor = load_folder(folder)
-    return model.to(args.device), processor
+    return place(model, args), processor
 
 
 def make_base(
@@ -129,13 +130,13 @@ def make_base(
     model, processor = build(
         args.encoder, args.llm, speaker_dropout=args.speaker_dropout, show_cues=args.show_cues, **options
     )
-    model.to(args.device)
+    place(model, args)
     cache = feature_cache(Path(args.cache_dir), model, processor)
     fill_features(cache, model, processor, paths, group=group)
     if group.rank:
         return
     table: Any = model.get_input_embeddings()
-    embeddings = table.weight.detach()
+    embeddings = table.weight.detach().to(args.device)
     projector = model.model.multi_modal_projector
     voices = (
         speaker_voices(cache, keys, [speaker_name(u) for u in utterances]) if args.speaker_relative else None
@@ -234,11 +235,14 @@ def train_speech(args: SpeechArguments) -> Path | None:
     ]
     record: dict[str, Any] = {}
     if isinstance(args, DistillArguments):
+        whole: Any = model
         if args.targets == "teacher":
+            whole.to(args.device)  # `place` may have left the language model on the host
             write_targets(out / "targets.jsonl", model, processor.tokenizer, datasets, group=group)
         buckets = length_buckets(args, datasets[0])
         batch = len(datasets[0]) / len(buckets) if buckets else args.train_batch_size
         if wants_teacher_cache(args, len(datasets[0]), batch):
+            whole.to(args.device)
             pairs = [pair for d in datasets for pair in d.teacher_pairs()]
             states, record = read_teacher(args, model, processor.tokenizer.pad_token_id, pairs, group)
             for d in datasets:

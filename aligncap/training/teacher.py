@@ -6,7 +6,10 @@ Merged, it is the LLM of teacher and student.
 from __future__ import annotations
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
+from peft import PeftModel
 from transformers import set_seed
 
 from aligncap.models.building import load_llm
@@ -16,6 +19,7 @@ from aligncap.training.collators import TextCollator
 from aligncap.training.distill import SFTTrainer
 from aligncap.training.examples import read_captioned, refuse_special_tokens, text_rows, texts_of
 from aligncap.training.runs import add_adapters, prepare_folder, train
+from aligncap.training.sharding import load_whole
 
 
 def train_teacher(args: TeacherArguments) -> Path | None:
@@ -45,9 +49,12 @@ def train_teacher(args: TeacherArguments) -> Path | None:
     )
     if not train(trainer, args, "train teacher", list(manifests)):
         return None
-    if trainer.is_world_process_zero():
-        merged = trainer.accelerator.unwrap_model(trainer.model).merge_and_unload()
-        tokenizer.save_pretrained(out)
-        save_whole(merged, out)
+    with TemporaryDirectory(dir=out) as adapter:
+        trainer.save_model(adapter)  # gathers weights that lie in shards
+        load_whole(args)
+        if trainer.is_world_process_zero():
+            whole: Any = load_llm(args.llm)[0]
+            tokenizer.save_pretrained(out)
+            save_whole(PeftModel.from_pretrained(whole, adapter).merge_and_unload(), out)
     trainer.accelerator.wait_for_everyone()
     return out

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from aligncap.processes import ALONE, Group
 from aligncap.tensor_cache import TensorCache, digest, fill, fingerprint, hash_of
 from aligncap.training.arguments import DistillArguments
 from aligncap.training.collators import join_prompt_and_response, response_positions
+from aligncap.training.sharding import shards_weights
 from aligncap.training.top_k import coverage, most_likely, pack
 
 Pairs = list[tuple[list[int], list[int]]]  # token ids of prompt and response
@@ -147,8 +147,8 @@ def wants_teacher_cache(args: DistillArguments, rows: int, batch: float) -> bool
     """
     if args.teacher_top_k:
         return True  # training reads no head of it, which may then be sharded
-    if args.fsdp or args.deepspeed or os.environ.get("ACCELERATE_USE_FSDP"):
-        return False  # the head's weights are sharded: only the model's own forward may use them
+    if shards_weights(args):
+        return False  # the head's weights are in shards: only the model's own forward may use them
     if args.teacher_cache != "auto":
         return args.teacher_cache == "yes"
     if args.max_steps < 0:  # by epochs

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -363,27 +361,6 @@ def test_a_resumed_run_equals_an_unbroken_one(preferred, tmp_path, start, pairs)
     run(broken, start, pairs, reference_cache="no", resume_from_checkpoint="true")
     equal_adapters(preferred, broken)
     assert log(broken) == pytest.approx(log(preferred), abs=1e-6)
-
-
-@pytest.mark.slow
-def test_two_processes_give_the_losses_of_one(preferred, tmp_path, start, pairs):
-    wanted = options(
-        tmp_path / "two", start, pairs, reference_cache="no", per_device_train_batch_size=3, use_cpu=True
-    )
-    config = tmp_path / "run.yaml"
-    config.write_text(json.dumps(wanted))
-    root = Path(__file__).resolve().parents[2]
-    done = subprocess.run(
-        [
-            sys.executable, "-m", "accelerate.commands.launch",
-            "--config_file", str(root / "configs/accelerate/cpu2.yaml"), str(root / "scripts/train.py"),
-            "prefer", "--config", str(config),
-        ],
-        capture_output=True, text=True, cwd=root, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=240,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert log(tmp_path / "two") == pytest.approx(log(preferred), abs=1e-4)
-    equal_adapters(preferred, tmp_path / "two", atol=5e-5, rtol=1e-3)
 
 
 def test_an_adapter_can_be_the_start_and_the_result_merges(tmp_path, preferred, pairs, capsys):

@@ -5,13 +5,10 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
@@ -272,25 +269,6 @@ def test_the_teacher_is_saved_as_a_plain_llm(manifest, parts, tmp_path):
 def test_captions_written_by_the_teacher_can_be_the_targets(manifest, parts, tmp_path):
     run(DistillArguments, tmp_path / "run", manifest, parts, targets="teacher")
     assert (tmp_path / "run/targets.jsonl").is_file()
-
-
-@pytest.mark.slow
-def test_two_processes_give_the_losses_of_one(distilled, manifest, parts, tmp_path):
-    config = tmp_path / "distill.yaml"
-    chosen = speech_options(tmp_path / "two", manifest, parts, per_device_train_batch_size=4, use_cpu=True)
-    config.write_text(yaml.safe_dump(chosen))
-    root = Path(__file__).resolve().parents[2]
-    command = [
-        sys.executable, "-m", "accelerate.commands.launch",
-        "--config_file", str(root / "configs/accelerate/cpu2.yaml"),
-        str(root / "scripts/train.py"), "distill", "--config", str(config),
-    ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=280)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert json.loads((tmp_path / "two/run.json").read_text())["processes"] == 2
-    assert losses(tmp_path / "two") == pytest.approx(losses(distilled), rel=1e-4)
-    for name, value in adapter(tmp_path / "two").items():
-        torch.testing.assert_close(value, adapter(distilled)[name], atol=1e-4, rtol=1e-3)
 
 
 def test_unknown_options_are_all_named_with_the_nearest(tmp_path, manifest):
