@@ -1,4 +1,4 @@
-"""Whether a device computes in bfloat16: the one place that asks."""
+"""Whether a device computes in bfloat16, and what is kept in it: the one place that asks."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
 
 def has_bfloat16(device: str | None = None) -> bool:
@@ -29,3 +30,21 @@ def best_dtype(device: str | None = None) -> torch.dtype:
     import torch
 
     return torch.bfloat16 if has_bfloat16(device) else torch.float32
+
+
+def halve_frozen(model: nn.Module) -> None:
+    """Keep frozen linear layers in bfloat16, where they are read under bfloat16 autocast.
+
+    Autocast would make this copy of each weight in every pass and hold it until the backward pass; what is
+    computed is the same to the bit. Embeddings stay: they are read as they are, and so does a head tied to
+    them.
+    """
+    import torch
+    from transformers.pytorch_utils import Conv1D
+
+    kept = {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Embedding)}
+    for module in model.modules():
+        if isinstance(module, (torch.nn.Linear, Conv1D)) and id(module.weight) not in kept:
+            for parameter in module.parameters(recurse=False):
+                if not parameter.requires_grad:
+                    parameter.data = parameter.data.to(torch.bfloat16)
