@@ -25,6 +25,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if argv[:1] == ["train"]:
             return train(argv[1:])
         arguments = parser().parse_args(argv)
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1 and arguments.verb not in SHARED:
+            raise UserError(
+                f"{arguments.verb}: runs in one process; a launcher is for {', '.join(SHARED)} and train"
+            )
         return VERBS[arguments.verb](arguments)
     except UserError as error:
         for line in str(error).splitlines():
@@ -231,11 +235,13 @@ def caption(a: argparse.Namespace) -> int:
     from rich.table import Table
 
     from aligncap.manifest import read_manifest
-    from aligncap.models.caption_files import caption_jobs, jobs_of_files, jobs_of_manifest, with_condition
+    from aligncap.models.caption_files import jobs_of_files, jobs_of_manifest, with_condition
     from aligncap.models.captioner import Captioner
+    from aligncap.models.captioning import caption_jobs
     from aligncap.models.checkpoints import model_key
     from aligncap.models.precision import dtype_name
     from aligncap.models.speakers import FEWEST
+    from aligncap.processes import launched
 
     if bool(a.files) == bool(a.manifest):
         raise UserError("name sound files or folders, or one --manifest M.jsonl")
@@ -252,9 +258,6 @@ def caption(a: argparse.Namespace) -> int:
         raise UserError(f"--same-speaker needs {FEWEST} clips or more to know a voice; leave it out")
     options = {"num_beams": a.beams, "max_new_tokens": a.max_new_tokens}
     if a.temperature:
-        from transformers import set_seed
-
-        set_seed(a.seed)
         options |= {"do_sample": True, "temperature": a.temperature, "top_p": a.top_p, "top_k": 0}
     dtype = dtype_name(a.dtype, a.device)
     settings = {
@@ -265,12 +268,16 @@ def caption(a: argparse.Namespace) -> int:
         "emotions": a.emotions,
         **options,
     }
-    captioner = Captioner.from_pretrained(a.model, device=a.device, dtype=dtype)
+    group, device = launched(a.device)
+    captioner = Captioner.from_pretrained(a.model, device=device, dtype=dtype)
     if a.emotions:
         options |= captioner.naming_only(a.emotions)
+    out = Path(a.out) if a.out else None
     rows, faults = caption_jobs(
-        captioner, jobs, Path(a.out) if a.out else None, settings, a.batch_size, every=every, **options
+        captioner, jobs, out, settings, a.batch_size, every=every, seed=a.seed, group=group, **options
     )
+    if _silent():
+        return 0
     if not a.out:
         if sys.stdout.isatty():
             table = Table("clip", "caption")
@@ -305,12 +312,18 @@ def candidates(a: argparse.Namespace) -> int:
         device=a.device,
         limit=a.limit,
     )
-    if os.environ.get("RANK", "0") == "0":
-        for fault in faults:
-            print(fault, file=sys.stderr)
-        texts = len({(row["id"], row["caption"]) for row in rows})
-        print(f"{a.out}: {len(rows)} candidates, {texts} different, {len(faults)} clips left out")
+    if _silent():
+        return 0
+    for fault in faults:
+        print(fault, file=sys.stderr)
+    texts = len({(row["id"], row["caption"]) for row in rows})
+    print(f"{a.out}: {len(rows)} candidates, {texts} different, {len(faults)} clips left out")
     return 1 if faults else 0
+
+
+def _silent() -> bool:
+    """Whether another process of the launch speaks for this one."""
+    return os.environ.get("RANK", "0") != "0"
 
 
 def judge(a: argparse.Namespace) -> int:
@@ -346,6 +359,8 @@ def judge(a: argparse.Namespace) -> int:
         done = judge_candidates(
             a.candidates, a.out, a.judge, form=a.form, filled=a.filled, rater=a.rater, **shared
         )
+    if _silent():
+        return 0
     for line in done.lines():
         print(line)
     return 0 if done.complete else 1
@@ -461,6 +476,7 @@ def zeroshot(a: argparse.Namespace) -> int:
         label_maps=_named(a.label_map, "--label-map"),
         labels=a.labels,
         only_labels=a.only_labels,
+        heard_instead=a.heard,
         probes=a.probe,
         limit=a.limit,
         name=a.name,
@@ -543,6 +559,7 @@ def _pairs(words: Sequence[str] | None, option: str) -> dict[str, str]:
     return dict(_named(words, option))
 
 
+SHARED = ("caption", "candidates", "judge")  # whose work processes share
 VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
     verb.__name__: verb
     for verb in (

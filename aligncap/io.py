@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
+import shutil
+import socket
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -34,33 +37,54 @@ def load_data(name: str) -> Any:
 
 
 @contextmanager
+def workplace(path: str | Path) -> Iterator[Path]:
+    """A folder beside `path` to make it in, so that it can be moved there whole; removed in the end.
+
+    What killed processes of this machine left of theirs for the same `path` is removed first.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    stem = f".{path.name}.{socket.gethostname()}-"
+    for left in path.parent.glob(f"{glob.escape(stem)}*"):
+        owner = left.name[len(stem) :].partition("-")[0]
+        if owner.isdigit() and not _runs(int(owner)):
+            shutil.rmtree(left, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=f"{stem}{os.getpid()}-"))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass  # another user's
+    return True
+
+
+@contextmanager
 def atomic_open(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
-    """Open a temporary sibling of `path` for writing and move it onto `path` when the block ends well.
+    """Open a temporary file near `path` for writing and move it onto `path` when the block ends well.
 
     Raises:
         UserError: the folder cannot be written or the disk is full; `path` keeps its former content.
     """
     path = Path(path)
-    name = ""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fd, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(fd, mode, encoding=None if "b" in mode else "utf-8") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(name, 0o666 & ~umask)
-        os.replace(name, path)
-        name = ""
+        with workplace(path) as folder:
+            with (folder / path.name).open(mode, encoding=None if "b" in mode else "utf-8") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(folder / path.name, path)
     except OSError as error:
         raise UserError(
             f"{path}: cannot be written: {error.strerror or error}. Free space or choose another --out"
         ) from error
-    finally:
-        if name:
-            Path(name).unlink(missing_ok=True)
 
 
 def write_text(path: str | Path, text: str) -> None:

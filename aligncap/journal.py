@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
+
+from aligncap.errors import UserError
+from aligncap.processes import Group
 
 
 class Journal:
@@ -40,15 +45,24 @@ class Journal:
         self._file.write("\n" if self.resumed else self._head + "\n")
         self._file.flush()
 
+    def __contains__(self, key: object) -> bool:
+        return key in self.rows
+
+    def __getitem__(self, key: str) -> Any:
+        return self.rows[key]
+
     def _parts(self) -> list[Path]:
+        """Files of all processes, whatever settings they are of."""
         if self._stem is None:
             return []
         others = self._stem.parent.glob(self._stem.name.replace("[", "[[]") + ".*")
-        return [p for p in (self._stem, *sorted(others)) if p.is_file() and _head(p) == self._head]
+        return [p for p in (self._stem, *sorted(others)) if p.is_file()]
 
     def reread(self) -> None:
         """Take up what other processes have written meanwhile."""
         for path in self._parts():
+            if _head(path) != self._head:
+                continue
             # Split at line ends alone: rows are ASCII, but an older journal's may hold other separators.
             for line in path.read_text(encoding="utf-8", errors="replace").split("\n")[1:]:
                 try:
@@ -57,22 +71,48 @@ class Journal:
                     continue  # the line under way when a run was killed
                 self.rows[row["key"]] = row["row"]
 
-    def add(self, key: str, row: Any) -> None:
-        """Keep a row; it is on the disk when this returns."""
-        self.rows[key] = row
+    def write(self, rows: dict[str, Any]) -> None:
+        """Keep rows; they are on the disk when this returns."""
+        self.rows.update(rows)
         if self._file is None:
             return
-        self._file.write(json.dumps({"key": key, "row": row}) + "\n")
+        self._file.write("".join(json.dumps({"key": key, "row": row}) + "\n" for key, row in rows.items()))
         self._file.flush()
         os.fsync(self._file.fileno())
 
     def close(self, *, done: bool) -> None:
-        """Stop writing; `done` removes every part, since the rows are in the finished file."""
+        """Stop writing; `done` removes every part, since the finished file is there."""
         if self._file is not None:
             self._file.close()
             if done:
                 for path in self._parts():
                     path.unlink(missing_ok=True)
+
+
+@contextmanager
+def journaled(out: Path | None, settings: dict[str, Any], group: Group) -> Iterator[Journal]:
+    """A journal for a block that ends with the first process writing `out`.
+
+    The parts are removed when every process has come to the end of the block; an error leaves them.
+
+    Raises:
+        UserError: `out` cannot be written.
+    """
+    try:
+        journal = Journal(out, settings, group.rank)
+        try:
+            yield journal
+        except BaseException:
+            journal.close(done=False)
+            raise
+        group.gather(None)
+        journal.close(done=group.rank == 0)
+    except OSError as error:
+        if error.errno is None:  # a library's own, about something else
+            raise
+        raise UserError(
+            f"{out}: cannot be written: {error.strerror}; what is done is kept beside it"
+        ) from error
 
 
 def _head(path: Path) -> str | None:

@@ -12,6 +12,16 @@ def _positive(word: str) -> int:
     return int(word)
 
 
+def _shared(verb: str, example: str) -> str:
+    """An example, and how processes share the verb."""
+    return (
+        f"{example}\n\n"
+        "over processes, which write the same file (after a lost one, the same command goes on, with any "
+        "number):\n"
+        "  accelerate launch --config_file configs/accelerate/cpu2.yaml -m aligncap {verb} …"
+    )
+
+
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog="aligncap",
@@ -93,7 +103,15 @@ def parser() -> argparse.ArgumentParser:
     v.add_argument("checkpoint")
     v.add_argument("--out", required=True)
 
-    v = verb("caption", "say how voices sound", "--model runs/model clip.wav folder/")
+    v = verb(
+        "caption",
+        "say how voices sound",
+        _shared(
+            "caption",
+            "--model runs/model clip.wav folder/\n"
+            "  aligncap caption --model runs/model --manifest test.jsonl --out captions.jsonl",
+        ),
+    )
     v.add_argument("files", nargs="*", help="sound files or folders")
     v.add_argument("--model", required=True)
     v.add_argument("--manifest")
@@ -125,7 +143,7 @@ def parser() -> argparse.ArgumentParser:
     v = verb(
         "candidates",
         "several sampled captions a clip",
-        "--model runs/distill --manifest train.jsonl --num 8 --out candidates.jsonl",
+        _shared("candidates", "--model runs/distill --manifest train.jsonl --num 8 --out candidates.jsonl"),
     )
     v.add_argument("--model", required=True, help="a training run's folder or a merged one")
     v.add_argument("--manifest", required=True)
@@ -143,7 +161,8 @@ def parser() -> argparse.ArgumentParser:
     v = verb(
         "judge",
         "score candidates, or say how two judges agree",
-        "candidates.jsonl --judge rubric --out scored.jsonl\n"
+        _shared("judge", "candidates.jsonl --judge rubric --out scored.jsonl")
+        + "\n\nother judges, in one process:\n"
         "  aligncap judge candidates.jsonl --judge openai --model gpt-4.1-mini --dry-run\n"
         "  aligncap judge candidates.jsonl --judge openai --model gpt-4.1-mini --max-cost 5 --out gpt.jsonl\n"
         "  aligncap judge candidates.jsonl --judge human --form sheet.csv\n"
@@ -280,6 +299,13 @@ def parser() -> argparse.ArgumentParser:
     v.add_argument("--labels", nargs="+", default=[], metavar="LABEL", help="score their clips apart too")
     v.add_argument(
         "--only-labels", action="store_true", help="captions name only these, or the corpus's own, emotions"
+    )
+    v.add_argument(
+        "--heard",
+        nargs="+",
+        default=[],
+        choices=["wrong", "silence", "noise", "same-words", "whisper"],
+        help="caption these instead of the clips too, to prove that it listens",
     )
     v.add_argument("--probe", nargs="+", default=[], metavar="JSON", help="outputs of `aligncap probe`")
     v.add_argument("--limit", type=_positive, help="that many clips of each corpus only")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from aligncap.io import write_json
-from aligncap.progress import track
+from aligncap.io import workplace, write_json
+from aligncap.processes import ALONE, Group
 
 SHARD_ROWS = 256
 AUDIO_VERSION = 1  # raise when loading, levelling or log-mel change what they give
@@ -27,8 +27,19 @@ def digest(*parts: object) -> str:
 
 
 def fingerprint(model: Any) -> str:
-    """Hash of a transformers model: its weights, as they are in memory, and its configuration."""
-    return digest(model.config.to_dict(), hash_of(model.state_dict()))
+    """Hash of a transformers model: its weights, as they are in memory, and its configuration.
+
+    The folder that it was loaded from, which transformers keeps in the configuration, does not count.
+    """
+    return digest(_without_place(model.config.to_dict()), hash_of(model.state_dict()))
+
+
+def _without_place(config: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: _without_place(value) if isinstance(value, dict) else value
+        for name, value in config.items()
+        if name != "_name_or_path"
+    }
 
 
 def hash_of(tensors: Mapping[str, Tensor]) -> str:
@@ -48,7 +59,11 @@ class TensorCache:
         self.description = description
         self._where: dict[str, Path] = {}
         self._open: dict[tuple[int, Path], Any] = {}
-        for shard in sorted(folder.glob("*.safetensors")):
+        self.reread()
+
+    def reread(self) -> None:
+        """Take up shards that other processes have written."""
+        for shard in sorted(set(self.folder.glob("*.safetensors")) - set(self._where.values())):
             self._register(shard)
 
     def _register(self, shard: Path) -> None:
@@ -59,13 +74,20 @@ class TensorCache:
         return key in self._where
 
     def __getitem__(self, key: str) -> Tensor:
+        return self._file(key).get_tensor(key)
+
+    def rows(self, key: str) -> int:
+        """First dimension of a tensor, from its shard's header: the tensor is not read."""
+        return int(self._file(key).get_slice(key).get_shape()[0])
+
+    def _file(self, key: str) -> Any:
         if key not in self._where:
             raise KeyError(f"{self.folder}: no row {key}; the cache was not filled for these settings")
         # A handle opened before a fork must not be shared with the child.
         handle = (os.getpid(), self._where[key])
         if handle not in self._open:
             self._open[handle] = safe_open(self._where[key], "pt")
-        return self._open[handle].get_tensor(key)
+        return self._open[handle]
 
     def write(self, rows: dict[str, Tensor]) -> None:
         """Add one shard, atomically."""
@@ -75,28 +97,24 @@ class TensorCache:
         if not (self.folder / "cache.json").exists():
             write_json(self.folder / "cache.json", self.description)
         shard = self.folder / f"{digest(sorted(rows))}.safetensors"
-        temporary = shard.with_suffix(f".{os.getpid()}.tmp")
-        try:
-            save_file({k: v.contiguous() for k, v in rows.items()}, temporary)
-            os.replace(temporary, shard)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with workplace(shard) as temporary:
+            save_file({k: v.contiguous() for k, v in rows.items()}, temporary / shard.name)
+            os.replace(temporary / shard.name, shard)
         self._register(shard)
 
 
 def fill(
     cache: TensorCache,
     keys: Iterable[str],
-    compute: Callable[[list[str]], dict[str, Tensor]],
+    compute: Callable[[Sequence[str]], dict[str, Tensor]],
     batch: int,
     title: str,
+    group: Group = ALONE,
 ) -> None:
-    """Compute the rows that `cache` lacks, `batch` keys at a time, shard by shard."""
+    """Compute the rows that `cache` lacks, `batch` keys at a time, shard by shard, shared over `group`.
+
+    Rows that are there are left out of the batches, since a cache serves many manifests.
+    """
     missing = [k for k in dict.fromkeys(keys) if k not in cache]
-    rows: dict[str, Tensor] = {}
-    for start in track(range(0, len(missing), batch), None, title):
-        rows.update(compute(missing[start : start + batch]))
-        if len(rows) >= SHARD_ROWS:
-            cache.write(rows)
-            rows = {}
-    cache.write(rows)
+    batches = [missing[start : start + batch] for start in range(0, len(missing), batch)]
+    group.share_out(cache, batches, compute, title, SHARD_ROWS)

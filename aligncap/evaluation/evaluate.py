@@ -198,6 +198,7 @@ def evaluate_captions(
     coco: Sequence[str] = (),
     label_map: Mapping[str, str] | None = None,
     allow_missing: bool = False,
+    scored: Scored | None = None,
 ) -> dict[str, Any]:
     """Score `rows` ({"id", "caption", ...}) against the captions and labels of `references`.
 
@@ -207,22 +208,23 @@ def evaluate_captions(
 
     `synonyms` is METEOR's use of WordNet, `similarity` the use of the sentence encoder: where found, insisted
     on, or none. `coco` names metrics of pycocoevalcap's Java programs, "meteor_1_5" and "spice". `label_map`
-    renames emotions that captions name, for a set without such a label: {"calm": "neutral"}.
+    renames emotions that captions name, for a set without such a label: {"calm": "neutral"}. `scored` is what
+    `score` gave for these very rows and options, where that has been counted before.
 
     Raises:
         Faults: captions and references do not match; all mismatches at once.
         UserError: WordNet, the encoder or a Java program is insisted on and not found; nothing to score.
     """
-    utterances, captions = pair_up(rows, references, allow_missing=allow_missing)
-    scored = score(
-        utterances,
-        captions,
-        synonyms=synonyms,
-        similarity=similarity,
-        coco=coco,
-        label_map=label_map,
-        whole=references,
-    )
+    if scored is None:
+        scored = score(
+            *pair_up(rows, references, allow_missing=allow_missing),
+            synonyms=synonyms,
+            similarity=similarity,
+            coco=coco,
+            label_map=label_map,
+            whole=references,
+        )
+    utterances, captions = scored.utterances, scored.captions
     found = intervals(scored.statistics, scored.clusters, resamples=resamples, seed=seed)
     for order in (1, 2):
         found[f"distinct_{order}"] = distinct_share(scored.sets, order, scored.clusters)

@@ -158,7 +158,7 @@ def _pictures(systems: Sequence[System], listening: Listening | None, chance: fl
             continue
         labels, columns, matrix = _summed_confusion([result["details"] for result in system.results])
         runs = len(system.results)
-        name = system.name if runs == 1 else f"{system.name} (sum of {runs} seeds)"
+        name = system.name if runs == 1 else f"{system.name} (sum of {runs} runs)"
         pictures[f"confusion_{number}"] = confusion_picture(matrix, labels, columns, name)
         uars: dict[str, list[float]] = {}
         for result in system.results:

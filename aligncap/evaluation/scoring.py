@@ -126,12 +126,6 @@ def score_files(
         other_files["wrong"] = [*other_files.get("wrong", ()), *wrong_audio]
     other = {name: read(paths) for name, paths in other_files.items()}
 
-    def score(name: str) -> System:
-        rows = captions[name]
-        results = [evaluate_captions(r, utterances, allow_missing=allow_missing, **scorer) for r in rows]
-        return System(name, results, rows[0], protocol_text(alike) if alike else "")
-
-    scored = [score(name) for name in names]
     lead = names[-1]
     if against is None:
         compared = [(lead, name) for name in names[:-1]]
@@ -143,6 +137,13 @@ def score_files(
         common = set.intersection(*({row.get("id") for row in rows} for rows in lists))
         everywhere = [u for u in utterances if u.id in common and u.captions]
     count = counter(everywhere, utterances, label_map=label_map, allow_missing=allow_missing, **options)
+
+    def report_of(rows: list[dict[str, Any]]) -> dict[str, Any]:
+        known = None if allow_missing else count(rows)  # what is missing differs from file to file
+        return evaluate_captions(rows, utterances, allow_missing=allow_missing, scored=known, **scorer)
+
+    note = protocol_text(alike) if alike else ""
+    scored = [System(n, [report_of(rows) for rows in captions[n]], captions[n][0], note) for n in names]
     differences = {
         f"{one} − {two}": compare(
             [count(rows) for rows in captions[two]],

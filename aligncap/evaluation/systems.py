@@ -201,7 +201,7 @@ def table(result: Mapping[str, Any] | Sequence[System], yardsticks: Sequence[Yar
     title = (
         f"{signature['clips']} clips, {signature['references']} references, {signature['speakers']} speakers"
     )
-    sheet = Table(title=title, caption="95 % intervals; ± is over seeds")
+    sheet = Table(title=title, caption="95 % intervals; ± is over runs (seeds, or the draws of a protocol)")
     sheet.add_column("metric")
     for name, _ in columns:
         sheet.add_column(Text(name), justify="right")

@@ -15,7 +15,7 @@ def summary(main: System, cells: Mapping[str, Cell], chance: float) -> list[str]
     over = f"over {signature['clips']} clips"
     if signature["speakers"]:
         over += f" of {signature['speakers']} speaker{'s' if signature['speakers'] > 1 else ''}"
-    seeds = f", mean of {runs} seeds" if runs > 1 else ""
+    seeds = f", mean of {runs} runs" if runs > 1 else ""
 
     def say(name: str) -> str:
         spread = cells[name]["spread"]

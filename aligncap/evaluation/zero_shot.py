@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aligncap.errors import Faults, UserError
 from aligncap.evaluation.evaluate import Synonyms
+from aligncap.evaluation.listening import Listening, audio_gains, counter
 from aligncap.evaluation.report import write_report
 from aligncap.evaluation.samples import Audio
 from aligncap.evaluation.scoring import read_probe
@@ -114,6 +116,7 @@ def zero_shot(
     label_maps: Sequence[tuple[str, str]] = (),
     labels: Sequence[str] = (),
     only_labels: bool = False,
+    heard_instead: Sequence[str] = (),
     probes: Sequence[str | Path] = (),
     limit: int | None = None,
     name: str = "model",
@@ -137,6 +140,8 @@ def zero_shot(
         trained_on: manifests of the training, for checkpoints that do not tell.
         only_labels: captions may name no emotion but `labels`, or without them the corpus's own labels: as a
             classifier that must choose among them.
+        heard_instead: conditions under which the clips are captioned too, to prove that it listens: "wrong",
+            "silence", "noise", "same-words", "whisper" (see `aligncap.evaluation.listening`).
         probes: outputs of `aligncap probe`, as yardsticks.
 
     Returns: a table for the terminal.
@@ -154,13 +159,17 @@ def zero_shot(
     check_unheard(heard, manifests)
     yardsticks = _yardsticks(probes, corpora, limit)
     given = _given_captions(captions, corpora, models)
+    if heard_instead and (given or not models):
+        raise UserError("--heard captions with the model itself: give --model, and leave out --captions")
     folder = Path(captions_dir) if captions_dir else out / "captions"
     todo = [corpus for corpus in corpora if corpus.name not in given]
     files = {corpus.name: [Path(p) for p in given.get(corpus.name, ())] for corpus in corpora}
+    other: dict[str, dict[str, list[Path]]] = {}
     if todo:
         from aligncap.evaluation.zero_shot_captions import caption_corpora
 
-        files |= caption_corpora(
+        caption = partial(
+            caption_corpora,
             models,
             todo,
             folder,
@@ -169,11 +178,18 @@ def zero_shot(
             batch_size=batch_size,
             max_new_tokens=max_new_tokens,
             only=list(labels) if only_labels else None,
+            seed=seed,
         )
+        files |= caption()
+        other = {condition: caption(condition=condition) for condition in dict.fromkeys(heard_instead)}
     corpora = [replace(corpus, captions=[_rows(p, corpus) for p in files[corpus.name]]) for corpus in corpora]
     options: dict[str, Any] = {"resamples": resamples, "seed": seed, "synonyms": wordnet}
     results = {corpus.name: score_corpus(corpus, **options) for corpus in corpora}
     scores = score_zero_shot(corpora, labels=labels, results=results, **options)
+    proofs = {
+        corpus.name: _proof(corpus, {name: paths[corpus.name] for name, paths in other.items()}, **options)
+        for corpus in corpora
+    }
     for corpus in corpora:
         write_report(
             out / corpus.name,
@@ -181,11 +197,12 @@ def zero_shot(
             corpus.utterances,
             manifest_path=corpus.manifest,
             yardsticks=yardsticks[corpus.name],
+            listening=proofs[corpus.name],
             seed=seed,
             audio=audio,
             title=f"Zero-shot: {corpus.name}",
         )
-    content = content_of(name, heard, corpora, scores, results, labels, yardsticks, limit)
+    content = content_of(name, heard, corpora, scores, results, proofs, labels, yardsticks, limit)
     write_json(out / "zero_shot.json", content)
     write_text(out / "zero_shot.md", markdown(content))
     config = {
@@ -195,11 +212,18 @@ def zero_shot(
         "label_maps": {corpus.name: corpus.label_map for corpus in corpora},
         "labels": list(labels),
         "only_labels": only_labels,
+        "heard_instead": list(heard_instead),
         "probes": [str(p) for p in probes],
         "limit": limit,
         **options,
     }
-    data = [*manifests, *trained_on, *(p for paths in files.values() for p in paths), *probes]
+    every = [files, *other.values()]
+    data = [
+        *manifests,
+        *trained_on,
+        *(p for part in every for paths in part.values() for p in paths),
+        *probes,
+    ]
     write_run_record(out, "zeroshot", config, list(data), seed=seed)
     return terminal_table(content)
 
@@ -209,6 +233,19 @@ def _rows(path: Path, corpus: Corpus) -> Rows:
     ids = {u.id for u in corpus.utterances}
     others = {u.id for u in corpus.whole} - ids
     return [row for row in read_jsonl(path) if row.get("id") not in others]
+
+
+def _proof(
+    corpus: Corpus, files: Mapping[str, Sequence[Path]], synonyms: Synonyms, **drawing: Any
+) -> Listening | None:
+    """What is lost when the clips are not heard; None where that was not asked for."""
+    if not files:
+        return None
+    count = counter(corpus.utterances, corpus.whole or None, label_map=corpus.label_map, synonyms=synonyms)
+    heard = {name: [_rows(path, corpus) for path in paths] for name, paths in files.items()}
+    return audio_gains(
+        corpus.captions, heard, corpus.utterances, count=count, label_map=corpus.label_map, **drawing
+    )
 
 
 def _given_captions(

@@ -10,8 +10,9 @@ from typing import Any
 from aligncap.errors import Faults, UserError
 from aligncap.evaluation.zero_shot_scores import Corpus
 from aligncap.io import file_sha256, write_json
-from aligncap.models.caption_files import caption_jobs, jobs_of_manifest
+from aligncap.models.caption_files import jobs_of_manifest, with_condition
 from aligncap.models.captioner import Captioner
+from aligncap.models.captioning import caption_jobs
 from aligncap.models.checkpoints import model_key
 from aligncap.models.precision import dtype_name
 
@@ -26,8 +27,13 @@ def caption_corpora(
     batch_size: int = 32,
     max_new_tokens: int = 48,
     only: Sequence[str] | None = None,
+    condition: str = "right",
+    seed: int = 0,
 ) -> dict[str, list[Path]]:
     """Caption each corpus with each model into `folder`/CORPUS-NUMBER.jsonl; the files by corpus.
+
+    Under a condition of what is heard instead (`aligncap.models.caption_files.with_condition`, drawn by
+    `seed`) they are CORPUS-NUMBER-CONDITION.jsonl.
 
     Beside each file lies what made it (CORPUS-NUMBER.made_of.json): a file of the same model, clips and
     options stands, another is written anew, and what was stopped goes on. With `only` captions may name no
@@ -37,8 +43,10 @@ def caption_corpora(
         UserError: a file there was written by something else.
         Faults: clips that cannot be captioned.
     """
+    tail = "" if condition == "right" else f"-{condition}"
     files = {
-        corpus.name: [folder / f"{corpus.name}-{n}.jsonl" for n in range(len(models))] for corpus in corpora
+        corpus.name: [folder / f"{corpus.name}-{n}{tail}.jsonl" for n in range(len(models))]
+        for corpus in corpora
     }
     kind = dtype_name(dtype, device)
     for number, model in enumerate(models):
@@ -52,6 +60,8 @@ def caption_corpora(
                 "manifest": file_sha256(corpus.manifest),
                 "clips": len(corpus.utterances),
             }
+            if condition != "right":
+                settings |= {"condition": condition, "seed": seed}
             emotions: list[str] = []
             if only is not None:
                 own = {u.emotion for u in corpus.utterances if u.emotion}
@@ -61,7 +71,7 @@ def caption_corpora(
             captioner = captioner or Captioner.from_pretrained(model, device=device, dtype=kind)
             ids = {u.id for u in corpus.utterances}
             every = jobs_of_manifest(corpus.manifest)
-            jobs = [job for job in every if job.id in ids]
+            jobs = with_condition([job for job in every if job.id in ids], corpus.utterances, condition, seed)
             options = captioner.naming_only(emotions) if emotions else {}
             # Before the mark changes: a kill must not leave a file beside another one's mark.
             out.unlink(missing_ok=True)

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from aligncap.evaluation.listening import Listening
 from aligncap.evaluation.recordings import compare, describe, describe_training
 from aligncap.evaluation.systems import TITLES, Cell, Yardstick, figure, interval
 from aligncap.evaluation.zero_shot_scores import WEIGHTS, Corpus
@@ -33,6 +34,7 @@ def content_of(
     corpora: Sequence[Corpus],
     scores: Mapping[str, Any],
     results: Mapping[str, Sequence[Mapping[str, Any]]],
+    proofs: Mapping[str, Listening | None],
     labels: Sequence[str],
     yardsticks: Mapping[str, Sequence[Yardstick]],
     limit: int | None,
@@ -55,6 +57,7 @@ def content_of(
             "subset": [label for label in labels if label in own],
             "foreign_emotions": _foreign(results[corpus.name]),
             "yardsticks": {y.name: {**y.values, "note": y.note} for y in yardsticks[corpus.name]},
+            "listening": _listening(proofs[corpus.name]),
             "signature": results[corpus.name][0]["signature"],
         }
     content = {
@@ -69,6 +72,10 @@ def content_of(
     }
     json.dumps(content, allow_nan=False)
     return content
+
+
+def _listening(proof: Listening | None) -> dict[str, Any] | None:
+    return None if proof is None else {"conditions": proof.conditions, "verdict": proof.verdict}
 
 
 def _foreign(results: Sequence[Mapping[str, Any]]) -> dict[str, float]:
@@ -152,6 +159,8 @@ def notes(content: Mapping[str, Any]) -> list[str]:
         told.append(f"{name}: {renamed}{also}")
         if c["clips_without_hash"]:
             told.append(f"{name}: {c['clips_without_hash']} clips without hash, not compared by hash")
+        if c["listening"]:
+            told += [f"{name}: {sentence.removesuffix('.')}" for sentence in c["listening"]["verdict"]]
         if content["labels"]:
             chosen = ", ".join(c["subset"]) or "none"
             told.append(f"{name}: of the chosen labels it has {chosen}; another emotion said counts as wrong")

@@ -1,4 +1,4 @@
-"""Caption many files into a JSONL file: resumable, bad files reported, nothing finished ever lost."""
+"""Which captions are to be written, and what is heard for each: the clip, or something in its place."""
 
 from __future__ import annotations
 
@@ -11,30 +11,13 @@ from typing import Any
 from zlib import crc32
 
 import numpy as np
-from torch import Tensor
 
 from aligncap.audio.conditions import make
 from aligncap.audio.files import load_audio
 from aligncap.errors import UserError
-from aligncap.io import write_jsonl
-from aligncap.journal import Journal
 from aligncap.manifest import Utterance, audio_path, read_manifest
-from aligncap.models.captioner import Captioner
 from aligncap.models.speakers import speaker_name
-from aligncap.progress import track
 from aligncap.prompts.acoustic import measured_cues
-from aligncap.tensor_cache import digest
-
-__all__ = [
-    "CONDITIONS",
-    "Job",
-    "Journal",
-    "caption_jobs",
-    "jobs_of_files",
-    "jobs_of_manifest",
-    "with_condition",
-    "with_wrong_audio",
-]
 
 SOUND_ENDINGS = (".wav", ".flac", ".ogg", ".mp3")
 CONDITIONS = ("right", "wrong", "silence", "noise", "same-words", "whisper")
@@ -65,6 +48,18 @@ class Job:
         """What a caption is kept under."""
         key = f"{self.id}\t{self.path}"
         return key if self.made is None else f"{key}\t{self.made}\t{self.seed}"
+
+    def sound(self, max_seconds: float) -> np.ndarray:
+        """Samples at 16 kHz that are heard.
+
+        Raises:
+            UserError: the file cannot be used.
+        """
+        samples = load_audio(self.path, max_seconds=max_seconds)
+        if self.made is None:
+            return samples
+        # The clip's own seed: its noise depends on no other clip and on no order.
+        return make(self.made, samples, crc32(f"{self.seed} {self.id}".encode()))
 
     def row(self, caption: str) -> dict[str, Any]:
         """The line of the output."""
@@ -97,12 +92,14 @@ def jobs_of_files(arguments: Sequence[str], same_speaker: bool = False) -> list[
     return [replace(job, speaker="the speaker") for job in jobs] if same_speaker else jobs
 
 
+def job_of(manifest: str | Path, u: Utterance) -> Job:
+    """The caption of an utterance of a manifest."""
+    return Job(u.id, u.audio, audio_path(manifest, u), speaker_name(u), cues=measured_cues(u.cue_words))
+
+
 def jobs_of_manifest(manifest: str | Path) -> list[Job]:
     """One job an utterance."""
-    return [
-        Job(u.id, u.audio, audio_path(manifest, u), speaker_name(u), cues=measured_cues(u.cue_words))
-        for u in read_manifest(manifest)
-    ]
+    return [job_of(manifest, u) for u in read_manifest(manifest)]
 
 
 def with_condition(
@@ -185,94 +182,3 @@ def with_wrong_audio(jobs: list[Job], seed: int) -> list[Job]:
     heard = dict(zip(order, order[1:] + order[:1], strict=True))
     others = [jobs[heard[i]] for i in range(len(jobs))]
     return [_hearing(job, other, "wrong") for job, other in zip(jobs, others, strict=True)]
-
-
-def caption_jobs(
-    captioner: Captioner,
-    jobs: list[Job],
-    out: Path | None,
-    settings: dict[str, Any],
-    batch_size: int,
-    *,
-    every: Sequence[Job] | None = None,
-    **options: Any,
-) -> tuple[list[dict[str, Any]], list[str]]:
-    """Caption every job and write `out`, in the jobs' order.
-
-    Args:
-        out: JSONL to write; None writes nothing and keeps nothing.
-        settings: what the captions depend on; a partial file of other settings is not taken up.
-        every: all clips of the manifest as they are, which tell what each speaker sounds like, whatever part
-            of them is captioned; default: `jobs`.
-        options: of `generate`.
-
-    Returns:
-        rows {"id", "audio", "caption"}, with "condition", "heard" and "made" where that is not the clip as it
-        is (see `Job`), and one message for each file that could not be captioned.
-    """
-    keys = [job.key for job in jobs]
-    every = jobs if every is None else every
-    clips = digest([(str(job.path), job.speaker, job.cues) for part in (jobs, every) for job in part])
-    try:
-        journal = Journal(out, {**settings, "clips": clips})
-    except OSError as error:
-        raise UserError(f"{out}: cannot be written: {error.strerror}") from error
-    todo = [i for i, key in enumerate(keys) if key not in journal.rows]
-    faults: dict[int, str] = {}
-    voices = _voices(captioner, every) if todo else {}
-    try:
-        for start in track(range(0, len(todo), 8 * batch_size), None, "captioning"):
-            chosen = todo[start : start + 8 * batch_size]
-            sounds, unusable = _sounds([jobs[i] for i in chosen], captioner.processor.max_seconds)
-            faults |= {chosen[place]: fault for place, fault in unusable.items()}
-            usable = [i for place, i in enumerate(chosen) if place not in unusable]
-            means = [voices.get(jobs[i].speaker) for i in usable]
-            cues = [jobs[i].cues for i in usable]
-            for index, caption in captioner.stream(sounds, batch_size, means, cues, **options):
-                if isinstance(caption, UserError):
-                    faults[usable[index]] = str(caption)
-                else:
-                    journal.add(keys[usable[index]], jobs[usable[index]].row(caption))
-    except OSError as error:
-        journal.close(done=False)
-        raise UserError(
-            f"{journal.path}: cannot be written: {error.strerror}; what is done is kept there"
-        ) from error
-    except BaseException:
-        journal.close(done=False)
-        raise
-    rows = [journal.rows[key] for key in keys if key in journal.rows]
-    if out is not None:
-        write_jsonl(out, rows)
-    journal.close(done=True)
-    return rows, [faults[i] for i in sorted(faults)]
-
-
-def _voices(captioner: Captioner, jobs: Sequence[Job]) -> dict[str | None, Tensor | None]:
-    """Mean of each speaker."""
-    speakers = [job.speaker for job in jobs]
-    means = captioner.speaker_means([job.path for job in jobs], speakers)
-    return {speaker: mean for speaker, mean in zip(speakers, means, strict=True) if speaker is not None}
-
-
-def _sounds(jobs: Sequence[Job], max_seconds: float) -> tuple[list[Path | np.ndarray], dict[int, str]]:
-    """What the captioner hears: paths, or samples of all where any is made, so that lengths compare.
-
-    Returns:
-        The sounds of the usable jobs in order, and what is wrong with the others by their place.
-    """
-    if not any(job.made for job in jobs):
-        return [job.path for job in jobs], {}
-    sounds: list[Path | np.ndarray] = []
-    faults = {}
-    for place, job in enumerate(jobs):
-        try:
-            samples = load_audio(job.path, max_seconds=max_seconds)
-        except UserError as error:
-            faults[place] = str(error)
-            continue
-        # The clip's own seed: its noise depends on no other clip and on no order.
-        sounds.append(
-            make(job.made, samples, crc32(f"{job.seed} {job.id}".encode())) if job.made else samples
-        )
-    return sounds, faults

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from aligncap.captions.emotions import forms_outside
 from aligncap.errors import UserError
 from aligncap.models.checkpoints import load_checkpoint
 from aligncap.models.speakers import chosen_clips, means_of_rows, stack_means
-from aligncap.progress import track
+from aligncap.processes import ALONE, Gathered, Group
 
 Audio = str | Path | np.ndarray
 
@@ -109,25 +109,41 @@ class Captioner:
 
     @torch.inference_mode()
     def speaker_means(
-        self, audio: Sequence[Audio], speakers: Sequence[str | None], batch_size: int = 8
+        self,
+        audio: Sequence[Audio],
+        speakers: Sequence[str | None],
+        batch_size: int = 8,
+        *,
+        wanted: Collection[str | None] | None = None,
+        group: Group = ALONE,
     ) -> list[Tensor | None]:
         """Of each clip the mean frame of its speaker, from the speaker's clips among `audio`.
 
         None where the speaker is unknown, and for all if the model does not hear clips that way. Clips that
         cannot be read are passed over; captioning will name them.
+
+        Args:
+            wanted: the speakers that matter, by default all; the others' means are not to be used.
+            group: the processes that share the work; each must call.
         """
         if not self.processor.speaker_relative:
             return [None] * len(audio)
-        wanted = sorted({i for places in chosen_clips(speakers).values() for i in places})
-        frames: dict[int, Tensor] = {}
-        batches = batches_by_size([audio[i] for i in wanted], batch_size)
-        for batch in track(batches, None, "speakers' voices") if len(batches) > 4 else batches:
-            clips, _ = self.load(audio, [wanted[i] for i in batch])
-            if clips:
-                mel = self.processor.log_mel(list(clips.values())).to(self.model.device)
-                pooled = self.model.model.encode_audio(**mel)
-                for i, f, m in zip(clips, pooled.frames, pooled.mask, strict=True):
-                    frames[i] = f[m].float().mean(0, keepdim=True).cpu()
+        chosen = sorted({i for places in chosen_clips(speakers).values() for i in places})
+        batches = [[chosen[i] for i in b] for b in batches_by_size([audio[i] for i in chosen], batch_size)]
+        if wanted is not None:
+            batches = [batch for batch in batches if any(speakers[i] in wanted for i in batch)]
+
+        def compute(batch: Sequence[int]) -> dict[int, Tensor]:
+            clips, _ = self.load(audio, batch)
+            if not clips:
+                return {}
+            mel = self.processor.log_mel(list(clips.values())).to(self.model.device)
+            pooled = self.model.model.encode_audio(**mel)
+            rows = zip(clips, pooled.frames, pooled.mask, strict=True)
+            return {i: f[m].float().mean(0, keepdim=True).cpu() for i, f, m in rows}
+
+        frames = Gathered(group)
+        group.share_out(frames, batches, compute, "speakers' voices")
         return means_of_rows(speakers, frames)
 
     def load(

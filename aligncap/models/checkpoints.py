@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from peft import PeftModel
 
 from aligncap.errors import UserError
 from aligncap.heard import heard_by, write_heard
+from aligncap.io import workplace
 from aligncap.models.building import check_architecture
 from aligncap.models.modeling_aligncap import AlignCapForConditionalGeneration
 from aligncap.models.processing_aligncap import AlignCapProcessor
@@ -77,9 +77,9 @@ def save_whole(model: Any, folder: str | Path) -> None:
     """Save weights, and config.json last: a folder that has it is complete, whenever a run is killed."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+    with workplace(folder / "weights") as temporary:
         model.save_pretrained(temporary)
-        for path in sorted(Path(temporary).iterdir(), key=lambda p: p.name == "config.json"):
+        for path in sorted(temporary.iterdir(), key=lambda p: p.name == "config.json"):
             path.replace(folder / path.name)
 
 

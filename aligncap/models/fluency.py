@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from aligncap.models.precision import best_dtype
 from aligncap.models.sources import DEFAULT_LLM, resolve
-from aligncap.progress import track
+from aligncap.processes import ALONE, Gathered, Group, Store
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -21,6 +21,8 @@ def log_probs(
     batch_tokens: int = 4096,
     device: str | None = None,
     loaded: tuple[PreTrainedModel, PreTrainedTokenizerBase] | None = None,
+    store: Store | None = None,
+    group: Group = ALONE,
 ) -> list[float]:
     """Mean log-probability (nats) of each caption's tokens, end of text left out.
 
@@ -34,6 +36,8 @@ def log_probs(
         batch_tokens: tokens of a batch, padding included.
         device: "cpu", "cuda", …; the GPU where there is one by default.
         loaded: a model with its tokenizer, instead of `model`.
+        store: where values are kept as they come, by text.
+        group: the processes that share the texts; all return the same.
 
     Raises:
         UserError: no such model.
@@ -44,24 +48,28 @@ def log_probs(
     texts = sorted({" ".join(caption.split()) for caption in captions} - {""})
     start = _start_token(tokenizer)
     ids = {text: [start, *tokenizer(text, add_special_tokens=False)["input_ids"]] for text in texts}
-    found: dict[str, float] = {"": -float("inf")}
-    with torch.inference_mode():
-        for batch in track(_batches(ids, batch_tokens), None, "fluency"):
-            rows = [ids[text] for text in batch]
-            longest = max(map(len, rows))
-            tokens = torch.zeros(len(rows), longest, dtype=torch.long)
-            mask = torch.zeros_like(tokens)
-            for i, row in enumerate(rows):
-                tokens[i, : len(row)] = torch.tensor(row)
-                mask[i, : len(row)] = 1
-            tokens, mask = tokens.to(llm.device), mask.to(llm.device)
-            logits = llm(input_ids=tokens, attention_mask=mask, use_cache=False).logits[:, :-1].float()
-            # position i predicts token i + 1
-            wanted = tokens[:, 1:]
-            taken = logits.gather(-1, wanted[..., None])[..., 0] - logits.logsumexp(-1)
-            means = (taken * mask[:, 1:]).sum(-1) / mask[:, 1:].sum(-1)
-            found |= dict(zip(batch, means.tolist(), strict=True))
-    return [found[" ".join(caption.split())] for caption in captions]
+
+    @torch.inference_mode()
+    def compute(batch: Sequence[str]) -> dict[str, float]:
+        rows = [ids[text] for text in batch]
+        longest = max(map(len, rows))
+        tokens = torch.zeros(len(rows), longest, dtype=torch.long)
+        mask = torch.zeros_like(tokens)
+        for i, row in enumerate(rows):
+            tokens[i, : len(row)] = torch.tensor(row)
+            mask[i, : len(row)] = 1
+        tokens, mask = tokens.to(llm.device), mask.to(llm.device)
+        logits = llm(input_ids=tokens, attention_mask=mask, use_cache=False).logits[:, :-1].float()
+        # position i predicts token i + 1
+        wanted = tokens[:, 1:]
+        taken = logits.gather(-1, wanted[..., None])[..., 0] - logits.logsumexp(-1)
+        means = (taken * mask[:, 1:]).sum(-1) / mask[:, 1:].sum(-1)
+        return dict(zip(batch, means.tolist(), strict=True))
+
+    store = Gathered(group) if store is None else store
+    group.share_out(store, _batches(ids, batch_tokens), compute, "fluency")
+    plain = [" ".join(caption.split()) for caption in captions]
+    return [store[text] if text else -float("inf") for text in plain]
 
 
 def _batches(ids: dict[str, list[int]], batch_tokens: int) -> list[list[str]]:

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import os
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from torch import Tensor
+
 from aligncap.errors import UserError
 from aligncap.io import write_jsonl
-from aligncap.journal import Journal
-from aligncap.manifest import audio_path, read_manifest
-from aligncap.models.captioner import Captioner, batches_by_size
+from aligncap.journal import journaled
+from aligncap.manifest import read_manifest
+from aligncap.models.caption_files import Job, job_of
+from aligncap.models.captioner import Captioner
+from aligncap.models.captioning import over_clips
 from aligncap.models.checkpoints import model_key
 from aligncap.models.sampling import sample_captions
-from aligncap.models.speakers import speaker_name
-from aligncap.progress import track
-from aligncap.prompts.acoustic import measured_cues
+from aligncap.processes import launched
 from aligncap.splits import choose_evenly
 
 
@@ -54,8 +56,7 @@ def write_candidates(
     """Sample `num` captions of each clip and write `out`, in the manifest's order.
 
     Under `accelerate launch` or torchrun the processes share the clips; all return the same, the first one
-    writes. Clips always meet in the same batches, so that neither the number of processes nor a stop on the
-    way changes a caption.
+    writes. Neither their number nor a stop on the way changes a caption.
 
     Args:
         model: folder of a merged checkpoint or of a training run.
@@ -71,11 +72,10 @@ def write_candidates(
     """
     check_settings(num, temperature, top_p, limit=limit, batch_size=batch_size, max_new_tokens=max_new_tokens)
     out = Path(out)
-    every = utterances = read_manifest(manifest)
+    utterances = read_manifest(manifest)
+    jobs = every = [job_of(manifest, u) for u in utterances]
     if limit is not None:
-        utterances = [utterances[i] for i in choose_evenly(utterances, limit, seed)]
-    paths = [audio_path(manifest, u) for u in utterances]
-    keys = [f"{u.id}\t{path}" for u, path in zip(utterances, paths, strict=True)]
+        jobs = [every[i] for i in choose_evenly(utterances, limit, seed)]
     made: dict[str, Any] = {
         "num": num,
         "temperature": temperature,
@@ -83,46 +83,21 @@ def write_candidates(
         "max_new_tokens": max_new_tokens,
     }
     settings = {**made, "dtype": dtype}
-    rank, processes, own_device = _process(device)
+    group, own_device = launched(device)
     captioner = Captioner.from_pretrained(model, device=own_device, dtype=dtype)
-    try:
-        journal = Journal(out, {"candidates": settings, "model": model_key(model), "seed": seed}, rank)
-        _gather({})  # none begins to write before all have read the same
-        batches = batches_by_size(paths, batch_size)
-        batches = [b for b in batches if any(keys[i] not in journal.rows for i in b)][rank::processes]
-        faults: dict[int, str] = {}
-        # Of all clips, so that neither --limit nor a stop on the way changes what a speaker sounds like.
-        paths_of_all = [audio_path(manifest, u) for u in every]
-        voices = captioner.speaker_means(paths_of_all, [speaker_name(u) for u in every]) if batches else []
-        voice = dict(zip((u.id for u in every), voices, strict=False))
-        try:
-            for batch in track(batches, None, "candidates") if rank == 0 else batches:
-                clips, broken = captioner.load(paths, batch)
-                faults |= {i: str(error) for i, error in broken.items()}
-                if all(keys[i] in journal.rows for i in clips):
-                    continue
-                ids = [utterances[i].id for i in clips]
-                captions = sample_captions(
-                    captioner,
-                    list(clips.values()),
-                    ids,
-                    means=[voice[i] for i in ids],
-                    cues=[measured_cues(utterances[i].cue_words) for i in clips],
-                    seed=seed,
-                    **made,
-                )
-                for i, candidates in zip(clips, captions, strict=True):
-                    journal.add(keys[i], candidates)
-            faults = _gather(faults)
-            journal.reread()
-        except BaseException:
-            journal.close(done=False)
-            raise
+
+    def say(clips: list[np.ndarray], jobs: list[Job], means: list[Tensor | None]) -> list[list[str]]:
+        ids, cues = [job.id for job in jobs], [job.cues for job in jobs]
+        return sample_captions(captioner, clips, ids, means=means, cues=cues, seed=seed, **made)
+
+    with journaled(out, {"candidates": settings, "model": model_key(model), "seed": seed}, group) as journal:
+        # Speakers are heard in all clips, so that --limit does not change what one sounds like.
+        faults = over_clips(captioner, jobs, journal, say, batch_size, "candidates", every=every, group=group)
         named = Path(os.path.relpath(Path(manifest).resolve(), out.resolve().parent)).as_posix()
         rows = [
             {
-                "id": u.id,
-                "audio": u.audio,
+                "id": job.id,
+                "audio": job.audio,
                 "candidate": number,
                 "caption": caption,
                 "model": str(model),
@@ -130,35 +105,10 @@ def write_candidates(
                 "settings": settings,
                 "manifest": named,
             }
-            for u, key in zip(utterances, keys, strict=True)
-            for number, caption in enumerate(journal.rows.get(key, ()))
+            for job in jobs
+            if job.key in journal
+            for number, caption in enumerate(journal[job.key])
         ]
-        _gather({})  # the parts stay until every process has read them
-        if rank == 0:
+        if group.rank == 0:
             write_jsonl(out, rows)
-        journal.close(done=rank == 0)
-    except OSError as error:
-        raise UserError(
-            f"{out}: cannot be written: {error.strerror}; what is done is kept beside it"
-        ) from error
-    return rows, [faults[i] for i in sorted(faults)]
-
-
-def _process(device: str) -> tuple[int, int, str]:
-    """Number of this process, number of processes, and this one's device."""
-    import torch
-    from accelerate import PartialState
-
-    cpu = device == "cpu" or not torch.cuda.is_available()
-    # A process that is done waits for the others, however long their clips take.
-    state = PartialState(cpu, timeout=timedelta(days=7))
-    if device in ("auto", "cuda") and not cpu:
-        device = str(state.device)
-    return state.process_index, state.num_processes, "cpu" if device == "auto" else device
-
-
-def _gather(found: dict[int, str]) -> dict[int, str]:
-    """What all processes found; each waits for all."""
-    from accelerate.utils import gather_object
-
-    return {key: value for part in gather_object([found]) for key, value in part.items()}
+    return rows, faults

@@ -11,6 +11,7 @@ of a clip to a language model in both orders and writes, one line a pair:
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,6 +21,9 @@ from typing import Any
 
 from aligncap.errors import UserError
 from aligncap.io import write_jsonl
+from aligncap.journal import journaled
+from aligncap.models.precision import best_dtype
+from aligncap.models.sources import DEFAULT_LLM
 from aligncap.preferences.judges.human import judge_human, write_form
 from aligncap.preferences.judges.limits import Limits
 from aligncap.preferences.judges.questions import (
@@ -30,6 +34,7 @@ from aligncap.preferences.judges.questions import (
 )
 from aligncap.preferences.judges.session import Endpoint, Session, journal_of, plan_lines, run_questions
 from aligncap.preferences.verdicts import Item, Verdict, read_items
+from aligncap.processes import launched
 
 Say = Callable[[str], None]
 _MOST_LISTED = 20
@@ -96,6 +101,9 @@ def judge_candidates(
 ) -> JudgeSummary:
     """Judge every caption of a candidates file and write a scored file, in the same order.
 
+    Under `accelerate launch` or torchrun the processes share the rubric judge's language model; all return
+    the same, the first one writes.
+
     Args:
         out: scored file; None with `dry_run` or `form`, which write no verdicts.
         judge: "rubric", "openai" or "human".
@@ -111,6 +119,8 @@ def judge_candidates(
     Raises:
         UserError: what is missing or wrong, in one message.
     """
+    if judge != "rubric":
+        _refuse_processes(judge)
     items = read_items(candidates, manifest, references, out)
     if judge == "human" and form is not None:
         write_form(items, form, seed)
@@ -135,16 +145,25 @@ def judge_candidates(
         raise UserError(f"--dry-run is for --judge openai; --judge {judge} costs nothing")
     _needed(out)
     if judge == "rubric":
-        from aligncap.preferences.judges.rubric import judge_rubric
-
-        verdicts, label = judge_rubric(items, **options), "rubric"
-    elif judge == "human":
+        return _by_rubric(items, _needed(out), options)
+    if judge == "human":
         if filled is None:
             raise UserError("--judge human needs --form SHEET.csv (to write) or --filled SHEET.csv (to read)")
         verdicts, label = judge_human(items, filled, rater), f"human:{rater.strip()}"
     else:
         raise UserError(f"--judge {judge}: unknown; the judges are rubric, openai and human")
     return _write(items, verdicts, ["no score in the sheet"] * len(items), _needed(out), label, [])
+
+
+def _by_rubric(items: Sequence[Item], out: Path, options: dict[str, Any]) -> JudgeSummary:
+    from aligncap.preferences.judges.rubric import judge_rubric
+
+    group, device = launched()
+    options = {"device": None if device == "auto" else device, "fluency_model": DEFAULT_LLM} | options
+    settings = {"fluency": [options["fluency_model"], str(best_dtype(options["device"]))]}
+    with journaled(out, settings, group) as journal:
+        verdicts = judge_rubric(items, store=journal, group=group, **options)
+        return _write(items, verdicts, [""] * len(items), out, "rubric", [], write=group.rank == 0)
 
 
 def compare_candidates(
@@ -170,6 +189,7 @@ def compare_candidates(
     Raises:
         UserError: what is missing or wrong, or no clip has two different captions.
     """
+    _refuse_processes("openai")
     ask = _ask(model, temperature, max_tokens)
     pairs = _pairs(read_items(candidates, manifest, references, out), pairs_per_clip, seed)
     if not pairs:
@@ -210,6 +230,12 @@ def compare_candidates(
     agreeing = sum(bool(row["consistent"]) for row in rows)
     notes = [f"the same winner in both orders: {agreeing} of {len(rows)}", *done.notes]
     return JudgeSummary(label, _needed(out), len(pairs), len(rows), "comparisons", unscored, notes)
+
+
+def _refuse_processes(judge: str) -> None:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        remedy = "; --concurrency sets its requests at a time" if judge == "openai" else ""
+        raise UserError(f"--judge {judge} runs in one process: start it without a launcher{remedy}")
 
 
 def _ask(model: str | None, temperature: float | None, max_tokens: int) -> Ask:
@@ -258,6 +284,7 @@ def _write(
     out: Path,
     judge: str,
     notes: list[str],
+    write: bool = True,
 ) -> JudgeSummary:
     rows: list[Mapping[str, Any]] = []
     unscored = []
@@ -266,6 +293,7 @@ def _write(
             unscored.append(f"{item.id}, {_name(item)}: {reason}")
         else:
             rows.append({**item.row, "verdict": verdict.to_dict()})
-    write_jsonl(out, rows)
+    if write:
+        write_jsonl(out, rows)
     mean = sum(row["verdict"]["overall"] for row in rows) / len(rows) if rows else None
     return JudgeSummary(judge, out, len(items), len(rows), unscored=unscored, notes=notes, mean=mean)

@@ -44,7 +44,7 @@ def pooled_layers(files: list[Path], encoder: str, cache_dir: Path) -> Tensor:
     cache = TensorCache(cache_dir / f"layers-{digest(description)}", description)
     keys = {file_sha256(path): path for path in files}
 
-    def compute(batch: list[str]) -> dict[str, Tensor]:
+    def compute(batch: Sequence[str]) -> dict[str, Tensor]:
         mel = processor.log_mel([load_audio(keys[k], max_seconds=29.0) for k in batch])
         frames, _ = encode_frames(model, mel["input_features"], mel["input_features_mask"] > 0, "mix")
         own = (mel["input_features_mask"] == 1)[:, ::2][:, :, None, None].float()

@@ -45,6 +45,16 @@ class RunArguments(TrainingArguments):
     precision: str = field(
         default="auto", metadata={"help": "auto, float32 or bfloat16 (weights stay float32)."}
     )
+    tokens_per_batch: int = field(
+        default=0,
+        metadata={
+            "help": "Rows of like length share a batch of so many tokens, padding included; "
+            "0: per_device_train_batch_size rows."
+        },
+    )
+    length_buckets: bool = field(
+        default=False, metadata={"help": "Rows of like length share a batch of a fixed number of rows."}
+    )
 
     learning_rate: float = 1e-3
     per_device_train_batch_size: int = 8
@@ -85,7 +95,7 @@ class RunArguments(TrainingArguments):
         for name in ("smoothing", "lora_dropout", "projector_dropout", "speaker_dropout"):
             if not 0 <= getattr(self, name, 0.0) < 1:
                 faults.append(f"{name}={getattr(self, name)}: must lie in [0, 1)")
-        faults += [*launch_faults(self), *self.own_faults()]
+        faults += [*launch_faults(self), *self.batch_faults(), *self.own_faults()]
         if faults:
             raise Faults(faults)
         if self.dev_manifest and self.eval_strategy == "no":
@@ -94,6 +104,23 @@ class RunArguments(TrainingArguments):
             self.use_cpu = True
         self.bf16, self.precision_reason = choose_precision(self.precision)
         super().__post_init__()
+
+    def batch_faults(self) -> list[str]:
+        """Faults of the options that say which rows share a batch."""
+        faults = []
+        if self.tokens_per_batch < 0:
+            faults.append(f"tokens_per_batch={self.tokens_per_batch}: must be 0 (off) or more")
+        if (
+            self.tokens_per_batch
+            and self.per_device_train_batch_size != type(self).per_device_train_batch_size
+        ):
+            faults.append(
+                f"tokens_per_batch={self.tokens_per_batch} and per_device_train_batch_size="
+                f"{self.per_device_train_batch_size}: which of them cuts the batches? leave one out"
+            )
+        if (self.tokens_per_batch or self.length_buckets) and self.train_sampling_strategy != "random":
+            faults.append("train_sampling_strategy: has no effect with buckets by length; leave one out")
+        return faults
 
     def own_faults(self) -> list[str]:
         """Faults of the options that a subclass adds."""
@@ -192,6 +219,8 @@ class AlignArguments(SpeechArguments):
         "learning_rate",
         "max_steps",
         "per_device_train_batch_size",
+        "tokens_per_batch",
+        "length_buckets",
         "projector_learning_rate",
         "smoothing",
         "train_llm",
@@ -231,6 +260,12 @@ class DistillArguments(SpeechArguments):
             "help": "Compute the teacher's states before training: yes, no, or auto: if each is read once."
         },
     )
+    teacher_top_k: int = field(
+        default=0,
+        metadata={
+            "help": "Cache the teacher's k likeliest tokens, others in one bucket; 0: all tokens, exactly."
+        },
+    )
 
     def own_faults(self) -> list[str]:
         from aligncap.training.divergences import NAMES
@@ -242,6 +277,12 @@ class DistillArguments(SpeechArguments):
             faults.append(f"targets={self.targets!r}: choose references or teacher")
         if self.teacher_cache not in ("auto", "yes", "no"):
             faults.append(f"teacher_cache={self.teacher_cache!r}: choose auto, yes or no")
+        if self.teacher_top_k < 0:
+            faults.append(f"teacher_top_k={self.teacher_top_k}: must be 0 (exact) or above")
+        if self.teacher_top_k > 0 and self.teacher_cache == "no":
+            faults.append(
+                f"teacher_top_k={self.teacher_top_k}: is read from a cache; leave out teacher_cache=no"
+            )
         if self.temperature <= 0:
             faults.append(f"temperature={self.temperature}: must be above 0")
         if not 0 < self.jsd_beta < 1:

@@ -7,10 +7,20 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from aligncap.models.processing_aligncap import AlignCapProcessor
 
 IGNORE = -100
+
+
+def response_positions(labels: Tensor) -> Tensor:
+    """Bool mask (batch, length) of the positions whose logits predict a response token: i predicts i + 1.
+
+    >>> response_positions(torch.tensor([[-100, -100, 7, 8]])).tolist()
+    [[False, True, True, False]]
+    """
+    return F.pad(labels[:, 1:] != IGNORE, (0, 1), value=False)
 
 
 def join_prompt_and_response(
@@ -96,7 +106,8 @@ class SpeechCollator:
 
     A row holds `prompt_ids` (placeholders expanded), `response_ids`, and either `frames` (cached pooled
     frames, (frames, width)) or `samples` (16 kHz audio). For distillation it holds `teacher_prompt_ids`, or
-    `teacher_hidden` (response tokens, width) when the teacher's states are cached.
+    `teacher_hidden` (response tokens, width) when the teacher's states are cached, or `teacher_top_k`
+    (response tokens, 2k + 1), int32, when its most likely tokens are; see `top_k.pack`.
 
     A batch of two clips, of 1 and 2 audio tokens (A), responses [7, 8] and [9]:
         input_ids       [[0, 5, A, 6, 7, 8], [5, A, A, 6, 9, 0]]
@@ -117,7 +128,8 @@ class SpeechCollator:
         if "teacher_prompt_ids" in rows[0]:
             teacher = join_prompt_and_response([r["teacher_prompt_ids"] for r in rows], responses, pad)
             batch.update({f"teacher_{k}": v for k, v in teacher.items()})
-        if "teacher_hidden" in rows[0]:
-            # Flat, in the row-major order in which a bool mask picks response positions.
-            batch["teacher_hidden"] = torch.cat([r["teacher_hidden"] for r in rows])
+        for name in ("teacher_hidden", "teacher_top_k"):
+            if name in rows[0]:
+                # Flat, in the row-major order in which a bool mask picks response positions.
+                batch[name] = torch.cat([r[name] for r in rows])
         return batch

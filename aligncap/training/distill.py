@@ -7,25 +7,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import Trainer
 
 from aligncap.training.arguments import CaptionArguments, DistillArguments
-from aligncap.training.collators import IGNORE
-from aligncap.training.divergences import chunked_divergence
+from aligncap.training.batches import BucketedTrainer
+from aligncap.training.collators import IGNORE, response_positions
+from aligncap.training.divergences import chunked_divergence, chunked_top_k_divergence
 from aligncap.training.runs import two_rate_optimizer
 from aligncap.training.sharding import adapters_off
+from aligncap.training.teacher_cache import head_logits
+from aligncap.training.top_k import unpack
 
 
-def response_positions(labels: Tensor) -> Tensor:
-    """Bool mask (batch, length) of the positions whose logits predict a response token: i predicts i + 1.
-
-    >>> response_positions(torch.tensor([[-100, -100, 7, 8]])).tolist()
-    [[False, True, True, False]]
-    """
-    return F.pad(labels[:, 1:] != IGNORE, (0, 1), value=False)
-
-
-class SFTTrainer(Trainer):
+class SFTTrainer(BucketedTrainer):
     """Cross-entropy on response tokens, end-of-text included.
 
     Logits are computed at response positions only.
@@ -89,8 +82,9 @@ class DistillTrainer(SFTTrainer):
     """L = T² · D(p ‖ q) + λ · CE over response tokens.
 
     D is forward KL by default (AlignCap, KD-Regularisation).
-    The teacher's pass is live (`teacher_input_ids` in the batch) or starts from cached last hidden states
-    (`teacher_hidden`), to which the same frozen head is applied.
+    The teacher's pass is live (`teacher_input_ids` in the batch), or starts from cached last hidden states
+    (`teacher_hidden`), to which the same frozen head is applied, or is left out (`teacher_top_k`: its most
+    likely tokens and one bucket for all others, by which D is bounded from below).
     """
 
     args: DistillArguments
@@ -99,11 +93,7 @@ class DistillTrainer(SFTTrainer):
         with torch.no_grad():
             if "hidden" in teacher:
                 head = self.accelerator.unwrap_model(model).get_output_embeddings()
-                hidden = teacher["hidden"]
-                # Mixed precision wraps the model's own forward only, and the head is called beside it.
-                half = hidden.dtype == torch.bfloat16
-                with torch.autocast(hidden.device.type, dtype=torch.bfloat16, enabled=half):
-                    return self.drop_placeholder(head(hidden))
+                return self.drop_placeholder(head_logits(head, teacher["hidden"]))
             labels = teacher.pop("labels")
             was_training = model.training
             model.eval()
@@ -116,17 +106,24 @@ class DistillTrainer(SFTTrainer):
         teacher = {
             k.removeprefix("teacher_"): inputs.pop(k) for k in list(inputs) if k.startswith("teacher_")
         }
+        options: dict[str, Any] = {
+            "name": self.args.divergence,
+            "temperature": self.args.temperature,
+            "beta": self.args.jsd_beta,
+        }
         # Teacher first: switching adapters off and on must be over before the student's graph is built.
-        target = self.teacher_logits(model, teacher)
+        target = None if "top_k" in teacher else self.teacher_logits(model, teacher)
         logits, tokens = self.response_logits(model, inputs)
-        if logits.shape != target.shape:
+        if target is None:
+            ids, log_probs = unpack(teacher["top_k"], self.args.teacher_top_k)
+            loss = chunked_top_k_divergence(logits, ids, log_probs, **options)
+        elif logits.shape != target.shape:
             raise ValueError(
                 f"teacher {tuple(target.shape)} and student {tuple(logits.shape)} logits do not match"
             )
-        temperature = self.args.temperature
-        loss = temperature**2 * chunked_divergence(
-            logits, target, name=self.args.divergence, temperature=temperature, beta=self.args.jsd_beta
-        )
+        else:
+            loss = chunked_divergence(logits, target, **options)
+        loss = self.args.temperature**2 * loss
         if self.args.ce_weight:
             loss = loss + self.args.ce_weight * F.cross_entropy(logits.float(), tokens, reduction="sum")
         return loss

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from aligncap.audio.files import load_audio
+from aligncap.audio.files import SAMPLE_RATE, info, load_audio
 from aligncap.errors import Faults
 from aligncap.io import file_sha256
 from aligncap.manifest import Utterance, audio_path, read_manifest
@@ -18,7 +18,7 @@ from aligncap.models.processing_aligncap import AlignCapProcessor
 from aligncap.prompts.acoustic import measured_cues
 from aligncap.prompts.templates import response_ids, teacher_prompt
 from aligncap.tensor_cache import TensorCache
-from aligncap.training.caches import teacher_key
+from aligncap.training.teacher_cache import teacher_key
 
 
 def read_captioned(path: str, need_p_act: bool) -> list[Utterance]:
@@ -147,6 +147,15 @@ class ClipInputs:
             self._around[cues] = prompt[:place], prompt[place + 1 :]
         return self._around[cues]
 
+    def prompt_length(self, key: str, path: Path, cues: str | None = None) -> int:
+        """Tokens of the prompt, placeholders expanded, without reading audio: from the header of the feature
+        cache or, to within one token where the file is resampled, of the sound file."""
+        if self.features is not None:
+            count = self.processor.tokens_of_frames(self.features.rows(key))
+        else:
+            count = self.processor.num_audio_tokens(round(info(path).duration_s * SAMPLE_RATE))
+        return count + sum(map(len, self.around(cues if self.processor.show_cues else None)))
+
     def __call__(self, key: str, path: Path, cues: str | None = None) -> dict[str, Any]:
         row: dict[str, Any] = {}
         if self.features is not None:
@@ -197,6 +206,19 @@ class SpeechRows(Dataset):
                     row["teacher_prompt_ids"] = tokenizer(prompt, add_special_tokens=False)["input_ids"]
                 self.rows.append(row)
 
+    def lengths(self) -> list[tuple[int, int]]:
+        """Tokens of each row's prompt and response, as the student reads them; no audio is read."""
+        return [
+            (self.inputs.prompt_length(r["key"], r["path"], r["cues"]), len(r["response_ids"]))
+            for r in self.rows
+        ]
+
+    def teacher_lengths(self) -> list[tuple[int, int]] | None:
+        """The same of what the teacher reads; None where it reads nothing."""
+        if self.states is not None or not self.rows or "teacher_prompt_ids" not in self.rows[0]:
+            return None
+        return [(len(p), len(r)) for p, r in self.teacher_pairs()]
+
     def teacher_pairs(self) -> list[tuple[list[int], list[int]]]:
         return [(r["teacher_prompt_ids"], r["response_ids"]) for r in self.rows]
 
@@ -210,9 +232,8 @@ class SpeechRows(Dataset):
             **self.inputs(source["key"], source["path"], source["cues"]),
         }
         if self.states is not None:
-            row["teacher_hidden"] = self.states[
-                teacher_key(source["teacher_prompt_ids"], source["response_ids"])
-            ]
+            name = "teacher_top_k" if "top_k" in self.states.description else "teacher_hidden"
+            row[name] = self.states[teacher_key(source["teacher_prompt_ids"], source["response_ids"])]
         elif "teacher_prompt_ids" in source:
             row["teacher_prompt_ids"] = source["teacher_prompt_ids"]
         return row

@@ -6,20 +6,17 @@ The printed loss of AlignCap has β outside log σ and no minus sign; this is th
 
 from __future__ import annotations
 
-import functools
 import json
 import sys
-import types
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import datasets
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 from transformers import set_seed
 from trl import DPOTrainer
-from trl.trainer.utils import FusedCausalLMOutput
 
 from aligncap.errors import UserError
 from aligncap.io import write_json
@@ -28,11 +25,12 @@ from aligncap.models.checkpoints import load_checkpoint, load_folder, model_key,
 from aligncap.models.modeling_aligncap import AlignCapForConditionalGeneration
 from aligncap.models.processing_aligncap import AlignCapProcessor
 from aligncap.models.speakers import speaker_name
+from aligncap.processes import ALONE, Group
 from aligncap.tensor_cache import AUDIO_VERSION, TensorCache, digest, fill, fingerprint, hash_of
+from aligncap.training.batches import BucketedTrainer
 from aligncap.training.caches import feature_cache, fill_features, speaker_voices
-from aligncap.training.collators import IGNORE, SpeechCollator
+from aligncap.training.collators import SpeechCollator
 from aligncap.training.dev_score import DevScore
-from aligncap.training.distill import response_positions
 from aligncap.training.examples import ClipInputs, audio_files, refuse_special_tokens
 from aligncap.training.prefer_arguments import PreferArguments
 from aligncap.training.preference_rows import (
@@ -44,47 +42,11 @@ from aligncap.training.preference_rows import (
 )
 from aligncap.training.runs import lora_config, prepare_folder, train, two_rate_optimizer
 from aligncap.training.sharding import place, shards_weights
+from aligncap.training.shared_prefix import score_responses, why_not_packed
 from aligncap.training.watch import Patience, Watch
 
 
-def score_responses(model: nn.Module) -> None:
-    """Give `model` the forward that trl's loss calls: `model(..., labels, fused_lm_head=True)`.
-
-    It takes the place of trl's own, which off the GPU computes logits at every position, prompt included, and
-    counts the audio placeholder as a word. Fields are (batch, length − 1), zero where the label is −100.
-    """
-    plain = type(model).forward
-    limit = model.config.audio_token_id  # type: ignore[union-attr]
-
-    @functools.wraps(plain)
-    def forward(self: Any, *args: Any, fused_lm_head: bool = False, labels: Any = None, **kwargs: Any) -> Any:
-        if not fused_lm_head:
-            return plain(self, *args, labels=labels, **kwargs)
-        keep = response_positions(labels)
-        logits = plain(self, *args, logits_to_keep=keep, **kwargs).logits[:, :limit].float()
-        targets = labels[:, 1:][labels[:, 1:] != IGNORE]
-        log_probs = -F.cross_entropy(logits, targets, reduction="none")
-        with torch.no_grad():
-            p = logits.softmax(-1)
-            entropy = -(p * p.clamp(min=1e-30).log()).sum(-1)
-            fields = {
-                "entropy": entropy,
-                "mean_logits": logits.mean(-1),
-                "is_top1": logits.argmax(-1) == targets,
-            }
-        place = keep[:, :-1]
-
-        def spread(values: Tensor) -> Tensor:
-            return values.new_zeros(place.shape).masked_scatter(place, values)
-
-        return FusedCausalLMOutput(
-            log_probs=spread(log_probs), label_mask=place, **{name: spread(v) for name, v in fields.items()}
-        )
-
-    model.forward = types.MethodType(forward, model)
-
-
-class PreferTrainer(DPOTrainer):
+class PreferTrainer(BucketedTrainer, DPOTrainer):
     """trl's DPOTrainer on rows that hold audio; the dev score takes the place of an evaluation loss."""
 
     model: Any
@@ -96,7 +58,11 @@ class PreferTrainer(DPOTrainer):
         numbers = datasets.Dataset.from_dict({"row": list(range(len(rows)))})
         # The Trainer asks for a set to evaluate on, though `evaluate` does without.
         super().__init__(train_dataset=numbers, eval_dataset=numbers if dev else None, **kwargs)
-        score_responses(self.model.get_base_model())
+        base = self.model.get_base_model()
+        reason = why_not_packed(base.model.language_model) if self.args.shared_prefix else None
+        if reason and self.is_world_process_zero():
+            print(f"shared_prefix: off, since {reason}; each caption takes a row of its own", file=sys.stderr)
+        score_responses(base, self.args.shared_prefix and reason is None)
 
     def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         return self.rows
@@ -105,6 +71,15 @@ class PreferTrainer(DPOTrainer):
         if self.optimizer is None:
             self.optimizer = two_rate_optimizer(self)
         return super().create_optimizer(*args, **kwargs)
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """trl's loss; audio that is not cached is encoded once for policy and reference."""
+        inputs = dict(inputs)
+        if "input_features" in inputs:
+            mel = {name: inputs.pop(name) for name in ("input_features", "input_features_mask")}
+            with torch.no_grad():
+                inputs |= model(**mel, encode_only=True)
+        return super().compute_loss(model, inputs, *args, **kwargs)
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
@@ -123,7 +98,7 @@ class PreferTrainer(DPOTrainer):
         return metrics
 
     @torch.no_grad()
-    def fill_reference(self, root: Path, start: str, batch: int = 16) -> None:
+    def fill_reference(self, root: Path, start: str, batch: int = 16, group: Group = ALONE) -> None:
         """Compute the reference's log-probability of every caption before training, and read it from then on.
 
         Cached in `root` by a hash of the reference's weights (`start`), precision, the clip, prompt and
@@ -147,7 +122,7 @@ class PreferTrainer(DPOTrainer):
                 sides.setdefault(reference_key(source, side, shown), (index, side))
         collate = SpeechCollator(rows.inputs.processor)
 
-        def compute(keys: list[str]) -> dict[str, Tensor]:
+        def compute(keys: Sequence[str]) -> dict[str, Tensor]:
             chosen = [(rows[i], side) for i, side in (sides[key] for key in keys)]
             batch = collate([{**row, "response_ids": row[side]} for row, side in chosen])
             inputs = {name: value.to(self.args.device) for name, value in batch.items()}
@@ -157,7 +132,7 @@ class PreferTrainer(DPOTrainer):
 
         model.eval()
         ordered = sorted(sides, key=lambda k: len(rows.rows[sides[k][0]][sides[k][1]]))
-        fill(cache, ordered, compute, batch, "reference reads")
+        fill(cache, ordered, compute, batch, "reference reads", group)
         rows.reference = cache
         self.precompute_ref_logps = True
 
@@ -217,6 +192,7 @@ def train_prefer(args: PreferArguments) -> Path | None:
             "scripts/train.py prefer …, or CUDA_VISIBLE_DEVICES=0 for one"
         )
     out = prepare_folder(args)
+    group = Group(args.process_index, args.world_size)
     manifest = manifest_of_pairs(str(args.train_pairs), args.train_manifest)
     utterances = read_manifest(Path(manifest))
     pairs = read_pairs(str(args.train_pairs), manifest, utterances, args.kinds())
@@ -236,12 +212,11 @@ def train_prefer(args: PreferArguments) -> Path | None:
     features = None
     voices: dict[str, Tensor] | None = None
     if args.feature_cache or processor.speaker_relative:
-        with args.main_process_first(local=False, desc="features"):
-            features = feature_cache(Path(args.cache_dir), model, processor)
-            wanted = {key: paths[key] for key in used} | dict(dev.clips if dev else ())
-            if processor.speaker_relative:  # speakers are heard in all their clips
-                wanted |= paths | (dev.paths if dev else {})
-            fill_features(features, model, processor, wanted)
+        features = feature_cache(Path(args.cache_dir), model, processor)
+        wanted = {key: paths[key] for key in used} | dict(dev.clips if dev else ())
+        if processor.speaker_relative:  # speakers are heard in all their clips
+            wanted |= paths | (dev.paths if dev else {})
+        fill_features(features, model, processor, wanted, group=group)
         if processor.speaker_relative:
             voices = speaker_voices(features, keys, [speaker_name(u) for u in utterances])
             if dev:
@@ -269,8 +244,7 @@ def train_prefer(args: PreferArguments) -> Path | None:
     trainer.add_callback(Watch(args))
     if wants_reference_cache(args, len(rows)):
         model.to(args.device)
-        with args.main_process_first(local=False, desc="reference"):
-            trainer.fill_reference(Path(args.cache_dir), start)
+        trainer.fill_reference(Path(args.cache_dir), start, group=group)
     data: list[str | Path] = [path for path in (args.train_pairs, manifest, args.dev_manifest) if path]
     if not train(trainer, args, "train prefer", data, start=str(args.model), pairs=len(rows)):
         return None

@@ -61,6 +61,10 @@ class PreferArguments(RunArguments, DPOConfig):
             "if each pair is read at least once."
         },
     )
+    shared_prefix: bool = field(
+        default=True,
+        metadata={"help": "Read prompt and audio once a pair; no: once for each of its two captions."},
+    )
     feature_cache: bool = field(
         default=True, metadata={"help": "Compute encoder features once, before training."}
     )
@@ -95,6 +99,7 @@ class PreferArguments(RunArguments, DPOConfig):
         "ref_model_sync_steps",
         "router_aux_loss_coef",
         "sync_ref_model",
+        "tokens_per_batch",  # the loss is a mean over a batch's pairs: batches of few would count for more
         "truncation_mode",
         "trust_remote_code",
         "use_weighting",
@@ -161,7 +166,7 @@ class PreferArguments(RunArguments, DPOConfig):
             self.load_best_model_at_end = True
             self.metric_for_best_model = "eval_rubric"
             self.greater_is_better = True
-            self.eval_on_start = not self.resume_from_checkpoint
+            self.eval_on_start = True  # not where a run goes on, see runs.train
         elif self.patience:
             faults.append("patience: early stopping needs --dev_manifest")
         return faults

@@ -125,6 +125,16 @@ class PreferenceRows(Dataset):
             for pair, key in zip(pairs, keys, strict=True)
         ]
 
+    def lengths(self) -> list[tuple[int, int]]:
+        """Tokens of each pair's prompt and of its longer caption; no audio is read."""
+        return [
+            (
+                self.inputs.prompt_length(r["key"], r["path"], r["cues"]),
+                max(len(r["chosen_ids"]), len(r["rejected_ids"])),
+            )
+            for r in self.rows
+        ]
+
     def __len__(self) -> int:
         return len(self.rows)
 
@@ -144,13 +154,13 @@ class PreferenceRows(Dataset):
 
 @dataclass
 class PreferenceCollator:
-    """Batches in trl's layout: all chosen rows, then all rejected rows.
+    """Batches in trl's layout: all chosen rows, then all rejected rows. The audio stands once.
 
     A batch of one clip of two audio tokens (A), chosen [7, 8], rejected [9]:
         input_ids         [[5, A, A, 6, 7, 8], [5, A, A, 6, 9, 0]]
         attention_mask    [[1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 0]]
         completion_mask   [[0, 0, 0, 0, 1, 1], [0, 0, 0, 0, 1, 0]]
-        audio_frames      (2, frames, width), audio_frames_mask (2, frames): the clip twice
+        audio_frames      (1, frames, width), audio_frames_mask (1, frames)
         ref_chosen_logps  [-3.2], ref_rejected_logps [-5.1]: where the reference is cached
     """
 
@@ -163,8 +173,7 @@ class PreferenceCollator:
             [row["prompt_ids"] for row in twice], responses, self.processor.tokenizer.pad_token_id
         )
         batch["completion_mask"] = (batch.pop("labels") >= 0).long()
-        audio = audio_batch(rows, self.processor)
-        batch.update({name: torch.cat([value, value]) for name, value in audio.items()})
+        batch.update(audio_batch(rows, self.processor))
         for name in ("ref_chosen_logps", "ref_rejected_logps"):
             if name in rows[0]:
                 batch[name] = torch.stack([row[name] for row in rows]).reshape(-1)

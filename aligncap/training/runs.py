@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import shlex
 import signal
 import sys
 import time
@@ -27,9 +25,17 @@ from transformers.pytorch_utils import Conv1D
 
 from aligncap.errors import UserError
 from aligncap.heard import Heard, heard_in_training, merge_heard, read_heard, write_heard
-from aligncap.io import read_jsonl, write_jsonl
 from aligncap.run_record import write_run_record
 from aligncap.training.arguments import RunArguments
+from aligncap.training.batches import BucketedTrainer
+from aligncap.training.resume import (
+    check_same_run,
+    clear_remains,
+    cut_log,
+    finished,
+    last_checkpoint,
+    resume_command,
+)
 from aligncap.training.sharding import load_whole, shard_as_configured
 
 _TARGETS = (("q_proj", "v_proj"), ("c_attn",), ("query_key_value",), ("qkv_proj",))
@@ -150,7 +156,7 @@ class Interruption(TrainerCallback):
 
 
 class JsonLog(TrainerCallback):
-    """Every log as a line of OUT/log.jsonl, with the seconds since the start."""
+    """Every log as a line of OUT/log.jsonl, with the seconds of training, those before a stop included."""
 
     def __init__(self) -> None:
         self.start = time.perf_counter()
@@ -158,9 +164,14 @@ class JsonLog(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        path = Path(str(args.output_dir)) / "log.jsonl"
-        if state.is_world_process_zero and path.exists():  # steps past the checkpoint are made again
-            write_jsonl(path, [row for row in read_jsonl(path) if row["step"] <= state.global_step])
+        if state.is_world_process_zero:
+            self.start -= cut_log(Path(str(args.output_dir)) / "log.jsonl", state.global_step)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        # The sum of the losses since the last log is in no checkpoint.
+        control.should_log = control.should_log or control.should_save
 
     def on_log(
         self,
@@ -190,47 +201,20 @@ def prepare_folder(args: RunArguments) -> Path:
         raise UserError(
             f"{out}: holds a run already; add --resume_from_checkpoint true, or choose another --output_dir"
         )
-    last_checkpoint(args)  # a resume from nowhere is refused before anything long
+    checkpoint = last_checkpoint(args)  # a resume from nowhere is refused before anything long
+    if checkpoint:
+        check_same_run(args, checkpoint)
+    if args.process_index == 0 and args.resume_from_checkpoint:
+        clear_remains(out)
+        where = f"goes on from {checkpoint}" if checkpoint else f"{out}: no checkpoint yet; begins again"
+        print(where, file=sys.stderr)
     load_whole(args)
     return out
 
 
-def last_checkpoint(args: RunArguments) -> str | None:
-    """Checkpoint to resume from.
-
-    A path, or the newest of the folder when `resume_from_checkpoint` is true.
-    """
-    wanted = args.resume_from_checkpoint
-    if not wanted or str(wanted).lower() == "false":
-        return None
-    if str(wanted).lower() != "true":
-        if not Path(str(wanted)).is_dir():
-            raise UserError(f"resume_from_checkpoint {wanted}: no such folder")
-        return str(wanted)
-    # trainer_state.json is what transformers writes last: a checkpoint without it was torn by a kill.
-    whole = [p.parent for p in Path(str(args.output_dir)).glob("checkpoint-*/trainer_state.json")]
-    return str(max(whole, key=lambda p: int(p.name.split("-")[1]))) if whole else None
-
-
-def resume_command() -> str:
-    """The command that goes on from the last checkpoint."""
-    words, rest = [], list(sys.argv[1:])
-    while rest:
-        word = rest.pop(0)
-        if word.replace("-", "_").startswith("__resume_from_checkpoint"):
-            if "=" not in word and rest and not rest[0].startswith("--"):
-                rest.pop(0)
-        else:
-            words.append(word)
-    script = Path(sys.argv[0])
-    start = ["aligncap"] if script.name == "aligncap" else ["python", str(script)]
-    processes = os.environ.get("WORLD_SIZE", "1")
-    if processes != "1":
-        start = ["accelerate", "launch", "--num_processes", processes, str(script)]
-    return shlex.join([*start, *words, "--resume_from_checkpoint", "true"])
-
-
-def train(trainer: Trainer, args: RunArguments, verb: str, data: list[str | Path], **record: Any) -> bool:
+def train(
+    trainer: BucketedTrainer, args: RunArguments, verb: str, data: list[str | Path], **record: Any
+) -> bool:
     """Train to the end or to an interruption.
 
     Returns:
@@ -241,13 +225,22 @@ def train(trainer: Trainer, args: RunArguments, verb: str, data: list[str | Path
     trainer.add_callback(JsonLog())
     if trainer.is_world_process_zero():
         print(f"precision: {args.precision_reason}", file=sys.stderr)
+        if batches := trainer.describe_batches():
+            record["batches"] = batches
         write_run_record(str(args.output_dir), verb, args.to_dict(), data, seed=args.seed, **record)
         manifests = [path for path in data if path != getattr(args, "train_pairs", None)]
         starts = [getattr(args, name, None) for name in ("model", "llm")]
         heard = heard_in_training(manifests, starts)
         write_heard(str(args.output_dir), merge_heard(heard, read_heard(str(args.output_dir)) or Heard()))
+    checkpoint = last_checkpoint(args)
+    sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+    if checkpoint and finished(args, checkpoint) and not sharded:
+        take_up_end(trainer, args, checkpoint)
+        return True
+    if checkpoint:
+        args.eval_on_start = False
     shard_as_configured(trainer)
-    trainer.train(resume_from_checkpoint=last_checkpoint(args))
+    trainer.train(resume_from_checkpoint=checkpoint)
     if stop.asked and trainer.state.global_step < trainer.state.max_steps:
         if trainer.is_world_process_zero():
             print(
@@ -256,3 +249,12 @@ def train(trainer: Trainer, args: RunArguments, verb: str, data: list[str | Path
             )
         return False
     return True
+
+
+def take_up_end(trainer: Trainer, args: RunArguments, checkpoint: str) -> None:
+    """Bring `trainer` to where training left it when it came to its end at `checkpoint`."""
+    trainer.state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
+    best = trainer.state.best_model_checkpoint if args.load_best_model_at_end else None
+    trainer._load_from_checkpoint(best or checkpoint)
+    if trainer.is_world_process_zero():
+        cut_log(Path(str(args.output_dir)) / "log.jsonl", trainer.state.global_step, done=True)

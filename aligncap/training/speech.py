@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import set_seed
 
@@ -15,15 +14,17 @@ from aligncap.heard import heard_in_training, write_heard
 from aligncap.io import write_json, write_jsonl
 from aligncap.manifest import Utterance
 from aligncap.models.building import build, embedding_rms
-from aligncap.models.checkpoints import load_folder, model_key
+from aligncap.models.checkpoints import load_folder, model_key, save_whole
 from aligncap.models.modeling_aligncap import AlignCapForConditionalGeneration
 from aligncap.models.processing_aligncap import AlignCapProcessor
 from aligncap.models.speakers import speaker_name
+from aligncap.processes import Group
 from aligncap.run_record import write_run_record
 from aligncap.tensor_cache import TensorCache, digest
 from aligncap.training.alignment import align_projector
 from aligncap.training.arguments import AlignArguments, DistillArguments, SpeechArguments
-from aligncap.training.caches import feature_cache, fill_features, fill_teacher, speaker_voices, teacher_cache
+from aligncap.training.batches import length_buckets
+from aligncap.training.caches import feature_cache, fill_features, speaker_voices
 from aligncap.training.collators import SpeechCollator
 from aligncap.training.distill import DistillTrainer, SFTTrainer
 from aligncap.training.examples import (
@@ -35,8 +36,9 @@ from aligncap.training.examples import (
     texts_of,
 )
 from aligncap.training.runs import add_adapters, freeze_adapters, prepare_folder, train
-from aligncap.training.sharding import place, shards_weights
+from aligncap.training.sharding import place
 from aligncap.training.targets import write_targets
+from aligncap.training.teacher_cache import check_top_k, read_teacher, wants_teacher_cache
 
 _MODEL_OPTIONS = (
     "encoder_layer",
@@ -67,9 +69,13 @@ def build_base(
     utterances: list[Utterance],
     keys: list[str],
     paths: dict[str, Path],
+    group: Group,
 ) -> tuple[AlignCapForConditionalGeneration, AlignCapProcessor]:
     """The student before decoding is trained, saved in `folder` once: parts, and a projector whose features
-    are standardised and whose tokens are aligned with clue words (`align_steps`)."""
+    are standardised and whose tokens are aligned with clue words (`align_steps`).
+
+    Processes share the encoding of speech; the rest takes seconds and is the first one's.
+    """
     model: Any
     made_of = digest(
         *(
@@ -98,8 +104,26 @@ def build_base(
                 f"{folder}: was made with other options or data; "
                 "resume with the same, or choose another output_dir"
             )
-        model, processor = load_folder(folder)
-        return place(model, args), processor
+    else:
+        make_base(args, folder, utterances, keys, paths, group)
+        if group.rank == 0:
+            write_json(mark, {"digest": made_of})  # last: a folder without it was not finished
+        group.gather(None)
+    # From the folder also when it has just been made: to the last bit what a resumed run starts from.
+    model, processor = load_folder(folder)
+    return place(model, args), processor
+
+
+def make_base(
+    args: SpeechArguments,
+    folder: Path,
+    utterances: list[Utterance],
+    keys: list[str],
+    paths: dict[str, Path],
+    group: Group,
+) -> None:
+    """Build the student, fit and align its projector, and save it in `folder`; see `build_base`."""
+    model: Any
     options: dict[str, Any] = {name: getattr(args, name) for name in _MODEL_OPTIONS}
     if str(options["encoder_layer"]).isdigit():
         options["encoder_layer"] = int(options["encoder_layer"])
@@ -108,7 +132,9 @@ def build_base(
     )
     place(model, args)
     cache = feature_cache(Path(args.cache_dir), model, processor)
-    fill_features(cache, model, processor, paths)
+    fill_features(cache, model, processor, paths, group=group)
+    if group.rank:
+        return
     table: Any = model.get_input_embeddings()
     embeddings = table.weight.detach().to(args.device)
     projector = model.model.multi_modal_projector
@@ -132,15 +158,14 @@ def build_base(
             seed=args.seed,
         )
         write_jsonl(folder.parent / "align.jsonl", [{"step": i + 1, "loss": v} for i, v in enumerate(losses)])
-    model.save_pretrained(folder)
     processor.save_pretrained(folder)
-    write_json(mark, {"digest": made_of})  # last: a folder without it was not finished
-    return model, processor
+    save_whole(model, folder)
 
 
 def train_align(args: AlignArguments) -> Path:
     """The student with its projector aligned and nothing else trained: `output_dir`/base."""
     out = prepare_folder(args)
+    group = Group(args.process_index, args.world_size)
     manifest = str(args.train_manifest)
     utterances = read_captioned(manifest, need_p_act=True)
     keys, paths = audio_files(manifest, utterances)
@@ -148,20 +173,11 @@ def train_align(args: AlignArguments) -> Path:
         repeated = balanced(utterances)
         utterances, keys = [utterances[i] for i in repeated], [keys[i] for i in repeated]
     set_seed(args.seed)
-    model, processor = build_base(args, out / "base", utterances, keys, paths)
+    model, processor = build_base(args, out / "base", utterances, keys, paths, group)
     refuse_special_tokens(manifest, texts_of(utterances), processor.tokenizer)
     write_heard(out, heard_in_training([manifest], [args.llm]))
     write_run_record(out, "train align", args.to_dict(), [manifest], seed=args.seed)
     return out
-
-
-def wants_teacher_cache(args: DistillArguments, rows: int) -> bool:
-    """Whether the teacher's states of every row, computed beforehand, cost no more than computed live."""
-    if shards_weights(args):
-        return False  # the head's weights are in shards
-    if args.teacher_cache != "auto":
-        return args.teacher_cache == "yes"
-    return args.max_steps * args.train_batch_size * args.gradient_accumulation_steps * args.world_size >= rows
 
 
 def train_speech(args: SpeechArguments) -> Path | None:
@@ -174,7 +190,10 @@ def train_speech(args: SpeechArguments) -> Path | None:
         The folder, or None when the run was interrupted.
     """
     out = prepare_folder(args)
+    group = Group(args.process_index, args.world_size)
     distill = isinstance(args, DistillArguments)
+    if isinstance(args, DistillArguments):
+        check_top_k(args)
     manifests = [m for m in (args.train_manifest, args.dev_manifest) if m]
     utterances = [read_captioned(m, need_p_act=distill or args.align_steps > 0) for m in manifests]
     files = [audio_files(m, u) for m, u in zip(manifests, utterances, strict=True)]
@@ -184,16 +203,15 @@ def train_speech(args: SpeechArguments) -> Path | None:
         utterances[0] = [utterances[0][i] for i in repeated]
         files[0] = ([files[0][0][i] for i in repeated], files[0][1])
     set_seed(args.seed)
-    with args.main_process_first(local=False, desc="base model"):
-        model, processor = build_base(args, out / "base", utterances[0], *files[0])
+    model, processor = build_base(args, out / "base", utterances[0], *files[0], group)
     for path, part in zip(manifests, utterances, strict=True):
         refuse_special_tokens(path, texts_of(part), processor.tokenizer)
     features: TensorCache | None = None
     voices: dict[str, Tensor] | None = None
     if args.feature_cache or args.speaker_relative:
-        with args.main_process_first(local=False, desc="features"):
-            features = feature_cache(Path(args.cache_dir), model, processor)
-            fill_features(features, model, processor, {k: p for _, paths in files for k, p in paths.items()})
+        features = feature_cache(Path(args.cache_dir), model, processor)
+        every = {key: path for _, paths in files for key, path in paths.items()}
+        fill_features(features, model, processor, every, group=group)
         if args.speaker_relative:
             voices = {}
             for part, (keys, _) in zip(utterances, files, strict=True):
@@ -215,19 +233,18 @@ def train_speech(args: SpeechArguments) -> Path | None:
         )
         for m, u, (keys, _) in zip(manifests, utterances, files, strict=True)
     ]
+    record: dict[str, Any] = {}
     if isinstance(args, DistillArguments):
+        whole: Any = model
         if args.targets == "teacher":
-            whole: Any = model
             whole.to(args.device)  # `place` may have left the language model on the host
-            with args.main_process_first(local=False, desc="teacher's captions"):
-                write_targets(out / "targets.jsonl", model, processor.tokenizer, datasets)
-        if wants_teacher_cache(args, len(datasets[0])):
-            dtype = torch.bfloat16 if args.bf16 else torch.float32
-            llm = model.model.language_model
-            with args.main_process_first(local=False, desc="teacher's states"):
-                states = teacher_cache(Path(args.cache_dir), llm, dtype)
-                pairs = [pair for d in datasets for pair in d.teacher_pairs()]
-                fill_teacher(states, llm, pairs, processor.tokenizer.pad_token_id, dtype)
+            write_targets(out / "targets.jsonl", model, processor.tokenizer, datasets, group=group)
+        buckets = length_buckets(args, datasets[0])
+        batch = len(datasets[0]) / len(buckets) if buckets else args.train_batch_size
+        if wants_teacher_cache(args, len(datasets[0]), batch):
+            whole.to(args.device)
+            pairs = [pair for d in datasets for pair in d.teacher_pairs()]
+            states, record = read_teacher(args, model, processor.tokenizer.pad_token_id, pairs, group)
             for d in datasets:
                 d.states = states
     set_seed(args.seed)
@@ -243,7 +260,7 @@ def train_speech(args: SpeechArguments) -> Path | None:
         data_collator=SpeechCollator(processor),
         processing_class=processor,
     )
-    if not train(trainer, args, "train distill" if distill else "train sft", list(manifests)):
+    if not train(trainer, args, "train distill" if distill else "train sft", list(manifests), **record):
         return None
     trainer.save_model(str(out))
     return out

@@ -11,6 +11,12 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from aligncap.training.prefer_arguments import PreferArguments
 
 
+def out_of_patience(history: Sequence[dict[str, Any]], patience: int) -> bool:
+    """Whether the last `patience` dev scores of a log did not better the one before them."""
+    scores = [row["eval_rubric"] for row in history if "eval_rubric" in row]
+    return bool(scores) and len(scores) - 1 - scores.index(max(scores)) >= patience
+
+
 class Patience(TrainerCallback):
     """Stops after `patience` evaluations in a row that did not better the dev score, the start's included.
 
@@ -23,8 +29,7 @@ class Patience(TrainerCallback):
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        scores = [row["eval_rubric"] for row in state.log_history if "eval_rubric" in row]
-        if len(scores) - 1 - scores.index(max(scores)) >= self.patience:
+        if out_of_patience(state.log_history, self.patience):
             control.should_training_stop = True
 
 

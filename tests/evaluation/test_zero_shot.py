@@ -270,6 +270,31 @@ def test_a_model_captions_each_corpus_once(
         zero_shot([folder], [there / "sea.jsonl"], there / "out", **options)
 
 
+def test_what_is_heard_instead_is_captioned_and_told_beside_the_scores(
+    there: Path, reports: list[Path], tiny: Any
+) -> None:
+    from aligncap.heard import heard_of, write_heard
+    from aligncap.models.checkpoints import save_whole
+
+    model, processor = tiny
+    processor.save_pretrained(there / "model")
+    save_whole(model, there / "model")
+    write_heard(there / "model", heard_of([there / "train.jsonl"]))
+    options: dict[str, Any] = {"dtype": "float32", "device": "cpu", "resamples": 10, "max_new_tokens": 4}
+    manifests, heard = [there / "sea.jsonl", there / "lake.jsonl"], ["wrong", "silence"]
+    zero_shot([there / "model"], manifests, there / "out", heard_instead=heard, **options)
+    for name in ("sea", "lake"):
+        found = read_jsonl(there / "out" / "captions" / f"{name}-0-wrong.jsonl")
+        assert all(row["condition"] == "wrong" and row["heard"] != row["id"] for row in found)
+        told = json.loads((there / "out" / "zero_shot.json").read_text())["corpora"][name]["listening"]
+        assert set(told["conditions"]) == {"wrong", "silence"}
+        gain = told["conditions"]["silence"]["emotion_uar"]
+        assert gain["gain"]["value"] == pytest.approx(gain["right"]["value"] - gain["heard"]["value"])
+        assert told["verdict"][0] in (there / "out" / "zero_shot.md").read_text()
+    with pytest.raises(UserError, match="--heard captions with the model itself"):
+        zero_shot(**given(there, "sea"), heard_instead=["wrong"])
+
+
 def test_a_broken_clip_is_named_instead_of_left_out(there: Path, reports: list[Path], tiny: Any) -> None:
     from aligncap.heard import heard_of, write_heard
     from aligncap.models.checkpoints import save_whole

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,11 @@ from aligncap.manifest import Utterance, write_manifest
 from aligncap.models.caption_files import (
     CONDITIONS,
     Job,
-    caption_jobs,
     jobs_of_manifest,
     with_condition,
     with_wrong_audio,
 )
+from aligncap.models.captioning import caption_jobs
 
 EMOTIONS = ("angry", "sad", "happy")
 
@@ -35,28 +35,23 @@ class Ear:
         max_seconds = 30.0
 
     def __init__(self) -> None:
-        self.given: list[Path | np.ndarray] = []
-        self.told: list[tuple[Any, Any]] = []
+        self.told: dict[str, tuple[Any, Any]] = {}  # by caption
         self.stop_after: int | None = None
 
-    def speaker_means(self, audio: Sequence[Path], speakers: Sequence[str | None]) -> list[Any]:
+    def speaker_means(self, audio: Sequence[Path], speakers: Sequence[str | None], **_: Any) -> list[Any]:
         return list(speakers)
 
-    def stream(
-        self, audio: Sequence[Path | np.ndarray], batch_size: int, means: Sequence[Any], cues: Sequence[Any]
-    ) -> Iterator[tuple[int, str | UserError]]:
-        for place, item in reversed(list(enumerate(audio))):
-            if self.stop_after == 0:
-                raise KeyboardInterrupt
-            self.stop_after = None if self.stop_after is None else self.stop_after - 1
-            self.given.append(item)
-            self.told.append((means[place], cues[place]))
-            if isinstance(item, np.ndarray):
-                yield place, f"{len(item)} samples, {np.abs(item).sum():.4f}"
-            elif item.is_file():
-                yield place, item.stem
-            else:
-                yield place, UserError(f"{item}: no such file")
+    def generate(self, clips: list[np.ndarray], means: Sequence[Any], cues: Sequence[Any]) -> list[str]:
+        if self.stop_after == 0:
+            raise KeyboardInterrupt
+        self.stop_after = None if self.stop_after is None else self.stop_after - 1
+        captions = [caption_of(clip) for clip in clips]
+        self.told |= dict(zip(captions, zip(means, cues)))
+        return captions
+
+
+def caption_of(clip: np.ndarray) -> str:
+    return f"{len(clip)} samples, {np.abs(clip).sum():.4f}"
 
 
 @pytest.fixture
@@ -149,11 +144,10 @@ def test_rows_say_what_was_heard(
     assert all(row["condition"] == condition and row["heard"] == job.heard for row, job in zip(rows, jobs))
     assert [row.get("made") for row in rows] == [job.made for job in jobs]
     assert [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()] == rows
-    for row, job in zip(
-        rows, jobs, strict=True
-    ):  # clips as they are come as paths, unless a made one is near
-        assert row["caption"] == job.path.stem or row["caption"].startswith(f"{len(load_audio(job.path))} ")
-        assert job.made is None or row["caption"] != job.path.stem
+    for row, job in zip(rows, jobs, strict=True):
+        plain = caption_of(load_audio(job.path))
+        assert (row["caption"] == plain) == (job.made is None)
+        assert row["caption"].split()[0] == plain.split()[0]  # made sound lasts as long as the clip
     if condition == "silence":
         assert all(row["caption"].endswith(" 0.0000") for row in rows)
 
@@ -178,11 +172,10 @@ def test_speaker_and_cues_are_those_of_what_is_heard(manifest: tuple[Path, list[
         changed = with_condition(jobs, manifest[1], condition)
         ear: Any = Ear()
         caption_jobs(ear, changed, None, {}, 4)
-        wanted = []
-        for job in reversed(changed):
+        for job in changed:
             heard = known[job.heard or job.id]
-            wanted.append((None, None) if job.made else (heard.speaker, heard.cues))
-        assert ear.told == wanted
+            wanted = (None, None) if job.made else (heard.speaker, heard.cues)
+            assert ear.told[caption_of(job.sound(30.0))] == wanted
 
 
 def test_a_bad_file_under_a_condition_is_reported_and_the_rest_captioned(
@@ -210,7 +203,7 @@ def test_a_stopped_run_of_made_sound_goes_on_where_it_stopped(
         caption_jobs(ear, jobs, tmp_path / "o.jsonl", {"heard": "noise"}, 1)
     ear = Ear()
     rows, _ = caption_jobs(ear, jobs, tmp_path / "o.jsonl", {"heard": "noise"}, 1)
-    assert rows == whole and len(ear.given) == len(jobs) - 5
+    assert rows == whole and len(ear.told) == len(jobs) - 5
 
 
 def test_a_job_is_kept_under_all_that_is_heard() -> None:

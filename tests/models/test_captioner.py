@@ -9,7 +9,9 @@ from tiny import make_model, voice
 from aligncap import Captioner
 from aligncap.captions.emotions import labels
 from aligncap.errors import UserError
-from aligncap.models.caption_files import Job, Journal, caption_jobs, jobs_of_files, with_wrong_audio
+from aligncap.journal import Journal
+from aligncap.models.caption_files import Job, jobs_of_files, with_wrong_audio
+from aligncap.models.captioning import caption_jobs
 
 OPTIONS = {"max_new_tokens": 6}
 
@@ -93,7 +95,7 @@ def test_a_killed_run_goes_on_where_it_stopped(captioner, clips, tmp_path):
 
 def test_a_partial_file_of_other_settings_is_not_taken_up(tmp_path):
     journal = Journal(tmp_path / "o", {"model": 1})
-    journal.add("k", {"id": "k"})
+    journal.write({"k": {"id": "k"}})
     journal.close(done=False)
     assert Journal(tmp_path / "o", {"model": 1}).rows == {"k": {"id": "k"}}
     assert Journal(tmp_path / "o", {"model": 2}).rows == {}

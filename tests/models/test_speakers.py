@@ -135,7 +135,8 @@ def test_measured_cues_stand_in_the_prompt_of_a_model_that_is_shown_them():
 def test_captions_of_a_part_are_those_of_the_whole(tmp_path):
     import soundfile
 
-    from aligncap.models.caption_files import Job, caption_jobs
+    from aligncap.models.caption_files import Job
+    from aligncap.models.captioning import caption_jobs
 
     captioner = Captioner(*make_model(speaker_relative=True))
     jobs = []

@@ -105,7 +105,7 @@ def test_a_run_of_other_settings_begins_again(model, manifest, tmp_path):
     out = tmp_path / "c.jsonl"
     for settings in ({"seed": 1}, {"seed": 2}):
         journal = Journal(tmp_path / "c.jsonl", settings)
-        journal.add("clip0", ["stale"])
+        journal.write({"clip0": ["stale"]})
         journal.close(done=False)
     rows, _ = write_candidates(model, manifest, out, **OPTIONS)
     assert "stale" not in [r["caption"] for r in rows] and len(rows) == 24
@@ -169,21 +169,6 @@ def test_an_unwritable_place_is_a_users_error(model, manifest, tmp_path):
         write_candidates(model, manifest, tmp_path / "file" / "c.jsonl", **OPTIONS)
 
 
-def test_processes_read_each_others_parts_and_the_first_removes_them(tmp_path):
-    out = tmp_path / "c[1].jsonl"
-    first, second = Journal(out, {"a": 1}, 0), Journal(out, {"a": 1}, 1)
-    second.add("k", ["line\u2028separator"])
-    first.add("j", [])
-    first.reread()
-    assert first.rows == {"j": [], "k": ["line\u2028separator"]}
-    second.close(done=False)
-    first.close(done=False)
-    alone = Journal(out, {"a": 1})
-    assert alone.rows == first.rows
-    alone.close(done=True)
-    assert not list(tmp_path.iterdir())
-
-
 @pytest.mark.slow
 def test_two_processes_write_the_file_of_one(model, manifest, tmp_path):
     one, _ = write_candidates(model, manifest, tmp_path / "one.jsonl", **OPTIONS)
@@ -203,7 +188,7 @@ def test_two_processes_write_the_file_of_one(model, manifest, tmp_path):
     )
     # A part that an older run of other settings left behind.
     journal = Journal(out, {"of": "other settings"}, part=1)
-    journal.add("clip0", ["stale"])
+    journal.write({"clip0": ["stale"]})
     journal.close(done=False)
     done = subprocess.run(
         [sys.executable, "-m", "accelerate.commands.launch"]
@@ -221,30 +206,6 @@ def test_two_processes_write_the_file_of_one(model, manifest, tmp_path):
     assert [(r["id"], r["candidate"], r["caption"]) for r in lines(out)] == [
         (r["id"], r["candidate"], r["caption"]) for r in one
     ]
-    assert not list(tmp_path.glob("*.partial*"))
-
-
-def test_processes_deal_out_what_is_left(model, manifest, tmp_path, monkeypatch):
-    """Two processes after one another stand in for two at once, whose collectives need a launcher."""
-    seen = {}
-
-    def stopped(found):
-        if found or seen.setdefault("calls", 0) == 1:
-            raise KeyboardInterrupt  # before anything is put together
-        seen["calls"] += 1
-        return found
-
-    for rank in (0, 1):
-        seen.clear()
-        monkeypatch.setattr(candidates, "_process", lambda device, rank=rank: (rank, 2, "cpu"))
-        monkeypatch.setattr(candidates, "_gather", stopped)
-        with pytest.raises(KeyboardInterrupt):
-            write_candidates(model, manifest, tmp_path / "c.jsonl", **OPTIONS)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["c.jsonl.partial", "c.jsonl.partial.1"]
-    monkeypatch.undo()
-    rows, _ = write_candidates(model, manifest, tmp_path / "c.jsonl", **OPTIONS)
-    one, _ = write_candidates(model, manifest, tmp_path / "one.jsonl", **OPTIONS)
-    assert rows == one
     assert not list(tmp_path.glob("*.partial*"))
 
 

@@ -109,6 +109,14 @@ def preferred(tmp_path_factory, start, pairs):
     return out
 
 
+def test_pairs_of_like_length_can_share_a_batch(tmp_path, start, pairs):
+    run(tmp_path / "run", start, pairs, length_buckets=True, max_steps=1, per_device_train_batch_size=3)
+    found = json.loads((tmp_path / "run/run.json").read_text())["batches"]
+    assert found["padding"] < found["padding_shuffled"] and found["batches"] == -(-found["rows"] // 3)
+    with pytest.raises(Faults, match="tokens_per_batch: has no effect here"):
+        PreferArguments(**options(tmp_path / "x", start, pairs, tokens_per_batch=500))
+
+
 def trainer_of(tmp_path, start, pairs, **more):
     """A trainer whose adapter has moved away from the reference, and one batch of its rows."""
     args = PreferArguments(**options(tmp_path / "x", start, pairs, **more))
@@ -209,7 +217,8 @@ def test_the_placeholder_has_no_probability(tmp_path, start, pairs):
     labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, -100)
     with torch.no_grad():
         scored = trainer.model(**inputs, labels=labels, fused_lm_head=True).log_probs
-        logits = trainer.model(**inputs).logits
+        twice = {n: torch.cat([v, v]) if len(v) == 6 else v for n, v in inputs.items()}
+        logits = trainer.model(**twice).logits
     assert logits[..., processor.audio_token_id :].max() < -1e30
     plain = logits.log_softmax(-1)[:, :-1].gather(-1, labels[:, 1:].clamp(min=0)[..., None])[..., 0]
     torch.testing.assert_close(scored, plain * (labels[:, 1:] >= 0), **TOLERANCE)
@@ -275,6 +284,63 @@ def test_ld_alpha_is_never_read_from_the_cache(tmp_path, start, pairs):
 def test_features_from_the_cache_or_from_audio_are_one(preferred, tmp_path, start, pairs):
     run(tmp_path / "audio", start, pairs, reference_cache="no", feature_cache=False)
     assert log(tmp_path / "audio") == pytest.approx(log(preferred), abs=1e-4)
+
+
+def test_a_run_that_shares_prompts_equals_one_of_plain_rows(preferred, tmp_path, start, pairs):
+    run(tmp_path / "plain", start, pairs, reference_cache="no", shared_prefix=False)
+    for name in ("loss", "rewards/margins", "entropy", "mean_token_accuracy", "logits/chosen"):
+        assert log(tmp_path / "plain", name) == pytest.approx(log(preferred, name), abs=1e-5), name
+    equal_adapters(preferred, tmp_path / "plain", atol=2e-5, rtol=2e-4)
+
+
+@pytest.mark.parametrize("loss", ["ipo", "bco_pair", "aot", "sigmoid_norm"])
+@pytest.mark.parametrize("ld_alpha", [None, 0.5])
+def test_every_loss_of_trl_reads_packed_pairs(tmp_path, start, pairs, loss, ld_alpha):
+    found = []
+    for shared in (True, False):
+        more = {"loss_type": [loss], "ld_alpha": ld_alpha, "shared_prefix": shared}
+        trainer, batch, *_ = trainer_of(tmp_path, start, pairs, **more)
+        found.append(trainer.compute_loss(trainer.model, dict(batch)).item())
+    assert found[0] == pytest.approx(found[1], abs=1e-5, rel=1e-5)
+
+
+def test_gradient_checkpointing_changes_nothing(preferred, tmp_path, start, pairs):
+    run(tmp_path / "check", start, pairs, reference_cache="no", gradient_checkpointing=True)
+    assert log(tmp_path / "check") == pytest.approx(log(preferred), abs=1e-5)
+    equal_adapters(preferred, tmp_path / "check", atol=2e-5, rtol=2e-4)
+
+
+def test_bfloat16_shares_prompts_too(tmp_path, start, pairs):
+    for shared in (True, False):
+        run(tmp_path / str(shared), start, pairs, precision="bfloat16", shared_prefix=shared)
+    packed, plain = (log(tmp_path / str(shared)) for shared in (True, False))
+    assert packed == pytest.approx(plain, abs=0.02) and packed[-1] < packed[0]
+
+
+def test_audio_is_encoded_once_a_pair_for_policy_and_reference(tmp_path, start, pairs, monkeypatch):
+    trainer, batch, *_ = trainer_of(tmp_path, start, pairs)
+    model = trainer.model.get_base_model().model
+    encode, rows = model.encode_audio, []
+
+    def counted(features, mask):
+        rows.append(len(features))
+        return encode(features, mask)
+
+    monkeypatch.setattr(model, "encode_audio", counted)
+    trainer.compute_loss(trainer.model, dict(batch))
+    assert rows == [6] and len(batch["input_ids"]) == 12
+
+
+def test_a_language_model_without_such_masks_is_trained_on_plain_rows(
+    tmp_path, start, pairs, monkeypatch, capsys
+):
+    wanted = trainer_of(tmp_path, start, pairs)
+    loss = wanted[0].compute_loss(wanted[0].model, dict(wanted[1])).item()
+    monkeypatch.setattr("aligncap.training.prefer.why_not_packed", lambda _: "it cannot")
+    monkeypatch.setattr("aligncap.training.shared_prefix.pack_pairs", None)
+    trainer, batch, *_ = trainer_of(tmp_path, start, pairs)
+    assert "shared_prefix: off, since it cannot" in capsys.readouterr().err
+    assert trainer.compute_loss(trainer.model, dict(batch)).item() == pytest.approx(loss, abs=1e-5)
 
 
 def test_accumulation_changes_nothing(preferred, tmp_path, start, pairs):

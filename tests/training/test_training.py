@@ -195,7 +195,7 @@ def test_a_resumed_run_equals_an_unbroken_one(distilled, manifest, parts, tmp_pa
     assert all(torch.equal(v, adapter(distilled)[k]) for k, v in adapter(out).items())
 
 
-def breaking(out, manifest, parts, at):
+def breaking(out, manifest, parts, at, **more):
     import aligncap.training.runs as runs
 
     class PowerCut(runs.JsonLog):
@@ -206,7 +206,7 @@ def breaking(out, manifest, parts, at):
     original = runs.JsonLog
     runs.JsonLog = PowerCut
     try:
-        run(DistillArguments, out, manifest, parts)
+        run(DistillArguments, out, manifest, parts, **more)
     finally:
         runs.JsonLog = original
 

@@ -16,6 +16,7 @@ from aligncap.models.fluency import log_probs
 from aligncap.models.precision import best_dtype
 from aligncap.models.sources import DEFAULT_LLM
 from aligncap.preferences.verdicts import Item, Verdict
+from aligncap.processes import ALONE, Group, Store
 
 NAME = "rubric"
 
@@ -26,6 +27,8 @@ def judge_rubric(
     fluency_model: str | None = DEFAULT_LLM,
     device: str | None = None,
     batch_tokens: int = 4096,
+    store: Store | None = None,
+    group: Group = ALONE,
 ) -> list[Verdict]:
     """One verdict an item, in order.
 
@@ -39,6 +42,7 @@ def judge_rubric(
             no model and takes a quarter of a millisecond a caption.
         device: where the LLM runs; the GPU where there is one by default.
         batch_tokens: tokens a batch of the LLM.
+        store, group: of the LLM's work, see `log_probs`; all processes return the same.
 
     Raises:
         UserError: no such model, or an item's manifest is gone.
@@ -46,7 +50,9 @@ def judge_rubric(
     captions = [item.caption for item in items]
     fluency: Sequence[float | None] = [None] * len(items)
     if fluency_model is not None and items:
-        fluency = log_probs(captions, fluency_model, device=device, batch_tokens=batch_tokens)
+        fluency = log_probs(
+            captions, fluency_model, device=device, batch_tokens=batch_tokens, store=store, group=group
+        )
     by = f"{fluency_model} in {best_dtype(device)}" if fluency_model else "rules"
     version = f"{rubric.version()}, fluency by {by}"
     verdicts = []

@@ -1,0 +1,125 @@
+"""Time and memory of a step of `train prefer`, beside the layout of trl's DPOTrainer, in one run.
+
+    python scripts/bench_prefer.py runs/ravdess --threads 2
+
+Ours: encoder features cached, prompt and audio once a pair, logits of response tokens. The rivals read each
+prompt twice and encode each clip at every pass, for the chosen and for the rejected row:
+
+    all logits    trl's layout with logits at all positions, and their float32 log-softmax over the vocabulary
+    trl's head    the installed trl itself: its loss and its head, which off the GPU scores every position
+
+Each with the reference read live (a second pass) and with its log-probabilities at hand. A step is forward
+and backward on one batch of real pairs, whose clips are repeated to the wanted length. First, in float32,
+losses must agree to 1e-5 and gradients to 1e-4 of their size. Ways take turns, round by round, and the first
+round warms up; a ratio is a rival's time by ours in the same round, and its floor the ratio of their
+multiply-adds. Peak memory is that of a process of its own for each way. Nothing else should run on the
+machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import gc
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from bench_prefer_ways import OURS, Ways
+
+from aligncap.training.arguments import choose_precision
+
+
+def resident(field: str) -> float:
+    """This process's memory in GiB: VmRSS, now, or VmHWM, the most since `forget_peak`."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 2**20
+
+
+def forget_peak() -> None:
+    """Give back what loading has freed, and start VmHWM anew (Linux)."""
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak(way: tuple[str, str], seconds: float) -> dict[str, float]:
+    """Memory of a way in GiB, in a process of its own: with the model loaded, and at its peak."""
+    command = [sys.executable, *sys.argv, "--way", *way, "--seconds", str(seconds)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(done.stderr)
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", type=Path, help="folder of scripts/quickstart.sh")
+    parser.add_argument("--pairs", type=Path, help="pairs; default: RUN/pairs.jsonl")
+    parser.add_argument("--model", type=Path, help="merged model; default: RUN/start, else RUN/model")
+    parser.add_argument("--batch", type=int, default=8, help="pairs a batch")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, nargs="+", default=[5.0, 30.0], help="lengths of the clips")
+    parser.add_argument("--precision", default="auto", help="auto, float32 or bfloat16, as in training")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--way", nargs=2, help=argparse.SUPPRESS)
+    a = parser.parse_args()
+    torch.set_num_threads(a.threads)
+    bf16, reason = choose_precision(a.precision)
+    for wanted in a.seconds:
+        # Whisper hears 30 s, the margin of silence among them.
+        seconds = min(wanted, 29.0)
+        with tempfile.TemporaryDirectory() as folder:
+            ways = Ways(a, seconds, folder)
+            if a.way:
+                forget_peak()
+                loaded = resident("VmRSS")
+                for _ in range(2):
+                    ways.step(tuple(a.way), bf16)
+                print(json.dumps({"loaded": loaded, "peak": resident("VmHWM")}))
+                return
+            print(f"\nclips of {seconds:g} s, {a.batch} pairs, {a.threads} threads, precision {reason}")
+            print(f"tokens: {ways.ours['input_ids'].shape[1]} a row, {lengths(ways.rows)}")
+            print(ways.check())
+            times: dict[tuple[str, str], list[float]] = {way: [] for way in ways.losses}
+            for turn in range(a.rounds + 1):
+                for way in ways.losses:
+                    began = time.perf_counter()
+                    ways.step(way, bf16)
+                    if turn:
+                        times[way].append(time.perf_counter() - began)
+            costs = {way: ways.multiply_adds(*way) for way in ways.losses}
+            del ways
+        print(
+            f"{'':32}{'median s':>9}{'least':>8}{'most':>8}{'× ours':>8}{'least':>7}{'most':>7}{'floor':>7}"
+            f"{'peak GiB':>10}{'ours by it':>11}{'loaded':>8}"
+        )
+        memory = {way: peak(way, seconds) for way in times}
+        for way, values in times.items():
+            ours = (OURS, way[1])
+            ratios = [value / own for value, own in zip(values, times[ours], strict=True)]
+            print(
+                f"{', '.join(way):32}{statistics.median(values):9.2f}{min(values):8.2f}{max(values):8.2f}"
+                f"{statistics.median(ratios):8.2f}{min(ratios):7.2f}{max(ratios):7.2f}"
+                f"{costs[way] / costs[ours]:7.2f}{memory[way]['peak']:10.2f}"
+                f"{memory[ours]['peak'] / memory[way]['peak']:11.2f}{memory[way]['loaded']:8.2f}"
+            )
+
+
+def lengths(rows: list[dict[str, Any]]) -> str:
+    """Mean tokens of prompts and captions."""
+    names = {"prompt_ids": "prompt with audio", "chosen_ids": "chosen", "rejected_ids": "rejected"}
+    return ", ".join(f"{statistics.mean(len(r[k]) for r in rows):.1f} {name}" for k, name in names.items())
+
+
+if __name__ == "__main__":
+    main()
