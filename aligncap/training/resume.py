@@ -17,6 +17,7 @@ from transformers import TrainerState, TrainingArguments
 from aligncap.errors import Faults, UserError
 from aligncap.io import file_sha256, write_jsonl
 from aligncap.training.arguments import RunArguments
+from aligncap.training.sharding import launch_flags
 from aligncap.training.watch import out_of_patience
 
 # Options of ours that change no number, or none but for rounding.
@@ -243,5 +244,5 @@ def resume_command() -> str:
     start = ["aligncap"] if script.name == "aligncap" else ["python", str(script)]
     processes = os.environ.get("WORLD_SIZE", "1")
     if processes != "1":
-        start = ["accelerate", "launch", "--num_processes", processes, str(script)]
+        start = ["accelerate", "launch", *launch_flags(), "--num_processes", processes, str(script)]
     return shlex.join([*start, *words, "--resume_from_checkpoint", "true"])

@@ -33,6 +33,16 @@ def launch_faults(args: TrainingArguments) -> list[str]:
     return faults
 
 
+def launch_flags() -> list[str]:
+    """Flags of `accelerate launch` under which this process's way of sharing weights is taken up again."""
+    if _asked("ACCELERATE_USE_FSDP"):
+        return ["--config_file", "configs/accelerate/fsdp2.yaml"]
+    if _asked("ACCELERATE_USE_DEEPSPEED"):
+        stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
+        return ["--config_file", f"configs/accelerate/zero{stage}.yaml"]
+    return ["--multi_gpu"]  # without it accelerate starts one process where there is no GPU
+
+
 def shards_weights(args: TrainingArguments) -> bool:
     """Whether weights will be sharded: then only the model's own forward may use them."""
     plugin = getattr(args, "deepspeed_plugin", None)

@@ -392,7 +392,7 @@ def test_patience_counts_the_start_and_goes_on_over_a_resume(tmp_path, start, pa
     scores = iter([5.0, 4.0, 4.5, 9.0])  # at the start, after 1, 2, 3 steps
     found: list[float] = []
 
-    def judged(self, *_):
+    def judged(self, *_, **__):
         found.append(next(scores))
         return {"rubric": found[-1], "length": 5.0, "top_share": 0.1}
 
@@ -411,7 +411,7 @@ def test_patience_counts_the_start_and_goes_on_over_a_resume(tmp_path, start, pa
 def test_a_start_that_nothing_betters_is_told(tmp_path, start, pairs, manifest, monkeypatch, capsys):
     scores = iter([5.0, 4.0, 4.5])
     monkeypatch.setattr(
-        DevScore, "__call__", lambda *_: {"rubric": next(scores), "length": 5.0, "top_share": 0.1}
+        DevScore, "__call__", lambda *_, **__: {"rubric": next(scores), "length": 5.0, "top_share": 0.1}
     )
     run(tmp_path / "run", start, pairs, dev_manifest=str(manifest))
     assert "no checkpoint did better than the start" in capsys.readouterr().err

@@ -16,7 +16,7 @@ from aligncap.training.arguments import DistillArguments, SpeechArguments
 from aligncap.training.prefer import wants_reference_cache
 from aligncap.training.runs import add_adapters, freeze_adapters
 from aligncap.training.sharding import adapters_off, load_whole, place, shard_as_configured, shards_weights
-from aligncap.training.speech import wants_teacher_cache
+from aligncap.training.teacher_cache import wants_teacher_cache
 
 
 def arguments(tmp_path, manifest, **more):
@@ -54,11 +54,11 @@ def test_caches_that_need_whole_weights_are_not_made(tmp_path, manifest, monkeyp
         ld_alpha=None, reference_cache="auto", max_steps=1000, train_batch_size=8,
         gradient_accumulation_steps=1, world_size=1, fsdp=None, deepspeed_plugin=None,
     )  # fmt: skip
-    assert not shards_weights(args) and wants_teacher_cache(args, 8) and wants_reference_cache(prefer, 8)
+    assert not shards_weights(args) and wants_teacher_cache(args, 8, 8) and wants_reference_cache(prefer, 8)
     args.deepspeed_plugin = SimpleNamespace(zero_stage=2)
     assert not shards_weights(args)
     args.deepspeed_plugin = SimpleNamespace(zero_stage=3)
-    assert shards_weights(args) and not wants_teacher_cache(args, 8)
+    assert shards_weights(args) and not wants_teacher_cache(args, 8, 8)
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     assert shards_weights(prefer) and not wants_reference_cache(prefer, 8)
 
@@ -131,3 +131,15 @@ def test_fsdp_of_the_first_kind_is_refused(tmp_path, manifest, monkeypatch):
     monkeypatch.setenv("FSDP_VERSION", "1")
     with pytest.raises(Faults, match="fsdp2.yaml"):
         arguments(tmp_path, manifest)
+
+
+def test_the_command_that_goes_on_shards_as_before(monkeypatch):
+    from aligncap.training.resume import resume_command
+
+    monkeypatch.setattr("sys.argv", ["scripts/train.py", "distill", "--seed", "1"])
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert resume_command().startswith(
+        "accelerate launch --multi_gpu --num_processes 2 scripts/train.py distill"
+    )
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    assert "--config_file configs/accelerate/fsdp2.yaml --num_processes 2" in resume_command()
