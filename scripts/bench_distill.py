@@ -6,8 +6,9 @@
 First it asserts that all layouts give one loss and one gradient (float32, the same pooled frames, no
 dropout). Then the ways take turns, round by round; the first round warms up; a ratio is of the same round.
 "Floor" is the ratio of the matrix multiplications, counted from shapes (scripts/step_flops.py). Peak memory
-is of each way alone, in a process of its own. Log-mel is made beforehand for all. Nothing else should run on
-the machine.
+is of each way alone, in a process of its own. Log-mel is made beforehand for all. In mixed precision our
+frozen layers are bfloat16, the rivals' float32, as transformers' Trainer keeps them; a row shows what that
+alone is worth. Nothing else should run on the machine.
 """
 
 from __future__ import annotations
@@ -52,6 +53,11 @@ class Way:
     teacher: str
     divergence: str = "forward_kl"
     precision: str = "auto"
+    half: bool | None = None  # frozen layers in bfloat16 where that is computed in; None: as ours are
+
+    @property
+    def halved(self) -> bool:
+        return self.kind in ("ours", "sft") if self.half is None else self.half
 
     @property
     def title(self) -> str:
@@ -68,6 +74,7 @@ WAYS = [
     Way(LOOP, "ours, feature_cache false, top-k cached", "ours", "mel", "top-k"),
     Way(LOOP, "ours, by default", "ours", "frames", "states"),
     Way(CACHED, "ultravox's layout", "ultravox", "frames", "live"),
+    Way(CACHED, "ultravox's layout, frozen layers in bfloat16", "ultravox", "frames", "live", half=True),
     Way(CACHED, "ours, teacher live", "ours", "frames", "live"),
     Way(CACHED, "ours, states cached (default)", "ours", "frames", "states"),
     Way(CACHED, "ours, top-k cached", "ours", "frames", "top-k"),
@@ -85,17 +92,17 @@ class Bench:
 
     def __init__(self, base: Path, manifest: Path, folder: Path, top_k: int) -> None:
         self.base, self.manifest, self.folder, self.top_k = base, manifest, folder, top_k
-        self.made: dict[tuple[str, str], Any] = {}
+        self.made: dict[tuple[str, str, bool], Any] = {}
 
     def setup(self, way: Way) -> tuple[Any, Any, dict[str, torch.Tensor]]:
         """Trainer, model and batch of a way."""
         precision = named(way.precision)
-        key = (precision, way.divergence)
+        key = (precision, way.divergence, way.halved)
         if key not in self.made:
             args = arguments(
                 self.folder, self.manifest, precision, divergence=way.divergence, teacher_top_k=self.top_k
             )
-            self.made[key] = students(self.base, args, KINDS)
+            self.made[key] = students(self.base, args, KINDS, way.halved)
         model, trainers = self.made[key]
         return trainers[way.kind], model, pick(self.everything(precision), way.audio, way.teacher)
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from aligncap.models.checkpoints import load_folder
+from aligncap.models.precision import halve_frozen
 from aligncap.models.speakers import speaker_name
 from aligncap.training.arguments import DistillArguments
 from aligncap.training.caches import feature_cache, fill_features, speaker_voices
@@ -126,8 +127,13 @@ def pick(everything: dict[str, Tensor], audio: str, teacher: str) -> dict[str, T
     return {name: everything[name] for name in names if name in everything}
 
 
-def students(base: Path, args: DistillArguments, kinds: dict[str, type]) -> tuple[Any, dict[str, Any]]:
-    """The adapted model, in mixed precision where `args` say so, and one trainer on it of each kind."""
+def students(
+    base: Path, args: DistillArguments, kinds: dict[str, type], half: bool = False
+) -> tuple[Any, dict[str, Any]]:
+    """The adapted model, in mixed precision where `args` say so, and one trainer on it of each kind.
+
+    `half`: frozen layers in bfloat16, as our training keeps them in mixed precision.
+    """
     model, processor = load_folder(base)
     model.requires_grad_(False)
     torch.manual_seed(0)
@@ -139,6 +145,8 @@ def students(base: Path, args: DistillArguments, kinds: dict[str, type]) -> tupl
         name: kind(model=adapted, args=args, train_dataset=[0], data_collator=SpeechCollator(processor))
         for name, kind in kinds.items()
     }
+    if half and args.bf16:
+        halve_frozen(adapted)
     # As Trainer.train does it: mixed precision is laid around the model's forward here and nowhere else.
     return next(iter(trainers.values())).accelerator.prepare_model(adapted), trainers
 

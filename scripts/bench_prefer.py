@@ -12,7 +12,8 @@ Each with the reference read live (a second pass) and with its log-probabilities
 and backward on one batch of real pairs, whose clips are repeated to the wanted length. First, in float32,
 losses must agree to 1e-5 and gradients to 1e-4 of their size. Ways take turns, round by round, and the first
 round warms up; a ratio is a rival's time by ours in the same round, and its floor the ratio of their
-multiply-adds. Peak memory is that of a process of its own for each way. Nothing else should run on the
+multiply-adds. In bfloat16 our frozen layers are kept in it, as in training; the rivals' are float32, as trl
+has them. Peak memory is that of a process of its own for each way. Nothing else should run on the
 machine.
 """
 
@@ -31,8 +32,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bench_prefer_ways import OURS, Ways
+from bench_prefer_ways import OURS, Frozen, Ways
 
+from aligncap.models.precision import halve_frozen
 from aligncap.training.arguments import choose_precision
 
 
@@ -81,6 +83,8 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             ways = Ways(a, seconds, folder)
             if a.way:
+                if bf16 and a.way[0] == OURS:
+                    halve_frozen(ways.model)
                 forget_peak()
                 loaded = resident("VmRSS")
                 for _ in range(2):
@@ -91,14 +95,17 @@ def main() -> None:
             print(f"tokens: {ways.ours['input_ids'].shape[1]} a row, {lengths(ways.rows)}")
             print(ways.check())
             times: dict[tuple[str, str], list[float]] = {way: [] for way in ways.losses}
+            frozen = Frozen(ways.model) if bf16 else None
             for turn in range(a.rounds + 1):
                 for way in ways.losses:
+                    if frozen:
+                        frozen.use(half=way[0] == OURS)
                     began = time.perf_counter()
                     ways.step(way, bf16)
                     if turn:
                         times[way].append(time.perf_counter() - began)
             costs = {way: ways.multiply_adds(*way) for way in ways.losses}
-            del ways
+            del ways, frozen
         print(
             f"{'':32}{'median s':>9}{'least':>8}{'most':>8}{'× ours':>8}{'least':>7}{'most':>7}{'floor':>7}"
             f"{'peak GiB':>10}{'ours by it':>11}{'loaded':>8}"

@@ -147,7 +147,7 @@ def main() -> None:
         if a.teacher != "live":
             with_teacher(real, dtype, a.top_k, folder)[a.teacher]()
         rows = [real.cached[i] for i in range(a.batch)]
-        model, trainers = students(base, args, {"ours": DistillTrainer})
+        model, trainers = students(base, args, {"ours": DistillTrainer}, half=True)
         trainer, plain = trainers["ours"], model.get_base_model()
         optimizer = trainer.create_optimizer()
         whole: list[float] = []

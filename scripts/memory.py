@@ -13,6 +13,7 @@ import argparse
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 GIB = 2**30
 
@@ -82,7 +83,8 @@ def terms(
 
     Args:
         batch: rows on the device; length: tokens of a student's row; response: those that are predicted.
-        half: compute in bfloat16 (weights stay float32); shards: devices that FSDP2 spreads weights over.
+        half: compute in bfloat16; embeddings stay float32, sharded weights too.
+        shards: devices that FSDP2 spreads weights over.
         rank: of LoRA; encoder, projector: their numbers of weights.
     """
     size = 2 if half else 4
@@ -92,21 +94,36 @@ def terms(
         # The layer at work and the next, gathered in the precision of computing; the tail stays gathered.
         copies = size * (2 * shape.layer + shape.table)
     else:
-        # Autocast casts every frozen weight anew, and the backward pass keeps the cast ones.
-        copies = size * (shape.layers * shape.layer + shape.table) if half else 0
+        # Autocast casts the head anew where it is the embedding's table, which is kept in float32.
+        copies = size * shape.table if half and shape.tied else 0
     one = tokens * (8 * shape.width + (2 * (size + 1) + 4 * size) * shape.width + 3 * size * shape.inner)
     activations = shape.layers * tokens * 4 * shape.width + one if checkpointing else shape.layers * one
     return {
-        "weights": 4 * (shape.weights + encoder) / shards,
+        "weights": _kept(shape, encoder, half and shards == 1) / shards,
         "copies": copies,
         "trained": 16 * trained / shards,
         "activations": activations,
         "logits": 4 * size * predicted * shape.vocab,
-        "softmaxes": 5 * 4 * min(predicted, 128) * shape.vocab,
+        "softmaxes": 5 * 4 * min(predicted, 32) * shape.vocab,
     }
 
 
-def choice(shape: Shape, capacity: float, **how: object) -> str:
+def _kept(shape: Shape, encoder: int, halved: bool) -> float:
+    """Bytes of frozen weights; unsharded in mixed precision, linear layers are kept in bfloat16."""
+    linear = shape.weights - shape.table + encoder
+    return 4 * shape.table + (2 if halved else 4) * linear
+
+
+def peak(shape: Shape, **how: Any) -> float:
+    """Bytes on one device at the peak of a run: of a step, or before it, of the float32 weights alone.
+
+    Unsharded weights come to the device in float32; sharded ones are spread from the host.
+    """
+    whole = 4 * (shape.weights + how.get("encoder", 0)) if how.get("shards", 1) == 1 else 0
+    return max(sum(terms(shape, **how).values()), whole)
+
+
+def choice(shape: Shape, capacity: float, **how: Any) -> str:
     """The simplest configuration whose peak is below nine tenths of `capacity` bytes a device."""
     room = 0.9 * capacity
     for text, options in (
@@ -118,7 +135,7 @@ def choice(shape: Shape, capacity: float, **how: object) -> str:
             for n in (1, 2, 4)
         ),
     ):
-        if sum(terms(shape, **(how | options)).values()) <= room:  # type: ignore[arg-type]
+        if peak(shape, **(how | options)) <= room:
             return text
     return "more GPUs or a smaller batch"
 
@@ -144,16 +161,21 @@ def main() -> None:
     parser.add_argument("--float32", action="store_true", help="compute in float32")
     a = parser.parse_args()
     shapes = {a.llm.name: read_shape(a.llm)} if a.llm else SHAPES
-    how = {"batch": a.batch, "length": a.length, "response": a.response, "half": not a.float32}
+    how: dict[str, Any] = {
+        "batch": a.batch,
+        "length": a.length,
+        "response": a.response,
+        "half": not a.float32,
+    }
     how |= {"encoder": 20_000_000, "projector": 2_000_000}
     print(f"GiB a device: {a.batch} rows of {a.length} tokens, {a.response} predicted, ", end="")
-    print("float32" if a.float32 else "bfloat16 over float32 weights")
+    print("float32" if a.float32 else "bfloat16")
     names = list(terms(SHAPES["SmolLM2-135M"], **how))
     heads = [*names, "one GPU", "fsdp2 8", "fsdp2 16", "host"]
     print(f"{'':14}" + "".join(f"{h:>12}" for h in heads))
     for name, shape in shapes.items():
         one = terms(shape, **how)
-        sums = [sum(terms(shape, **how, shards=n).values()) for n in (1, 8, 16)]
+        sums = [peak(shape, **how, shards=n) for n in (1, 8, 16)]
         cells = [*one.values(), *sums, 4 * shape.weights]
         print(f"{name:14}" + "".join(f"{value / GIB:12.2f}" for value in cells))
     print("host: float32 weights that each process reads before they are sharded\n")
