@@ -40,7 +40,10 @@ def test_commands_parse(command, monkeypatch, manifest):
         return
     if words[0] == "accelerate":
         assert words[1] == "launch" and (ROOT / words[words.index("--config_file") + 1]).is_file()
-        words = ["aligncap", "train", *words[words.index("scripts/train.py") + 1 :]]
+        if "-m" in words:
+            words = words[words.index("-m") + 1 :]
+        else:
+            words = ["aligncap", "train", *words[words.index("scripts/train.py") + 1 :]]
     assert words[0] == "aligncap", command
     if words[1] == "train":
         there = ["--train_manifest", str(manifest)]
