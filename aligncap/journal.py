@@ -29,7 +29,6 @@ class Journal:
     def __init__(self, out: Path | None, settings: dict[str, Any], part: int = 0) -> None:
         self.rows: dict[str, Any] = {}
         self.path = Path(os.devnull)
-        self.resumed = False
         self._stem: Path | None = None
         self._file: IO[str] | None = None
         if out is None:
@@ -38,11 +37,11 @@ class Journal:
         self._head = json.dumps({"settings": settings}, sort_keys=True)
         self.path = self._stem if part == 0 else self._stem.with_name(f"{self._stem.name}.{part}")
         self.reread()
-        self.resumed = _head(self.path) == self._head
+        resumed = _head(self.path) == self._head
         out.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self.path.open("a" if self.resumed else "w", encoding="utf-8")
+        self._file = self.path.open("a" if resumed else "w", encoding="utf-8")
         # After a kill in mid-line the next row must not join the torn one.
-        self._file.write("\n" if self.resumed else self._head + "\n")
+        self._file.write("\n" if resumed else self._head + "\n")
         self._file.flush()
 
     def __contains__(self, key: object) -> bool:

@@ -18,7 +18,8 @@ def _shared(verb: str, example: str) -> str:
         f"{example}\n\n"
         "over processes, which write the same file (after a lost one, the same command goes on, with any "
         "number):\n"
-        "  accelerate launch --config_file configs/accelerate/cpu2.yaml -m aligncap {verb} …"
+        "  accelerate launch --config_file configs/accelerate/cpu2.yaml -m aligncap "
+        f"{verb} …"
     )
 
 

@@ -1,4 +1,4 @@
-"""Time and memory of a step of `train prefer`, beside the layout of trl's DPOTrainer, in one run.
+"""Time and memory on the CPU of a step of `train prefer`, beside the layout of trl's DPOTrainer.
 
     python scripts/bench_prefer.py runs/ravdess --threads 2
 

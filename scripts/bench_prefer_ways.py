@@ -38,7 +38,7 @@ def real_rows(a: argparse.Namespace, model: Any, processor: Any, seconds: float)
     pairs = read_pairs(pairs_file, manifest, read_manifest(Path(manifest)), None)
     around = ClipInputs(processor, None).around(None)
     rows = []
-    for pair in pairs[:: len(pairs) // a.batch][: a.batch]:
+    for pair in pairs[:: max(1, len(pairs) // a.batch)][: a.batch]:
         clip = np.resize(load_audio(audio_path(manifest, pair.utterance)), round(seconds * 16_000))
         with torch.no_grad():
             frames = model.model.encode_audio(**processor.log_mel([clip])).frames[0]
@@ -108,7 +108,12 @@ class Ways:
         base, processor = load_folder(start)
         pairs = str(a.pairs or a.run / "pairs.jsonl")
         self.args = PreferArguments(
-            output_dir=folder, model=str(start), train_pairs=pairs, report_to="none", precision=a.precision
+            output_dir=folder,
+            model=str(start),
+            train_pairs=pairs,
+            report_to="none",
+            precision=a.precision,
+            use_cpu=True,
         )
         self.rows = real_rows(a, base, processor, seconds)
         self.costs = Costs(base)

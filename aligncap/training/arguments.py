@@ -43,7 +43,7 @@ class RunArguments(TrainingArguments):
         default=64, metadata={"help": "Longer captions are cut, their end token kept."}
     )
     precision: str = field(
-        default="auto", metadata={"help": "auto, float32 or bfloat16 (weights stay float32)."}
+        default="auto", metadata={"help": "auto, float32 or bfloat16 (what is trained stays float32)."}
     )
     tokens_per_batch: int = field(
         default=0,

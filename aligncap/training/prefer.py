@@ -67,6 +67,10 @@ class PreferTrainer(BucketedTrainer, DPOTrainer):
     def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         return self.rows
 
+    def describe_batches(self) -> dict[str, float]:
+        """Nothing: the rows whose padding it would tell are packed in pairs."""
+        return {}
+
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         if self.optimizer is None:
             self.optimizer = two_rate_optimizer(self)

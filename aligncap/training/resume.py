@@ -36,6 +36,7 @@ _FREE = {
     "report_to",
     "save_steps",
     "save_total_limit",
+    "shared_prefix",
     "teacher_cache",
 }
 # Options of transformers and trl that change numbers.
@@ -57,6 +58,7 @@ _BINDING = {
 }
 _DATA = ("train_manifest", "dev_manifest", "train_pairs")  # told apart by what is in them
 _LENGTH = ("max_steps", "num_train_epochs")  # a run may be made longer, on another schedule
+PROCESSES = "processes.json"  # of a checkpoint: how many wrote it
 _BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps", "processes")
 
 
@@ -102,7 +104,10 @@ def is_whole(checkpoint: Path) -> bool:
         json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    processes = _record(checkpoint.parent).get("processes", 1)
+    try:
+        processes = int(json.loads((checkpoint / PROCESSES).read_text(encoding="utf-8")))
+    except (OSError, ValueError):  # killed before it was noted
+        processes = _record(checkpoint.parent).get("processes", 1)
     alone = (checkpoint / "rng_state.pth").is_file() or not any(checkpoint.glob("rng_state_*.pth"))
     return alone or all((checkpoint / f"rng_state_{rank}.pth").is_file() for rank in range(processes))
 

@@ -25,11 +25,13 @@ from transformers.pytorch_utils import Conv1D
 
 from aligncap.errors import UserError
 from aligncap.heard import Heard, heard_in_training, merge_heard, read_heard, write_heard
+from aligncap.io import write_json
 from aligncap.models.precision import halve_frozen
 from aligncap.run_record import write_run_record
 from aligncap.training.arguments import RunArguments
 from aligncap.training.batches import BucketedTrainer
 from aligncap.training.resume import (
+    PROCESSES,
     check_same_run,
     clear_remains,
     cut_log,
@@ -188,6 +190,17 @@ class JsonLog(TrainerCallback):
                 file.write(json.dumps(row) + "\n")
 
 
+class CountProcesses(TrainerCallback):
+    """Notes in each checkpoint how many processes wrote it: a resumed run may have others."""
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
+        if state.is_world_process_zero and folder.is_dir():
+            write_json(folder / PROCESSES, args.world_size)
+
+
 def prepare_folder(args: RunArguments) -> Path:
     """The run's folder, proven writable before anything long begins."""
     out = Path(str(args.output_dir))
@@ -224,6 +237,9 @@ def train(
     stop = Interruption()
     trainer.add_callback(stop)
     trainer.add_callback(JsonLog())
+    trainer.add_callback(CountProcesses())
+    checkpoint = last_checkpoint(args)
+    trainer.accelerator.wait_for_everyone()  # all have chosen before the record of the run changes
     if trainer.is_world_process_zero():
         print(f"precision: {args.precision_reason}", file=sys.stderr)
         if batches := trainer.describe_batches():
@@ -233,7 +249,6 @@ def train(
         starts = [getattr(args, name, None) for name in ("model", "llm")]
         heard = heard_in_training(manifests, starts)
         write_heard(str(args.output_dir), merge_heard(heard, read_heard(str(args.output_dir)) or Heard()))
-    checkpoint = last_checkpoint(args)
     sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
     if checkpoint and finished(args, checkpoint) and not sharded:
         take_up_end(trainer, args, checkpoint)

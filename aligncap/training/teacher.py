@@ -6,12 +6,12 @@ Merged, it is the LLM of teacher and student.
 from __future__ import annotations
 
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from peft import PeftModel
 from transformers import set_seed
 
+from aligncap.io import workplace
 from aligncap.models.building import load_llm
 from aligncap.models.checkpoints import save_whole
 from aligncap.training.arguments import TeacherArguments
@@ -49,8 +49,8 @@ def train_teacher(args: TeacherArguments) -> Path | None:
     )
     if not train(trainer, args, "train teacher", list(manifests)):
         return None
-    with TemporaryDirectory(dir=out) as adapter:
-        trainer.save_model(adapter)  # gathers weights that lie in shards
+    with workplace(out / "adapter") as adapter:
+        trainer.save_model(str(adapter))  # gathers weights that lie in shards
         load_whole(args)
         if trainer.is_world_process_zero():
             whole: Any = load_llm(args.llm)[0]

@@ -147,8 +147,14 @@ def wants_teacher_cache(args: DistillArguments, rows: int, batch: float) -> bool
     """
     if args.teacher_top_k:
         return True  # training reads no head of it, which may then be sharded
-    if shards_weights(args):
-        return False  # the head's weights are in shards: only the model's own forward may use them
+    if shards_weights(args):  # only the model's own forward may use the head's weights
+        if args.teacher_cache == "yes" and args.process_index == 0:
+            print(
+                "teacher_cache=yes: cannot be read with weights in shards, so the teacher is read live; "
+                "teacher_top_k can",
+                file=sys.stderr,
+            )
+        return False
     if args.teacher_cache != "auto":
         return args.teacher_cache == "yes"
     if args.max_steps < 0:  # by epochs

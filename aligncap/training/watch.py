@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from aligncap.training.prefer_arguments import PreferArguments
+if TYPE_CHECKING:
+    from aligncap.training.prefer_arguments import PreferArguments
 
 
 def out_of_patience(history: Sequence[dict[str, Any]], patience: int) -> bool:

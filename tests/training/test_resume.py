@@ -137,6 +137,11 @@ def test_the_random_states_of_all_processes_belong_to_a_whole_checkpoint(tmp_pat
     assert not is_whole(checkpoint)
     (checkpoint / "rng_state_1.pth").write_text("")
     assert is_whole(checkpoint)
+    # resumed by more processes: those that wrote the checkpoint count
+    write_text(tmp_path / "run.json", '{"processes": 4}')
+    assert not is_whole(checkpoint)
+    write_text(checkpoint / "processes.json", "2")
+    assert is_whole(checkpoint)
 
 
 def test_a_line_torn_by_a_kill_does_not_stop_the_resume(whole, killed):
