@@ -44,7 +44,12 @@ def halve_frozen(model: nn.Module) -> None:
 
     kept = {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Embedding)}
     for module in model.modules():
-        if isinstance(module, (torch.nn.Linear, Conv1D)) and id(module.weight) not in kept:
-            for parameter in module.parameters(recurse=False):
-                if not parameter.requires_grad:
-                    parameter.data = parameter.data.to(torch.bfloat16)
+        linear = isinstance(module, (torch.nn.Linear, Conv1D)) and id(module.weight) not in kept
+        for parameter in module.parameters(recurse=False):
+            if not parameter.requires_grad:
+                # A copy in any case: weights files are mapped whole, and one view would keep all of it.
+                dtype = torch.bfloat16 if linear else parameter.dtype
+                parameter.data = parameter.data.to(dtype, copy=True)
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = buffer.clone()
