@@ -10,11 +10,11 @@ prompt twice and encode each clip at every pass, for the chosen and for the reje
 
 Each with the reference read live (a second pass) and with its log-probabilities at hand. A step is forward
 and backward on one batch of real pairs, whose clips are repeated to the wanted length. First, in float32,
-losses must agree to 1e-5 and gradients to 1e-4 of their size, or of a thousandth of the largest where they
-are smaller. Ways take turns, round by round, and the first round warms up; a ratio is a rival's time by ours in
-the same round, and its floor the ratio of their multiply-adds. In bfloat16 our frozen layers are kept in it,
-as in training; the rivals' are float32, as trl has them. Peak memory is that of a process of its own for
-each way. Nothing else should run on the machine.
+losses must agree to 1e-5 and gradients to 1e-4 of their size, or of a thousandth of the largest where
+they are smaller. Ways take turns, round by round, and the first round warms up; a ratio is a rival's time
+by ours in the same round, and its floor the ratio of their multiply-adds. In bfloat16 our frozen layers
+are kept in it, as in training; the rivals' are float32, as trl has them. Peak memory is that of a process
+of its own for each way. Nothing else should run on the machine.
 """
 
 from __future__ import annotations
