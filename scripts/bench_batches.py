@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from bench_common import spread
 from torch.utils.data import DataLoader
 
 from aligncap.io import read_jsonl
@@ -151,11 +152,6 @@ def peak_memory(way: str, folder: str) -> float:
     if done.returncode:
         raise RuntimeError(done.stderr)
     return float(done.stdout.split()[-1])
-
-
-def spread(values: list[float], digits: int) -> str:
-    """Median (least to most)."""
-    return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
 
 
 def main() -> None:

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from bench_common import spread
 
 from aligncap.audio.files import load_audio
 from aligncap.manifest import audio_path, read_manifest
@@ -70,11 +71,6 @@ def ways(captioner: Captioner, num: int, seed: int) -> dict[str, Callable[[list[
             (captioner.generate(clips, **sampled) for _ in range(num)), []
         ),
     }
-
-
-def spread(values: list[float], digits: int) -> str:
-    """Median (least to most)."""
-    return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
 
 
 def main() -> None:

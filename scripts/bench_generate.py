@@ -27,7 +27,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from bench_candidates import RUN, SETTINGS, clips_of, load, spread
+from bench_candidates import RUN, SETTINGS, clips_of, load
+from bench_common import spread
 
 from aligncap.models.captioner import Captioner, batches_by_size
 from aligncap.models.sampling import sample_captions

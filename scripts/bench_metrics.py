@@ -15,12 +15,12 @@ from __future__ import annotations
 import argparse
 import random
 import shutil
-import statistics
 import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from bench_common import spread
 from make_metric_fixture import FEELING, sentence
 
 from aligncap.evaluation.ngrams import bleu_counts, bleu_scores, cider_d, count_ngrams
@@ -94,11 +94,6 @@ def seconds(call: Call) -> float:
     return time.perf_counter() - start
 
 
-def spread(values: list[float], digits: int = 3) -> str:
-    """Median (least to most)."""
-    return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -135,7 +130,7 @@ def main() -> None:
         f"\n{options.captions} captions x {options.references} references, {options.rounds} rounds, seconds"
     )
     for name, (ours_s, theirs_s) in times.items():
-        print(f"{name:12}  ours {spread(ours_s)}  ", end="")
+        print(f"{name:12}  ours {spread(ours_s, 3)}  ", end="")
         report(ours_s, theirs_s)
     if java:
         ours_s, theirs_s = (
@@ -145,7 +140,7 @@ def main() -> None:
             ]
             for side in (0, 1)
         )
-        print(f"{'with tokens':12}  ours {spread(ours_s)}  ", end="")
+        print(f"{'with tokens':12}  ours {spread(ours_s, 3)}  ", end="")
         report(ours_s, theirs_s)
 
 
@@ -154,7 +149,7 @@ def report(ours: list[float], theirs: list[float]) -> None:
         print("pycocoevalcap: no Java")
         return
     share = [a / b for a, b in zip(ours, theirs, strict=True)]
-    print(f"pycocoevalcap {spread(theirs)}  share of its time {spread(share)}")
+    print(f"pycocoevalcap {spread(theirs, 3)}  share of its time {spread(share, 3)}")
 
 
 def ptb_tokenized(made: Texts) -> Any:

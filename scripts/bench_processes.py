@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from bench_candidates import spread
+from bench_common import spread
 
 from aligncap.manifest import audio_path, read_manifest, write_manifest
 from aligncap.splits import choose_evenly
