@@ -53,7 +53,7 @@ class Way:
     teacher: str
     divergence: str = "forward_kl"
     precision: str = "auto"
-    half: bool | None = None  # frozen layers in bfloat16 where that is computed in; None: as ours are
+    half: bool | None = None  # laid out for bfloat16 as ours, where that is computed in; None: if it is ours
 
     @property
     def halved(self) -> bool:
@@ -74,7 +74,7 @@ WAYS = [
     Way(LOOP, "ours, feature_cache false, top-k cached", "ours", "mel", "top-k"),
     Way(LOOP, "ours, by default", "ours", "frames", "states"),
     Way(CACHED, "ultravox's layout", "ultravox", "frames", "live"),
-    Way(CACHED, "ultravox's layout, frozen layers in bfloat16", "ultravox", "frames", "live", half=True),
+    Way(CACHED, "ultravox's layout, bfloat16 as ours", "ultravox", "frames", "live", half=True),
     Way(CACHED, "ours, teacher live", "ours", "frames", "live"),
     Way(CACHED, "ours, states cached (default)", "ours", "frames", "states"),
     Way(CACHED, "ours, top-k cached", "ours", "frames", "top-k"),

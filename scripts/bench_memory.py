@@ -117,7 +117,7 @@ def measure(case: dict[str, Any]) -> dict[str, float]:
     """Peak bytes of three distillation steps, above what the process held before, and what was counted."""
     import torch
 
-    from aligncap.models.precision import halve_frozen
+    from aligncap.models.precision import suit_bfloat16
     from aligncap.training.arguments import DistillArguments
     from aligncap.training.distill import DistillTrainer
     from aligncap.training.runs import add_adapters
@@ -143,7 +143,7 @@ def measure(case: dict[str, Any]) -> dict[str, float]:
         trainer = DistillTrainer(model=adapted, args=args, train_dataset=[0] * 8)
         optimizer = trainer.create_optimizer()
         if half:
-            halve_frozen(adapted)
+            suit_bfloat16(adapted)
         adapted = trainer.accelerator.prepare_model(adapted)  # autocast lies around its forward
         for _ in range(3):
             trainer.training_step(adapted.train(), dict(batch))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from aligncap.models.checkpoints import load_folder
-from aligncap.models.precision import halve_frozen
+from aligncap.models.precision import suit_bfloat16
 from aligncap.models.speakers import speaker_name
 from aligncap.training.arguments import DistillArguments
 from aligncap.training.caches import feature_cache, fill_features, speaker_voices
@@ -132,7 +132,7 @@ def students(
 ) -> tuple[Any, dict[str, Any]]:
     """The adapted model, in mixed precision where `args` say so, and one trainer on it of each kind.
 
-    `half`: frozen layers in bfloat16, as our training keeps them in mixed precision.
+    `half`: laid out for bfloat16 as our training does it, where `args` say bfloat16.
     """
     model, processor = load_folder(base)
     model.requires_grad_(False)
@@ -146,7 +146,7 @@ def students(
         for name, kind in kinds.items()
     }
     if half and args.bf16:
-        halve_frozen(adapted)
+        suit_bfloat16(adapted)
     # As Trainer.train does it: mixed precision is laid around the model's forward here and nowhere else.
     return next(iter(trainers.values())).accelerator.prepare_model(adapted), trainers
 

@@ -32,9 +32,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bench_prefer_ways import OURS, Frozen, Ways
+from bench_prefer_ways import OURS, Ways
 
-from aligncap.models.precision import halve_frozen
+from aligncap.models.precision import suit_bfloat16
 from aligncap.training.arguments import choose_precision
 
 
@@ -84,7 +84,7 @@ def main() -> None:
             ways = Ways(a, seconds, folder)
             if a.way:
                 if bf16 and a.way[0] == OURS:
-                    halve_frozen(ways.model)
+                    suit_bfloat16(ways.model)
                 forget_peak()
                 loaded = resident("VmRSS")
                 for _ in range(2):
@@ -94,31 +94,31 @@ def main() -> None:
             print(f"\nclips of {seconds:g} s, {a.batch} pairs, {a.threads} threads, precision {reason}")
             print(f"tokens: {ways.ours['input_ids'].shape[1]} a row, {lengths(ways.rows)}")
             print(ways.check())
+            ours = Ways(a, seconds, folder)
+            if bf16:
+                suit_bfloat16(ours.model)
             times: dict[tuple[str, str], list[float]] = {way: [] for way in ways.losses}
-            frozen = Frozen(ways.model) if bf16 else None
             for turn in range(a.rounds + 1):
                 for way in ways.losses:
-                    if frozen:
-                        frozen.use(half=way[0] == OURS)
                     began = time.perf_counter()
-                    ways.step(way, bf16)
+                    (ours if way[0] == OURS else ways).step(way, bf16)
                     if turn:
                         times[way].append(time.perf_counter() - began)
             costs = {way: ways.multiply_adds(*way) for way in ways.losses}
-            del ways, frozen
+            del ways, ours
         print(
             f"{'':32}{'median s':>9}{'least':>8}{'most':>8}{'× ours':>8}{'least':>7}{'most':>7}{'floor':>7}"
             f"{'peak GiB':>10}{'ours by it':>11}{'loaded':>8}"
         )
         memory = {way: peak(way, seconds) for way in times}
         for way, values in times.items():
-            ours = (OURS, way[1])
-            ratios = [value / own for value, own in zip(values, times[ours], strict=True)]
+            own = (OURS, way[1])
+            ratios = [value / mine for value, mine in zip(values, times[own], strict=True)]
             print(
                 f"{', '.join(way):32}{statistics.median(values):9.2f}{min(values):8.2f}{max(values):8.2f}"
                 f"{statistics.median(ratios):8.2f}{min(ratios):7.2f}{max(ratios):7.2f}"
-                f"{costs[way] / costs[ours]:7.2f}{memory[way]['peak']:10.2f}"
-                f"{memory[ours]['peak'] / memory[way]['peak']:11.2f}{memory[way]['loaded']:8.2f}"
+                f"{costs[way] / costs[own]:7.2f}{memory[way]['peak']:10.2f}"
+                f"{memory[own]['peak'] / memory[way]['peak']:11.2f}{memory[way]['loaded']:8.2f}"
             )
 
 

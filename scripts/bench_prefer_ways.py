@@ -18,7 +18,6 @@ from aligncap.audio.files import load_audio
 from aligncap.manifest import audio_path, read_manifest
 from aligncap.models.checkpoints import load_folder
 from aligncap.models.encoders import layer_index
-from aligncap.models.precision import halve_frozen
 from aligncap.prompts.templates import response_ids
 from aligncap.training.examples import ClipInputs
 from aligncap.training.prefer import PreferTrainer
@@ -213,20 +212,6 @@ class Ways:
         linear, attention = self.costs.llm(shape[0], shape[1], scored)
         again = way == HEAD  # trl's head computes its logits once more in the backward
         return (2 + live) * linear + (3 + live) * attention + again * scored * self.costs.head + encoded
-
-
-class Frozen:
-    """Frozen layers in both precisions, so that ways may take turns on one model."""
-
-    def __init__(self, model: nn.Module) -> None:
-        whole = {name: p.data for name, p in model.named_parameters() if not p.requires_grad}
-        halve_frozen(model)
-        self.parameters = dict(model.named_parameters())
-        self.kept = {False: whole, True: {name: self.parameters[name].data for name in whole}}
-
-    def use(self, half: bool) -> None:
-        for name, data in self.kept[half].items():
-            self.parameters[name].data = data
 
 
 class Costs:

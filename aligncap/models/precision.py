@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
@@ -36,20 +36,34 @@ def halve_frozen(model: nn.Module) -> None:
     """Keep frozen linear layers in bfloat16, where they are read under bfloat16 autocast.
 
     Autocast would make this copy of each weight in every pass and hold it until the backward pass; what is
-    computed is the same to the bit. Embeddings stay: they are read as they are, and so does a head tied to
-    them.
+    computed is the same to the bit. Embeddings stay as they are; a head tied to them gets a copy of its own,
+    so a model that went through here is not one to save whole.
     """
     import torch
     from transformers.pytorch_utils import Conv1D
 
-    kept = {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Embedding)}
+    tables = {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Embedding)}
     for module in model.modules():
-        linear = isinstance(module, (torch.nn.Linear, Conv1D)) and id(module.weight) not in kept
-        for parameter in module.parameters(recurse=False):
-            if not parameter.requires_grad:
-                # A copy in any case: weights files are mapped whole, and one view would keep all of it.
-                dtype = torch.bfloat16 if linear else parameter.dtype
-                parameter.data = parameter.data.to(dtype, copy=True)
+        linear = isinstance(module, (torch.nn.Linear, Conv1D))
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if parameter.requires_grad:
+                continue
+            # A copy in any case: weights files are mapped whole, and one view would keep all of it.
+            data = parameter.data.to(torch.bfloat16 if linear else parameter.dtype, copy=True)
+            if linear and id(parameter) in tables:
+                module.register_parameter(name, torch.nn.Parameter(data, requires_grad=False))
+            else:
+                parameter.data = data
         for name, buffer in module._buffers.items():
             if buffer is not None:
                 module._buffers[name] = buffer.clone()
+
+
+def suit_bfloat16(model: Any) -> None:
+    """Lay out a student, with its adapters, for training under bfloat16 autocast on the device it stands on."""
+    from aligncap.models.attention import SDPA_FLOAT32
+
+    halve_frozen(model)
+    llm = model.get_base_model().model.language_model
+    if llm.device.type == "cpu" and llm.config._attn_implementation == "sdpa":
+        llm.set_attn_implementation(SDPA_FLOAT32)

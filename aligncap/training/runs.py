@@ -26,7 +26,7 @@ from transformers.pytorch_utils import Conv1D
 from aligncap.errors import UserError
 from aligncap.heard import Heard, heard_in_training, merge_heard, read_heard, write_heard
 from aligncap.io import write_json
-from aligncap.models.precision import halve_frozen
+from aligncap.models.precision import suit_bfloat16
 from aligncap.run_record import write_run_record
 from aligncap.training.arguments import RunArguments
 from aligncap.training.batches import BucketedTrainer
@@ -257,7 +257,7 @@ def train(
         args.eval_on_start = False
     shard_as_configured(trainer)
     if args.bf16 and not sharded:  # a shard's weights are of one precision
-        halve_frozen(trainer.accelerator.unwrap_model(trainer.model))
+        suit_bfloat16(trainer.accelerator.unwrap_model(trainer.model))
     trainer.train(resume_from_checkpoint=checkpoint)
     if stop.asked and trainer.state.global_step < trainer.state.max_steps:
         if trainer.is_world_process_zero():
