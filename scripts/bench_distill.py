@@ -7,8 +7,8 @@ First it asserts that all layouts give one loss and one gradient (float32, the s
 dropout). Then the ways take turns, round by round; the first round warms up; a ratio is of the same round.
 "Floor" is the ratio of the matrix multiplications, counted from shapes (scripts/step_flops.py). Peak memory
 is of each way alone, in a process of its own. Log-mel is made beforehand for all. In mixed precision our
-frozen layers are bfloat16, the rivals' float32, as transformers' Trainer keeps them; a row shows what that
-alone is worth. Nothing else should run on the machine.
+model is laid out for bfloat16 (models/precision.py), the rivals' as transformers' Trainer leaves it; a row
+shows what that alone is worth. Nothing else should run on the machine.
 """
 
 from __future__ import annotations

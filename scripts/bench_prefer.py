@@ -12,8 +12,8 @@ Each with the reference read live (a second pass) and with its log-probabilities
 and backward on one batch of real pairs, whose clips are repeated to the wanted length. First, in float32,
 losses must agree to 1e-5 and gradients to 1e-4 of their size, or of a thousandth of the largest where
 they are smaller. Ways take turns, round by round, and the first round warms up; a ratio is a rival's time
-by ours in the same round, and its floor the ratio of their multiply-adds. In bfloat16 our frozen layers
-are kept in it, as in training; the rivals' are float32, as trl has them. Peak memory is that of a process
+by ours in the same round, and its floor the ratio of their multiply-adds. In bfloat16 our model is
+laid out for it, as in training (models/precision.py); the rivals' weights are float32, as trl has them. Peak memory is that of a process
 of its own for each way. Nothing else should run on the machine.
 """
 

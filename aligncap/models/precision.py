@@ -60,7 +60,7 @@ def halve_frozen(model: nn.Module) -> None:
 
 
 def suit_bfloat16(model: Any) -> None:
-    """Lay out a student, with its adapters, for training under bfloat16 autocast on the device it stands on."""
+    """Lay out a student, with its adapters, for training under bfloat16 autocast on its device."""
     from aligncap.models.attention import SDPA_FLOAT32
 
     halve_frozen(model)

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from trl.trainer.utils import FusedCausalLMOutput
 
 from aligncap.models.attention import SDPA_FLOAT32
@@ -155,26 +156,44 @@ def score_responses(model: nn.Module, shared_prefix: bool = True) -> None:
             if are_pairs:
                 audio = {name: torch.cat([value, value]) for name, value in audio.items()}
         logits = plain(self, *args, **layout.inputs, **audio, logits_to_keep=layout.keep, **kwargs).logits
-        return _spread(logits[:, :limit].float().log_softmax(-1), logits[:, :limit], layout.which, labels)
+        return _spread(logits[:, :limit], layout.which, labels)
 
     model.forward = types.MethodType(forward, model)
 
 
-def _spread(all_words: Tensor, logits: Tensor, which: Tensor, labels: Tensor) -> FusedCausalLMOutput:
-    """trl's fields from log-probabilities and logits (kept positions, vocabulary)."""
+def _spread(logits: Tensor, which: Tensor, labels: Tensor, chunk: int = 32) -> FusedCausalLMOutput:
+    """trl's fields from logits (kept positions, vocabulary).
+
+    In chunks of positions, recomputed in the backward pass: the float32 softmaxes of a whole batch
+    (positions × vocabulary) never stand in memory together.
+    """
     place = labels[:, 1:] != IGNORE
     targets = labels[:, 1:][place]
+    order, found = [], []
+    for start, part in zip(range(0, max(len(logits), 1), chunk), logits.split(chunk), strict=True):
+        mine = ((which >= start) & (which < start + chunk)).nonzero()[:, 0]
+        order.append(mine)
+        found.append(_score(part, which[mine] - start, targets[mine]))
+    back = torch.cat(order).argsort()
 
     def spread(values: Tensor) -> Tensor:
-        return values.new_zeros(place.shape).masked_scatter(place, values)
+        return values.new_zeros(place.shape).masked_scatter(place, values[back])
 
-    with torch.no_grad():
-        entropy = -(all_words.exp() * all_words).sum(-1)
-        means, best = logits.float().mean(-1), logits.argmax(-1)
+    log_probs, entropy, means, top = (spread(torch.cat(parts)) for parts in zip(*found, strict=True))
     return FusedCausalLMOutput(
-        log_probs=spread(all_words[which, targets]),
-        label_mask=place,
-        entropy=spread(entropy[which]),
-        mean_logits=spread(means[which]),
-        is_top1=spread(best[which] == targets),
+        log_probs=log_probs, label_mask=place, entropy=entropy, mean_logits=means, is_top1=top
     )
+
+
+def _score(logits: Tensor, which: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Of each target at position `which`: log-probability, entropy, mean logit, is it likeliest."""
+
+    def log_probs(logits: Tensor) -> Tensor:
+        return logits.float().log_softmax(-1)[which, targets]
+
+    chosen = checkpoint(log_probs, logits, use_reentrant=False) if logits.requires_grad else log_probs(logits)
+    with torch.no_grad():
+        words = logits.float().log_softmax(-1)
+        entropy = -(words.exp() * words).sum(-1)
+        means, best = logits.float().mean(-1), logits.argmax(-1)
+    return chosen, entropy[which], means[which], best[which] == targets

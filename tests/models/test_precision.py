@@ -1,4 +1,4 @@
-"""What is kept in bfloat16 changes no number."""
+"""What is kept in bfloat16 changes no number; attention in float32 changes its rounding alone."""
 
 import copy
 
@@ -6,41 +6,47 @@ import pytest
 import torch
 from tiny import make_model, voice
 
-from aligncap.models.precision import halve_frozen
+from aligncap.models.attention import SDPA_FLOAT32
+from aligncap.models.precision import halve_frozen, suit_bfloat16
 from aligncap.training.arguments import SpeechArguments
 from aligncap.training.collators import join_prompt_and_response
 from aligncap.training.runs import add_adapters
 
 
-@pytest.mark.parametrize("tied", [True, False])
-def test_frozen_weights_in_bfloat16_give_the_loss_and_gradients_of_autocast(tied, tmp_path):
+def student(tied, folder):
+    """A model with adapters that are not zero, and a batch of one clip."""
     model, processor = make_model(tied=tied)
     torch.manual_seed(0)
-    manifest = tmp_path / "m.jsonl"
+    manifest = folder / "m.jsonl"
     manifest.write_text("")
     args = SpeechArguments(
-        output_dir=str(tmp_path), train_manifest=str(manifest), lora_dropout=0.0, report_to="none"
+        output_dir=str(folder), train_manifest=str(manifest), lora_dropout=0.0, report_to="none"
     )
     model.requires_grad_(False)
-    plain = add_adapters(model, args, projector=True).eval()
-    for name, parameter in plain.named_parameters():
+    adapted = add_adapters(model, args, projector=True).eval()
+    for name, parameter in adapted.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.1)
-    half = copy.deepcopy(plain)
-    halve_frozen(half)
-
     inputs = processor.captioning_inputs([voice(1.0)])
     prompt = inputs.pop("input_ids")[0].tolist()
     inputs.pop("attention_mask")
-    inputs |= join_prompt_and_response([prompt], [[5, 6, 7, 0]], pad=1)
+    return adapted, inputs | join_prompt_and_response([prompt], [[5, 6, 7, 0]], pad=1)
 
-    def step(of):
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            loss = of(**inputs, use_cache=False).loss
-        loss.backward()
-        return loss, {n: p.grad for n, p in of.named_parameters() if p.grad is not None}
 
-    (loss, gradients), (other, others) = step(plain), step(half)
+def step(model, inputs):
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = model(**inputs, use_cache=False).loss
+    loss.backward()
+    return loss, {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_frozen_weights_in_bfloat16_give_the_loss_and_gradients_of_autocast(tied, tmp_path):
+    plain, inputs = student(tied, tmp_path)
+    half = copy.deepcopy(plain)
+    halve_frozen(half)
+
+    (loss, gradients), (other, others) = step(plain, inputs), step(half, inputs)
     assert torch.equal(loss, other)
     assert gradients.keys() == others.keys() and gradients
     for name, gradient in gradients.items():
@@ -50,3 +56,24 @@ def test_frozen_weights_in_bfloat16_give_the_loss_and_gradients_of_autocast(tied
     assert all(kinds[name] == torch.float32 for name in gradients)
     assert {kind for name, kind in kinds.items() if "embed_tokens" in name} == {torch.float32}
     assert {kind for name, kind in kinds.items() if "mlp" in name} == {torch.bfloat16}
+    assert half.get_base_model().lm_head.weight.dtype == torch.bfloat16  # tied or not
+
+
+def test_a_model_laid_out_for_bfloat16_computes_what_autocast_does_up_to_rounding(tmp_path):
+    plain, inputs = student(True, tmp_path)
+    suited = copy.deepcopy(plain)
+    suit_bfloat16(suited)
+    assert suited.get_base_model().model.language_model.config._attn_implementation == SDPA_FLOAT32
+
+    (loss, gradients), (other, others) = step(plain, inputs), step(suited, inputs)
+    torch.testing.assert_close(other, loss, rtol=1e-2, atol=0)
+    for name, gradient in gradients.items():
+        assert (others[name] - gradient).norm() <= 0.05 * gradient.norm() + 1e-6, name
+
+
+def test_an_attention_that_was_chosen_stays(tmp_path):
+    model, _ = student(True, tmp_path)
+    llm = model.get_base_model().model.language_model
+    llm.set_attn_implementation("eager")
+    suit_bfloat16(model)
+    assert llm.config._attn_implementation == "eager"

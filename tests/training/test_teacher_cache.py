@@ -77,7 +77,9 @@ def test_all_tokens_train_as_the_exact_teacher_does(name, precision, manifest, p
     more = {"temperature": 2.0, "divergence": name, "precision": precision, "teacher_cache": "yes"}
     train_speech(arguments(tmp_path / "exact", manifest, parts, **more))
     train_speech(arguments(tmp_path / "top", manifest, parts, teacher_top_k=size, **more))
-    assert losses(tmp_path / "top") == pytest.approx(losses(tmp_path / "exact"), rel=1e-5)
+    # In bfloat16, gradients that were summed in another order round another way: later losses tell it.
+    near = 1e-5 if precision == "float32" else 1e-3
+    assert losses(tmp_path / "top") == pytest.approx(losses(tmp_path / "exact"), rel=near)
     held = json.loads((tmp_path / "top/run.json").read_text())["teacher_coverage"]
     assert held == pytest.approx({"top_k": size, "mean": 1.0, "least": 1.0})
 
