@@ -17,8 +17,8 @@ model's weights among it. Nothing else should run on the machine.
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from bench_common import spread
+from bench_common import GIB, alone, peak_memory, spread, watch_memory
 from torch.utils.data import DataLoader
 
 from aligncap.io import read_jsonl
@@ -145,15 +145,6 @@ class Bench:
         return total
 
 
-def peak_memory(way: str, folder: str) -> float:
-    """GiB at most while a process of its own reads one epoch."""
-    command = [sys.executable, *sys.argv, "--only", way, "--folder", folder]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(done.stderr)
-    return float(done.stdout.split()[-1])
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -171,11 +162,9 @@ def main() -> None:
         bench = Bench(a, folder)
         if a.only:
             bench.model.train()
-            Path("/proc/self/clear_refs").write_text("5")  # forgets the peak of loading
+            watch_memory()
             bench.epoch(a.only, 0)
-            status = Path("/proc/self/status").read_text().split("VmHWM:")[1]
-            on_gpu = bench.args.device.type == "cuda"
-            print(torch.cuda.max_memory_allocated() / 2**30 if on_gpu else int(status.split()[0]) / 2**20)
+            print(json.dumps(peak_memory()))
             return
         bench.model.eval()
         with torch.no_grad():
@@ -206,10 +195,11 @@ def main() -> None:
             epochs = [bench.batches(way, turn) for turn in range(1, a.rounds + 1)]
             padding = statistics.mean(padding_share(lengths, epoch) for epoch in epochs)
             sizes[way] = real / (1 - padding)
+            memory = alone([*sys.argv[1:], "--only", way, "--folder", folder])
             print(
                 f"{way:22}{len(epochs[0]):8}{padding:9.1%}{spread([real / s for s in seconds[way]], 0):>27}"
                 f"{spread([r / s for r, s in zip(seconds[WAYS[0]], seconds[way], strict=True)], 2):>22}"
-                f"{sizes[WAYS[0]] / sizes[way]:6.2f}{peak_memory(way, folder):7.2f}"
+                f"{sizes[WAYS[0]] / sizes[way]:6.2f}{memory / GIB:7.2f}"
             )
 
 

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 import torch
-from bench_parts import peak_memory, watch_memory
+from bench_common import peak_memory, watch_memory
 
 from aligncap.audio.files import load_audio
 from aligncap.manifest import audio_path, read_manifest

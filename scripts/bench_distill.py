@@ -16,8 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -26,7 +24,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bench_parts import arguments, collect, loss_and_gradient, peak_memory, pick, students, watch_memory
+from bench_common import GIB, alone, peak_memory, spread, watch_memory
+from bench_parts import arguments, collect, loss_and_gradient, pick, students
 from distill_rivals import TrlLayout, UltravoxLayout
 from safetensors.torch import load_file, save_file
 from step_flops import step_flops
@@ -177,19 +176,6 @@ def memory_alone(bench: Bench, way: Way, steps: int = 2) -> None:
     print(json.dumps({"peak": peak_memory(), "held": held}))
 
 
-def memory_of(way: Way, argv: list[str], folder: Path) -> dict[str, float]:
-    command = [sys.executable, __file__, *argv, "--alone", way.title, "--folder", str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{way.title}: {done.stderr[-2000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def spread(values: list[float]) -> str:
-    """Median (least to most)."""
-    return f"{statistics.median(values):.2f} ({min(values):.2f}–{max(values):.2f})"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -222,7 +208,9 @@ def main() -> None:
             _, model, batch = bench.setup(way)
             parts = step_flops(model.get_base_model(), batch, way.kind in ("ultravox", "trl"))
             flops[way] = sum(parts.values())
-        memory = {} if a.no_memory else {way: memory_of(way, sys.argv[1:], folder) for way in ways}
+        memory = {}
+        for way in [] if a.no_memory else ways:
+            memory[way] = alone([*sys.argv[1:], "--alone", way.title, "--folder", str(folder)])
         everything = bench.everything("float32")
     student, teacher = (everything[k].shape[1] for k in ("input_ids", "teacher_input_ids"))
     response = int((everything["labels"] != -100).sum())
@@ -242,14 +230,14 @@ def main() -> None:
         for way in mine:
             ratios = [r / s for r, s in zip(seconds[rival], seconds[way], strict=True)]
             line = (
-                f"{way.name:44}{spread(seconds[way]):>22}{spread(ratios):>22}"
+                f"{way.name:44}{spread(seconds[way], 2):>22}{spread(ratios, 2):>22}"
                 f"{flops[rival] / flops[way]:7.2f}{flops[way] / 1e9:7.0f}"
             )
             if memory:
                 peak, held = memory[way]["peak"], memory[way]["held"]
                 theirs = memory[rival]["peak"], memory[rival]["peak"] - memory[rival]["held"]
                 line += (
-                    f"{peak / 2**30:7.2f}{(peak - held) / 2**30:7.2f}"
+                    f"{peak / GIB:7.2f}{(peak - held) / GIB:7.2f}"
                     f"{peak / theirs[0]:9.2f}{(peak - held) / theirs[1]:9.2f}"
                 )
             print(line)

@@ -15,10 +15,9 @@ same round. Peak memory is of a process of its own for each way. Nothing else sh
 from __future__ import annotations
 
 import argparse
+import json
 import os
-import resource
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -28,7 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 from bench_candidates import RUN, SETTINGS, clips_of, load
-from bench_common import spread
+from bench_common import GIB, alone, peak_memory, spread, watch_memory
 
 from aligncap.models.captioner import Captioner, batches_by_size
 from aligncap.models.sampling import sample_captions
@@ -92,14 +91,6 @@ def padded(counts: list[int], batches: list[list[int]]) -> int:
     return sum(len(batch) * max(counts[i] for i in batch) for batch in batches)
 
 
-def peak(way: str, a: argparse.Namespace) -> float:
-    """Peak memory (GiB) of a process that goes one way once."""
-    words = [sys.executable, __file__, "--only", way, "--model", str(a.model), "--manifest", str(a.manifest)]
-    words += ["--dtype", a.dtype, "--batch", str(a.batch), "--num", str(a.num), "--clips", str(a.clips)]
-    done = subprocess.run(words, capture_output=True, text=True, check=True)
-    return float(done.stdout.split()[-1])
-
-
 def compare(
     title: str, ways: Callable[[int], dict[str, Way]], rounds: list[Clips], a: argparse.Namespace
 ) -> None:
@@ -123,7 +114,7 @@ def compare(
         ratios = [v / o for v, o in zip(values, base, strict=True)]
         print(
             f"{name:30}{spread(values, 2):>26}{spread(ratios, 2):>24}"
-            f"{statistics.mean(words[name]):7.1f}{peak(name, a):7.2f}"
+            f"{statistics.mean(words[name]):7.1f}{alone([*sys.argv[1:], '--only', name]) / GIB:7.2f}"
         )
 
 
@@ -145,8 +136,9 @@ def main() -> None:
     captioner = load(a.model, a.dtype)
     if a.only:
         ways = candidate_ways(captioner, a.num, a.batch) | caption_ways(captioner, a.batch)
+        watch_memory()
         ways[a.only](clips_of(a.manifest, a.clips))
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+        print(json.dumps(peak_memory()))
         return
     clips = clips_of(a.manifest, a.clips * (a.rounds + 1))
     greedy = candidate_ways(captioner, a.num, a.batch, top=True) | caption_ways(captioner, a.batch)

@@ -12,15 +12,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import resource
-import subprocess
-import sys
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from bench_common import alone
 from memory import GIB, SHAPES, Shape, terms
 
 SMALL = [
@@ -170,16 +168,8 @@ def main() -> None:
     print(f"{'formula GiB':>12}{'measured':>9}{'ratio':>7}")
     for name, how in SMALL + (LARGE if a.large else []):
         case = json.dumps({"shape": asdict(SHAPES[name]), "how": how})
-        done = subprocess.run(
-            [sys.executable, __file__, "--case", case],
-            capture_output=True,
-            text=True,
-            # Freed tensors go back to the system at once, or the peak would count holes in the heap.
-            env=os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"},
-        )
-        if done.returncode:
-            sys.exit(done.stderr)
-        found = json.loads(done.stdout.splitlines()[-1])
+        # Freed tensors go back to the system at once, or the peak would count holes in the heap.
+        found = alone(["--case", case], MALLOC_MMAP_THRESHOLD_="65536", MALLOC_TRIM_THRESHOLD_="65536")
         parts = terms(SHAPES[name], **how, projector=found["projector"], encoder=found["encoder"])
         total = sum(parts.values())
         print(f"{name:14}{how['batch']:5}{how['length']:7}{how['response']:10}", end="")

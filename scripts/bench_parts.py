@@ -1,8 +1,7 @@
-"""What the benchmarks of training share: a student as it trains, batches of real rows, peak memory."""
+"""What the benchmarks of training share: a student as it trains, batches of real rows."""
 
 from __future__ import annotations
 
-import resource
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,33 +148,6 @@ def students(
         suit_bfloat16(adapted)
     # As Trainer.train does it: mixed precision is laid around the model's forward here and nowhere else.
     return next(iter(trainers.values())).accelerator.prepare_model(adapted), trainers
-
-
-def watch_memory() -> int:
-    """Begin to measure the peak anew; the bytes held now."""
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-        return torch.cuda.memory_allocated()
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return 0
-    return _status("VmRSS")
-
-
-def peak_memory() -> int:
-    """Bytes at the peak since `watch_memory`; of the whole process where that cannot be told apart."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    try:
-        return _status("VmHWM")
-    except OSError:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def _status(name: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name + ":"))
 
 
 def loss_and_gradient(trainer: DistillTrainer, model: Any, batch: dict[str, Tensor]) -> tuple[float, Tensor]:

@@ -12,19 +12,17 @@ Each with the reference read live (a second pass) and with its log-probabilities
 and backward on one batch of real pairs, whose clips are repeated to the wanted length. First, in float32,
 losses must agree to 1e-5 and gradients to 1e-4 of their size, or of a thousandth of the largest where
 they are smaller. Ways take turns, round by round, and the first round warms up; a ratio is a rival's time
-by ours in the same round, and its floor the ratio of their multiply-adds. In bfloat16 our model is
-laid out for it, as in training (models/precision.py); the rivals' weights are float32, as trl has them. Peak memory is that of a process
-of its own for each way. Nothing else should run on the machine.
+by ours in the same round, and its floor the ratio of their matrix multiplications (scripts/step_flops.py).
+In bfloat16 our model is laid out for it, as in training (models/precision.py); the rivals' weights are
+float32, as trl has them. Peak memory is that of a process of its own for each way. Nothing else should run
+on the machine.
 """
 
 from __future__ import annotations
 
 import argparse
-import ctypes
-import gc
 import json
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -32,33 +30,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from bench_common import GIB, alone, peak_memory, watch_memory
 from bench_prefer_ways import OURS, Ways
 
 from aligncap.models.precision import suit_bfloat16
 from aligncap.training.arguments import choose_precision
-
-
-def resident(field: str) -> float:
-    """This process's memory in GiB: VmRSS, now, or VmHWM, the most since `forget_peak`."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 2**20
-
-
-def forget_peak() -> None:
-    """Give back what loading has freed, and start VmHWM anew (Linux)."""
-    gc.collect()
-    ctypes.CDLL("libc.so.6").malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")
-
-
-def peak(way: tuple[str, str], seconds: float) -> dict[str, float]:
-    """Memory of a way in GiB, in a process of its own: with the model loaded, and at its peak."""
-    command = [sys.executable, *sys.argv, "--way", *way, "--seconds", str(seconds)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        sys.exit(done.stderr)
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return found
 
 
 def main() -> None:
@@ -85,11 +61,10 @@ def main() -> None:
             if a.way:
                 if bf16 and a.way[0] == OURS:
                     suit_bfloat16(ways.model)
-                forget_peak()
-                loaded = resident("VmRSS")
+                loaded = watch_memory()
                 for _ in range(2):
                     ways.step(tuple(a.way), bf16)
-                print(json.dumps({"loaded": loaded, "peak": resident("VmHWM")}))
+                print(json.dumps({"loaded": loaded / GIB, "peak": peak_memory() / GIB}))
                 return
             print(f"\nclips of {seconds:g} s, {a.batch} pairs, {a.threads} threads, precision {reason}")
             print(f"tokens: {ways.ours['input_ids'].shape[1]} a row, {lengths(ways.rows)}")
@@ -104,13 +79,15 @@ def main() -> None:
                     (ours if way[0] == OURS else ways).step(way, bf16)
                     if turn:
                         times[way].append(time.perf_counter() - began)
-            costs = {way: ways.multiply_adds(*way) for way in ways.losses}
+            costs = {way: ways.flops(*way) for way in ways.losses}
             del ways, ours
         print(
             f"{'':32}{'median s':>9}{'least':>8}{'most':>8}{'× ours':>8}{'least':>7}{'most':>7}{'floor':>7}"
             f"{'peak GiB':>10}{'ours by it':>11}{'loaded':>8}"
         )
-        memory = {way: peak(way, seconds) for way in times}
+        memory = {}
+        for way in times:
+            memory[way] = alone([*sys.argv[1:], "--way", *way, "--seconds", str(wanted)])
         for way, values in times.items():
             own = (OURS, way[1])
             ratios = [value / mine for value, mine in zip(values, times[own], strict=True)]

@@ -1,4 +1,4 @@
-"""What scripts/bench_prefer.py times: our step, its rivals in their own layout, and their multiply-adds."""
+"""What scripts/bench_prefer.py times: our step and its rivals in their own layout, and what they multiply."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from step_flops import BACKWARD, encoder_flops, llm_flops
+from torch import Tensor
 from torch.nn import functional as F
 from trl import DPOTrainer
 from trl.trainer.utils import add_fused_lm_head
@@ -115,7 +116,6 @@ class Ways:
             use_cpu=True,
         )
         self.rows = real_rows(a, base, processor, seconds)
-        self.costs = Costs(base)
         base.requires_grad_(False)
         base.model.multi_modal_projector.speaker_dropout = 0.0
         trainer = PreferTrainer(
@@ -197,41 +197,28 @@ class Ways:
             f"placeholder is a word, {abs(head - losses[0]):.1e}"
         )
 
-    def multiply_adds(self, way: str, reference: str) -> float:
-        """Of a step; the frozen weights' backward costs one forward more, attention's two."""
+    def flops(self, way: str, reference: str) -> float:
+        """Matrix multiplications of a step; the projector's are left out."""
         live = reference == REFERENCES[0]
         if way == OURS:
             labels = self.ours["input_ids"].masked_fill(self.ours["completion_mask"] == 0, -100)
             layout = pack_pairs(self.ours["input_ids"], self.ours["attention_mask"], labels)
-            shape, scored, encoded = layout.inputs["input_ids"].shape, int(layout.keep.sum()), 0.0
+            (rows, length), scored = layout.inputs["input_ids"].shape, int(layout.keep.sum())
+            encoded = 0.0
         else:
-            shape = self.trl["input_ids"].shape
-            scored = shape[0] * (shape[1] - (way == HEAD))
-            mel = self.trl["input_features"].shape
-            encoded = mel[0] * self.costs.encoder(mel[2] // 2) * (1 + live)
-        linear, attention = self.costs.llm(shape[0], shape[1], scored)
-        again = way == HEAD  # trl's head computes its logits once more in the backward
-        return (2 + live) * linear + (3 + live) * attention + again * scored * self.costs.head + encoded
+            rows, length = self.trl["input_ids"].shape
+            scored = rows * (length - (way == HEAD))
+            encoded = self.encoder(*self.trl["input_features"].shape[::2])
+        plain = self.model.get_base_model()
+        llm, head = plain.model.language_model, 2 * plain.lm_head.weight.numel() * scored
+        again = way == HEAD  # trl's head computes its logits once more in the backward pass
+        policy = llm_flops(llm, (rows, length), True, True) + (1 + BACKWARD + again) * head
+        read = llm_flops(llm, (rows, length), False, False) + head
+        return policy + encoded + live * (read + encoded)
 
-
-class Costs:
-    """Multiply-adds of a forward. Projector, adapters, norms and softmax are left out: a few hundredths."""
-
-    def __init__(self, model: Any) -> None:
-        llm, self.whisper = model.model.language_model, model.config.audio_config
-        tables = {id(m.weight) for m in llm.modules() if isinstance(m, nn.Embedding)}
-        self.body = sum(p.numel() for p in llm.parameters() if p.dim() == 2 and id(p) not in tables)
-        self.head = model.lm_head.weight.numel()
-        self.width, self.depth = llm.config.hidden_size, llm.config.num_hidden_layers
-        self.layers = layer_index(model.config.encoder_layer, self.whisper.encoder_layers)
-        self.layers = self.whisper.encoder_layers if self.layers is None else self.layers
-
-    def llm(self, rows: int, length: int, scored: int) -> tuple[float, float]:
-        """Linear layers with the head, and attention, of `rows` of `length` with `scored` logits."""
-        return rows * length * self.body + scored * self.head, 2 * rows * length**2 * self.width * self.depth
-
-    def encoder(self, frames: int) -> float:
-        """Of one clip of `frames` frames of 20 ms, its margin among them."""
-        d, ffn = self.whisper.d_model, self.whisper.encoder_ffn_dim
-        convolutions = 3 * d * (2 * self.whisper.num_mel_bins + d)
-        return frames * (convolutions + self.layers * (4 * d * d + 2 * d * ffn + 2 * frames * d))
+    def encoder(self, clips: int, mel_frames: int) -> float:
+        """Of one pass over `clips`, their margins among them."""
+        plain = self.model.get_base_model()
+        tower = plain.model.audio_tower
+        layer = layer_index(plain.config.encoder_layer, len(tower.layers))
+        return encoder_flops(tower, clips, mel_frames, len(tower.layers) if layer is None else layer)

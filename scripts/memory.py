@@ -94,7 +94,7 @@ def terms(
         # The layer at work and the next, gathered in the precision of computing; the tail stays gathered.
         copies = size * (2 * shape.layer + shape.table)
     else:
-        # Autocast casts the head anew where it is the embedding's table, which is kept in float32.
+        # A head that is the embedding's table, kept in float32, has a copy of its own.
         copies = size * shape.table if half and shape.tied else 0
     one = tokens * (8 * shape.width + (2 * (size + 1) + 4 * size) * shape.width + 3 * size * shape.inner)
     activations = shape.layers * tokens * 4 * shape.width + one if checkpointing else shape.layers * one

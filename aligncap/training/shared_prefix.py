@@ -188,12 +188,16 @@ def _spread(logits: Tensor, which: Tensor, labels: Tensor, chunk: int = 32) -> F
 def _score(logits: Tensor, which: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Of each target at position `which`: log-probability, entropy, mean logit, is it likeliest."""
 
-    def log_probs(logits: Tensor) -> Tensor:
-        return logits.float().log_softmax(-1)[which, targets]
-
-    chosen = checkpoint(log_probs, logits, use_reentrant=False) if logits.requires_grad else log_probs(logits)
     with torch.no_grad():
-        words = logits.float().log_softmax(-1)
-        entropy = -(words.exp() * words).sum(-1)
-        means, best = logits.float().mean(-1), logits.argmax(-1)
+        wide = logits.float()
+        words = wide.log_softmax(-1)
+        entropy = -torch.linalg.vecdot(words.exp(), words)
+        means, best = wide.mean(-1), wide.argmax(-1)
+        chosen = words[which, targets]
+    if logits.requires_grad:
+
+        def log_probs(logits: Tensor) -> Tensor:
+            return logits.float().log_softmax(-1)[which, targets]
+
+        chosen = checkpoint(log_probs, logits, use_reentrant=False)
     return chosen, entropy[which], means[which], best[which] == targets

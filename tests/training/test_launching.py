@@ -169,3 +169,17 @@ def test_a_sharded_run_in_bfloat16(distill, folder):
     train_speech(DistillArguments(**half, output_dir=str(folder / "half")))
     launch("distill", folder / "fsdp2-half", half, "fsdp2")
     assert log(folder / "fsdp2-half") == pytest.approx(log(folder / "half"), rel=0.01)
+
+
+@pytest.mark.slow
+def test_a_sharded_run_reads_the_teacher_s_likeliest_tokens(distill, folder):
+    """They were kept before the head was sharded, and training asks no head for the teacher's logits."""
+    few = distill | {"teacher_cache": "auto", "teacher_top_k": 8}
+    train_speech(DistillArguments(**few, output_dir=str(folder / "few")))
+    launch("distill", folder / "fsdp2-few", few, "fsdp2")
+    assert log(folder / "fsdp2-few") == pytest.approx(log(folder / "few"), rel=1e-4)
+    coverage = [
+        json.loads((folder / out / "run.json").read_text())["teacher_coverage"]
+        for out in ("few", "fsdp2-few")
+    ]
+    assert coverage[0] == pytest.approx(coverage[1])

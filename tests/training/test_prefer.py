@@ -1,27 +1,22 @@
-"""`train prefer` on tiny models: the loss is DPO's, the reference is the start, runs are reproducible."""
+"""The loss of `train prefer`: DPO's, against the start as its reference, in every layout."""
 
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from preferring import TOLERANCE, equal_adapters, log, options, run
 from tiny import make_model
 from torch.nn import functional as F
 
-from aligncap.cli import main
-from aligncap.errors import Faults, UserError
-from aligncap.io import write_jsonl
+from aligncap.errors import Faults
 from aligncap.manifest import read_manifest
 from aligncap.models.checkpoints import load_checkpoint, load_folder, save_whole
-from aligncap.splits import choose_evenly
 from aligncap.tensor_cache import fingerprint
-from aligncap.training.dev_score import DevScore
 from aligncap.training.examples import audio_files
-from aligncap.training.prefer import PreferTrainer, load_start, train_prefer, wants_reference_cache
+from aligncap.training.prefer import PreferTrainer, wants_reference_cache
 from aligncap.training.prefer_arguments import PreferArguments
 from aligncap.training.preference_rows import (
     PreferenceCollator,
@@ -30,83 +25,6 @@ from aligncap.training.preference_rows import (
     read_pairs,
 )
 from aligncap.training.runs import lora_config
-from aligncap.training.watch import Watch
-
-TOLERANCE = {"atol": 1e-5, "rtol": 1e-5}
-
-
-@pytest.fixture(scope="module")
-def start(tmp_path_factory) -> Path:
-    """A whole untrained checkpoint."""
-    folder = tmp_path_factory.mktemp("start") / "model"
-    model, processor = make_model(projector_dropout=0.0)
-    processor.save_pretrained(folder)
-    save_whole(model, folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def pairs(tmp_path_factory, manifest) -> Path:
-    """Two pairs a clip: its caption against the next clip's, and against a cut one."""
-    path = tmp_path_factory.mktemp("pairs") / "pairs.jsonl"
-    clips = read_manifest(manifest)
-    rows = []
-    for u, other in zip(clips, clips[1:] + clips[:1]):
-        if u.captions[0] == other.captions[-1]:
-            continue
-        common = {"id": u.id, "manifest": os.path.relpath(manifest, path.parent)}
-        rows.append(common | {"chosen": u.captions[0], "rejected": other.captions[-1], "kind": "other-clip"})
-        rows.append(common | {"chosen": u.captions[0], "rejected": "The voice.", "kind": "best-worst"})
-    write_jsonl(path, rows)
-    return path
-
-
-def options(out, start, pairs, **more):
-    return {
-        "output_dir": str(out),
-        "model": str(start),
-        "train_pairs": str(pairs),
-        "cache_dir": str(Path(out).parent / "cache"),
-        "max_steps": 4,
-        "per_device_train_batch_size": 6,
-        "learning_rate": 1e-3,
-        "projector_learning_rate": None,
-        "loss_type": ["sigmoid"],
-        "loss_weights": None,
-        "logging_steps": 1,
-        "save_steps": 2,
-        "eval_steps": 2,
-        "precision": "float32",
-        "report_to": "none",
-        "disable_tqdm": True,
-    } | more
-
-
-def run(out, start, pairs, **more):
-    return train_prefer(PreferArguments(**options(out, start, pairs, **more)))
-
-
-def log(out, name="loss") -> list[float]:
-    rows = [json.loads(line) for line in (Path(out) / "log.jsonl").read_text().splitlines()]
-    return [row[name] for row in rows if name in row]
-
-
-def adapter(out) -> dict[str, torch.Tensor]:
-    return load_file(Path(out) / "adapter_model.safetensors")
-
-
-def equal_adapters(a, b, **tolerance):
-    a, b = adapter(a), adapter(b)
-    assert a.keys() == b.keys()
-    for name in a:
-        torch.testing.assert_close(a[name], b[name], **(tolerance or TOLERANCE))
-
-
-@pytest.fixture(scope="module")
-def preferred(tmp_path_factory, start, pairs):
-    out = tmp_path_factory.mktemp("runs") / "prefer"
-    run(out, start, pairs, reference_cache="no")
-    return out
 
 
 def test_pairs_of_like_length_can_share_a_batch(tmp_path, start, pairs):
@@ -344,164 +262,3 @@ def test_a_language_model_without_such_masks_is_trained_on_plain_rows(
     trainer, batch, *_ = trainer_of(tmp_path, start, pairs)
     assert "shared_prefix: off, since it cannot" in capsys.readouterr().err
     assert trainer.compute_loss(trainer.model, dict(batch)).item() == pytest.approx(loss, abs=1e-5)
-
-
-def test_accumulation_changes_nothing(preferred, tmp_path, start, pairs):
-    run(
-        tmp_path / "small", start, pairs, reference_cache="no",
-        per_device_train_batch_size=2, gradient_accumulation_steps=3,
-    )  # fmt: skip
-    equal_adapters(preferred, tmp_path / "small", atol=5e-5, rtol=1e-3)
-
-
-def test_a_resumed_run_equals_an_unbroken_one(preferred, tmp_path, start, pairs):
-    import shutil
-
-    broken = tmp_path / "broken"
-    shutil.copytree(preferred, broken)
-    shutil.rmtree(broken / "checkpoint-4")
-    (broken / "adapter_model.safetensors").unlink()
-    run(broken, start, pairs, reference_cache="no", resume_from_checkpoint="true")
-    equal_adapters(preferred, broken)
-    assert log(broken) == pytest.approx(log(preferred), abs=1e-6)
-
-
-def test_an_adapter_can_be_the_start_and_the_result_merges(tmp_path, preferred, pairs, capsys):
-    """Start from an adapter: it is folded into base/, on which the new one stands."""
-    out = tmp_path / "second"
-    run(out, preferred, pairs)
-    assert log(out)[0] == pytest.approx(0.6931, abs=1e-3)
-    assert (out / "base" / "config.json").is_file()
-    assert main(["merge", str(out), "--out", str(tmp_path / "merged")]) == 0
-    assert load_folder(tmp_path / "merged")
-
-
-def test_the_best_checkpoint_by_the_dev_score_is_kept(tmp_path, start, pairs, manifest):
-    out = tmp_path / "dev"
-    run(out, start, pairs, dev_manifest=str(manifest), dev_clips=4, max_steps=6, patience=1)
-    scores = log(out, "eval_rubric")
-    assert len(scores) >= 2  # at the start, then every second step
-    assert {"eval_length", "eval_top_share"} <= set(
-        json.loads((out / "log.jsonl").read_text().splitlines()[0])
-    )
-    state = json.loads(max(out.glob("checkpoint-*/trainer_state.json")).read_text())
-    best = state["best_global_step"]
-    kept = load_file(out / f"checkpoint-{best}" / "adapter_model.safetensors")
-    final = adapter(out)
-    assert all(torch.equal(kept[name], final[name]) for name in kept)
-
-
-def test_patience_counts_the_start_and_goes_on_over_a_resume(tmp_path, start, pairs, manifest, monkeypatch):
-    scores = iter([5.0, 4.0, 4.5, 9.0])  # at the start, after 1, 2, 3 steps
-    found: list[float] = []
-
-    def judged(self, *_, **__):
-        found.append(next(scores))
-        return {"rubric": found[-1], "length": 5.0, "top_share": 0.1}
-
-    monkeypatch.setattr(DevScore, "__call__", judged)
-    more = {"dev_manifest": str(manifest), "patience": 2, "eval_steps": 1, "save_steps": 1}
-    run(tmp_path / "run", start, pairs, **more)
-    assert found == [5.0, 4.0, 4.5]
-    import shutil
-
-    shutil.rmtree(tmp_path / "run" / "checkpoint-2")
-    scores, found = iter([4.5, 9.0]), []
-    run(tmp_path / "run", start, pairs, **more, resume_from_checkpoint="true")
-    assert found == [4.5]
-
-
-def test_a_start_that_nothing_betters_is_told(tmp_path, start, pairs, manifest, monkeypatch, capsys):
-    scores = iter([5.0, 4.0, 4.5])
-    monkeypatch.setattr(
-        DevScore, "__call__", lambda *_, **__: {"rubric": next(scores), "length": 5.0, "top_share": 0.1}
-    )
-    run(tmp_path / "run", start, pairs, dev_manifest=str(manifest))
-    assert "no checkpoint did better than the start" in capsys.readouterr().err
-
-
-def test_a_base_of_another_start_is_not_taken_up(tmp_path, preferred, start, pairs):
-    out = tmp_path / "run"
-    load_start(PreferArguments(**options(out, preferred, pairs)), out / "base")
-    with pytest.raises(UserError, match="another --model"):
-        other = tmp_path / "other"
-        run(other, start, pairs, max_steps=2)
-        load_start(PreferArguments(**options(out, other, pairs)), out / "base")
-
-
-def test_alarms_say_what_goes_wrong_and_what_to_do(tmp_path, start, pairs):
-    watch = Watch(PreferArguments(**options(tmp_path / "w", start, pairs, beta=0.1)))
-    first = {"rewards/chosen": -0.2, "eval_length": 10.0, "eval_top_share": 0.1}
-    assert watch.alarms(first) == {}
-    found = watch.alarms({"rewards/chosen": -0.7, "eval_length": 14.0, "eval_top_share": 0.5}, [first])
-    assert set(found) == {"chosen_falls", "length_grows", "outputs_collapse"}
-    assert "7.0 nats" in found["chosen_falls"] and "40%" in found["length_grows"]
-
-
-def test_alarms_stand_in_the_log(tmp_path, start, pairs, capsys):
-    run(tmp_path / "hot", start, pairs, max_steps=4, alarm_chosen_drop=-1.0)
-    assert log(tmp_path / "hot", "alarm/chosen_falls")
-    assert "alarm at step" in capsys.readouterr().err
-
-
-def test_dev_clips_take_turns_by_label(manifest):
-    clips = read_manifest(manifest)
-    labels = [clips[i].emotion for i in choose_evenly(clips, len(set(u.emotion for u in clips)), seed=0)]
-    assert len(labels) == len(set(labels))
-    assert choose_evenly(clips, 99, seed=0) == list(range(len(clips)))
-
-
-def test_faulty_pairs_are_all_named(tmp_path, start, manifest):
-    path = tmp_path / "pairs.jsonl"
-    clip = read_manifest(manifest)[0].id
-    write_jsonl(
-        path,
-        [
-            {"id": clip, "chosen": "A.", "rejected": "A."},
-            {"id": "nobody", "chosen": "A.", "rejected": "B."},
-            {"id": clip, "chosen": "A."},
-        ],
-    )
-    with pytest.raises(Faults) as caught:
-        read_pairs(str(path), str(manifest), read_manifest(manifest), None)
-    text = str(caught.value)
-    assert all(f"pairs.jsonl:{n}:" in text for n in (1, 2, 3))
-
-
-def test_pairs_of_other_kinds_are_left_out_and_none_is_an_error(pairs, manifest):
-    clips = read_manifest(manifest)
-    found = read_pairs(str(pairs), str(manifest), clips, ["best-worst"])
-    assert found and all(p.rejected == "The voice." for p in found)
-    assert len(read_pairs(str(pairs), str(manifest), clips, None)) > len(found)
-    with pytest.raises(UserError, match="it holds best-worst, other-clip"):
-        read_pairs(str(pairs), str(manifest), clips, ["flipped-claim"])
-
-
-def test_wrong_options_are_all_named_at_once(tmp_path):
-    with pytest.raises(Faults) as caught:
-        PreferArguments(
-            output_dir=str(tmp_path),
-            model="nowhere",
-            patience=2,
-            reference_cache="maybe",
-            precompute_ref_log_probs=True,
-            max_length=9,
-            loss_type=["sigmod"],
-            f_divergence_type="kl",
-        )
-    text = str(caught.value)
-    for part in ("model: nowhere", "train_pairs is missing", "patience", "maybe", "precompute", "max_length"):
-        assert part in text, part
-    for part in ('nearest is "sigmoid"', "'kl'", "a weight for each"):
-        assert part in text, part
-
-
-def test_help_shows_the_options_of_dpo(capsys):
-    assert main(["train", "prefer", "--help"]) == 0
-    text = capsys.readouterr().out
-    assert (
-        "--beta [0.1]" in text
-        and "--loss_type [['sigmoid', 'sft']]" in text
-        and "--pair_kinds" in text
-        and "max_length" not in text
-    )

@@ -1,0 +1,44 @@
+"""Pairs as they are read from files, and which clips judge a run."""
+
+from __future__ import annotations
+
+import pytest
+
+from aligncap.errors import Faults, UserError
+from aligncap.io import write_jsonl
+from aligncap.manifest import read_manifest
+from aligncap.splits import choose_evenly
+from aligncap.training.preference_rows import read_pairs
+
+
+def test_dev_clips_take_turns_by_label(manifest):
+    clips = read_manifest(manifest)
+    labels = [clips[i].emotion for i in choose_evenly(clips, len(set(u.emotion for u in clips)), seed=0)]
+    assert len(labels) == len(set(labels))
+    assert choose_evenly(clips, 99, seed=0) == list(range(len(clips)))
+
+
+def test_faulty_pairs_are_all_named(tmp_path, start, manifest):
+    path = tmp_path / "pairs.jsonl"
+    clip = read_manifest(manifest)[0].id
+    write_jsonl(
+        path,
+        [
+            {"id": clip, "chosen": "A.", "rejected": "A."},
+            {"id": "nobody", "chosen": "A.", "rejected": "B."},
+            {"id": clip, "chosen": "A."},
+        ],
+    )
+    with pytest.raises(Faults) as caught:
+        read_pairs(str(path), str(manifest), read_manifest(manifest), None)
+    text = str(caught.value)
+    assert all(f"pairs.jsonl:{n}:" in text for n in (1, 2, 3))
+
+
+def test_pairs_of_other_kinds_are_left_out_and_none_is_an_error(pairs, manifest):
+    clips = read_manifest(manifest)
+    found = read_pairs(str(pairs), str(manifest), clips, ["best-worst"])
+    assert found and all(p.rejected == "The voice." for p in found)
+    assert len(read_pairs(str(pairs), str(manifest), clips, None)) > len(found)
+    with pytest.raises(UserError, match="it holds best-worst, other-clip"):
+        read_pairs(str(pairs), str(manifest), clips, ["flipped-claim"])
