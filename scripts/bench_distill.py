@@ -4,11 +4,12 @@
     python scripts/bench_distill.py runs/ravdess --base runs/ravdess/tables/systems/distill-0/run/base
 
 First it asserts that all layouts give one loss and one gradient (float32, the same pooled frames, no
-dropout). Then the ways take turns, round by round; the first round warms up; a ratio is of the same round.
-"Floor" is the ratio of the matrix multiplications, counted from shapes (scripts/step_flops.py). Peak memory
-is of each way alone, in a process of its own. Log-mel is made beforehand for all. In mixed precision our
-model is laid out for bfloat16 (models/precision.py), the rivals' as transformers' Trainer leaves it; a row
-shows what that alone is worth. Nothing else should run on the machine.
+dropout). Then the ways take turns, round by round, each with a step that is not timed and one that is; the
+first round warms up; a ratio is of the same round. "Floor" is the ratio of the matrix multiplications,
+counted from shapes (scripts/step_flops.py). Peak memory is of each way alone, in a process of its own.
+Log-mel is made beforehand for all. In mixed precision our model is laid out for bfloat16
+(models/precision.py), the rivals' as transformers' Trainer leaves it; a row shows what that alone is worth.
+Nothing else should run on the machine.
 """
 
 from __future__ import annotations
@@ -160,6 +161,7 @@ def time_ways(bench: Bench, ways: list[Way], rounds: int) -> dict[Way, list[floa
     for turn in range(rounds + 1):
         for way in ways:
             torch.manual_seed(turn)
+            step(*ready[way])  # a step follows one of its own kind: another way leaves other holes in memory
             taken = step(*ready[way])
             if turn:
                 seconds[way].append(taken)

@@ -11,11 +11,11 @@ prompt twice and encode each clip at every pass, for the chosen and for the reje
 Each with the reference read live (a second pass) and with its log-probabilities at hand. A step is forward
 and backward on one batch of real pairs, whose clips are repeated to the wanted length. First, in float32,
 losses must agree to 1e-5 and gradients to 1e-4 of their size, or of a thousandth of the largest where
-they are smaller. Ways take turns, round by round, and the first round warms up; a ratio is a rival's time
-by ours in the same round, and its floor the ratio of their matrix multiplications (scripts/step_flops.py).
-In bfloat16 our model is laid out for it, as in training (models/precision.py); the rivals' weights are
-float32, as trl has them. Peak memory is that of a process of its own for each way. Nothing else should run
-on the machine.
+they are smaller. Ways take turns, round by round, each with a step that is not timed and one that is; the
+first round warms up. A ratio is a rival's time by ours in the same round, its floor the ratio of their
+matrix multiplications (scripts/step_flops.py). In bfloat16 our model is laid out for it, as in training
+(models/precision.py); the rivals' weights are float32, as trl has them. Peak
+memory is that of a process of its own for each way. Nothing else should run on the machine.
 """
 
 from __future__ import annotations
@@ -75,8 +75,10 @@ def main() -> None:
             times: dict[tuple[str, str], list[float]] = {way: [] for way in ways.losses}
             for turn in range(a.rounds + 1):
                 for way in ways.losses:
+                    mine = ours if way[0] == OURS else ways
+                    mine.step(way, bf16)  # a step follows one of its own kind, as in training
                     began = time.perf_counter()
-                    (ours if way[0] == OURS else ways).step(way, bf16)
+                    mine.step(way, bf16)
                     if turn:
                         times[way].append(time.perf_counter() - began)
             costs = {way: ways.flops(*way) for way in ways.losses}
