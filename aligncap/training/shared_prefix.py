@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from trl.trainer.utils import FusedCausalLMOutput
 
-from aligncap.models.attention import SDPA_FLOAT32
 from aligncap.training.collators import IGNORE, response_positions
 
 PADDING, PROMPT, CHOSEN, REJECTED = -1, 0, 1, 2
@@ -101,7 +100,7 @@ def why_not_packed(llm: Any) -> str | None:
     Rows are told apart by a mask over pairs of tokens, so attention must take one and see by it alone.
     """
     attention = llm.config._attn_implementation
-    if attention not in ("sdpa", SDPA_FLOAT32, "eager"):
+    if attention not in ("sdpa", "eager"):
         return f"attention {attention!r} takes no mask over pairs of tokens (sdpa and eager do)"
     others = set(getattr(llm.config, "layer_types", None) or ()) - {"full_attention"}
     if others or getattr(llm.config, "sliding_window", None):

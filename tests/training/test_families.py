@@ -151,6 +151,16 @@ def test_every_stage_trains(family, manifest):
     assert losses(folder / "prefer")[0] == pytest.approx(0.6931, abs=1e-3)  # starts at its reference
 
 
+def test_the_first_losses_in_bfloat16_are_near_those_in_float32(family, manifest, whisper, tmp_path):
+    _, _, folder = family
+    llm, half = str(folder / "llm"), {"precision": "bfloat16", "max_steps": 1}
+    data = {"train_manifest": str(manifest), "llm": llm}
+    train_teacher(TeacherArguments(**common(tmp_path / "teacher", **data, **half)))
+    speech(SpeechArguments, tmp_path / "sft", manifest, whisper, llm, **half)
+    for run in ("teacher", "sft"):
+        assert losses(tmp_path / run)[0] == pytest.approx(losses(folder / run)[0], rel=0.02)
+
+
 def test_the_trained_teacher_is_a_plain_llm_of_the_family_and_the_students_base(family):
     _, like, folder = family
     before, _ = load_llm(str(folder / "llm"))

@@ -253,16 +253,17 @@ def test_sft_learns_its_captions(manifest, parts, tmp_path):
     assert found[-1] < 0.5 * found[0]
 
 
-def test_the_teacher_is_saved_as_a_plain_llm(manifest, parts, tmp_path):
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_teacher_is_saved_as_a_plain_llm(manifest, parts, tmp_path, precision):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     parts = {"llm": parts["llm"]}
-    out = train_teacher(
-        TeacherArguments(**options(tmp_path / "t", manifest, parts, max_steps=30, learning_rate=1e-2))
-    )
+    more = {"max_steps": 30, "learning_rate": 1e-2, "precision": precision}
+    out = train_teacher(TeacherArguments(**options(tmp_path / "t", manifest, parts, **more)))
     found = losses(tmp_path / "t")
     assert found[-1] < 0.7 * found[0]
     model = AutoModelForCausalLM.from_pretrained(out)
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
     assert model.config.model_type == "llama" and AutoTokenizer.from_pretrained(out).eos_token
 
 
