@@ -147,11 +147,12 @@ def measure(case: dict[str, Any]) -> dict[str, float]:
             trainer.training_step(adapted.train(), dict(batch))
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-    if torch.cuda.is_available():
+    on_cpu = not torch.cuda.is_available()
+    if not on_cpu:
         peak = torch.cuda.max_memory_allocated()
     else:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
-    return {"peak": peak, "projector": count, "encoder": encoder}
+    return {"peak": peak, "projector": count, "encoder": encoder, "eager": half and on_cpu}
 
 
 def main() -> None:
@@ -170,7 +171,8 @@ def main() -> None:
         case = json.dumps({"shape": asdict(SHAPES[name]), "how": how})
         # Freed tensors go back to the system at once, or the peak would count holes in the heap.
         found = alone(["--case", case], MALLOC_MMAP_THRESHOLD_="65536", MALLOC_TRIM_THRESHOLD_="65536")
-        parts = terms(SHAPES[name], **how, projector=found["projector"], encoder=found["encoder"])
+        kept = {part: found[part] for part in ("projector", "encoder", "eager")}
+        parts = terms(SHAPES[name], **how, **kept)
         total = sum(parts.values())
         print(f"{name:14}{how['batch']:5}{how['length']:7}{how['response']:10}", end="")
         print(

@@ -75,6 +75,7 @@ def terms(
     half: bool,
     shards: int = 1,
     checkpointing: bool = False,
+    eager: bool = False,
     rank: int = 8,
     encoder: int = 0,
     projector: int = 0,
@@ -85,6 +86,7 @@ def terms(
         batch: rows on the device; length: tokens of a student's row; response: those that are predicted.
         half: compute in bfloat16; embeddings stay float32, sharded weights too.
         shards: devices that FSDP2 spreads weights over.
+        eager: attention keeps its scores, as training in bfloat16 on a CPU does.
         rank: of LoRA; encoder, projector: their numbers of weights.
     """
     size = 2 if half else 4
@@ -97,6 +99,7 @@ def terms(
         # A head that is the embedding's table, kept in float32, has a copy of its own.
         copies = size * shape.table if half and shape.tied else 0
     one = tokens * (8 * shape.width + (2 * (size + 1) + 4 * size) * shape.width + 3 * size * shape.inner)
+    one += eager * tokens * length * shape.heads * (4 + size)  # the softmax in float32, and as it is read
     activations = shape.layers * tokens * 4 * shape.width + one if checkpointing else shape.layers * one
     return {
         "weights": _kept(shape, encoder, half and shards == 1) / shards,
