@@ -186,7 +186,6 @@ def _spread(logits: Tensor, which: Tensor, labels: Tensor, chunk: int = 32) -> F
 
 def _score(logits: Tensor, which: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Of each target at position `which`: log-probability, entropy, mean logit, is it likeliest."""
-
     with torch.no_grad():
         wide = logits.float()
         words = wide.log_softmax(-1)
