@@ -14,8 +14,8 @@ losses must agree to 1e-5 and gradients to 1e-4 of their size, or of a thousandt
 they are smaller. Ways take turns, round by round, each with a step that is not timed and one that is; the
 first round warms up. A ratio is a rival's time by ours in the same round, its floor the ratio of their
 matrix multiplications (scripts/step_flops.py). In bfloat16 our model is laid out for it, as in training
-(models/precision.py); the rivals' weights are float32, as trl has them. Peak
-memory is that of a process of its own for each way. Nothing else should run on the machine.
+(models/precision.py); the rivals' weights are float32, as trl has them. Peak memory
+is that of a process of its own for each way. Nothing else should run on the machine.
 """
 
 from __future__ import annotations

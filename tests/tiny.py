@@ -102,3 +102,13 @@ def voice(seconds: float, f0: float = 150.0, seed: int = 0) -> np.ndarray:
     time = np.arange(round(seconds * 16_000)) / 16_000
     tone = sum(np.sin(2 * np.pi * f0 * k * time) / k for k in range(1, 6))
     return (0.1 * tone + 0.005 * rng.standard_normal(len(time))).astype(np.float32)
+
+
+def save_model(folder, **options):
+    """A whole untrained checkpoint in `folder`; `options` are those of `make_model`."""
+    from aligncap.models.checkpoints import save_whole
+
+    model, processor = make_model(**options)
+    processor.save_pretrained(folder)
+    save_whole(model, folder)
+    return folder

@@ -6,20 +6,15 @@ import json
 from pathlib import Path
 
 import pytest
-from tiny import make_model
+from tiny import save_model
 
 from aligncap.cli import main
 from aligncap.io import read_jsonl
-from aligncap.models.checkpoints import save_whole
 
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory) -> str:
-    folder = tmp_path_factory.mktemp("verbs") / "start"
-    model, processor = make_model(projector_dropout=0.0)
-    processor.save_pretrained(folder)
-    save_whole(model, folder)
-    return str(folder)
+    return str(save_model(tmp_path_factory.mktemp("verbs") / "start", projector_dropout=0.0))
 
 
 def run(*words: object) -> int:

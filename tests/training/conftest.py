@@ -7,21 +7,16 @@ from pathlib import Path
 
 import pytest
 from preferring import run
-from tiny import make_model
+from tiny import save_model
 
 from aligncap.io import write_jsonl
 from aligncap.manifest import read_manifest
-from aligncap.models.checkpoints import save_whole
 
 
 @pytest.fixture(scope="session")
 def start(tmp_path_factory) -> Path:
     """A whole untrained checkpoint."""
-    folder = tmp_path_factory.mktemp("start") / "model"
-    model, processor = make_model(projector_dropout=0.0)
-    processor.save_pretrained(folder)
-    save_whole(model, folder)
-    return folder
+    return save_model(tmp_path_factory.mktemp("start") / "model", projector_dropout=0.0)
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from preferring import equal_adapters, log
 from safetensors.torch import load_file
 from tiny import make_model, voice
 
@@ -118,18 +119,6 @@ def launch(verb: str, out: Path, options: dict[str, Any], config: str, *flags: s
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=env, timeout=240)
     assert done.returncode == 0, done.stderr[-3000:]
     assert json.loads((out / "run.json").read_text())["processes"] == processes
-
-
-def log(out: Path, name: str = "loss") -> list[float]:
-    rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    return [row[name] for row in rows if name in row]
-
-
-def equal_adapters(a: Path, b: Path, **tolerance: float) -> None:
-    a, b = (load_file(out / "adapter_model.safetensors") for out in (a, b))
-    assert a.keys() == b.keys()
-    for name in a:
-        torch.testing.assert_close(a[name], b[name], **tolerance)
 
 
 @pytest.mark.slow

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 from preferring import TOLERANCE, equal_adapters, log, options, run
-from tiny import make_model
+from tiny import save_model
 from torch.nn import functional as F
 
 from aligncap.errors import Faults
 from aligncap.manifest import read_manifest
-from aligncap.models.checkpoints import load_checkpoint, load_folder, save_whole
+from aligncap.models.checkpoints import load_checkpoint, load_folder
 from aligncap.tensor_cache import fingerprint
 from aligncap.training.examples import audio_files
 from aligncap.training.prefer import PreferTrainer, wants_reference_cache
@@ -174,9 +174,7 @@ def test_the_first_loss_is_ln_2(preferred):
 
 @pytest.mark.parametrize("cache", ["yes", "no"])
 def test_both_captions_of_a_pair_are_of_one_speaker(tmp_path, pairs, cache):
-    model, processor = make_model(projector_dropout=0.0, speaker_relative=True, speaker_dropout=0.9)
-    processor.save_pretrained(tmp_path / "start")
-    save_whole(model, tmp_path / "start")
+    save_model(tmp_path / "start", projector_dropout=0.0, speaker_relative=True, speaker_dropout=0.9)
     run(tmp_path / "run", tmp_path / "start", pairs, max_steps=1, reference_cache=cache)
     assert log(tmp_path / "run")[0] == pytest.approx(0.6931, abs=1e-4)
 
