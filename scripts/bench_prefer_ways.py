@@ -18,7 +18,6 @@ from trl.trainer.utils import add_fused_lm_head
 from aligncap.audio.files import load_audio
 from aligncap.manifest import audio_path, read_manifest
 from aligncap.models.checkpoints import load_folder
-from aligncap.models.encoders import layer_index
 from aligncap.prompts.templates import response_ids
 from aligncap.training.examples import ClipInputs
 from aligncap.training.prefer import PreferTrainer
@@ -199,7 +198,7 @@ class Ways:
 
     def flops(self, way: str, reference: str) -> float:
         """Matrix multiplications of a step; the projector's are left out."""
-        live = reference == REFERENCES[0]
+        live, plain = reference == REFERENCES[0], self.model.get_base_model()
         if way == OURS:
             labels = self.ours["input_ids"].masked_fill(self.ours["completion_mask"] == 0, -100)
             layout = pack_pairs(self.ours["input_ids"], self.ours["attention_mask"], labels)
@@ -208,17 +207,9 @@ class Ways:
         else:
             rows, length = self.trl["input_ids"].shape
             scored = rows * (length - (way == HEAD))
-            encoded = self.encoder(*self.trl["input_features"].shape[::2])
-        plain = self.model.get_base_model()
+            encoded = encoder_flops(plain, *self.trl["input_features"].shape[::2])
         llm, head = plain.model.language_model, 2 * plain.lm_head.weight.numel() * scored
         again = way == HEAD  # trl's head computes its logits once more in the backward pass
         policy = llm_flops(llm, (rows, length), True, True) + (1 + BACKWARD + again) * head
         read = llm_flops(llm, (rows, length), False, False) + head
         return policy + encoded + live * (read + encoded)
-
-    def encoder(self, clips: int, mel_frames: int) -> float:
-        """Of one pass over `clips`, their margins among them."""
-        plain = self.model.get_base_model()
-        tower = plain.model.audio_tower
-        layer = layer_index(plain.config.encoder_layer, len(tower.layers))
-        return encoder_flops(tower, clips, mel_frames, len(tower.layers) if layer is None else layer)

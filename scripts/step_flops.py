@@ -10,6 +10,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from aligncap.models.encoders import layer_index
+
 BACKWARD = 1  # through frozen weights: the gradient of the input, none of the weights
 
 
@@ -37,8 +39,11 @@ def llm_flops(llm: nn.Module, shape: tuple[int, int], backward: bool, adapters: 
     return frozen * (1 + BACKWARD) + 3 * (trained + attention)
 
 
-def encoder_flops(encoder: Any, rows: int, mel_frames: int, layers: int) -> float:
-    """Of one pass of Whisper's first `layers` layers over `mel_frames` of 10 ms, padding included."""
+def encoder_flops(model: Any, rows: int, mel_frames: int) -> float:
+    """Of one pass of Whisper, as far as `model` reads it, over `mel_frames` of 10 ms, padding included."""
+    encoder = model.model.audio_tower
+    layers = layer_index(model.config.encoder_layer, len(encoder.layers))
+    layers = len(encoder.layers) if layers is None else layers
     frames = mel_frames // 2
     convolutions = (
         2 * rows * (encoder.conv1.weight.numel() * mel_frames + encoder.conv2.weight.numel() * frames)
@@ -61,8 +66,6 @@ def step_flops(model: Any, batch: dict[str, Tensor], everywhere: bool) -> dict[s
     response = int((batch["labels"] != -100).sum())
     rows, length = batch["input_ids"].shape
     config = model.config
-    depth = len(model.model.audio_tower.layers)
-    layers = config.encoder_layer if isinstance(config.encoder_layer, int) else depth
     parts = {
         "LLM forward": llm_flops(llm, (rows, length), False, True),
         "head and loss": head * (rows * length if everywhere else response) * (1 + BACKWARD),
@@ -70,7 +73,7 @@ def step_flops(model: Any, batch: dict[str, Tensor], everywhere: bool) -> dict[s
     parts["LLM backward"] = llm_flops(llm, (rows, length), True, True) - parts["LLM forward"]
     audio = batch.get("padded_features", batch.get("input_features"))
     if audio is not None:
-        parts["encoder"] = encoder_flops(model.model.audio_tower, rows, audio.shape[-1], layers)
+        parts["encoder"] = encoder_flops(model, rows, audio.shape[-1])
     tokens = int((batch["input_ids"] >= config.audio_token_id).sum())
     parts["projector"] = 6 * linear_weights(model.model.multi_modal_projector, False) * tokens
     if "teacher_input_ids" in batch:
