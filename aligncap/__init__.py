@@ -21,7 +21,7 @@ if parent_process() is None:  # workers that only measure audio need not load to
 
 def __getattr__(name: str) -> Any:
     if name == "Captioner":
-        from aligncap.models.captioner import Captioner
+        from aligncap.inference.captioner import Captioner
 
         return Captioner
     if name in __all__:

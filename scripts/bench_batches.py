@@ -30,17 +30,16 @@ import torch
 from bench_common import GIB, alone, peak_memory, spread, watch_memory
 from torch.utils.data import DataLoader
 
-from aligncap.io import read_jsonl
-from aligncap.manifest import read_manifest
+from aligncap.data.manifest import audio_files, read_manifest
 from aligncap.models.checkpoints import load_folder
-from aligncap.prompts.templates import response_ids
-from aligncap.training.arguments import SpeechArguments
-from aligncap.training.batches import LengthBuckets, padded_size, padding_share, row_lengths
+from aligncap.text.prompts import response_ids
 from aligncap.training.caches import feature_cache, fill_features
 from aligncap.training.collators import SpeechCollator
-from aligncap.training.distill import SFTTrainer
-from aligncap.training.examples import ClipInputs, audio_files
-from aligncap.training.runs import add_adapters
+from aligncap.training.config import SpeechSFTConfig
+from aligncap.training.data import ClipInputs
+from aligncap.training.distill import SpeechSFTTrainer
+from aligncap.training.trainer import LengthBuckets, add_adapters, padded_size, padding_share, row_lengths
+from aligncap.utils.io import read_jsonl
 
 WAYS = ("fixed rows, shuffled", "fixed rows, buckets", "tokens, buckets")
 FRAMES_A_SECOND = 50  # of the encoder, before pooling
@@ -101,7 +100,7 @@ class Bench:
     """Student, rows and their batches."""
 
     def __init__(self, a: argparse.Namespace, folder: str) -> None:
-        self.args = SpeechArguments(
+        self.args = SpeechSFTConfig(
             output_dir=f"{folder}/run", train_manifest=str(a.run / "data/test.jsonl"), report_to="none"
         )
         torch.manual_seed(0)
@@ -110,7 +109,7 @@ class Bench:
         self.lengths = row_lengths(self.rows)
         model.requires_grad_(False)
         self.model: Any = add_adapters(model, self.args, projector=True).to(self.args.device)
-        self.trainer = SFTTrainer(
+        self.trainer = SpeechSFTTrainer(
             model=self.model,
             args=self.args,
             train_dataset=self.rows,

@@ -22,10 +22,10 @@ import torch
 from bench_common import spread
 
 from aligncap.audio.files import load_audio
-from aligncap.manifest import audio_path, read_manifest
-from aligncap.models.building import build
-from aligncap.models.captioner import Captioner
-from aligncap.models.sampling import sample_captions
+from aligncap.data.manifest import audio_path, read_manifest
+from aligncap.inference.captioner import Captioner
+from aligncap.inference.sampling import sample_captions
+from aligncap.models.checkpoints import build
 
 RUN = Path("runs/ravdess")
 SETTINGS: dict[str, Any] = {"temperature": 1.0, "top_p": 0.95, "max_new_tokens": 48}

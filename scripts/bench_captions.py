@@ -17,8 +17,8 @@ import torch
 from bench_common import peak_memory, watch_memory
 
 from aligncap.audio.files import load_audio
-from aligncap.manifest import audio_path, read_manifest
-from aligncap.models.captioner import Captioner
+from aligncap.data.manifest import audio_path, read_manifest
+from aligncap.inference.captioner import Captioner
 
 
 def main() -> None:

@@ -23,10 +23,10 @@ import time
 from collections import Counter
 from collections.abc import Callable
 
-from aligncap.captions.clue_rules import unique
-from aligncap.captions.clues import ClueParser, load_spacy
-from aligncap.captions.lexicon import is_chinese
-from aligncap.io import data_path, read_jsonl
+from aligncap.text.clue_rules import unique
+from aligncap.text.clues import ClueParser, load_spacy
+from aligncap.text.lexicon import is_chinese
+from aligncap.utils.io import data_path, read_jsonl
 
 System = Callable[[list[str]], list[list[str]]]
 

@@ -32,13 +32,13 @@ from safetensors.torch import load_file, save_file
 from step_flops import step_flops
 
 from aligncap.models.precision import best_dtype
-from aligncap.training.distill import DistillTrainer, SFTTrainer
+from aligncap.training.distill import DistillTrainer, SpeechSFTTrainer
 
 KINDS: dict[str, type] = {
     "ours": DistillTrainer,
     "ultravox": UltravoxLayout,
     "trl": TrlLayout,
-    "sft": SFTTrainer,
+    "sft": SpeechSFTTrainer,
 }
 
 

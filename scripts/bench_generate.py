@@ -29,8 +29,8 @@ import torch
 from bench_candidates import RUN, SETTINGS, clips_of, load
 from bench_common import GIB, alone, peak_memory, spread, watch_memory
 
-from aligncap.models.captioner import Captioner, batches_by_size
-from aligncap.models.sampling import sample_captions
+from aligncap.inference.captioner import Captioner, batches_by_size
+from aligncap.inference.sampling import sample_captions
 
 Clips = list[np.ndarray]
 Way = Callable[[Clips], list[str]]

@@ -40,8 +40,8 @@ from kills import (
 )
 from tiny_parts import write_parts
 
-from aligncap.manifest import read_manifest, rebase, write_manifest
-from aligncap.splits import choose_evenly
+from aligncap.data.manifest import read_manifest, rebase, write_manifest
+from aligncap.data.split import choose_evenly
 
 CRITERIA = ("faithful", "emotion", "acoustics", "fluent", "specific")
 
@@ -220,7 +220,7 @@ def main() -> int:
             share = a.kills // len(chosen) + (place < a.kills % len(chosen))
             moments = uniform(first, seconds, 100 * a.seed + number)
             results.append(kill_and_compare(case, folder / "unbroken", folder, share, moments))
-            print("\n".join(results[-1].found.faults), file=sys.stderr)
+            print("\n".join(results[-1].found.errors), file=sys.stderr)
         if case.name == "judge rubric":
             make_pairs(folder / "unbroken/scored.jsonl")
     print(f"{' '.join(sys.argv)}: {sum(len(r.phases) for r in results)} kills -9\n\n{table(results)}")

@@ -116,15 +116,15 @@ def measure(case: dict[str, Any]) -> dict[str, float]:
     import torch
 
     from aligncap.models.precision import suit_bfloat16
-    from aligncap.training.arguments import DistillArguments
+    from aligncap.training.config import DistillConfig
     from aligncap.training.distill import DistillTrainer
-    from aligncap.training.runs import add_adapters
+    from aligncap.training.trainer import add_adapters
 
     shape, how = Shape(**case["shape"]), dict(case["how"])
     half, checkpointing = how.pop("half"), how.pop("checkpointing", False)
     with tempfile.TemporaryDirectory() as folder:
         before = resident()
-        args = DistillArguments(
+        args = DistillConfig(
             output_dir=folder,
             train_manifest=__file__,
             report_to="none",

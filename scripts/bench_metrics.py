@@ -23,9 +23,14 @@ import numpy as np
 from bench_common import spread
 from make_metric_fixture import FEELING, sentence
 
-from aligncap.evaluation.ngrams import bleu_counts, bleu_scores, cider_d, count_ngrams
-from aligncap.evaluation.sequences import rouge_l
-from aligncap.evaluation.tokens import tokenize
+from aligncap.evaluation.metrics.ngram import (
+    bleu_counts,
+    bleu_scores,
+    cider_d,
+    count_ngrams,
+    rouge_l,
+    tokenize,
+)
 
 TOLERANCE = 1e-6
 Texts = tuple[list[str], list[list[str]]]

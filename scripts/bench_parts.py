@@ -10,16 +10,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from aligncap.data.manifest import audio_files
 from aligncap.models.checkpoints import load_folder
 from aligncap.models.precision import suit_bfloat16
 from aligncap.models.speakers import speaker_name
-from aligncap.training.arguments import DistillArguments
-from aligncap.training.caches import feature_cache, fill_features, speaker_voices
+from aligncap.training.caches import (
+    feature_cache,
+    fill_features,
+    fill_states,
+    fill_top_k,
+    speaker_voices,
+    states_cache,
+    top_k_cache,
+)
 from aligncap.training.collators import SpeechCollator
+from aligncap.training.config import DistillConfig
+from aligncap.training.data import SpeechRows, read_captioned
 from aligncap.training.distill import DistillTrainer
-from aligncap.training.examples import SpeechRows, audio_files, read_captioned
-from aligncap.training.runs import add_adapters
-from aligncap.training.teacher_cache import fill_states, fill_top_k, states_cache, top_k_cache
+from aligncap.training.trainer import add_adapters
 
 AUDIO = {
     "frames": ("audio_frames", "audio_frames_mask"),
@@ -34,14 +42,14 @@ TEACHER = {
 }
 
 
-def arguments(folder: Path, manifest: Path, precision: str, **more: Any) -> DistillArguments:
+def arguments(folder: Path, manifest: Path, precision: str, **more: Any) -> DistillConfig:
     """Options of `train distill` as they are by default, writing nothing."""
     common: dict[str, Any] = {
         "output_dir": str(folder / "run"),
         "train_manifest": str(manifest),
         "report_to": "none",
     }
-    return DistillArguments(**common, precision=precision, **more)
+    return DistillConfig(**common, precision=precision, **more)
 
 
 @dataclass
@@ -127,7 +135,7 @@ def pick(everything: dict[str, Tensor], audio: str, teacher: str) -> dict[str, T
 
 
 def students(
-    base: Path, args: DistillArguments, kinds: dict[str, type], half: bool = False
+    base: Path, args: DistillConfig, kinds: dict[str, type], half: bool = False
 ) -> tuple[Any, dict[str, Any]]:
     """The adapted model, in mixed precision where `args` say so, and one trainer on it of each kind.
 

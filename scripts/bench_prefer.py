@@ -34,7 +34,7 @@ from bench_common import GIB, alone, peak_memory, watch_memory
 from bench_prefer_ways import OURS, Ways
 
 from aligncap.models.precision import suit_bfloat16
-from aligncap.training.arguments import choose_precision
+from aligncap.training.config import choose_precision
 
 
 def main() -> None:

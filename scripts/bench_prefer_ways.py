@@ -16,15 +16,14 @@ from trl import DPOTrainer
 from trl.trainer.utils import add_fused_lm_head
 
 from aligncap.audio.files import load_audio
-from aligncap.manifest import audio_path, read_manifest
+from aligncap.data.manifest import audio_path, read_manifest
 from aligncap.models.checkpoints import load_folder
-from aligncap.prompts.templates import response_ids
-from aligncap.training.examples import ClipInputs
-from aligncap.training.prefer import PreferTrainer
-from aligncap.training.prefer_arguments import PreferArguments
-from aligncap.training.preference_rows import PreferenceCollator, manifest_of_pairs, read_pairs
-from aligncap.training.runs import lora_config
+from aligncap.text.prompts import response_ids
+from aligncap.training.config import SpeechDPOConfig
+from aligncap.training.data import ClipInputs, PreferenceCollator, manifest_of_pairs, read_pairs
+from aligncap.training.dpo import SpeechDPOTrainer
 from aligncap.training.shared_prefix import pack_pairs
+from aligncap.training.trainer import lora_config
 
 OURS, LOGITS, HEAD = "ours", "all logits", "trl's head"
 REFERENCES = ("reference live", "reference cached")
@@ -73,7 +72,7 @@ def trl_batch(rows: list[dict[str, Any]], processor: Any) -> dict[str, Tensor]:
     return batch
 
 
-def dpo(model: Any, batch: dict[str, Tensor], args: PreferArguments) -> Tensor:
+def dpo(model: Any, batch: dict[str, Tensor], args: SpeechDPOConfig) -> Tensor:
     """DPO and the cross-entropy of chosen captions by their weights, from logits at all positions."""
     others = ("completion_mask", "ref_chosen_logps", "ref_rejected_logps")
     inputs = {name: value for name, value in batch.items() if name not in others}
@@ -106,7 +105,7 @@ class Ways:
         base: Any
         base, processor = load_folder(start)
         pairs = str(a.pairs or a.run / "pairs.jsonl")
-        self.args = PreferArguments(
+        self.args = SpeechDPOConfig(
             output_dir=folder,
             model=str(start),
             train_pairs=pairs,
@@ -117,7 +116,7 @@ class Ways:
         self.rows = real_rows(a, base, processor, seconds)
         base.requires_grad_(False)
         base.model.multi_modal_projector.speaker_dropout = 0.0
-        trainer = PreferTrainer(
+        trainer = SpeechDPOTrainer(
             model=base,
             peft_config=lora_config(base, self.args, projector=True),
             args=self.args,

@@ -25,8 +25,8 @@ from typing import Any
 import yaml
 from bench_common import spread
 
-from aligncap.manifest import audio_path, read_manifest, write_manifest
-from aligncap.splits import choose_evenly
+from aligncap.data.manifest import audio_path, read_manifest, write_manifest
+from aligncap.data.split import choose_evenly
 
 ROOT = Path(__file__).resolve().parents[1]
 FIRST = 2  # steps that are left out: threads, caches and the optimizer are set up in them
@@ -64,11 +64,10 @@ def part_of(manifest: Path, clips: int, out: Path) -> Path:
 
 def work(kind: str, model: Path, manifest: Path, out: Path) -> None:
     """In each process: load, wait for all, work, and let the first say how long the work took."""
-    from aligncap.models.caption_files import jobs_of_manifest
-    from aligncap.models.captioner import Captioner
-    from aligncap.models.captioning import caption_jobs
+    from aligncap.inference.batch import caption_jobs, jobs_of_manifest
+    from aligncap.inference.captioner import Captioner
     from aligncap.preferences.candidates import write_candidates
-    from aligncap.processes import Group, launched
+    from aligncap.utils.distributed import Group, launched
 
     began: list[float] = []
     plain = Group.share_out

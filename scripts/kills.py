@@ -30,25 +30,25 @@ class Found:
     """How a killed and resumed run differs from the unbroken one.
 
     `lost` and `repeated` count steps of the log or rows; `greatest` is the greatest difference of a loss or a
-    weight; `faults` are what differs, in words.
+    weight; `errors` are what differs, in words.
     """
 
     lost: int = 0
     repeated: int = 0
     greatest: float = 0.0
-    faults: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
 
     def __add__(self, other: Found) -> Found:
         return Found(
             self.lost + other.lost,
             self.repeated + other.repeated,
             max(self.greatest, other.greatest),
-            self.faults + other.faults,
+            self.errors + other.errors,
         )
 
     @property
     def equal(self) -> bool:
-        return not (self.lost or self.repeated or self.greatest or self.faults)
+        return not (self.lost or self.repeated or self.greatest or self.errors)
 
 
 @dataclass(frozen=True)
@@ -212,7 +212,7 @@ def _log(path: Path) -> list[tuple[tuple[int, str], float]]:
 
 def _same_tensors(name: str, a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> Found:
     if a.keys() != b.keys():
-        return Found(lost=len(a.keys() - b.keys()), faults=[f"{name}: other tensors"])
+        return Found(lost=len(a.keys() - b.keys()), errors=[f"{name}: other tensors"])
     gaps = [(x.double() - b[key].double()).abs().max().item() for key, x in a.items() if x.numel()]
     return Found(greatest=max(gaps, default=0.0))
 
@@ -235,8 +235,8 @@ def _same_files(a: Path, b: Path) -> Found:
         {str(p.relative_to(f)) for p in f.rglob("*") if p.is_file() and "tfevents" not in p.name}
         for f in (a, b)
     ]
-    faults = [f"missing: {b / name}" for name in sorted(names[0] - names[1])]
-    return Found(faults=faults + [f"left over: {b / name}" for name in sorted(names[1] - names[0])])
+    errors = [f"missing: {b / name}" for name in sorted(names[0] - names[1])]
+    return Found(errors=errors + [f"left over: {b / name}" for name in sorted(names[1] - names[0])])
 
 
 def compare_rows(name: str) -> Callable[[Path, Path], Found]:
@@ -247,7 +247,7 @@ def compare_rows(name: str) -> Callable[[Path, Path], Found]:
         before, after = (Counter(text.split(b"\n")) for text in (theirs, ours))
         found = Found(sum((before - after).values()), sum((after - before).values()))
         if ours != theirs:
-            found.faults.append(f"{folder / name}: other bytes")
+            found.errors.append(f"{folder / name}: other bytes")
         return found + _same_files(reference, folder)
 
     return compare

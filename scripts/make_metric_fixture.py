@@ -14,8 +14,8 @@ import argparse
 import random
 from pathlib import Path
 
-from aligncap.evaluation.tokens import tokenize
-from aligncap.io import write_json
+from aligncap.evaluation.metrics.ngram import tokenize
+from aligncap.utils.io import write_json
 
 OUT = Path(__file__).resolve().parents[1] / "tests" / "fixtures" / "metrics_200.json"
 

@@ -35,10 +35,13 @@ from table_plan import (  # noqa: E402
 from table_steps import clock, log_path, run_steps, take  # noqa: E402
 from table_systems import read_systems, read_yaml  # noqa: E402
 
-from aligncap.errors import Faults, UserError  # noqa: E402
-from aligncap.io import write_text  # noqa: E402
-from aligncap.manifest import read_manifest, rebase, write_manifest  # noqa: E402
-from aligncap.naming import nearest  # noqa: E402
+from aligncap.data.manifest import read_manifest, rebase, write_manifest  # noqa: E402
+from aligncap.utils.errors import (  # noqa: E402
+    UserError,
+    UserErrors,
+    nearest,
+)
+from aligncap.utils.io import write_text  # noqa: E402
 
 TABLE_KEYS = set(
     "title seeds tests metrics against label_map subsets claims systems resamples probe unheard".split()
@@ -88,7 +91,7 @@ def read_spec(folder: Path, table: str, systems: Mapping[str, Mapping[str, Any]]
     """The table file of "table-NAME".
 
     Raises:
-        Faults: everything in it that is unknown, at once.
+        UserErrors: everything in it that is unknown, at once.
     """
     from aligncap.evaluation.evaluate import SCORES
 
@@ -98,60 +101,60 @@ def read_spec(folder: Path, table: str, systems: Mapping[str, Mapping[str, Any]]
     if not path.is_file() or name == "systems" or not table.startswith("table-"):
         raise UserError(f"{table}: no such table; choose one of {', '.join(known)}")
     content = read_yaml(path)
-    faults = [f"unknown key {key!r}{nearest(key, TABLE_KEYS)}" for key in set(content) - TABLE_KEYS]
-    faults += [
+    errors = [f"unknown key {key!r}{nearest(key, TABLE_KEYS)}" for key in set(content) - TABLE_KEYS]
+    errors += [
         f"{key} is missing" for key in ("title", "tests", "metrics", "systems") if not content.get(key)
     ]
     kinds = {"seeds": list, "tests": list, "metrics": list, "systems": list, "claims": list, "unheard": list}
     kinds |= {"label_map": dict, "subsets": dict}
-    faults += [
+    errors += [
         f"{key}: a {'list' if kind is list else 'mapping'} is needed, not {content[key]!r}"
         for key, kind in kinds.items()
         if content.get(key) is not None and not isinstance(content[key], kind)
     ]
-    faults += [
+    errors += [
         f"{key}: {test}: a mapping is needed, not {value!r}"
         for key in ("label_map", "subsets")
         for test, value in (content[key].items() if isinstance(content.get(key), dict) else ())
         if not isinstance(value, dict)
     ]
-    if faults:
-        raise Faults([f"{path}: {fault}" for fault in faults])
+    if errors:
+        raise UserErrors([f"{path}: {error}" for error in errors])
     rows = [row if isinstance(row, dict) else {"name": row} for row in content.get("systems") or []]
     names = [str(row.get("name")) for row in rows]
-    faults += [f"system {n}: none of systems.yaml{nearest(n, systems)}" for n in names if n not in systems]
-    faults += [f"system {n} stands twice" for n in sorted({n for n in names if names.count(n) > 1})]
-    faults += [
+    errors += [f"system {n}: none of systems.yaml{nearest(n, systems)}" for n in names if n not in systems]
+    errors += [f"system {n} stands twice" for n in sorted({n for n in names if names.count(n) > 1})]
+    errors += [
         f"system {n} is hidden, so it has no captions" for n in names if systems.get(n, {}).get("hidden")
     ]
     for metric in content.get("metrics") or []:
         if metric not in SCORES:
-            faults.append(f"metric {metric}: none of {', '.join(SCORES)}{nearest(metric, SCORES)}")
+            errors.append(f"metric {metric}: none of {', '.join(SCORES)}{nearest(metric, SCORES)}")
         elif metric.startswith("distinct_"):
-            faults.append(
+            errors.append(
                 f"metric {metric}: is no sum over clips, so seeds and systems cannot be compared by it"
             )
     claims = content.get("claims") or []
     against = content.get("against") or (names[-1] if names else "")
     for number, claim in enumerate(claims, 1):
         if not claim.get("by"):
-            faults.append(f"claim {number}: by is missing: name metrics")
+            errors.append(f"claim {number}: by is missing: name metrics")
         if set(claim) - {"better", "worse", "by", "at_least", "tests", "paper"}:
-            faults.append(f"claim {number}: keys are better, worse, by, at_least, tests, paper")
-        faults += [
+            errors.append(f"claim {number}: keys are better, worse, by, at_least, tests, paper")
+        errors += [
             f"claim {number}: {claim.get(k)}: no system of this table"
             for k in ("better", "worse")
             if claim.get(k) not in names
         ]
-        faults += [
+        errors += [
             f"claim {number}: metric {m}: none of {', '.join(SCORES)}"
             for m in claim.get("by") or ()
             if m not in SCORES
         ]
     if against not in names:
-        faults.append(f"against {against}: no system of this table{nearest(against, names)}")
-    if faults:
-        raise Faults([f"{path}: {fault}" for fault in faults])
+        errors.append(f"against {against}: no system of this table{nearest(against, names)}")
+    if errors:
+        raise UserErrors([f"{path}: {error}" for error in errors])
     labels = {
         n: str(row.get("label") or systems[n].get("label") or n) for n, row in zip(names, rows, strict=True)
     }
@@ -174,7 +177,7 @@ def read_spec(folder: Path, table: str, systems: Mapping[str, Mapping[str, Any]]
 
 def at_hand(name: str) -> str | None:
     """Why a model's weights cannot be had on this machine, or None."""
-    from aligncap.models.sources import resolve
+    from aligncap.models.hub import resolve
 
     try:
         resolve(name, fetch=False)
@@ -222,7 +225,7 @@ def reproduce(a: argparse.Namespace) -> int:
     for name in ("train", "dev"):
         if spec.probe and not (run / "data" / f"{name}.jsonl").is_file():
             raise UserError(f"{run}/data/{name}.jsonl: no such manifest, and the linear probe needs it")
-    subsets = _write_subsets(spec, run, out)  # reads every test set: faults now, not after hours of training
+    subsets = _write_subsets(spec, run, out)  # reads every test set: errors now, not after hours of training
     whole = make_plan(systems, list(spec.labels), spec.seeds, spec.tests, run, out, at_hand)
     chosen = [name for name in spec.labels if not a.systems or name in a.systems]
     plan = make_plan(systems, chosen, spec.seeds, spec.tests, run, out, at_hand)
@@ -238,7 +241,7 @@ def reproduce(a: argparse.Namespace) -> int:
             return 0
         other = [plan.steps[name] for name, (what, _) in found.items() if what in ("changed", "stale")]
         if other and not a.redo:
-            raise Faults(
+            raise UserErrors(
                 [
                     f"{step.id}: {found[step.id][0]}: {found[step.id][1]}; delete {step.owns} and its record "
                     f"{out}/done/{step.id}.json, or let --redo do so"
@@ -249,10 +252,10 @@ def reproduce(a: argparse.Namespace) -> int:
         failed = run_steps(plan, a.workers, say)
     for sheet in _write(spec, whole, run, out):
         _print(sheet)
-    for name, fault in failed.items():
+    for name, error in failed.items():
         log = log_path(plan.steps[name], out)
         tail = log.read_text(encoding="utf-8", errors="replace").splitlines()[-8:] if log.is_file() else []
-        print(f"reproduce: {name} {fault}; the end of {log}:", file=sys.stderr)
+        print(f"reproduce: {name} {error}; the end of {log}:", file=sys.stderr)
         for line in tail:
             print(f"    {line}", file=sys.stderr)
     return 1 if failed else 0
@@ -297,8 +300,8 @@ def _write(spec: Spec, plan: Plan, run: Path, out: Path) -> list[Any]:
     """Score what stands, write table.md, table.tex, table.csv and run.json; what to print."""
     from table_rows import build
 
-    from aligncap.evaluation.tables import csv_text, latex, markdown, terminal
-    from aligncap.run_record import write_run_record
+    from aligncap.evaluation.report.tables import csv_text, latex, markdown, terminal
+    from aligncap.utils.run_record import write_run_record
 
     table, sources = build(spec, plan, run, out, say)
     if table is None:

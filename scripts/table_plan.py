@@ -21,9 +21,9 @@ from typing import Any
 import yaml
 from table_systems import fill
 
-from aligncap.errors import UserError
-from aligncap.io import file_sha256
-from aligncap.manifest import read_manifest
+from aligncap.data.manifest import read_manifest
+from aligncap.utils.errors import UserError
+from aligncap.utils.io import file_sha256
 
 ONCE = "once"
 

@@ -10,17 +10,27 @@ from typing import Any
 from table_plan import ONCE, Plan, probe_path, record_of, states, subset_path
 from table_steps import clock
 
-from aligncap.errors import UserError
-from aligncap.evaluation.bootstrap import Statistic, clusters_of
+from aligncap.data.manifest import Utterance, read_manifest
+from aligncap.data.provenance import known_provenance, refuse_overlap
 from aligncap.evaluation.evaluate import EXTRAS
-from aligncap.evaluation.score_cache import file_statistics
-from aligncap.evaluation.scoring import read_probe
+from aligncap.evaluation.report.tables import (
+    Block,
+    Cell,
+    Difference,
+    Row,
+    Table,
+    cells,
+    difference_text,
+    differences,
+    file_statistics,
+    holm,
+    outcome,
+)
+from aligncap.evaluation.run import read_probe
 from aligncap.evaluation.systems import LESS_IS_BETTER, TITLES
-from aligncap.evaluation.table_scores import cells, differences, holm, outcome
-from aligncap.evaluation.tables import Block, Cell, Difference, Row, Table, difference_text
-from aligncap.heard import check_unheard, known_heard
-from aligncap.io import file_sha256
-from aligncap.manifest import Utterance, read_manifest
+from aligncap.utils.errors import UserError
+from aligncap.utils.io import file_sha256
+from aligncap.utils.statistics import Statistic, clusters_of
 
 Runs = dict[str, Mapping[str, Statistic]]  # by seed
 
@@ -112,7 +122,7 @@ def _scored(
             notes.append(f"{step.id} is of before: {what[1] or what[0]}; run the table again")
         if step and test in spec.unheard:
             model = record["words"][record["words"].index("--model") + 1]
-            check_unheard(known_heard([model]), [manifest])
+            refuse_overlap(known_provenance([model]), [manifest])
         try:
             runs[name][seed] = file_statistics(
                 path,

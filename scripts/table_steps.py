@@ -16,8 +16,8 @@ from typing import Any
 
 from table_plan import Plan, Step, inputs, record_of, record_path, state, states
 
-from aligncap.io import write_json
-from aligncap.run_record import git_commit, versions
+from aligncap.utils.io import write_json
+from aligncap.utils.run_record import git_commit, versions
 
 
 def command(words: Sequence[str]) -> list[str]:
@@ -101,18 +101,18 @@ def _end(running: _Running, plan: Plan) -> str | None:
     step, code = running.step, running.process.returncode
     record = dict(running.record)
     record["seconds"] = record["spent"] + time.monotonic() - running.start
-    fault = None
+    error = None
     if code != 0:
-        fault = f"ended with {code}"
+        error = f"ended with {code}"
     elif not step.makes.exists():
-        fault = f"ended well but made no {step.makes}"
+        error = f"ended well but made no {step.makes}"
     else:
         record["finished"] = time.time()
     record["spent"] = record["seconds"]
     record["begun"] = time.time()
     write_json(record_path(step, plan.out), record)
     os.close(running.lock)
-    return fault
+    return error
 
 
 def clock(seconds: float) -> str:
@@ -148,13 +148,13 @@ def run_steps(plan: Plan, workers: int, say: Callable[[str], None], pause: float
         while True:
             for name in [n for n, r in running.items() if r.process.poll() is not None]:
                 ended = running.pop(name)
-                fault = _end(ended, plan)
+                error = _end(ended, plan)
                 took = clock(time.monotonic() - ended.start)
-                if fault:
-                    failed[name] = fault
+                if error:
+                    failed[name] = error
                 else:
                     done.add(name)
-                mark = f"failed ({fault})" if fault else "done"
+                mark = f"failed ({error})" if error else "done"
                 say(f"[{clock(time.monotonic() - begin)}] {len(done)}/{total} {name} {mark} in {took}")
             lost = set(failed)
             waiting = []

@@ -9,8 +9,7 @@ from typing import Any
 
 import yaml
 
-from aligncap.errors import Faults, UserError
-from aligncap.naming import nearest
+from aligncap.utils.errors import UserError, UserErrors, nearest
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -38,17 +37,17 @@ def read_systems(path: Path) -> dict[str, dict[str, Any]]:
     `like: NAME` takes over what this one does not say; `more` are words appended to the last training.
 
     Raises:
-        Faults: unknown keys, names said twice or unknown.
+        UserErrors: unknown keys, names said twice or unknown.
     """
     rows = read_yaml(path).get("systems") or []
     given: dict[str, dict[str, Any]] = {}
-    faults = []
+    errors = []
     for row in rows:
         name = str(row.get("name"))
         if name in given:
-            faults.append(f"{path}: system {name} stands twice")
+            errors.append(f"{path}: system {name} stands twice")
         for key in set(row) - KEYS:
-            faults.append(f"{path}: system {name}: unknown key {key!r}{nearest(key, KEYS)}")
+            errors.append(f"{path}: system {name}: unknown key {key!r}{nearest(key, KEYS)}")
         given[name] = row
     done: dict[str, dict[str, Any]] = {}
 
@@ -81,13 +80,13 @@ def read_systems(path: Path) -> dict[str, dict[str, Any]]:
     for name in given:
         work_in(name)
     for name, row in done.items():
-        faults += [
+        errors += [
             f"{path}: system {name}: needs {need}: no such system{nearest(need, done)}"
             for need in row.get("needs", [])
             if need not in done
         ]
-    if faults:
-        raise Faults(faults)
+    if errors:
+        raise UserErrors(errors)
     return done
 
 

@@ -49,7 +49,8 @@ def manifest(tmp_path_factory) -> Path:
     """Eight made clips of two speakers, with captions, clues and acoustic prompts."""
     import soundfile
 
-    from aligncap.manifest import Utterance, file_sha256, write_manifest
+    from aligncap.data.manifest import Utterance, write_manifest
+    from aligncap.utils.io import file_sha256
 
     folder = tmp_path_factory.mktemp("speech")
     utterances = []

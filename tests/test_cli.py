@@ -6,7 +6,7 @@ import pytest
 from tiny import make_model
 
 from aligncap.cli import main
-from aligncap.manifest import read_manifest
+from aligncap.data.manifest import read_manifest
 
 
 def run(capsys, *words) -> tuple[int, str, str]:
@@ -154,7 +154,7 @@ def test_a_bad_file_among_good_ones_is_reported_and_the_exit_code_says_so(capsys
 
 
 def test_splitting_keeps_the_audio_within_reach(capsys, tmp_path, manifest):
-    from aligncap.manifest import audio_path
+    from aligncap.data.manifest import audio_path
 
     code, *_ = run(capsys, "split", manifest, "--dev", 0, "--test", 1, "--out", tmp_path / "deep/er")
     assert code == 0

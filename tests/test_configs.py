@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 import yaml
-
-from aligncap.training import arguments
 from aligncap.training.verbs import ARGUMENTS
+
+from aligncap.training import config as arguments
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from aligncap import cli, options
-from aligncap.training import arguments
+from aligncap.training import config as arguments
 from aligncap.training.verbs import ARGUMENTS
 
 ROOT = Path(__file__).resolve().parents[1]

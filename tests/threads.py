@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from threading import Barrier, BrokenBarrierError, Thread
 from typing import Any
 
-from aligncap.processes import Group
+from aligncap.utils.distributed import Group
 
 
 class Meeting:

@@ -82,7 +82,7 @@ def make_model(tied: bool = True, chat: bool = True, seed: int = 0, **options):
     """Tiny AlignCap model and processor with random weights."""
     from transformers import WhisperFeatureExtractor
 
-    from aligncap.models.building import assemble
+    from aligncap.models.checkpoints import assemble
 
     torch.manual_seed(seed)
     tokenizer = make_tokenizer(chat)

@@ -6,14 +6,41 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any, Literal, get_args
 
 import numpy as np
 
-from aligncap.errors import Faults, UserError
-from aligncap.evaluation import coco as coco_tools
-from aligncap.evaluation import tokens
-from aligncap.evaluation.bootstrap import (
+from aligncap.data.manifest import Utterance
+from aligncap.evaluation.metrics import hallucination
+from aligncap.evaluation.metrics import java as coco
+from aligncap.evaluation.metrics import java as coco_tools
+from aligncap.evaluation.metrics import ngram as tokens
+from aligncap.evaluation.metrics.emotion import Emotions, by_speaker, emotion_statistics, read_emotions
+from aligncap.evaluation.metrics.hallucination import (
+    MEASURES,
+    ClipMeasures,
+    hallucination_statistics,
+    measure,
+)
+from aligncap.evaluation.metrics.ngram import (
+    ORDERS,
+    CaptionSet,
+    bleu_counts,
+    bleu_scores,
+    cider_d,
+    count_ngrams,
+    distinct_share,
+    diversity_statistics,
+    find_wordnet,
+    meteor,
+    most_frequent,
+    require_wordnet,
+    rouge_l,
+)
+from aligncap.evaluation.metrics.similarity import Choice, Encoder, cosines, sentence_encoder
+from aligncap.utils.errors import UserError, UserErrors
+from aligncap.utils.statistics import (
     Clusters,
     Interval,
     Statistic,
@@ -22,20 +49,47 @@ from aligncap.evaluation.bootstrap import (
     mean,
     paired_differences,
 )
-from aligncap.evaluation.diversity import distinct_share, diversity_statistics, most_frequent
-from aligncap.evaluation.emotion import Emotions, by_speaker, emotion_statistics, read_emotions
-from aligncap.evaluation.hallucination import (
-    MEASURES,
-    ClipMeasures,
-    hallucination_statistics,
-    measure,
-)
-from aligncap.evaluation.ngrams import ORDERS, CaptionSet, bleu_counts, bleu_scores, cider_d, count_ngrams
-from aligncap.evaluation.sequences import meteor, rouge_l
-from aligncap.evaluation.signature import signature
-from aligncap.evaluation.similarity import Choice, Encoder, cosines, sentence_encoder
-from aligncap.evaluation.wordnet import find_wordnet, require_wordnet
-from aligncap.manifest import Utterance
+
+
+def signature(
+    scored: Scored, missing: tuple[int, int], resamples: int, seed: int, label_map: Mapping[str, str] | None
+) -> dict[str, Any]:
+    """By name, in words and numbers. `missing` is (captions, references) left out for want of a partner."""
+    wordnet = "exact+stem"
+    if scored.synonyms:
+        wordnet = f"exact+stem+WordNet {require_wordnet().get_version()}"
+    per_clip = [len(u.captions) for u in scored.utterances]
+    corpora = sorted({u.corpus for u in scored.utterances})
+    languages = sorted({u.language for u in scored.utterances})
+    return {
+        "clips": len(scored.captions),
+        "references": sum(per_clip),
+        "references_per_clip": [min(per_clip), max(per_clip)],
+        "speakers": scored.clusters.speakers,
+        "clips_of_unknown_speaker": scored.clusters.unknown,
+        "clips_with_emotion_label": int((scored.emotions.truth >= 0).sum()),
+        "emotion_labels": len(scored.emotions.labels),
+        "empty_captions": sum(not caption.strip() for caption in scored.captions),
+        "captions_left_out": missing[0],
+        "references_left_out": missing[1],
+        "corpora": corpora,
+        "languages": languages,
+        "tokenizer": tokens.DESCRIPTION,
+        "bleu": "corpus level, closest reference length, no smoothing but COCO's 1e-15 guard",
+        "rouge_l": "COCO's, beta 1.2, mean over clips",
+        "cider_d": "n-grams 1-4, sigma 6, 0 to 10, document frequencies of all these references",
+        "meteor": f"nltk.translate.meteor_score, {wordnet}, best reference, mean over clips; not Java's 1.5",
+        "similarity": scored.similarity,
+        **coco.signature(scored.coco),
+        "emotion": "label of the caption's emotion words by data/emotions.yaml; no word counts as wrong",
+        "emotions_renamed": dict(label_map or {}),
+        **hallucination.signature(scored.measures),
+        "interval": f"95 % percentile bootstrap over {scored.clusters.note}; distinct_n: jackknife",
+        "resamples": resamples,
+        "seed": seed,
+        "versions": {name: version(name) for name in ("aligncap", "nltk", "numpy")},
+    }
+
 
 Synonyms = Literal["auto", "require", "none"]
 
@@ -65,44 +119,44 @@ def pair_up(
 
     With `allow_missing`, captions and references without a partner are left out; `evaluate_captions` writes
     their number into the signature. An empty caption is a caption (it scores 0); an empty reference is a
-    fault.
+    error.
 
     Raises:
-        Faults: every id without partner, said twice or without a caption, and every clip without references.
+        UserErrors: every id without partner, said twice or without a caption, and every clip without references.
     """
-    faults: list[str] = []
+    errors: list[str] = []
     captions: dict[str, str] = {}
     for number, row in enumerate(rows, 1):
         name, caption = row.get("id"), row.get("caption")
         if not isinstance(name, str) or not isinstance(caption, str):
-            faults.append(
+            errors.append(
                 f'caption {number}: "id" and "caption" must both be text; run aligncap caption again'
             )
         elif name in captions:
-            faults.append(f"caption {number}: id {name!r} was captioned before; keep one caption a clip")
+            errors.append(f"caption {number}: id {name!r} was captioned before; keep one caption a clip")
         else:
             captions[name] = caption
     times = Counter(u.id for u in references)
-    faults += [
+    errors += [
         f"id {name!r}: {n} times in the manifest; make ids unique" for name, n in times.items() if n > 1
     ]
     remedy = "caption and score the same manifest, or allow missing ones"
     chosen = []
     for u in references:
         if not u.captions and not allow_missing:
-            faults.append(f"id {u.id!r}: no reference captions in the manifest; run aligncap annotate")
+            errors.append(f"id {u.id!r}: no reference captions in the manifest; run aligncap annotate")
         elif not all(tokens.tokenize(text) for text in u.captions):
-            faults.append(f"id {u.id!r}: a reference caption without a word; mend or delete it")
+            errors.append(f"id {u.id!r}: a reference caption without a word; mend or delete it")
         if u.id not in captions and not allow_missing:
-            faults.append(f"id {u.id!r}: references without a caption; {remedy}")
+            errors.append(f"id {u.id!r}: references without a caption; {remedy}")
         elif u.id in captions and u.captions:
             chosen.append(u)
     if not allow_missing:
-        faults += [
+        errors += [
             f"id {name!r}: a caption without references; {remedy}" for name in captions if name not in times
         ]
-    if faults:
-        raise Faults(faults)
+    if errors:
+        raise UserErrors(errors)
     if not chosen:
         raise UserError("no caption has references, so there is nothing to score; check that the ids agree")
     return chosen, [captions[u.id] for u in chosen]
@@ -212,7 +266,7 @@ def evaluate_captions(
     `score` gave for these very rows and options, where that has been counted before.
 
     Raises:
-        Faults: captions and references do not match; all mismatches at once.
+        UserErrors: captions and references do not match; all mismatches at once.
         UserError: WordNet, the encoder or a Java program is insisted on and not found; nothing to score.
     """
     if scored is None:
@@ -261,7 +315,7 @@ def compare_captions(
     them, as it is no sum over clips.
 
     Raises:
-        Faults: captions and references do not match.
+        UserErrors: captions and references do not match.
     """
     options: dict[str, Any] = {"synonyms": synonyms, "similarity": similarity, "coco": coco}
     systems = [

@@ -1,4 +1,4 @@
-"""What a report sets side by side: systems, each run with one or more seeds, and yardsticks."""
+"""What a report sets side by side: systems, each run with one or more seeds, and baselines."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from aligncap.errors import UserError
 from aligncap.evaluation.evaluate import SCORES
-from aligncap.evaluation.hallucination import GENERIC, VERY_GENERIC
+from aligncap.evaluation.metrics.hallucination import GENERIC, VERY_GENERIC
+from aligncap.utils.errors import UserError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -151,18 +151,16 @@ def pooled(results: Sequence[Mapping[str, Any]]) -> dict[str, Cell]:
     return cells
 
 
-def yardstick_cells(yardstick: Yardstick) -> dict[str, Cell]:
-    """The yardstick's values in the form of `pooled`.
+def baseline_cells(baseline: Yardstick) -> dict[str, Cell]:
+    """The baseline's values in the form of `pooled`.
 
     Raises:
         UserError: a value is given for something that is no metric.
     """
     cells = {}
-    for name, value in yardstick.values.items():
+    for name, value in baseline.values.items():
         if name not in SCORES:
-            raise UserError(
-                f"yardstick {yardstick.name!r}: {name!r} is no metric, unlike {', '.join(SCORES)}"
-            )
+            raise UserError(f"baseline {baseline.name!r}: {name!r} is no metric, unlike {', '.join(SCORES)}")
         given = dict(value) if isinstance(value, Mapping) else {"value": value}
         cells[name] = {"low": None, "high": None, "spread": None, "runs": 1, **given}
     return cells
@@ -188,14 +186,14 @@ def interval(name: str, cell: Cell) -> str:
     return f"[{figure(name, cell['low'])}, {figure(name, cell['high'])}]"
 
 
-def table(result: Mapping[str, Any] | Sequence[System], yardsticks: Sequence[Yardstick] = ()) -> Table:
+def table(result: Mapping[str, Any] | Sequence[System], baselines: Sequence[Yardstick] = ()) -> Table:
     """A terminal table of one result of `evaluate_captions`, or of several systems side by side."""
     from rich.table import Table
     from rich.text import Text
 
     systems = [System("value", [result])] if isinstance(result, Mapping) else list(result)
     columns = [(s.name, pooled(s.results)) for s in systems] + [
-        (y.name, yardstick_cells(y)) for y in yardsticks
+        (y.name, baseline_cells(y)) for y in baselines
     ]
     signature = systems[0].results[0]["signature"]
     title = (

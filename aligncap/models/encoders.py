@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers.masking_utils import create_bidirectional_mask
 
-from aligncap.errors import UserError
+from aligncap.utils.errors import UserError
 
 MEL_PER_FRAME = 2  # Whisper's second convolution halves the 10 ms mel frames to 20 ms encoder frames
 

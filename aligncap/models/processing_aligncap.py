@@ -11,9 +11,9 @@ import torch
 from transformers import BatchFeature, ProcessorMixin
 
 from aligncap.audio.files import SAMPLE_RATE
-from aligncap.errors import UserError
 from aligncap.models.projectors import token_count
-from aligncap.prompts.acoustic import measured_cues
+from aligncap.text.prompts import measured_cues
+from aligncap.utils.errors import UserError
 
 AUDIO_TOKEN = "<|audio|>"
 SPEAKER_TOKEN = "<|speaker|>"  # where a model that hears clips against their speaker is told who speaks

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from aligncap.manifest import Utterance
+from aligncap.data.manifest import Utterance
 
 CLIPS = 32  # of one speaker, evenly over the manifest: more do not move the mean
 FEWEST = (

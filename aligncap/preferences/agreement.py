@@ -12,9 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from aligncap.errors import Faults, UserError
-from aligncap.io import read_jsonl, write_json
-from aligncap.preferences.agreement_stats import (
+from aligncap.preferences.pair_kinds import words_of_text
+from aligncap.preferences.verdicts import CRITERIA, read_scored
+from aligncap.utils.errors import UserError, UserErrors
+from aligncap.utils.io import read_jsonl, write_json
+from aligncap.utils.run_record import file_hashes
+from aligncap.utils.statistics import (
     MOST_CLIPS,
     Floats,
     Scored,
@@ -30,10 +33,71 @@ from aligncap.preferences.agreement_stats import (
     pair_counts,
     starts_of,
 )
-from aligncap.preferences.pair_kinds import words_of_text
-from aligncap.preferences.self_consistency import self_consistency
-from aligncap.preferences.verdicts import CRITERIA, read_scored
-from aligncap.run_record import file_hashes
+
+_WINNERS = ("a", "b", "tie")
+
+
+def self_consistency(
+    rows: Sequence[Mapping[str, Any]], *, resamples: int = 1000, seed: int = 0
+) -> dict[str, Any]:
+    """Whether a judge keeps its word when two captions change places.
+
+    Args:
+        rows: {"id", "a", "b", "winner_ab", "winner_ba"}: the winner ("a", "b" or "tie") with a shown first,
+            and with b shown first.
+
+    Returns:
+        "consistent": share of pairs with the same winner in both orders; "first_preferred": share of
+        decisions, ties aside, for the caption shown first (0.5: no preference); both with an interval over
+        clips. "pairs", "ties" (share of decisions) and "warnings".
+
+    Raises:
+        UserError: no row. UserErrors: rows without id or winners.
+    """
+    errors = [
+        f"pair {i}: {name} must be {', '.join(_WINNERS)}, found {row.get(name)!r}"
+        for i, row in enumerate(rows, 1)
+        for name in ("winner_ab", "winner_ba")
+        if row.get(name) not in _WINNERS
+    ]
+    errors += [f'pair {i}: "id" is missing' for i, row in enumerate(rows, 1) if not row.get("id")]
+    if errors:
+        raise UserErrors(errors)
+    if not rows:
+        raise UserError("no pair was judged in both orders; `aligncap judge --compare` writes such a file")
+    if resamples < 1:
+        raise UserError(f"--resamples {resamples}: at least 1 is needed, 1000 is usual")
+    rows = sorted(rows, key=lambda row: str(row["id"]))
+    decisions = [(row["winner_ab"], row["winner_ba"]) for row in rows]
+    columns = np.array(
+        [
+            [ab == ba, 1, (ab == "a") + (ba == "b"), (ab != "tie") + (ba != "tie"), (ab, ba).count("tie")]
+            for ab, ba in decisions
+        ],
+        dtype=np.float64,
+    )
+    by_clip = np.add.reduceat(columns, starts_of([row["id"] for row in rows]), axis=0)
+    drawn = draws(len(by_clip), resamples, seed) @ by_clip
+    total = by_clip.sum(0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        same = estimate(total[0] / total[1], drawn[:, 0] / drawn[:, 1], "")
+        first = estimate(total[2] / total[3], drawn[:, 2] / drawn[:, 3], "every decision is a tie")
+    warnings = []
+    if same["low"] is not None and same["low"] <= 0.5:
+        warnings.append(f"the judge keeps its word in {same['value']:.0%} of pairs when they change places")
+    if first["value"] is not None and not first["low"] <= 0.5 <= first["high"]:
+        place = "first" if first["value"] > 0.5 else "second"
+        share = max(first["value"], 1 - first["value"])
+        warnings.append(f"the judge prefers the caption shown {place} ({share:.0%}); ask in both orders")
+    return {
+        "pairs": len(rows),
+        "clips": len(by_clip),
+        "consistent": same,
+        "first_preferred": first,
+        "ties": float(total[4] / (2 * len(rows))),
+        "warnings": warnings,
+    }
+
 
 FEW = 20  # fewer clips than this make a coarse interval
 
@@ -105,7 +169,7 @@ def agree_files(
 
     Raises:
         UserError: a file is missing or empty, or no caption was scored by both.
-        Faults: broken lines.
+        UserErrors: broken lines.
     """
     rows_a = read_scored(a)
     result = agree(rows_a, read_scored(b), resamples=resamples, seed=seed)
@@ -117,9 +181,9 @@ def agree_files(
             raise UserError(f"{pairwise}: compared by {', '.join(sorted(others))}, and {a} is {own}'s")
         try:
             result["self"] = self_consistency(rows, resamples=resamples, seed=seed)
-        except Faults as error:
-            raise Faults(
-                [fault.replace("pair ", f"{pairwise}: pair ", 1) for fault in error.faults]
+        except UserErrors as error:
+            raise UserErrors(
+                [error.replace("pair ", f"{pairwise}: pair ", 1) for error in error.errors]
             ) from None
         files.append(pairwise)
     result["files"] = file_hashes(files)

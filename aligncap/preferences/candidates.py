@@ -9,17 +9,16 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from aligncap.errors import UserError
-from aligncap.io import write_jsonl
-from aligncap.journal import journaled
-from aligncap.manifest import read_manifest
-from aligncap.models.caption_files import Job, job_of
-from aligncap.models.captioner import Captioner
-from aligncap.models.captioning import over_clips
+from aligncap.data.manifest import read_manifest
+from aligncap.data.split import choose_evenly
+from aligncap.inference.batch import Job, job_of, over_clips
+from aligncap.inference.captioner import Captioner
+from aligncap.inference.sampling import sample_captions
 from aligncap.models.checkpoints import model_key
-from aligncap.models.sampling import sample_captions
-from aligncap.processes import launched
-from aligncap.splits import choose_evenly
+from aligncap.utils.distributed import launched
+from aligncap.utils.errors import UserError
+from aligncap.utils.io import write_jsonl
+from aligncap.utils.journal import journaled
 
 
 def check_settings(num: int, temperature: float, top_p: float, **whole: int | None) -> None:
@@ -68,7 +67,7 @@ def write_candidates(
         for each clip that cannot be used.
 
     Raises:
-        UserError: a setting, the manifest or the checkpoint is at fault, or `out` cannot be written.
+        UserError: a setting, the manifest or the checkpoint is at error, or `out` cannot be written.
     """
     check_settings(num, temperature, top_p, limit=limit, batch_size=batch_size, max_new_tokens=max_new_tokens)
     out = Path(out)
@@ -92,7 +91,7 @@ def write_candidates(
 
     with journaled(out, {"candidates": settings, "model": model_key(model), "seed": seed}, group) as journal:
         # Speakers are heard in all clips, so that --limit does not change what one sounds like.
-        faults = over_clips(captioner, jobs, journal, say, batch_size, "candidates", every=every, group=group)
+        errors = over_clips(captioner, jobs, journal, say, batch_size, "candidates", every=every, group=group)
         named = Path(os.path.relpath(Path(manifest).resolve(), out.resolve().parent)).as_posix()
         rows = [
             {
@@ -111,4 +110,4 @@ def write_candidates(
         ]
         if group.rank == 0:
             write_jsonl(out, rows)
-    return rows, faults
+    return rows, errors

@@ -19,22 +19,26 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from aligncap.errors import UserError
-from aligncap.io import write_jsonl
-from aligncap.journal import journaled
+from aligncap.models.hub import DEFAULT_LLM
 from aligncap.models.precision import best_dtype
-from aligncap.models.sources import DEFAULT_LLM
 from aligncap.preferences.judges.human import judge_human, write_form
-from aligncap.preferences.judges.limits import Limits
-from aligncap.preferences.judges.questions import (
+from aligncap.preferences.judges.openai import (
     Ask,
+    Endpoint,
+    Limits,
+    Session,
     comparing_question,
+    journal_of,
+    plan_lines,
+    run_questions,
     scoring_question,
     verdict_of,
 )
-from aligncap.preferences.judges.session import Endpoint, Session, journal_of, plan_lines, run_questions
 from aligncap.preferences.verdicts import Item, Verdict, read_items
-from aligncap.processes import launched
+from aligncap.utils.distributed import launched
+from aligncap.utils.errors import UserError
+from aligncap.utils.io import write_jsonl
+from aligncap.utils.journal import journaled
 
 Say = Callable[[str], None]
 _MOST_LISTED = 20

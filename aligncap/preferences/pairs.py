@@ -18,33 +18,30 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from aligncap.captions.claims import relative_cues
-from aligncap.captions.cue_words import manner_claims
-from aligncap.captions.emotions import emotion_of
-from aligncap.errors import UserError
-from aligncap.io import write_json, write_jsonl
-from aligncap.manifest import Utterance, read_manifest
+from aligncap.data.manifest import Utterance, read_manifest
 from aligncap.preferences.pair_kinds import (
+    JUDGED,
     KINDS,
     Clip,
     Option,
     Pair,
     Sources,
-    emotion_named,
-    same,
-    words_of_text,
-)
-from aligncap.preferences.pair_report import Outcome, report_of
-from aligncap.preferences.pair_sources import (
-    JUDGED,
     check_candidates,
     check_options,
+    emotion_named,
     one_judge,
     read_clips,
+    same,
     some,
+    words_of_text,
 )
+from aligncap.preferences.reports import Outcome, report_of
 from aligncap.preferences.verdicts import manifest_of, read_scored
-from aligncap.run_record import file_hashes
+from aligncap.text.claims import manner_claims, relative_cues
+from aligncap.text.emotions import emotion_of
+from aligncap.utils.errors import UserError
+from aligncap.utils.io import write_json, write_jsonl
+from aligncap.utils.run_record import file_hashes
 
 TOLERANCE = 0.01  # of the mean log ratio of lengths, one percent
 
@@ -92,7 +89,7 @@ def make_pairs(
     Raises:
         UserError: unknown kind or option out of range, no scored candidate, verdicts of several judges, or no
             pair left.
-        Faults: clips that the utterances do not hold.
+        UserErrors: clips that the utterances do not hold.
     """
     kinds = list(dict.fromkeys(kinds))
     check_options(kinds, chosen, min_margin, max_similarity, max_length_ratio, per_clip)

@@ -16,11 +16,11 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from aligncap.captions.claims import relative_cues
-from aligncap.captions.rubric import CRITERIA
-from aligncap.errors import Faults, UserError
-from aligncap.io import load_data
-from aligncap.manifest import Utterance, read_manifest
+from aligncap.data.manifest import Utterance, read_manifest
+from aligncap.text.claims import relative_cues
+from aligncap.text.rubric import CRITERIA
+from aligncap.utils.errors import UserError, UserErrors
+from aligncap.utils.io import load_data
 
 KINDS = ("candidate", "reference")
 LOWEST, HIGHEST = 0, 10
@@ -54,26 +54,26 @@ class Verdict:
         """
         if not isinstance(value, dict):
             raise ValueError(f'"verdict" must be an object, found {json.dumps(value):.40}')
-        faults = []
+        errors = []
         scores = value.get("scores")
         if not isinstance(scores, dict):
-            faults.append('"scores" must be an object of numbers by criterion')
+            errors.append('"scores" must be an object of numbers by criterion')
             scores = {}
         for name, score in scores.items():
             if name not in CRITERIA:
-                faults.append(f'unknown criterion "{name}"; the criteria are {", ".join(CRITERIA)}')
+                errors.append(f'unknown criterion "{name}"; the criteria are {", ".join(CRITERIA)}')
             elif not in_range(score):
-                faults.append(f'"{name}" must be a number of {LOWEST} to {HIGHEST}, found {score!r}')
+                errors.append(f'"{name}" must be a number of {LOWEST} to {HIGHEST}, found {score!r}')
         if not in_range(value.get("overall")):
-            faults.append(
+            errors.append(
                 f'"overall" must be a number of {LOWEST} to {HIGHEST}, found {value.get("overall")!r}'
             )
         texts: dict[str, Any] = {
             name: value.get(name) for name in ("reason", "judge", "version", "prompt_hash")
         }
-        faults += [f'"{k}" must be text, found {v!r}' for k, v in texts.items() if not isinstance(v, str)]
-        if faults:
-            raise ValueError("; ".join(faults))
+        errors += [f'"{k}" must be text, found {v!r}' for k, v in texts.items() if not isinstance(v, str)]
+        if errors:
+            raise ValueError("; ".join(errors))
         return Verdict(scores=dict(scores), overall=value["overall"], **texts)
 
 
@@ -83,7 +83,7 @@ class Item:
 
     `number` is the candidate's or the reference's index. `references` are the clip's other reference
     captions: a reference is never evidence for itself. `relative` are the clip's cues against the speaker's
-    norm in the manifest (see aligncap.audio.norms), empty where none were measured. `row` is the line of the
+    norm in the manifest (see aligncap.audio.cues), empty where none were measured. `row` is the line of the
     scored file to be, less its verdict.
     """
 
@@ -133,7 +133,7 @@ def read_candidates(path: str | Path) -> list[dict[str, Any]]:
 
     Raises:
         UserError: no such file, or an empty one.
-        Faults: every line that is no candidate, or the same candidate as an earlier line.
+        UserErrors: every line that is no candidate, or the same candidate as an earlier line.
     """
     return [row for _, row in _numbered(Path(path), scored=False)]
 
@@ -143,7 +143,7 @@ def read_scored(path: str | Path) -> list[dict[str, Any]]:
 
     Raises:
         UserError: no such file, or an empty one.
-        Faults: every line that is no scored caption, or the same caption as an earlier line.
+        UserErrors: every line that is no scored caption, or the same caption as an earlier line.
     """
     return [row for _, row in _numbered(Path(path), scored=True)]
 
@@ -178,7 +178,7 @@ def read_items(
 
     Raises:
         UserError: a file is missing.
-        Faults: rows that are no candidates, or of clips that the manifest does not hold.
+        UserErrors: rows that are no candidates, or of clips that the manifest does not hold.
     """
     path = Path(path)
     numbered = _numbered(path, scored=False)
@@ -187,14 +187,14 @@ def read_items(
     folder = Path(out or path).resolve().parent
     last = {row["id"]: index for index, (_, row) in enumerate(numbered)}
     items: list[Item] = []
-    faults: list[str] = []
+    errors: list[str] = []
     for index, (line, row) in enumerate(numbered):
         source = manifest_of(row, path, manifest)
         if source not in tables:
             tables[source] = _table(source)
             names[source] = Path(os.path.relpath(source.resolve(), folder)).as_posix()
         if row["id"] not in tables[source]:
-            faults.append(f'{path}:{line}: {source} holds no clip "{row["id"]}"; name its manifest')
+            errors.append(f'{path}:{line}: {source} holds no clip "{row["id"]}"; name its manifest')
             continue
         utterance, relative = tables[source][row["id"]]
         item = Item(
@@ -213,8 +213,8 @@ def read_items(
         items.append(item)
         if last[row["id"]] == index:
             items += [_reference(item, number) for number in range(min(references, len(utterance.captions)))]
-    if faults:
-        raise Faults(faults)
+    if errors:
+        raise UserErrors(errors)
     return items
 
 
@@ -235,7 +235,7 @@ def _table(manifest: Path) -> dict[str, tuple[Utterance, dict[str, float]]]:
 
 
 def _numbered(path: Path, *, scored: bool) -> list[tuple[int, dict[str, Any]]]:
-    """(line number, row) of every line; all faults at once."""
+    """(line number, row) of every line; all errors at once."""
     verb = "judge" if scored else "candidates"
     if not path.is_file():
         raise UserError(f"{path}: no such file; `aligncap {verb}` writes it")
@@ -243,7 +243,7 @@ def _numbered(path: Path, *, scored: bool) -> list[tuple[int, dict[str, Any]]]:
     if scored and content.strip() and b'"verdict"' not in content:
         raise UserError(f"{path}: holds no verdict; `aligncap judge` writes a scored file")
     rows: list[tuple[int, dict[str, Any]]] = []
-    faults: list[str] = []
+    errors: list[str] = []
     first: dict[tuple[Any, ...], int] = {}
     for number, line in enumerate(content.split(b"\n"), 1):
         if not line.strip():
@@ -251,12 +251,12 @@ def _numbered(path: Path, *, scored: bool) -> list[tuple[int, dict[str, Any]]]:
         try:
             row = json.loads(line)
         except ValueError as error:
-            faults.append(f"{path}:{number}: broken JSON ({error}); mend or delete the line")
+            errors.append(f"{path}:{number}: broken JSON ({error}); mend or delete the line")
             continue
         if not isinstance(row, dict):
-            faults.append(f"{path}:{number}: a JSON object is needed, found {type(row).__name__}")
+            errors.append(f"{path}:{number}: a JSON object is needed, found {type(row).__name__}")
             continue
-        found = _row_faults(row, scored)
+        found = _row_errors(row, scored)
         if not found:
             kind = row.get("kind", "candidate")
             key = (row["id"], kind, row["reference" if kind == "reference" else "candidate"])
@@ -264,35 +264,35 @@ def _numbered(path: Path, *, scored: bool) -> list[tuple[int, dict[str, Any]]]:
                 found.append(f'{kind} {key[2]} of "{row["id"]}" is on line {first[key]} already; delete one')
             first.setdefault(key, number)
             rows.append((number, row))
-        faults += [f"{path}:{number}: {fault}" for fault in found]
-    if faults:
-        raise Faults(faults)
+        errors += [f"{path}:{number}: {error}" for error in found]
+    if errors:
+        raise UserErrors(errors)
     if not rows:
         raise UserError(f"{path}: holds no row; write it again with `aligncap {verb}`")
     return rows
 
 
-def _row_faults(row: dict[str, Any], scored: bool) -> list[str]:
-    faults = [
+def _row_errors(row: dict[str, Any], scored: bool) -> list[str]:
+    errors = [
         f'"{name}" must be text, found {row.get(name)!r}'
         for name in ("id", "audio", "caption")
         if not isinstance(row.get(name), str)
     ]
     if row.get("manifest") is not None and not isinstance(row["manifest"], str):
-        faults.append(f'"manifest" must be a path, found {row["manifest"]!r}')
+        errors.append(f'"manifest" must be a path, found {row["manifest"]!r}')
     kind = row.get("kind", "candidate")
     if scored and row.get("kind") not in KINDS:
-        faults.append(f'"kind" must be "candidate" or "reference", found {row.get("kind")!r}')
+        errors.append(f'"kind" must be "candidate" or "reference", found {row.get("kind")!r}')
         kind = None
     elif not scored and kind != "candidate":
-        faults.append("a reference; a candidates file holds candidates alone")
+        errors.append("a reference; a candidates file holds candidates alone")
         kind = None
     number = row.get(kind) if kind else 0
     if not isinstance(number, int) or isinstance(number, bool) or number < 0:
-        faults.append(f'"{kind}" must be a number from 0, found {number!r}')
+        errors.append(f'"{kind}" must be a number from 0, found {number!r}')
     if scored:
         try:
             Verdict.from_dict(row.get("verdict"))
         except ValueError as error:
-            faults.append(f"{error}; `aligncap judge` writes it")
-    return faults
+            errors.append(f"{error}; `aligncap judge` writes it")
+    return errors

@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from aligncap.training.arguments import CaptionArguments, DistillArguments
-from aligncap.training.batches import BucketedTrainer
-from aligncap.training.collators import IGNORE, response_positions
+from aligncap.text.prompts import end_token_id
+from aligncap.training.caches import head_logits
+from aligncap.training.collators import IGNORE, pad_prompts, response_positions
+from aligncap.training.config import CaptionConfig, DistillConfig
 from aligncap.training.divergences import chunked_divergence, chunked_top_k_divergence
-from aligncap.training.runs import two_rate_optimizer
 from aligncap.training.sharding import adapters_off
-from aligncap.training.teacher_cache import head_logits
 from aligncap.training.top_k import unpack
+from aligncap.training.trainer import BucketedTrainer, two_rate_optimizer
+from aligncap.utils.distributed import ALONE, Group
+from aligncap.utils.io import read_jsonl, write_jsonl
+from aligncap.utils.journal import journaled
+from aligncap.utils.tensor_cache import digest
 
 
-class SFTTrainer(BucketedTrainer):
+class SpeechSFTTrainer(BucketedTrainer):
     """Cross-entropy on response tokens, end-of-text included.
 
     Logits are computed at response positions only.
     """
 
-    args: CaptionArguments
+    args: CaptionConfig
     model: Any
     # The loss is divided by the global number of response tokens here, so accumulation must not divide again.
     loss_is_scaled_for_ga = True
@@ -78,7 +84,7 @@ class SFTTrainer(BucketedTrainer):
             return self.compute_loss(model, self._prepare_inputs(inputs)).detach(), None, None
 
 
-class DistillTrainer(SFTTrainer):
+class DistillTrainer(SpeechSFTTrainer):
     """L = T² · D(p ‖ q) + λ · CE over response tokens.
 
     D is forward KL by default (AlignCap, KD-Regularisation).
@@ -87,7 +93,7 @@ class DistillTrainer(SFTTrainer):
     likely tokens and one bucket for all others, by which D is bounded from below).
     """
 
-    args: DistillArguments
+    args: DistillConfig
 
     def teacher_logits(self, model: nn.Module, teacher: dict[str, Tensor]) -> Tensor:
         with torch.no_grad():
@@ -127,3 +133,45 @@ class DistillTrainer(SFTTrainer):
         if self.args.ce_weight:
             loss = loss + self.args.ce_weight * F.cross_entropy(logits.float(), tokens, reduction="sum")
         return loss
+
+
+@torch.no_grad()
+def write_targets(
+    path: Path, model: Any, tokenizer: Any, datasets: list[Any], batch: int = 32, group: Group = ALONE
+) -> None:
+    """Replace each row's response by the teacher's greedy caption; captions are kept in `path` and reused.
+
+    A caption that does not end within the length limit keeps its reference, since a cut sentence teaches
+    the student not to stop. Processes share the captions, and what is written survives a kill.
+    """
+    known = {tuple(r["prompt_ids"]): r["response_ids"] for r in read_jsonl(path)} if path.exists() else {}
+    end = end_token_id(tokenizer)
+    limit = max(len(r["response_ids"]) for d in datasets for r in d.rows) + 8
+    missing = list(
+        dict.fromkeys(tuple(r["teacher_prompt_ids"]) for d in datasets for r in d.rows) - known.keys()
+    )
+    missing.sort(key=len)
+    prompts = {digest(list(prompt)): prompt for prompt in missing}
+    keys = list(prompts)
+
+    def compute(chosen: Sequence[str]) -> dict[str, list[int] | None]:
+        inputs = pad_prompts([list(prompts[key]) for key in chosen], tokenizer.pad_token_id)
+        width = inputs["input_ids"].shape[1]
+        made = model.generate(
+            **{name: value.to(model.device) for name, value in inputs.items()},
+            max_new_tokens=limit,
+            do_sample=False,
+        )
+        rows = zip(chosen, made[:, width:].tolist(), strict=True)
+        return {key: row[: row.index(end) + 1] if end in row else None for key, row in rows}
+
+    with journaled(path, {"limit": limit}, group) as journal:
+        batches = [keys[start : start + batch] for start in range(0, len(keys), batch)]
+        group.share_out(journal, batches, compute, "teacher writes")
+        # None is kept too: what has no end is not written again with other batch mates on a resume.
+        known |= {prompts[key]: journal[key] for key in keys}
+        if group.rank == 0:
+            write_jsonl(path, [{"prompt_ids": list(p), "response_ids": r} for p, r in known.items()])
+    for d in datasets:
+        for row in d.rows:
+            row["response_ids"] = known[tuple(row["teacher_prompt_ids"])] or row["response_ids"]

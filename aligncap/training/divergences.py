@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from aligncap.errors import UserError
 from aligncap.training.top_k import coarsen
+from aligncap.utils.errors import UserError
 
 NAMES = ("forward_kl", "reverse_kl", "jsd")
 

@@ -14,11 +14,11 @@ from typing import Any
 
 from transformers import TrainerState, TrainingArguments
 
-from aligncap.errors import Faults, UserError
-from aligncap.io import file_sha256, write_jsonl
-from aligncap.training.arguments import RunArguments
+from aligncap.training.config import RunConfig
 from aligncap.training.sharding import launch_flags
 from aligncap.training.watch import out_of_patience
+from aligncap.utils.errors import UserError, UserErrors
+from aligncap.utils.io import file_sha256, write_jsonl
 
 # Options of ours that change no number, or none but for rounding.
 _FREE = {
@@ -62,7 +62,7 @@ PROCESSES = "processes.json"  # of a checkpoint: how many wrote it
 _BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps", "processes")
 
 
-def last_checkpoint(args: RunArguments) -> str | None:
+def last_checkpoint(args: RunConfig) -> str | None:
     """Checkpoint to resume from.
 
     A path, or the newest whole one of the folder when `resume_from_checkpoint` is true; None where there is
@@ -126,7 +126,7 @@ def clear_remains(folder: Path) -> None:
                 path.unlink(missing_ok=True)
 
 
-def finished(args: RunArguments, checkpoint: str) -> bool:
+def finished(args: RunConfig, checkpoint: str) -> bool:
     """Whether training had come to its end, by its length or out of patience, at this checkpoint.
 
     transformers, resumed from there, would train one step more.
@@ -140,11 +140,11 @@ def finished(args: RunArguments, checkpoint: str) -> bool:
     return over or bool(patience and out_of_patience(state.log_history, patience))
 
 
-def check_same_run(args: RunArguments, checkpoint: str) -> None:
+def check_same_run(args: RunConfig, checkpoint: str) -> None:
     """Refuse to go on with other options or data than the run of `checkpoint` began with, by its run.json.
 
     Raises:
-        Faults: every option and file that differs and changes numbers; longer runs are only warned of.
+        UserErrors: every option and file that differs and changes numbers; longer runs are only warned of.
     """
     record = _record(Path(checkpoint).parent)
     config, hashes = record.get("config"), record.get("data")
@@ -153,22 +153,24 @@ def check_same_run(args: RunArguments, checkpoint: str) -> None:
     now = json.loads(json.dumps(args.to_dict(), default=str))
     before = {**config, "processes": record.get("processes", 1)}
     now["processes"] = args.world_size
-    faults = [
+    errors = [
         f"{name}={now[name]}: the run in {Path(checkpoint).parent} began with {before[name]}"
         for name in sorted(_binding(args))
         if name in before and name in now and not _same(before[name], now[name])
     ]
     batch, batch_before = (_product(values) for values in (now, before))
     if batch != batch_before:
-        faults.append(f"{' × '.join(_BATCH)}={batch}: the run began with {batch_before}")
+        errors.append(f"{' × '.join(_BATCH)}={batch}: the run began with {batch_before}")
     named = [str(path) for name in _DATA if (path := getattr(args, name, None))]
     for path in dict.fromkeys([*named, *hashes]):
         if Path(path).is_file() and file_sha256(path) not in (
             hashes.values() if path not in hashes else [hashes[path]]
         ):
-            faults.append(f"{path}: is not what the run began with")
-    if faults:
-        raise Faults([f"{fault}; go on with the same, or choose another --output_dir" for fault in faults])
+            errors.append(f"{path}: is not what the run began with")
+    if errors:
+        raise UserErrors(
+            [f"{error}; go on with the same, or choose another --output_dir" for error in errors]
+        )
     for name in (*_LENGTH, *_BATCH):
         if name in before and name in now and before[name] != now[name] and args.process_index == 0:
             print(
@@ -178,7 +180,7 @@ def check_same_run(args: RunArguments, checkpoint: str) -> None:
             )
 
 
-def _binding(args: RunArguments) -> set[str]:
+def _binding(args: RunConfig) -> set[str]:
     """Options whose change changes numbers: ours, and those of transformers and trl that we know of."""
     ours = {
         name

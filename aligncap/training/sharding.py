@@ -20,17 +20,17 @@ def _asked(name: str) -> bool:
     return bool(strtobool(os.environ.get(name, "false")))
 
 
-def launch_faults(args: TrainingArguments) -> list[str]:
+def launch_errors(args: TrainingArguments) -> list[str]:
     """What the launcher's configuration asks for and cannot be had."""
-    faults = []
+    errors = []
     if (args.deepspeed or _asked("ACCELERATE_USE_DEEPSPEED")) and not is_deepspeed_available():
-        faults.append("deepspeed: is not installed; pip install 'aligncap[deepspeed]', or choose fsdp2.yaml")
+        errors.append("deepspeed: is not installed; pip install 'aligncap[deepspeed]', or choose fsdp2.yaml")
     version = os.environ.get("FSDP_VERSION", "1")
     if _asked("ACCELERATE_USE_FSDP") and version != "2":
-        faults.append(
+        errors.append(
             f"fsdp_version: {version}: shards frozen and trained weights alike; set 2, as in fsdp2.yaml"
         )
-    return faults
+    return errors
 
 
 def launch_flags() -> list[str]:

@@ -9,36 +9,38 @@ from typing import Any
 from torch import Tensor
 from transformers import set_seed
 
-from aligncap.errors import UserError
-from aligncap.heard import heard_in_training, write_heard
-from aligncap.io import write_json, write_jsonl
-from aligncap.manifest import Utterance
-from aligncap.models.building import build, embedding_rms
-from aligncap.models.checkpoints import load_folder, model_key, save_whole
+from aligncap.data.manifest import Utterance, audio_files
+from aligncap.data.provenance import training_provenance, write_provenance
+from aligncap.models.checkpoints import build, embedding_rms, load_folder, model_key, save_whole
 from aligncap.models.modeling_aligncap import AlignCapForConditionalGeneration
 from aligncap.models.processing_aligncap import AlignCapProcessor
 from aligncap.models.speakers import speaker_name
-from aligncap.processes import Group
-from aligncap.run_record import write_run_record
-from aligncap.tensor_cache import TensorCache, digest
-from aligncap.training.alignment import align_projector
-from aligncap.training.arguments import AlignArguments, DistillArguments, SpeechArguments
-from aligncap.training.batches import length_buckets
-from aligncap.training.caches import feature_cache, fill_features, speaker_voices
+from aligncap.training.align import align_projector
+from aligncap.training.caches import (
+    check_top_k,
+    feature_cache,
+    fill_features,
+    read_teacher,
+    speaker_voices,
+    wants_teacher_cache,
+)
 from aligncap.training.collators import SpeechCollator
-from aligncap.training.distill import DistillTrainer, SFTTrainer
-from aligncap.training.examples import (
+from aligncap.training.config import AlignConfig, DistillConfig, SpeechSFTConfig
+from aligncap.training.data import (
     SpeechRows,
-    audio_files,
     balanced,
     read_captioned,
     refuse_special_tokens,
     texts_of,
 )
-from aligncap.training.runs import add_adapters, freeze_adapters, prepare_folder, train
+from aligncap.training.distill import DistillTrainer, SpeechSFTTrainer, write_targets
 from aligncap.training.sharding import place
-from aligncap.training.targets import write_targets
-from aligncap.training.teacher_cache import check_top_k, read_teacher, wants_teacher_cache
+from aligncap.training.trainer import add_adapters, freeze_adapters, length_buckets, prepare_folder, train
+from aligncap.utils.distributed import Group
+from aligncap.utils.errors import UserError
+from aligncap.utils.io import write_json, write_jsonl
+from aligncap.utils.run_record import write_run_record
+from aligncap.utils.tensor_cache import TensorCache, digest
 
 _MODEL_OPTIONS = (
     "encoder_layer",
@@ -64,7 +66,7 @@ def feature_statistics(frames: list[Tensor], centres: list[Tensor] | None = None
 
 
 def build_base(
-    args: SpeechArguments,
+    args: SpeechSFTConfig,
     folder: Path,
     utterances: list[Utterance],
     keys: list[str],
@@ -115,7 +117,7 @@ def build_base(
 
 
 def make_base(
-    args: SpeechArguments,
+    args: SpeechSFTConfig,
     folder: Path,
     utterances: list[Utterance],
     keys: list[str],
@@ -162,7 +164,7 @@ def make_base(
     save_whole(model, folder)
 
 
-def train_align(args: AlignArguments) -> Path:
+def train_align(args: AlignConfig) -> Path:
     """The student with its projector aligned and nothing else trained: `output_dir`/base."""
     out = prepare_folder(args)
     group = Group(args.process_index, args.world_size)
@@ -175,13 +177,13 @@ def train_align(args: AlignArguments) -> Path:
     set_seed(args.seed)
     model, processor = build_base(args, out / "base", utterances, keys, paths, group)
     refuse_special_tokens(manifest, texts_of(utterances), processor.tokenizer)
-    write_heard(out, heard_in_training([manifest], [args.llm]))
+    write_provenance(out, training_provenance([manifest], [args.llm]))
     write_run_record(out, "train align", args.to_dict(), [manifest], seed=args.seed)
     return out
 
 
-def train_speech(args: SpeechArguments) -> Path | None:
-    """Train the student with cross-entropy (`SpeechArguments`) or by distillation (`DistillArguments`).
+def train_speech(args: SpeechSFTConfig) -> Path | None:
+    """Train the student with cross-entropy (`SpeechSFTConfig`) or by distillation (`DistillConfig`).
 
     Writes to `output_dir`: the trained adapter and projector, `base/` on which they stand, processor,
     `run.json`, `log.jsonl`, tensorboard logs and checkpoints.
@@ -191,8 +193,8 @@ def train_speech(args: SpeechArguments) -> Path | None:
     """
     out = prepare_folder(args)
     group = Group(args.process_index, args.world_size)
-    distill = isinstance(args, DistillArguments)
-    if isinstance(args, DistillArguments):
+    distill = isinstance(args, DistillConfig)
+    if isinstance(args, DistillConfig):
         check_top_k(args)
     manifests = [m for m in (args.train_manifest, args.dev_manifest) if m]
     utterances = [read_captioned(m, need_p_act=distill or args.align_steps > 0) for m in manifests]
@@ -234,7 +236,7 @@ def train_speech(args: SpeechArguments) -> Path | None:
         for m, u, (keys, _) in zip(manifests, utterances, files, strict=True)
     ]
     record: dict[str, Any] = {}
-    if isinstance(args, DistillArguments):
+    if isinstance(args, DistillConfig):
         whole: Any = model
         if args.targets == "teacher":
             whole.to(args.device)  # `place` may have left the language model on the host
@@ -248,7 +250,7 @@ def train_speech(args: SpeechArguments) -> Path | None:
             for d in datasets:
                 d.states = states
     set_seed(args.seed)
-    trainer_class = DistillTrainer if distill else SFTTrainer
+    trainer_class = DistillTrainer if distill else SpeechSFTTrainer
     student = add_adapters(model, args, projector=True)
     if not args.train_llm:
         freeze_adapters(student)

@@ -11,18 +11,17 @@ from typing import Any
 from peft import PeftModel
 from transformers import set_seed
 
-from aligncap.io import workplace
-from aligncap.models.building import load_llm
-from aligncap.models.checkpoints import save_whole
-from aligncap.training.arguments import TeacherArguments
+from aligncap.models.checkpoints import load_llm, save_whole
 from aligncap.training.collators import TextCollator
-from aligncap.training.distill import SFTTrainer
-from aligncap.training.examples import read_captioned, refuse_special_tokens, text_rows, texts_of
-from aligncap.training.runs import add_adapters, prepare_folder, train
+from aligncap.training.config import TeacherConfig
+from aligncap.training.data import read_captioned, refuse_special_tokens, text_rows, texts_of
+from aligncap.training.distill import SpeechSFTTrainer
 from aligncap.training.sharding import load_whole
+from aligncap.training.trainer import add_adapters, prepare_folder, train
+from aligncap.utils.io import workplace
 
 
-def train_teacher(args: TeacherArguments) -> Path | None:
+def train_teacher(args: TeacherConfig) -> Path | None:
     """Train, merge and save a plain causal LM with its tokenizer in `output_dir`.
 
     Returns:
@@ -40,7 +39,7 @@ def train_teacher(args: TeacherArguments) -> Path | None:
         refuse_special_tokens(path, texts_of(part), tokenizer)
     rows = [text_rows(u, tokenizer, args.max_response_tokens, args.use_p_act) for u in utterances]
     peft_model = add_adapters(model, args, projector=False)
-    trainer = SFTTrainer(
+    trainer = SpeechSFTTrainer(
         model=peft_model,
         args=args,
         train_dataset=rows[0],

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 if TYPE_CHECKING:
-    from aligncap.training.prefer_arguments import PreferArguments
+    from aligncap.training.config import SpeechDPOConfig
 
 
 def out_of_patience(history: Sequence[dict[str, Any]], patience: int) -> bool:
@@ -40,7 +40,7 @@ class Watch(TrainerCallback):
     An alarm is a line on standard error and a field `alarm/...` of the log; it stops nothing.
     """
 
-    def __init__(self, args: PreferArguments) -> None:
+    def __init__(self, args: SpeechDPOConfig) -> None:
         self.limits = args
 
     def alarms(self, logs: dict[str, Any], history: Sequence[dict[str, Any]] = ()) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Sound files in, 16 kHz mono at one level out; every fault named."""
+"""Sound files in, 16 kHz mono at one level out; every error named."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aligncap.audio import faults as errors
+from aligncap.audio import files as errors
 from aligncap.audio.files import (
     SAMPLE_RATE,
     array_to_16k,
@@ -25,7 +25,7 @@ from aligncap.audio.files import (
     load_bytes,
     normalise_level,
 )
-from aligncap.errors import UserError
+from aligncap.utils.errors import UserError
 
 FORMATS = {
     "wav": dict(subtype="PCM_16"),
@@ -208,8 +208,8 @@ def test_some_clipping_is_a_warning_not_an_error(tmp_path: Path, caplog: pytest.
     path = write(tmp_path / "a.wav", np.clip(tone(peak=1.02), -1, 1), subtype="PCM_16")
     with caplog.at_level(logging.WARNING):
         load_audio(path)
-    faults, warnings = inspect(path)
-    assert faults == [] and len(warnings) == 1 and "clipped" in caplog.text
+    errors, warnings = inspect(path)
+    assert errors == [] and len(warnings) == 1 and "clipped" in caplog.text
 
 
 def test_floats_above_one_are_not_clipped() -> None:

@@ -11,9 +11,8 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aligncap.audio.cues import measure, measure_many, relative
-from aligncap.audio.norms import norms
-from aligncap.io import load_data
+from aligncap.audio.cues import measure, measure_many, norms, relative
+from aligncap.utils.io import load_data
 
 RATE = 16_000
 CORPORA = Path(os.environ.get("ALIGNCAP_CORPORA", Path(__file__).resolve().parents[2] / "../shared/corpora"))
@@ -217,7 +216,7 @@ def test_on_real_speech_anger_is_pressed_calm_soft_and_seven_syllables_are_about
     paths = [path for folder in folders for path in sorted(folder.iterdir())]
     names = [path.stem.split("-") for path in paths]
     measured = measure_many(paths, progress=False)
-    assert not [fault for fault in measured if isinstance(fault, str)]
+    assert not [error for error in measured if isinstance(error, str)]
     cues = [clip for clip in measured if isinstance(clip, dict)]
     values = relative(cues, [name[6] for name in names], [None] * len(names))
 

@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from aligncap.errors import UserError
-from aligncap.evaluation import coco
-from aligncap.evaluation.coco import coco_statistics, meteor_counts, meteor_scores, spice
+from aligncap.data.manifest import Utterance
 from aligncap.evaluation.evaluate import evaluate_captions
-from aligncap.evaluation.tokens import tokenize
-from aligncap.manifest import Utterance
+from aligncap.evaluation.metrics import java as coco
+from aligncap.evaluation.metrics.java import coco_statistics, meteor_counts, meteor_scores, spice
+from aligncap.evaluation.metrics.ngram import tokenize
+from aligncap.utils.errors import UserError
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "metrics_200.json"
 CAPTIONS = [("he", "sounds", "sad"), ("a", "man")]

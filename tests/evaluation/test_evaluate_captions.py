@@ -8,13 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from aligncap.errors import Faults, UserError
-from aligncap.evaluation.bootstrap import clusters_of
-from aligncap.evaluation.diversity import distinct_share, most_frequent
-from aligncap.evaluation.emotion import read_emotions, uar
+from aligncap.data.manifest import Utterance
 from aligncap.evaluation.evaluate import METRICS, compare_captions, evaluate_captions, pair_up
-from aligncap.evaluation.ngrams import count_ngrams
-from aligncap.manifest import Utterance
+from aligncap.evaluation.metrics.emotion import read_emotions, uar
+from aligncap.evaluation.metrics.ngram import count_ngrams, distinct_share, most_frequent
+from aligncap.utils.errors import UserError, UserErrors
+from aligncap.utils.statistics import clusters_of
 
 CAPTIONS = {
     "a0": "He sounds angry and loud.",
@@ -124,7 +123,7 @@ def test_all_mismatches_are_named_at_once() -> None:
     made[1].captions = []
     made[3].captions = ["..."]
     said = [*rows()[1:], {"id": "nobody", "caption": "He is sad."}, rows()[2], {"id": "a0"}]
-    with pytest.raises(Faults) as caught:
+    with pytest.raises(UserErrors) as caught:
         pair_up(said, made)
     text = str(caught.value)
     for words in (
@@ -134,11 +133,11 @@ def test_all_mismatches_are_named_at_once() -> None:
     ):
         assert words in text
     assert "'a1': no reference captions" in text and "'s0': a reference caption without a word" in text
-    assert "caption 8" in text and len(caught.value.faults) == 6
+    assert "caption 8" in text and len(caught.value.errors) == 6
 
 
-def test_the_same_id_twice_in_the_manifest_is_a_fault() -> None:
-    with pytest.raises(Faults, match="'a0': 2 times"):
+def test_the_same_id_twice_in_the_manifest_is_a_error() -> None:
+    with pytest.raises(UserErrors, match="'a0': 2 times"):
         pair_up(rows(), [*utterances(), utterances()[0]])
 
 

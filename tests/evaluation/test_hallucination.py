@@ -10,12 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from aligncap.evaluation.bootstrap import clusters_of, intervals
+from aligncap.data.manifest import Utterance
 from aligncap.evaluation.evaluate import SCORES, compare_captions, evaluate_captions
-from aligncap.evaluation.hallucination import MEASURES, hallucination_statistics, measure
-from aligncap.evaluation.other_clips import found_among
-from aligncap.evaluation.report import System, table, write_report
-from aligncap.manifest import Utterance
+from aligncap.evaluation.metrics.hallucination import MEASURES, found_among, hallucination_statistics, measure
+from aligncap.evaluation.report.html import System, table, write_report
+from aligncap.utils.statistics import clusters_of, intervals
 
 LABELS = ("angry", "sad", "happy", "calm")
 

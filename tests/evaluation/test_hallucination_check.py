@@ -10,15 +10,14 @@ from typing import Any
 
 import pytest
 
-from aligncap.captions.claims import check, claims_of, genders_of
-from aligncap.captions.instruction import breaches
-from aligncap.captions.wheels import feelings
-from aligncap.captions.wording_faults import leaks
-from aligncap.evaluation.emotion_sets import emotion_sets
-from aligncap.evaluation.hallucination import GENERIC
-from aligncap.evaluation.other_clips import OtherClips
-from aligncap.io import data_path
-from aligncap.manifest import Utterance
+from aligncap.data.manifest import Utterance
+from aligncap.evaluation.metrics.emotion import emotion_sets
+from aligncap.evaluation.metrics.hallucination import GENERIC, OtherClips
+from aligncap.text.claims import check, claims_of, genders_of
+from aligncap.text.emotions import feelings
+from aligncap.text.instruction import breaches
+from aligncap.text.rubric import leaks
+from aligncap.utils.io import data_path
 
 WRONG = 0.5  # set precision up to which a caption counts as naming a wrong emotion
 

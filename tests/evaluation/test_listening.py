@@ -10,13 +10,12 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from aligncap.errors import Faults, UserError
+from aligncap.data.manifest import Utterance, write_manifest
 from aligncap.evaluation.evaluate import METRICS, compare_captions
-from aligncap.evaluation.listening import audio_gains, compare, counter
-from aligncap.evaluation.listening_words import lines, picture, table, verdict
-from aligncap.evaluation.scoring import score_files
-from aligncap.io import write_jsonl
-from aligncap.manifest import Utterance, write_manifest
+from aligncap.evaluation.listening import audio_gains, compare, counter, lines, picture, table, verdict
+from aligncap.evaluation.run import score_files
+from aligncap.utils.errors import UserError, UserErrors
+from aligncap.utils.io import write_jsonl
 
 LABELS = ("angry", "sad", "happy", "neutral")
 Row = dict[str, Any]
@@ -147,7 +146,7 @@ def test_captions_of_another_condition_are_refused(clips: list[Utterance]) -> No
         audio_gains([hears(clips)], {"noise": [of("silence", clips)]}, clips)
     with pytest.raises(UserError, match=r"'deaf'.*silence, noise"):
         audio_gains([hears(clips)], {"deaf": [hears(clips)]}, clips)
-    with pytest.raises(Faults, match="u31"):
+    with pytest.raises(UserErrors, match="u31"):
         audio_gains([hears(clips)], {"wrong": [of("wrong", clips)[:-1]]}, clips, synonyms="none")
 
 

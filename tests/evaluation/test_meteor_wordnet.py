@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from aligncap.errors import UserError
-from aligncap.evaluation import wordnet
-from aligncap.evaluation.sequences import meteor
+from aligncap.evaluation.metrics import ngram as wordnet
+from aligncap.evaluation.metrics.ngram import meteor
+from aligncap.utils.errors import UserError
 
 
 class _NoSynonyms:

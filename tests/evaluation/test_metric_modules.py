@@ -36,11 +36,7 @@ print("RESULT" + json.dumps(result))
 
 
 def test_all_load_by_path_offline_and_agree_with_the_imported_classes(tmp_path: Path) -> None:
-    from aligncap.evaluation.metrics.bleu import Bleu
-    from aligncap.evaluation.metrics.cider_d import CiderD
-    from aligncap.evaluation.metrics.meteor import Meteor
-    from aligncap.evaluation.metrics.rouge_l import RougeL
-    from aligncap.evaluation.wordnet import find_wordnet
+    from aligncap.evaluation.metrics.ngram import Bleu, CiderD, Meteor, RougeL, find_wordnet
 
     environment = {
         **os.environ,
@@ -69,7 +65,7 @@ def test_all_load_by_path_offline_and_agree_with_the_imported_classes(tmp_path: 
 
 
 def test_scores_of_single_clips_on_request(tmp_path: Path) -> None:
-    from aligncap.evaluation.metrics.rouge_l import RougeL
+    from aligncap.evaluation.metrics.ngram import RougeL
 
     metric = RougeL(cache_dir=str(tmp_path))
     result = metric.compute(predictions=PREDICTIONS, references=REFERENCES, per_clip=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from aligncap.evaluation.tokens import tokenize
+from aligncap.evaluation.metrics.ngram import tokenize
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from aligncap.errors import Faults
-from aligncap.evaluation import curves, pictures
-from aligncap.evaluation.curves import named_runs, training_curves
-from aligncap.evaluation.pictures import confusion_picture, confusions_picture, speakers_picture
+from aligncap.evaluation.report.html import pictures
+from aligncap.evaluation.report.html import pictures as curves
+from aligncap.evaluation.report.pictures import (
+    confusion_picture,
+    confusions_picture,
+    named_runs,
+    speakers_picture,
+    training_curves,
+)
+from aligncap.utils.errors import UserErrors
 
 
 @pytest.fixture
@@ -78,9 +84,9 @@ def test_folders_without_a_log_are_all_named(tmp_path):
     empty = tmp_path / "empty"
     empty.mkdir()
     (empty / "log.jsonl").write_text("")
-    with pytest.raises(Faults) as caught:
+    with pytest.raises(UserErrors) as caught:
         training_curves({"a": [tmp_path / "none", empty]}, tmp_path / "c.png")
-    assert len(caught.value.faults) == 2 and str(empty) in caught.value.faults[1]
+    assert len(caught.value.errors) == 2 and str(empty) in caught.value.errors[1]
     assert not (tmp_path / "c.png").exists()
 
 

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from aligncap.errors import UserError
+from aligncap.data.manifest import Utterance
 from aligncap.evaluation.evaluate import METRICS, evaluate_captions
 from aligncap.evaluation.listening import Listening, audio_gains
-from aligncap.evaluation.report import System, Yardstick, table, write_report
+from aligncap.evaluation.report.html import System, Yardstick, table, write_report
 from aligncap.evaluation.systems import pooled
-from aligncap.manifest import Utterance
+from aligncap.utils.errors import UserError
 
 ATTACK = "<script>alert('x')</script>"
 LABELS = ["angry", "sad", "happy", "neutral"]
@@ -79,7 +79,7 @@ def system(name: str, utterances: list[Utterance], *wrong: int) -> System:
 
 
 def heard(utterances: list[Utterance], condition: str, wrong: int) -> Listening:
-    """Of a system with no fault in hearing the right audio."""
+    """Of a system with no error in hearing the right audio."""
     other = captions(utterances, wrong)
     return audio_gains(
         [captions(utterances, 0)], {condition: [other]}, utterances, resamples=20, synonyms="none"
@@ -94,7 +94,7 @@ def test_writes_metrics_pictures_page_and_only_the_clips_shown(made: tuple, tmp_
         [system("sft", utterances, 8), system("distill", utterances, 2, 4)],
         utterances,
         manifest_path=manifest,
-        yardsticks=[Yardstick("probe", {"emotion_uar": 0.77}, "last layer")],
+        baselines=[Yardstick("probe", {"emotion_uar": 0.77}, "last layer")],
         listening=heard(utterances, "wrong", 15),
         sample=6,
     )
@@ -107,7 +107,7 @@ def test_writes_metrics_pictures_page_and_only_the_clips_shown(made: tuple, tmp_
     assert metrics["emotion_accuracy"]["value"] == pytest.approx(13 / 16)
     assert metrics["emotion_accuracy"]["spread"] == pytest.approx(2 / 16 / 2**0.5)
     assert metrics["signature"]["clips"] == 16 and len(metrics["systems"]["distill"]["seeds"]) == 2
-    assert metrics["yardsticks"]["probe"]["emotion_uar"]["value"] == 0.77
+    assert metrics["baselines"]["probe"]["emotion_uar"]["value"] == 0.77
     sources = [a["src"] for tag, a in parse(page).tags if tag == "source"]
     assert len(list((out / "audio").iterdir())) == len(sources) >= 5
     assert all((out / source).is_file() for source in sources)
@@ -228,7 +228,7 @@ def test_systems_scored_on_other_clips_are_refused_before_anything_is_written(
         write_report(tmp_path / "r", [system("a", utterances, 1)] * 2, utterances)
     with pytest.raises(UserError, match="is no metric"):
         write_report(
-            tmp_path / "r", [system("a", utterances, 1)], utterances, yardsticks=[Yardstick("p", {"x": 1.0})]
+            tmp_path / "r", [system("a", utterances, 1)], utterances, baselines=[Yardstick("p", {"x": 1.0})]
         )
     assert not (tmp_path / "r").exists()
 

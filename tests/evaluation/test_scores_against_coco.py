@@ -14,9 +14,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from aligncap.evaluation.ngrams import bleu_counts, bleu_scores, cider_d, count_ngrams
-from aligncap.evaluation.sequences import common_subsequence, rouge_l
-from aligncap.evaluation.tokens import tokenize
+from aligncap.evaluation.metrics.ngram import (
+    bleu_counts,
+    bleu_scores,
+    cider_d,
+    common_subsequence,
+    count_ngrams,
+    rouge_l,
+    tokenize,
+)
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "metrics_200.json"
 Tokens = tuple[str, ...]

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from aligncap.errors import Faults, UserError
-from aligncap.evaluation import similarity
+from aligncap.data.manifest import Utterance
 from aligncap.evaluation.evaluate import evaluate_captions
-from aligncap.evaluation.secap import kept, secap_runs, secap_scores
-from aligncap.evaluation.similarity import Encoder
-from aligncap.manifest import Utterance
+from aligncap.evaluation.metrics import similarity
+from aligncap.evaluation.metrics.similarity import Encoder
+from aligncap.evaluation.protocols import kept, secap_runs, secap_scores
+from aligncap.utils.errors import UserError, UserErrors
 
 SAMPLES = [
     "He sounds sad and slow.",
@@ -114,10 +114,10 @@ def test_without_encoder_it_stops_and_names_both_ways_on(monkeypatch: pytest.Mon
 def test_wrong_files_are_told_all_at_once() -> None:
     made = [row for row in rows() if (row["id"], row["candidate"]) != ("c1", 3)]
     made += [{"id": "c0", "candidate": 0, "caption": "again"}, {"id": "c2", "caption": "no number"}]
-    with pytest.raises(Faults) as caught:
+    with pytest.raises(UserErrors) as caught:
         secap_runs(made, similarity="words")
     text = str(caught.value)
-    assert len(caught.value.faults) == 3
+    assert len(caught.value.errors) == 3
     assert "row 24: candidate 0 of 'c0'" in text and "row 25" in text
     assert "'c1': 7 candidates, not 8" in text and "--num 8" in text
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from aligncap.errors import UserError
-from aligncap.evaluation import similarity
+from aligncap.data.manifest import Utterance
 from aligncap.evaluation.evaluate import SCORES, compare_captions, evaluate_captions
-from aligncap.evaluation.similarity import ENCODER, Encoder, cosines, find_encoder, load_encoder
-from aligncap.manifest import Utterance
+from aligncap.evaluation.metrics import similarity
+from aligncap.evaluation.metrics.similarity import ENCODER, Encoder, cosines, find_encoder, load_encoder
+from aligncap.utils.errors import UserError
 
 AXES = ("happy", "sad", "loud", "voice")
 

@@ -6,14 +6,28 @@ import io
 import numpy as np
 import pytest
 
-from aligncap.evaluation import score_cache
-from aligncap.evaluation.bootstrap import Statistic, mean
+from aligncap.data.manifest import Utterance
 from aligncap.evaluation.evaluate import score
-from aligncap.evaluation.score_cache import file_statistics
-from aligncap.evaluation.table_scores import cells, differences, holm, outcome, over_seeds
-from aligncap.evaluation.tables import Block, Cell, Difference, Row, Table, best, csv_text, latex, markdown
-from aligncap.io import write_jsonl
-from aligncap.manifest import Utterance
+from aligncap.evaluation.report.html import tables as score_cache
+from aligncap.evaluation.report.tables import (
+    Block,
+    Cell,
+    Difference,
+    Row,
+    Table,
+    best,
+    cells,
+    csv_text,
+    differences,
+    file_statistics,
+    holm,
+    latex,
+    markdown,
+    outcome,
+    over_seeds,
+)
+from aligncap.utils.io import write_jsonl
+from aligncap.utils.statistics import Statistic, mean
 
 
 def gap(value, low, high, p=0.01, **more):

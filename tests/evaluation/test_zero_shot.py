@@ -10,13 +10,12 @@ import numpy as np
 import pytest
 import soundfile
 
-from aligncap.errors import Faults, UserError
+from aligncap.data.manifest import Utterance, read_manifest, write_manifest
 from aligncap.evaluation import zero_shot as module
 from aligncap.evaluation.evaluate import evaluate_captions
-from aligncap.evaluation.zero_shot import read_corpora, zero_shot
-from aligncap.evaluation.zero_shot_scores import Corpus, score_zero_shot
-from aligncap.io import read_jsonl
-from aligncap.manifest import Utterance, read_manifest, write_manifest
+from aligncap.evaluation.zero_shot import Corpus, read_corpora, score_zero_shot, zero_shot
+from aligncap.utils.errors import UserError, UserErrors
+from aligncap.utils.io import read_jsonl
 
 # (clip, what it is, what the caption says)
 SEA = [
@@ -182,9 +181,9 @@ def test_files_say_scores_conditions_and_what_was_mapped(there: Path, reports: l
 
 def test_a_corpus_that_was_heard_is_refused_before_anything_is_written(there: Path) -> None:
     options = given(there, "sea", "lake") | {"trained_on": [there / "lake.jsonl"]}
-    with pytest.raises(Faults, match='corpus "lake"') as caught:
+    with pytest.raises(UserErrors, match='corpus "lake"') as caught:
         zero_shot(**options)
-    assert len(caught.value.faults) == 3  # corpus, speakers, clips
+    assert len(caught.value.errors) == 3  # corpus, speakers, clips
     assert not (there / "out").exists()
     with pytest.raises(UserError, match="nothing tells what was trained on"):
         zero_shot(**given(there, "sea") | {"trained_on": []})
@@ -197,7 +196,7 @@ def test_faults_of_maps_and_labels_come_all_at_once(there: Path) -> None:
         ("lake:calm", "happy"),
         ("sea:calm", "happy"),
     ]
-    with pytest.raises(Faults) as caught:
+    with pytest.raises(UserErrors) as caught:
         read_corpora([there / "sea.jsonl", there / "lake.jsonl", there / "sea.jsonl"], maps, ["hapy"])
     text = str(caught.value)
     for part in (
@@ -209,7 +208,7 @@ def test_faults_of_maps_and_labels_come_all_at_once(there: Path) -> None:
         '--labels: no clip is labelled "hapy", nearest is "happy"',
     ):
         assert part in text
-    with pytest.raises(Faults, match="write CORPUS:SAID=LABEL"):
+    with pytest.raises(UserErrors, match="write CORPUS:SAID=LABEL"):
         read_corpora([there / "sea.jsonl"], [("calm", "neutral")])
 
 
@@ -222,7 +221,7 @@ def test_captions_that_do_not_fit_the_corpora_are_refused(there: Path, reports: 
         ([*files, files[0]], "different numbers of seeds .sea: 2, lake: 1."),
         ([files[0], ("lake", files[0][1])], "a caption without references"),
     ):
-        with pytest.raises(Faults, match=part):
+        with pytest.raises(UserErrors, match=part):
             zero_shot(**options | {"captions": captions})
 
 
@@ -241,17 +240,17 @@ def test_a_limit_takes_labels_evenly_and_compares_with_the_whole_corpus(
 def test_a_model_captions_each_corpus_once(
     there: Path, reports: list[Path], tiny: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from aligncap.evaluation import zero_shot_captions
-    from aligncap.heard import heard_of, write_heard
+    from aligncap.data.provenance import manifests_provenance, write_provenance
+    from aligncap.evaluation import zero_shot as zero_shot_captions
     from aligncap.models.checkpoints import save_whole
 
     model, processor = tiny
     folder = there / "model"
     processor.save_pretrained(folder)
     save_whole(model, folder)
-    with pytest.raises(Faults, match="--trained-on"):
+    with pytest.raises(UserErrors, match="--trained-on"):
         zero_shot([folder], [there / "sea.jsonl"], there / "out")
-    write_heard(folder, heard_of([there / "train.jsonl"]))
+    write_provenance(folder, manifests_provenance([there / "train.jsonl"]))
     options = {"dtype": "float32", "device": "cpu", "resamples": 10, "max_new_tokens": 4}
     zero_shot([folder], [there / "sea.jsonl"], there / "out", **options)
     path = there / "out" / "captions" / "sea-0.jsonl"
@@ -273,13 +272,13 @@ def test_a_model_captions_each_corpus_once(
 def test_what_is_heard_instead_is_captioned_and_told_beside_the_scores(
     there: Path, reports: list[Path], tiny: Any
 ) -> None:
-    from aligncap.heard import heard_of, write_heard
+    from aligncap.data.provenance import manifests_provenance, write_provenance
     from aligncap.models.checkpoints import save_whole
 
     model, processor = tiny
     processor.save_pretrained(there / "model")
     save_whole(model, there / "model")
-    write_heard(there / "model", heard_of([there / "train.jsonl"]))
+    write_provenance(there / "model", manifests_provenance([there / "train.jsonl"]))
     options: dict[str, Any] = {"dtype": "float32", "device": "cpu", "resamples": 10, "max_new_tokens": 4}
     manifests, heard = [there / "sea.jsonl", there / "lake.jsonl"], ["wrong", "silence"]
     zero_shot([there / "model"], manifests, there / "out", heard_instead=heard, **options)
@@ -296,15 +295,15 @@ def test_what_is_heard_instead_is_captioned_and_told_beside_the_scores(
 
 
 def test_a_broken_clip_is_named_instead_of_left_out(there: Path, reports: list[Path], tiny: Any) -> None:
-    from aligncap.heard import heard_of, write_heard
+    from aligncap.data.provenance import manifests_provenance, write_provenance
     from aligncap.models.checkpoints import save_whole
 
     model, processor = tiny
     processor.save_pretrained(there / "model")
     save_whole(model, there / "model")
-    write_heard(there / "model", heard_of([there / "train.jsonl"]))
+    write_provenance(there / "model", manifests_provenance([there / "train.jsonl"]))
     (there / "s1.wav").write_bytes(b"no sound")
-    with pytest.raises(Faults, match="s1.wav"):
+    with pytest.raises(UserErrors, match="s1.wav"):
         zero_shot([there / "model"], [there / "sea.jsonl"], there / "out", dtype="float32", max_new_tokens=2)
 
 
@@ -316,7 +315,7 @@ def test_real_captions_score_as_in_an_evaluation_and_are_reported(tmp_path: Path
     if not all(path.is_file() for path in (train, test, other, captions)):
         pytest.skip("no run on RAVDESS at hand: bash scripts/quickstart.sh --corpus ravdess FOLDER")
     options: dict[str, Any] = {"captions": [("ravdess", str(captions))], "resamples": 20}
-    with pytest.raises(Faults, match='corpus "ravdess"'):
+    with pytest.raises(UserErrors, match='corpus "ravdess"'):
         zero_shot([], [test], tmp_path, trained_on=[train], **options)
     # as if it had been trained on the other corpus
     zero_shot([], [test], tmp_path, trained_on=[other], audio="link", **options)

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from aligncap.errors import UserError
-from aligncap.models.convert_whisper import config_of, convert, read_ct2, rename
+from aligncap.models.converters.whisper import config_of, convert, read_ct2, rename
+from aligncap.utils.errors import UserError
 
 CODES = {"float32": 0, "int8": 1, "int16": 2, "int32": 3, "float16": 4}
 MELS, WIDTH, FRAMES = 8, 8, 20

@@ -8,11 +8,11 @@ import transformers
 from tiny import make_tokenizer, make_whisper, voice
 from tiny_families import FAMILIES, save_family
 
-from aligncap.errors import Faults, UserError
-from aligncap.models.building import assemble, build, embedding_rms, load_llm
-from aligncap.prompts.templates import student_prompt, teacher_prompt
-from aligncap.training.examples import refuse_special_tokens
-from aligncap.training.runs import lora_targets
+from aligncap.models.checkpoints import assemble, build, embedding_rms, load_llm
+from aligncap.text.prompts import student_prompt, teacher_prompt
+from aligncap.training.data import refuse_special_tokens
+from aligncap.training.trainer import lora_targets
+from aligncap.utils.errors import UserError, UserErrors
 
 CLIPS = [voice(1.31, 150), voice(0.5, 100)]
 
@@ -20,7 +20,7 @@ CLIPS = [voice(1.31, 150), voice(0.5, 100)]
 @pytest.mark.parametrize("mark", ["<|im_start|>", "<|im_end|>", "<|audio|>"])
 def test_a_caption_with_a_turns_mark_is_refused(mark, parts, tmp_path):
     _, processor = build(parts["encoder"], save_family("qwen2", tmp_path / "llm"), encoder_layer=1)
-    with pytest.raises(Faults, match="control token"):
+    with pytest.raises(UserErrors, match="control token"):
         refuse_special_tokens("m.jsonl", [(1, "a", [f"He sounds {mark} calm."])], processor.tokenizer)
 
 

@@ -4,11 +4,11 @@ from peft import PeftModel
 from tiny import make_llm, make_model, make_tokenizer, make_whisper, voice
 from transformers import AutoModelForCausalLM, AutoProcessor
 
-from aligncap.errors import UserError
 from aligncap.models.checkpoints import load_checkpoint, merge
 from aligncap.models.encoders import encode_frames, pool_frames
-from aligncap.training.arguments import SpeechArguments
-from aligncap.training.runs import add_adapters
+from aligncap.training.config import SpeechSFTConfig
+from aligncap.training.trainer import add_adapters
+from aligncap.utils.errors import UserError
 
 CLIPS = [voice(1.31, 150), voice(2.7, 220), voice(0.5, 100)]
 
@@ -121,7 +121,7 @@ def test_adapters_survive_saving_and_merging(tmp_path, manifest):
     model, processor = make_model()
     model.save_pretrained(tmp_path / "run/base")
     processor.save_pretrained(tmp_path / "run/base")
-    args = SpeechArguments(output_dir=str(tmp_path / "run"), train_manifest=str(manifest))
+    args = SpeechSFTConfig(output_dir=str(tmp_path / "run"), train_manifest=str(manifest))
     adapted = add_adapters(model, args, projector=True)
     torch.manual_seed(1)
     for parameter in adapted.parameters():
@@ -142,7 +142,7 @@ def test_adapters_survive_saving_and_merging(tmp_path, manifest):
 
 def test_only_the_language_model_is_adapted(manifest, tmp_path):
     model, _ = make_model()
-    args = SpeechArguments(output_dir=str(tmp_path), train_manifest=str(manifest))
+    args = SpeechSFTConfig(output_dir=str(tmp_path), train_manifest=str(manifest))
     names = [n for n, p in add_adapters(model, args, projector=True).named_parameters() if "lora" in n]
     assert names and all("language_model" in n for n in names)
 
@@ -158,7 +158,7 @@ def test_families_whose_head_is_more_than_a_matrix_are_refused():
     from tiny import make_tokenizer, make_whisper
     from transformers import PhiConfig, PhiForCausalLM, WhisperFeatureExtractor
 
-    from aligncap.models.building import assemble
+    from aligncap.models.checkpoints import assemble
 
     tokenizer = make_tokenizer()
     phi = PhiForCausalLM(
@@ -179,7 +179,7 @@ def test_other_families_keep_their_logits_and_batch_like_singles(family):
     import transformers
     from tiny import make_tokenizer, make_whisper
 
-    from aligncap.models.building import assemble
+    from aligncap.models.checkpoints import assemble
 
     torch.manual_seed(0)
     tokenizer = make_tokenizer(chat=False)
@@ -212,8 +212,8 @@ def test_other_families_keep_their_logits_and_batch_like_singles(family):
 def test_the_teacher_is_one_whatever_the_seed():
     from transformers import WhisperFeatureExtractor
 
-    from aligncap.models.building import assemble
-    from aligncap.tensor_cache import fingerprint
+    from aligncap.models.checkpoints import assemble
+    from aligncap.utils.tensor_cache import fingerprint
 
     marks = set()
     for seed in (0, 1):

@@ -7,9 +7,9 @@ import torch
 from tiny import make_model, voice
 
 from aligncap.models.precision import halve_frozen, suit_bfloat16
-from aligncap.training.arguments import SpeechArguments
 from aligncap.training.collators import join_prompt_and_response
-from aligncap.training.runs import add_adapters
+from aligncap.training.config import SpeechSFTConfig
+from aligncap.training.trainer import add_adapters
 
 
 def student(tied, folder):
@@ -18,7 +18,7 @@ def student(tied, folder):
     torch.manual_seed(0)
     manifest = folder / "m.jsonl"
     manifest.write_text("")
-    args = SpeechArguments(
+    args = SpeechSFTConfig(
         output_dir=str(folder), train_manifest=str(manifest), lora_dropout=0.0, report_to="none"
     )
     model.requires_grad_(False)

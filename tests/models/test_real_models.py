@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from aligncap.errors import UserError
-from aligncap.models.sources import DEFAULT_ENCODER, DEFAULT_LLM, DEFAULT_SPACY, resolve
+from aligncap.models.hub import DEFAULT_ENCODER, DEFAULT_LLM, DEFAULT_SPACY, resolve
+from aligncap.utils.errors import UserError
 
 pytestmark = pytest.mark.real
 

@@ -14,10 +14,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from aligncap.errors import UserError
-from aligncap.io import data_path
-from aligncap.models import sources, wheels
-from aligncap.models.sources import fetch, listing, resolve
+from aligncap.models import hub as sources
+from aligncap.models import hub as wheels
+from aligncap.models.hub import fetch, listing, resolve
+from aligncap.utils.errors import UserError
+from aligncap.utils.io import data_path
 
 FILES = {"meta.json": '{"lang": "en"}', "config.cfg": "[nlp]", "vocab/strings.json": "[]"}
 

@@ -3,7 +3,7 @@ import pytest
 import torch
 from tiny import make_model, voice
 
-from aligncap.models.captioner import Captioner
+from aligncap.inference.captioner import Captioner
 from aligncap.models.projectors import StackMLPProjector
 from aligncap.models.speakers import FEWEST, chosen_clips, mean_frame, means_of_rows
 
@@ -135,8 +135,7 @@ def test_measured_cues_stand_in_the_prompt_of_a_model_that_is_shown_them():
 def test_captions_of_a_part_are_those_of_the_whole(tmp_path):
     import soundfile
 
-    from aligncap.models.caption_files import Job
-    from aligncap.models.captioning import caption_jobs
+    from aligncap.inference.batch import Job, caption_jobs
 
     captioner = Captioner(*make_model(speaker_relative=True))
     jobs = []

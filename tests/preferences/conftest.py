@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from made_candidates import KEY, make_candidates
 from stub_server import Stub
+from synthetic_candidates import KEY, make_candidates
 
 
 @pytest.fixture

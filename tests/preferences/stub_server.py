@@ -1,4 +1,4 @@
-"""A stand-in for an OpenAI-compatible endpoint on 127.0.0.1, with scripted faults and a Batch API."""
+"""A stand-in for an OpenAI-compatible endpoint on 127.0.0.1, with scripted errors and a Batch API."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Stub:
         self.usage = True
         self.requests: list[dict[str, Any]] = []
         self.ok: Counter[str] = Counter()
-        self.faults: Counter[str] = Counter()
+        self.errors: Counter[str] = Counter()
         self.billed = [0, 0]
         self.now = self.most = 0
         self.lock = threading.Lock()
@@ -107,7 +107,7 @@ class Stub:
             action = self.script(number, body)
             status, reply = self.reply(action, body)
             if action in EIGHT_FAULTS or action.isdigit():
-                self.faults[action] += 1
+                self.errors[action] += 1
             if action == "ok":
                 self.ok[user] += 1
         try:

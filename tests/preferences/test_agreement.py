@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from scipy.stats import kendalltau
 
-from aligncap.errors import UserError
-from aligncap.preferences.agreement import agree, agree_files
-from aligncap.preferences.agreement_report import cell, tables
-from aligncap.preferences.agreement_stats import (
+from aligncap.preferences.agreement import agree, agree_files, self_consistency
+from aligncap.preferences.reports import cell, tables
+from aligncap.utils.errors import UserError
+from aligncap.utils.statistics import (
     Scored,
     agreement_of,
     draws,
@@ -22,7 +22,6 @@ from aligncap.preferences.agreement_stats import (
     pair_counts,
     starts_of,
 )
-from aligncap.preferences.self_consistency import self_consistency
 
 
 def rows(

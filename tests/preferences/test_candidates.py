@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import soundfile
 
-from aligncap.errors import UserError
-from aligncap.journal import Journal
-from aligncap.manifest import Utterance, read_manifest, write_manifest
-from aligncap.models.captioner import Captioner
-from aligncap.models.sampling import sample_captions
+from aligncap.data.manifest import Utterance, read_manifest, write_manifest
+from aligncap.data.split import choose_evenly
+from aligncap.inference.captioner import Captioner
+from aligncap.inference.sampling import sample_captions
 from aligncap.preferences import candidates
 from aligncap.preferences.candidates import write_candidates
 from aligncap.preferences.verdicts import read_candidates
-from aligncap.splits import choose_evenly
+from aligncap.utils.errors import UserError
+from aligncap.utils.journal import Journal
 
 ROOT = Path(__file__).resolve().parents[2]
 OPTIONS = {"num": 3, "max_new_tokens": 6, "batch_size": 2, "device": "cpu"}
@@ -37,8 +37,8 @@ def lines(path):
 
 def test_rows_come_in_the_manifests_order_and_say_what_made_them(model, manifest, tmp_path):
     out = tmp_path / "deep" / "c.jsonl"
-    rows, faults = write_candidates(model, manifest, out, seed=4, **OPTIONS)
-    assert not faults and lines(out) == rows and list(out.parent.iterdir()) == [out]
+    rows, errors = write_candidates(model, manifest, out, seed=4, **OPTIONS)
+    assert not errors and lines(out) == rows and list(out.parent.iterdir()) == [out]
     assert [(r["id"], r["candidate"]) for r in rows] == [(f"clip{i}", n) for i in range(8) for n in range(3)]
     row = rows[0]
     assert (out.parent / row["manifest"]).resolve() == manifest.resolve()
@@ -118,9 +118,9 @@ def test_bad_audio_is_reported_and_the_rest_done(model, manifest, tmp_path):
     (tmp_path / "clip1.wav").write_bytes(b"no sound")
     (tmp_path / "clip2.wav").unlink()
     write_manifest(tmp_path / "m.jsonl", utterances)
-    rows, faults = write_candidates(model, tmp_path / "m.jsonl", tmp_path / "c.jsonl", **OPTIONS)
+    rows, errors = write_candidates(model, tmp_path / "m.jsonl", tmp_path / "c.jsonl", **OPTIONS)
     assert {r["id"] for r in rows} == {"clip0", "clip3"}
-    assert [name in fault for name, fault in zip(("clip1.wav", "clip2.wav"), faults)] == [True, True]
+    assert [name in error for name, error in zip(("clip1.wav", "clip2.wav"), errors)] == [True, True]
 
 
 def test_a_limit_keeps_emotions_balanced_and_a_larger_one_adds_to_it():
@@ -183,8 +183,8 @@ def test_two_processes_write_the_file_of_one(model, manifest, tmp_path):
         "import json, os, torch\n"
         "from aligncap.preferences.candidates import write_candidates\n"
         "torch.set_num_threads(1)\n"
-        f"rows, faults = write_candidates({str(model)!r}, 'm.jsonl', 'two.jsonl', **{OPTIONS!r})\n"
-        "print(f\"process {os.environ['RANK']}: {len(rows)} rows, {faults}\")\n"
+        f"rows, errors = write_candidates({str(model)!r}, 'm.jsonl', 'two.jsonl', **{OPTIONS!r})\n"
+        "print(f\"process {os.environ['RANK']}: {len(rows)} rows, {errors}\")\n"
     )
     # A part that an older run of other settings left behind.
     journal = Journal(out, {"of": "other settings"}, part=1)
@@ -212,5 +212,5 @@ def test_two_processes_write_the_file_of_one(model, manifest, tmp_path):
 def test_a_long_clip_is_reported(model, tmp_path):
     soundfile.write(tmp_path / "long.wav", 0.1 * np.sin(np.arange(31 * 16_000) / 10), 16_000)
     write_manifest(tmp_path / "m.jsonl", [Utterance("long", ".", "long.wav", "made")])
-    rows, faults = write_candidates(model, tmp_path / "m.jsonl", tmp_path / "c.jsonl", **OPTIONS)
-    assert rows == [] and "long.wav" in faults[0]
+    rows, errors = write_candidates(model, tmp_path / "m.jsonl", tmp_path / "c.jsonl", **OPTIONS)
+    assert rows == [] and "long.wav" in errors[0]

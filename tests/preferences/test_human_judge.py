@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from aligncap.errors import Faults, UserError
 from aligncap.preferences.judge import judge_candidates
 from aligncap.preferences.verdicts import read_scored
+from aligncap.utils.errors import UserError, UserErrors
 
 
 def sheet(path: Path) -> list[dict[str, str]]:
@@ -81,7 +81,7 @@ def test_every_fault_of_a_sheet_is_told_with_its_line(
     rows[2] |= {"caption": "She sounds sad."}
     rows[3] |= {"item": "feedbeef00"}
     rows[4] |= {"item": rows[1]["item"]}
-    with pytest.raises(Faults) as caught:
+    with pytest.raises(UserErrors) as caught:
         judge_candidates(
             path,
             tmp_path / "s.jsonl",
@@ -90,8 +90,8 @@ def test_every_fault_of_a_sheet_is_told_with_its_line(
             filled=fill(tmp_path / "f.csv", rows),
             rater="a",
         )
-    found = [fault.partition("f.csv:")[2] for fault in caught.value.faults]
-    assert [fault.partition(" ")[0] for fault in found] == ["2:", "2:", "5:", "6:", "7:"]
+    found = [error.partition("f.csv:")[2] for error in caught.value.errors]
+    assert [error.partition(" ")[0] for error in found] == ["2:", "2:", "5:", "6:", "7:"]
     assert 'emotion: "eleven"' in found[0] and "was changed" in found[2]
     assert "none of this candidates file" in found[3] and "on line 3 already" in found[4]
     assert not (tmp_path / "s.jsonl").exists()

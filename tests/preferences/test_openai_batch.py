@@ -8,13 +8,11 @@ from typing import Any
 import pytest
 from stub_server import PRICE_IN, PRICE_OUT, Stub, scores
 
-from aligncap.errors import UserError
 from aligncap.preferences.judge import JudgeSummary, judge_candidates
 from aligncap.preferences.judges import openai_batch
-from aligncap.preferences.judges.limits import Limits
-from aligncap.preferences.judges.session import Endpoint
-from aligncap.preferences.judges.verdict_journal import read_events, read_ledger
+from aligncap.preferences.judges.openai import Endpoint, Limits, read_events, read_ledger
 from aligncap.preferences.verdicts import read_scored
+from aligncap.utils.errors import UserError
 
 
 def judge(path: Path, stub: Stub, **options: Any) -> JudgeSummary:
@@ -57,8 +55,8 @@ def test_what_failed_goes_into_a_new_batch_and_is_counted(
     candidates: Callable[..., Path], stub: Stub
 ) -> None:
     path = candidates(clips=4)
-    faults = ["ok", "ok", "refusal", "500", "missing", "schema", "truncation", "malformed"]
-    stub.batch_line = lambda n, line: faults[n] if len(stub.batches) == 1 else "ok"
+    errors = ["ok", "ok", "refusal", "500", "missing", "schema", "truncation", "malformed"]
+    stub.batch_line = lambda n, line: errors[n] if len(stub.batches) == 1 else "ok"
     done = judge(path, stub)
     assert done.complete and sizes(stub) == [8, 6] and set(stub.ok.values()) == {1}
     text = "\n".join(done.lines())

@@ -19,18 +19,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_candidates import KEY, judge_in_a_process_of_its_own, make_candidates
 from stub_server import EIGHT_FAULTS, PRICE_IN, PRICE_OUT, Stub
+from synthetic_candidates import KEY, judge_in_a_process_of_its_own, make_candidates
 
-from aligncap.errors import UserError
 from aligncap.preferences.judge import JudgeSummary, judge_candidates
-from aligncap.preferences.judges import openai_judge
-from aligncap.preferences.judges.limits import Limits
-from aligncap.preferences.judges.session import Endpoint
-from aligncap.preferences.judges.verdict_journal import read_events, read_ledger
+from aligncap.preferences.judges import openai as openai_judge
+from aligncap.preferences.judges.openai import Endpoint, Limits, read_events, read_ledger
 from aligncap.preferences.verdicts import read_scored
+from aligncap.utils.errors import UserError
 
-# fault of the stub: how the judge counts it
+# error of the stub: how the judge counts it
 COUNTED = {name: name for name in EIGHT_FAULTS} | {"slow": "time-out", "drop": "dropped connection"}
 LOST = {"slow", "drop", "no json"}
 
@@ -43,22 +41,22 @@ def judge(path: Path, url: str, **options: Any) -> JudgeSummary:
     )
 
 
-@pytest.mark.parametrize("fault", [*EIGHT_FAULTS, "503", "408", "no json", "other json"])
+@pytest.mark.parametrize("error", [*EIGHT_FAULTS, "503", "408", "no json", "other json"])
 def test_a_fault_is_counted_paid_for_and_overcome(
-    candidates: Callable[..., Path], stub: Stub, fault: str
+    candidates: Callable[..., Path], stub: Stub, error: str
 ) -> None:
-    stub.script = lambda n, body: fault if n == 0 else "ok"
+    stub.script = lambda n, body: error if n == 0 else "ok"
     path = candidates(clips=2)
     done = judge(path, stub.url)
     assert done.complete and done.scored == 4 and len(stub.requests) == 5 and set(stub.ok.values()) == {1}
-    counted = COUNTED.get(fault) or {"503": "5xx", "408": "408"}.get(fault, "malformed")
-    assert f"faults: 1 {counted}" in done.lines()
+    counted = COUNTED.get(error) or {"503": "5xx", "408": "408"}.get(error, "malformed")
+    assert f"errors: 1 {counted}" in done.lines()
     spent = read_ledger(path.with_name("s.jsonl.verdicts.jsonl")).spent
-    if fault in LOST or fault == "other json":
+    if error in LOST or error == "other json":
         assert spent > stub.billed_cost  # counted at its worst case
     else:
         assert spent == pytest.approx(stub.billed_cost)
-    if fault == "truncation":
+    if error == "truncation":
         assert sorted(body["max_tokens"] for body in stub.requests) == [400, 400, 400, 400, 800]
 
 
@@ -183,7 +181,7 @@ def test_a_request_lost_to_a_kill_is_spent_at_its_worst_case_also_in_the_next_ru
     journal = path.with_name("s.jsonl.verdicts.jsonl")
     with monkeypatch.context() as patch:
         if moment == "sent":
-            patch.setattr(openai_judge, "fault_of", die)
+            patch.setattr(openai_judge, "error_of", die)
             stub.script = lambda n, body: "drop"
         else:
             patch.setattr(openai_judge.VerdictJournal, "done", die)
@@ -246,8 +244,8 @@ def test_two_thousand_verdicts_survive_thirty_per_cent_faults_and_five_kills(
     assert len(answers) == wanted and set(answers.values()) == {1}
     assert len(stub.ok) == wanted
     assert sum(count - 1 for count in stub.ok.values()) <= 5 * concurrency
-    assert set(stub.faults) == set(EIGHT_FAULTS)
-    assert 0.25 < sum(stub.faults.values()) / len(stub.requests) < 0.35
+    assert set(stub.errors) == set(EIGHT_FAULTS)
+    assert 0.25 < sum(stub.errors.values()) / len(stub.requests) < 0.35
     assert stub.billed_cost <= read_ledger(journal).spent <= cap
     lost = {event["request"] for event in events if event["event"] == "sent"} - {
         event["request"] for event in events if event["event"] == "done"

@@ -11,14 +11,22 @@ import pytest
 from filelock import FileLock
 from stub_server import CRITERIA, PRICE_IN, PRICE_OUT, Stub, scores
 
-from aligncap.errors import Faults, UserError
 from aligncap.preferences.judge import JudgeSummary, compare_candidates, judge_candidates
-from aligncap.preferences.judges.limits import Gate, Limits, prices_of, retry_after
-from aligncap.preferences.judges.openai_judge import read_response
-from aligncap.preferences.judges.questions import Ask, prompt_hash
-from aligncap.preferences.judges.session import Endpoint
-from aligncap.preferences.judges.verdict_journal import VerdictJournal, read_events, read_ledger
+from aligncap.preferences.judges.openai import (
+    Ask,
+    Endpoint,
+    Gate,
+    Limits,
+    VerdictJournal,
+    prices_of,
+    prompt_hash,
+    read_events,
+    read_ledger,
+    read_response,
+    retry_after,
+)
 from aligncap.preferences.verdicts import read_scored
+from aligncap.utils.errors import UserError, UserErrors
 
 
 def judge(path: Path, stub: Stub, **options: Any) -> JudgeSummary:
@@ -87,8 +95,8 @@ def test_equal_captions_of_a_clip_are_asked_once(candidates: Callable[..., Path]
 def test_the_prompt_hash_follows_whatever_the_judge_is_told(
     change: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from aligncap.io import load_data
-    from aligncap.preferences.judges import questions
+    from aligncap.preferences.judges import openai as questions
+    from aligncap.utils.io import load_data
 
     before = prompt_hash("score", Ask("m"))
     assert prompt_hash("score", Ask("m", max_tokens=999)) == before != prompt_hash("compare", Ask("m"))
@@ -240,7 +248,7 @@ def test_a_torn_last_line_is_cut_off_and_broken_ones_before_it_are_named(tmp_pat
     with VerdictJournal(path):
         assert path.read_bytes() == head
     path.write_bytes(head + b"{broken\n" + b"".join(rest))
-    with pytest.raises(Faults, match=r"j\.jsonl:2: "):
+    with pytest.raises(UserErrors, match=r"j\.jsonl:2: "):
         VerdictJournal(path)
 
 

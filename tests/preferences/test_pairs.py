@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from aligncap.captions.cue_words import manner_claims
-from aligncap.captions.emotions import emotion_of
-from aligncap.errors import UserError
-from aligncap.manifest import Utterance, write_manifest
+from aligncap.data.manifest import Utterance, write_manifest
 from aligncap.preferences.pair_kinds import KINDS, words_of_text
-from aligncap.preferences.pair_report import guessed_from_text, tables
 from aligncap.preferences.pairs import make_pairs, pairs_file
+from aligncap.preferences.reports import guessed_from_text, tables
+from aligncap.text.claims import manner_claims
+from aligncap.text.emotions import emotion_of
+from aligncap.utils.errors import UserError
 
 LABELS = ("angry", "happy", "sad", "fearful")
 

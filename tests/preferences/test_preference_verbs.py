@@ -9,7 +9,7 @@ import pytest
 from tiny import save_model
 
 from aligncap.cli import main
-from aligncap.io import read_jsonl
+from aligncap.utils.io import read_jsonl
 
 
 @pytest.fixture(scope="module")

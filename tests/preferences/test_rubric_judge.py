@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from aligncap.captions.rubric import data_hash, version
-from aligncap.io import write_jsonl
-from aligncap.manifest import Utterance, write_manifest
-from aligncap.models import fluency
+from aligncap.data.manifest import Utterance, write_manifest
+from aligncap.inference import fluency
 from aligncap.models.precision import best_dtype
 from aligncap.preferences.judges.rubric import judge_rubric
 from aligncap.preferences.verdicts import Item, Verdict, read_items
+from aligncap.text.rubric import data_hash, version
+from aligncap.utils.io import write_jsonl
 
 CANDIDATES = [
     "He sounds sad and speaks softly.",
@@ -109,7 +109,7 @@ def test_a_reference_is_judged_by_the_others_alone(items: list[Item]) -> None:
 def test_a_manifest_that_is_gone_is_told(items: list[Item], path: Path) -> None:
     from dataclasses import replace
 
-    from aligncap.errors import UserError
+    from aligncap.utils.errors import UserError
 
     with pytest.raises(UserError, match="nowhere"):
         judge_rubric([replace(items[0], manifest=path)], fluency_model=None)

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from aligncap.errors import Faults, UserError
 from aligncap.preferences.verdicts import (
     CRITERIA,
     Verdict,
@@ -17,6 +16,7 @@ from aligncap.preferences.verdicts import (
     read_scored,
     weighted_overall,
 )
+from aligncap.utils.errors import UserError, UserErrors
 
 VERDICT = Verdict({"emotion": 7, "fluent": 9.5}, 8.0, "fits", "rubric", "1", "abc")
 
@@ -64,7 +64,7 @@ def test_all_faults_of_a_candidates_file_are_told_at_once_with_their_lines(
     edit(path, 5, kind="reference")
     with path.open("a") as file:
         file.write('{"id": \n[1]\n')
-    with pytest.raises(Faults) as caught:
+    with pytest.raises(UserErrors) as caught:
         read_candidates(path)
     found = str(caught.value)
     for part in (
@@ -76,7 +76,7 @@ def test_all_faults_of_a_candidates_file_are_told_at_once_with_their_lines(
         "c.jsonl:8: a JSON object is needed",
     ):
         assert part in found
-    assert len(caught.value.faults) == 6
+    assert len(caught.value.errors) == 6
 
 
 def test_missing_and_empty_files_say_which_verb_writes_them(tmp_path: Path) -> None:
@@ -91,9 +91,9 @@ def test_a_scored_file_needs_sound_verdicts(candidates: Callable[..., Path]) -> 
     path = candidates(clips=1)
     edit(path, 1, kind="candidate", verdict=VERDICT.to_dict())
     edit(path, 2, kind="reference", reference=0, candidate=None, verdict={"scores": {}})
-    with pytest.raises(Faults) as caught:
+    with pytest.raises(UserErrors) as caught:
         read_scored(path)
-    assert len(caught.value.faults) == 1 and "c.jsonl:2" in caught.value.faults[0]
+    assert len(caught.value.errors) == 1 and "c.jsonl:2" in caught.value.errors[0]
     edit(path, 2, verdict=VERDICT.to_dict())
     rows = read_scored(path)
     assert [row["kind"] for row in rows] == ["candidate", "reference"]
@@ -131,5 +131,5 @@ def test_a_clip_that_the_manifest_does_not_hold_is_named_with_its_line(
 ) -> None:
     path = candidates()
     edit(path, 4, id="stranger")
-    with pytest.raises(Faults, match=r'c\.jsonl:4: .*holds no clip "stranger"'):
+    with pytest.raises(UserErrors, match=r'c\.jsonl:4: .*holds no clip "stranger"'):
         read_items(path)

@@ -9,8 +9,8 @@ import pytest
 from preferring import run
 from tiny import save_model
 
-from aligncap.io import write_jsonl
-from aligncap.manifest import read_manifest
+from aligncap.data.manifest import read_manifest
+from aligncap.utils.io import write_jsonl
 
 
 @pytest.fixture(scope="session")

@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from aligncap.training.prefer import train_prefer
-from aligncap.training.prefer_arguments import PreferArguments
+from aligncap.training.config import SpeechDPOConfig
+from aligncap.training.dpo import train_dpo
 
 TOLERANCE = {"atol": 1e-5, "rtol": 1e-5}
 
@@ -36,7 +36,7 @@ def options(out, start, pairs, **more):
 
 
 def run(out, start, pairs, **more):
-    return train_prefer(PreferArguments(**options(out, start, pairs, **more)))
+    return train_dpo(SpeechDPOConfig(**options(out, start, pairs, **more)))
 
 
 def log(out, name="loss") -> list[float]:

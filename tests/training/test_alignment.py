@@ -5,8 +5,8 @@ import torch
 from tiny import make_model
 from torch.nn.functional import normalize
 
-from aligncap.manifest import Utterance
-from aligncap.training.alignment import (
+from aligncap.data.manifest import Utterance
+from aligncap.training.align import (
     _mean,
     align_projector,
     clue_targets,

@@ -20,15 +20,15 @@ from hypothesis import strategies as st
 from test_training import adapter, batch_of, breaking, losses, options, run, speech_options
 from torch.utils.data import DataLoader
 
-from aligncap.errors import Faults
-from aligncap.manifest import read_manifest
-from aligncap.tensor_cache import TensorCache
-from aligncap.training import batches
-from aligncap.training.arguments import AlignArguments, DistillArguments, SpeechArguments, TeacherArguments
-from aligncap.training.batches import LengthBuckets, padded_size, padding_share, row_lengths
+from aligncap.data.manifest import audio_files, read_manifest
+from aligncap.training import trainer as batches
 from aligncap.training.caches import fill_features
-from aligncap.training.examples import SpeechRows, audio_files
+from aligncap.training.config import AlignConfig, DistillConfig, SpeechSFTConfig, TeacherConfig
+from aligncap.training.data import SpeechRows
 from aligncap.training.teacher import train_teacher
+from aligncap.training.trainer import LengthBuckets, padded_size, padding_share, row_lengths
+from aligncap.utils.errors import UserErrors
+from aligncap.utils.tensor_cache import TensorCache
 
 pairs = st.tuples(st.integers(1, 60), st.integers(1, 30))
 some_lengths = st.lists(pairs, min_size=1, max_size=60).map(np.array)
@@ -122,7 +122,7 @@ def test_lengths_are_known_without_reading_audio(manifest, tiny, tmp_path, monke
         real = [(len(rows[i]["prompt_ids"]), len(rows[i]["response_ids"])) for i in range(len(rows))]
         with monkeypatch.context() as patch:
             patch.setattr(TensorCache, "__getitem__", None)
-            patch.setattr("aligncap.training.examples.load_audio", None)
+            patch.setattr("aligncap.training.data.load_audio", None)
             assert rows.lengths() == real
         assert len({p for p, _ in real}) > 1
 
@@ -160,12 +160,12 @@ def in_tokens(**more):
 @pytest.fixture(scope="module")
 def whole_run(tmp_path_factory, manifest, parts):
     out = tmp_path_factory.mktemp("batches") / "whole"
-    run(DistillArguments, out, manifest, parts, **in_tokens(gradient_accumulation_steps=2))
+    run(DistillConfig, out, manifest, parts, **in_tokens(gradient_accumulation_steps=2))
     return out
 
 
 def test_a_run_says_and_records_its_padding(manifest, parts, tmp_path, capsys):
-    run(DistillArguments, tmp_path / "run", manifest, parts, **in_tokens(max_steps=1, teacher_cache="no"))
+    run(DistillConfig, tmp_path / "run", manifest, parts, **in_tokens(max_steps=1, teacher_cache="no"))
     said = capsys.readouterr().err
     found = json.loads((tmp_path / "run/run.json").read_text())["batches"]
     assert found["rows"] == 16 and found["batches"] > 2
@@ -174,7 +174,7 @@ def test_a_run_says_and_records_its_padding(manifest, parts, tmp_path, capsys):
 
 
 def test_rows_longer_than_the_budget_are_warned_of(manifest, parts, tmp_path, capsys):
-    run(SpeechArguments, tmp_path / "run", manifest, parts, **in_tokens(max_steps=1, tokens_per_batch=20))
+    run(SpeechSFTConfig, tmp_path / "run", manifest, parts, **in_tokens(max_steps=1, tokens_per_batch=20))
     assert "16 rows are longer than tokens_per_batch=20" in capsys.readouterr().err
 
 
@@ -190,7 +190,7 @@ def test_a_resumed_run_equals_an_unbroken_one(at, whole_run, manifest, parts, tm
     more = in_tokens(gradient_accumulation_steps=2)
     with pytest.raises(RuntimeError, match="power cut"):
         breaking(out, manifest, parts, at=at, **more)
-    run(DistillArguments, out, manifest, parts, resume_from_checkpoint="true", **more)
+    run(DistillConfig, out, manifest, parts, resume_from_checkpoint="true", **more)
     assert losses(out) == losses(whole_run)
     assert all(torch.equal(v, adapter(whole_run)[k]) for k, v in adapter(out).items())
 
@@ -240,7 +240,7 @@ def test_two_processes_give_the_losses_of_one_and_resume(whole_run, manifest, pa
 def test_the_teacher_trains_in_buckets_of_a_fixed_number_of_rows(manifest, parts, tmp_path):
     out = tmp_path / "teacher"
     more = {"length_buckets": True, "max_steps": 2, "per_device_train_batch_size": 3}
-    train_teacher(TeacherArguments(**options(out, manifest, {"llm": parts["llm"]}, **more)))
+    train_teacher(TeacherConfig(**options(out, manifest, {"llm": parts["llm"]}, **more)))
     found = json.loads((out / "run.json").read_text())["batches"]
     assert found["batches"] == -(-found["rows"] // 3) and len(losses(out)) == 2
 
@@ -254,12 +254,12 @@ def test_without_the_options_the_order_is_the_trainers_own(manifest, parts, tmp_
 @pytest.mark.parametrize(
     ("kind", "chosen", "message"),
     [
-        (DistillArguments, {"tokens_per_batch": 500, "per_device_train_batch_size": 4}, "leave one out"),
-        (DistillArguments, {"tokens_per_batch": -1}, "must be 0"),
-        (SpeechArguments, {"length_buckets": True, "train_sampling_strategy": "group_by_length"}, "strategy"),
-        (AlignArguments, {"tokens_per_batch": 500}, "has no effect here"),
+        (DistillConfig, {"tokens_per_batch": 500, "per_device_train_batch_size": 4}, "leave one out"),
+        (DistillConfig, {"tokens_per_batch": -1}, "must be 0"),
+        (SpeechSFTConfig, {"length_buckets": True, "train_sampling_strategy": "group_by_length"}, "strategy"),
+        (AlignConfig, {"tokens_per_batch": 500}, "has no effect here"),
     ],
 )
 def test_options_that_contradict_each_other_are_refused(kind, chosen, message, manifest, tmp_path):
-    with pytest.raises(Faults, match=message):
+    with pytest.raises(UserErrors, match=message):
         kind(output_dir=str(tmp_path / "x"), train_manifest=str(manifest), **chosen)

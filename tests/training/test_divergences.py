@@ -5,7 +5,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aligncap.errors import UserError
 from aligncap.training.divergences import (
     NAMES,
     chunked_divergence,
@@ -14,6 +13,7 @@ from aligncap.training.divergences import (
     top_k_divergence,
 )
 from aligncap.training.top_k import coarsen, most_likely
+from aligncap.utils.errors import UserError
 
 P = torch.tensor([[0.5, 0.5]]).log()
 Q = torch.tensor([[0.25, 0.75]]).log()

@@ -16,18 +16,16 @@ from safetensors.torch import load_file
 from tiny import make_whisper, voice
 from tiny_families import FAMILIES, VARIANTS, save_family
 
-from aligncap.io import write_jsonl
-from aligncap.manifest import read_manifest
-from aligncap.models.building import load_llm
-from aligncap.models.captioner import Captioner
-from aligncap.models.checkpoints import load_checkpoint, load_folder, merge
-from aligncap.models.sampling import random_numbers, sample_tokens
-from aligncap.prompts.templates import end_token_id, response_ids, teacher_prompt
-from aligncap.training.arguments import DistillArguments, SpeechArguments, TeacherArguments
-from aligncap.training.prefer import train_prefer
-from aligncap.training.prefer_arguments import PreferArguments
+from aligncap.data.manifest import read_manifest
+from aligncap.inference.captioner import Captioner
+from aligncap.inference.sampling import random_numbers, sample_tokens
+from aligncap.models.checkpoints import load_checkpoint, load_folder, load_llm, merge
+from aligncap.text.prompts import end_token_id, response_ids, teacher_prompt
+from aligncap.training.config import DistillConfig, SpeechDPOConfig, SpeechSFTConfig, TeacherConfig
+from aligncap.training.dpo import train_dpo
 from aligncap.training.speech import train_speech
 from aligncap.training.teacher import train_teacher
+from aligncap.utils.io import write_jsonl
 
 CLIPS = [voice(1.31, 150), voice(2.7, 220), voice(0.5, 100)]
 CAPTION = "He sounds angry, with a loud voice."
@@ -107,16 +105,16 @@ def go_the_whole_way(name: str, folder: Path, manifest: Path, whisper: str) -> P
     """Teacher, distill, sft, prefer and merge; returns the folder that holds their outputs."""
     llm = save_family(name, folder / "llm")
     train_teacher(
-        TeacherArguments(**common(folder / "teacher", max_steps=2, train_manifest=str(manifest), llm=llm))
+        TeacherConfig(**common(folder / "teacher", max_steps=2, train_manifest=str(manifest), llm=llm))
     )
     teacher = str(folder / "teacher")
-    speech(DistillArguments, folder / "distill", manifest, whisper, teacher, max_steps=4, teacher_cache="yes")
-    speech(SpeechArguments, folder / "sft", manifest, whisper, llm, max_steps=2)
+    speech(DistillConfig, folder / "distill", manifest, whisper, teacher, max_steps=4, teacher_cache="yes")
+    speech(SpeechSFTConfig, folder / "sft", manifest, whisper, llm, max_steps=2)
     pairs = pairs_of(manifest, folder / "pairs.jsonl")
     start = merge(folder / "distill", folder / "start")
     options = {"train_pairs": str(pairs), "cache_dir": str(folder / "cache"), "max_steps": 2}
     options |= {"eval_strategy": "no", "loss_type": ["sigmoid"], "loss_weights": None}
-    train_prefer(PreferArguments(**common(folder / "prefer", model=str(start), **options)))
+    train_dpo(SpeechDPOConfig(**common(folder / "prefer", model=str(start), **options)))
     merge(folder / "prefer", folder / "model")
     return folder
 
@@ -155,8 +153,8 @@ def test_the_first_losses_in_bfloat16_are_near_those_in_float32(family, manifest
     _, _, folder = family
     llm, half = str(folder / "llm"), {"precision": "bfloat16", "max_steps": 1}
     data = {"train_manifest": str(manifest), "llm": llm}
-    train_teacher(TeacherArguments(**common(tmp_path / "teacher", **data, **half)))
-    speech(SpeechArguments, tmp_path / "sft", manifest, whisper, llm, **half)
+    train_teacher(TeacherConfig(**common(tmp_path / "teacher", **data, **half)))
+    speech(SpeechSFTConfig, tmp_path / "sft", manifest, whisper, llm, **half)
     for run in ("teacher", "sft"):
         assert losses(tmp_path / run)[0] == pytest.approx(losses(folder / run)[0], rel=0.02)
 
@@ -181,7 +179,7 @@ def test_cached_teacher_states_and_frames_give_the_live_run(family, manifest, wh
     _, _, folder = family
     teacher = str(folder / "teacher")
     options = {"max_steps": 2, "teacher_cache": "no", "feature_cache": False}
-    live = speech(DistillArguments, tmp_path / "live", manifest, whisper, teacher, **options)
+    live = speech(DistillConfig, tmp_path / "live", manifest, whisper, teacher, **options)
     assert losses(live) == pytest.approx(losses(folder / "distill")[:2], rel=1e-4)
 
 

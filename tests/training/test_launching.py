@@ -15,14 +15,13 @@ from preferring import equal_adapters, log
 from safetensors.torch import load_file
 from tiny import make_model, voice
 
-from aligncap.io import write_jsonl
-from aligncap.manifest import read_manifest
-from aligncap.models.captioner import Captioner
+from aligncap.data.manifest import read_manifest
+from aligncap.inference.captioner import Captioner
 from aligncap.models.checkpoints import load_checkpoint, save_whole
-from aligncap.training.arguments import DistillArguments
-from aligncap.training.prefer import train_prefer
-from aligncap.training.prefer_arguments import PreferArguments
+from aligncap.training.config import DistillConfig, SpeechDPOConfig
+from aligncap.training.dpo import train_dpo
 from aligncap.training.speech import train_speech
+from aligncap.utils.io import write_jsonl
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = {
@@ -95,8 +94,8 @@ def prefer(folder, manifest) -> dict[str, Any]:
 def alone(folder, distill, prefer) -> dict[str, Path]:
     """Both verbs in this process."""
     out = {verb: folder / f"alone-{verb}" for verb in ("distill", "prefer")}
-    train_speech(DistillArguments(**distill, output_dir=str(out["distill"])))
-    train_prefer(PreferArguments(**prefer, output_dir=str(out["prefer"])))
+    train_speech(DistillConfig(**distill, output_dir=str(out["distill"])))
+    train_dpo(SpeechDPOConfig(**prefer, output_dir=str(out["prefer"])))
     return out
 
 
@@ -155,7 +154,7 @@ def test_a_sharded_run_goes_on_to_the_bit_and_captions(alone, distill, folder):
 def test_a_sharded_run_in_bfloat16(distill, folder):
     """Its shards are bfloat16, its sums are not: the losses are near those of one process in bfloat16."""
     half = distill | {"precision": "bfloat16"}
-    train_speech(DistillArguments(**half, output_dir=str(folder / "half")))
+    train_speech(DistillConfig(**half, output_dir=str(folder / "half")))
     launch("distill", folder / "fsdp2-half", half, "fsdp2")
     assert log(folder / "fsdp2-half") == pytest.approx(log(folder / "half"), rel=0.01)
 
@@ -164,7 +163,7 @@ def test_a_sharded_run_in_bfloat16(distill, folder):
 def test_a_sharded_run_reads_the_teacher_s_likeliest_tokens(distill, folder):
     """They were kept before the head was sharded, and training asks no head for the teacher's logits."""
     few = distill | {"teacher_cache": "auto", "teacher_top_k": 8}
-    train_speech(DistillArguments(**few, output_dir=str(folder / "few")))
+    train_speech(DistillConfig(**few, output_dir=str(folder / "few")))
     launch("distill", folder / "fsdp2-few", few, "fsdp2")
     assert log(folder / "fsdp2-few") == pytest.approx(log(folder / "few"), rel=1e-4)
     coverage = [

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from aligncap.errors import Faults, UserError
-from aligncap.io import write_jsonl
-from aligncap.manifest import read_manifest
-from aligncap.splits import choose_evenly
-from aligncap.training.preference_rows import read_pairs
+from aligncap.data.manifest import read_manifest
+from aligncap.data.split import choose_evenly
+from aligncap.training.data import read_pairs
+from aligncap.utils.errors import UserError, UserErrors
+from aligncap.utils.io import write_jsonl
 
 
 def test_dev_clips_take_turns_by_label(manifest):
@@ -29,7 +29,7 @@ def test_faulty_pairs_are_all_named(tmp_path, start, manifest):
             {"id": clip, "chosen": "A."},
         ],
     )
-    with pytest.raises(Faults) as caught:
+    with pytest.raises(UserErrors) as caught:
         read_pairs(str(path), str(manifest), read_manifest(manifest), None)
     text = str(caught.value)
     assert all(f"pairs.jsonl:{n}:" in text for n in (1, 2, 3))

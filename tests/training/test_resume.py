@@ -14,15 +14,15 @@ import torch
 from safetensors.torch import load_file
 from tiny import make_tokenizer
 
-from aligncap.errors import Faults, UserError
-from aligncap.io import atomic_open, read_jsonl, workplace, write_jsonl, write_text
 from aligncap.models.checkpoints import load_folder
-from aligncap.tensor_cache import fingerprint
-from aligncap.training.arguments import DistillArguments
+from aligncap.training.config import DistillConfig
+from aligncap.training.distill import write_targets
 from aligncap.training.resume import clear_remains, cut_log, is_whole
 from aligncap.training.speech import train_speech
-from aligncap.training.targets import write_targets
 from aligncap.training.watch import out_of_patience
+from aligncap.utils.errors import UserError, UserErrors
+from aligncap.utils.io import atomic_open, read_jsonl, workplace, write_jsonl, write_text
+from aligncap.utils.tensor_cache import fingerprint
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 
@@ -63,7 +63,7 @@ def whole(tmp_path_factory, manifest, parts):
     place = tmp_path_factory.mktemp("whole")
 
     def run(out: Path, **more: object) -> Path:
-        train_speech(DistillArguments(**options(out, place / "cache", manifest, parts, **more)))
+        train_speech(DistillConfig(**options(out, place / "cache", manifest, parts, **more)))
         return out
 
     return run(place / "run"), run
@@ -180,7 +180,7 @@ def test_other_options_and_data_are_refused_all_at_once(whole, killed, manifest,
     folder = killed(2)
     other = manifest.with_name("other.jsonl")
     other.write_text(manifest.read_text() + "\n")
-    with pytest.raises(Faults) as caught:
+    with pytest.raises(UserErrors) as caught:
         whole[1](
             folder,
             resume_from_checkpoint="true",
@@ -191,13 +191,13 @@ def test_other_options_and_data_are_refused_all_at_once(whole, killed, manifest,
             save_steps=1,
             logging_steps=2,
         )
-    assert [fault.split("=")[0].split(":")[0] for fault in caught.value.faults] == [
+    assert [error.split("=")[0].split(":")[0] for error in caught.value.errors] == [
         "learning_rate",
         "seed",
         "per_device_train_batch_size × gradient_accumulation_steps × processes",
         str(other),
     ]
-    assert "began with 0.001; go on with the same" in caught.value.faults[0]
+    assert "began with 0.001; go on with the same" in caught.value.errors[0]
 
 
 def test_data_that_changed_in_its_place_is_refused(whole, killed, manifest, parts, tmp_path):
@@ -205,7 +205,7 @@ def test_data_that_changed_in_its_place_is_refused(whole, killed, manifest, part
     record = json.loads((folder / "run.json").read_text())
     record["data"][str(manifest)] = "0" * 64
     write_text(folder / "run.json", json.dumps(record))
-    with pytest.raises(Faults, match=r"train.jsonl: is not what the run began with"):
+    with pytest.raises(UserErrors, match=r"train.jsonl: is not what the run began with"):
         whole[1](folder, resume_from_checkpoint="true")
 
 

@@ -10,17 +10,17 @@ from accelerate.utils import FullyShardedDataParallelPlugin
 from tiny import make_model
 from tiny_families import FAMILIES
 
-from aligncap.errors import Faults
-from aligncap.models.building import assemble
-from aligncap.training.arguments import DistillArguments, SpeechArguments
-from aligncap.training.prefer import wants_reference_cache
-from aligncap.training.runs import add_adapters, freeze_adapters
+from aligncap.models.checkpoints import assemble
+from aligncap.training.caches import wants_teacher_cache
+from aligncap.training.config import DistillConfig, SpeechSFTConfig
+from aligncap.training.dpo import wants_reference_cache
 from aligncap.training.sharding import adapters_off, load_whole, place, shard_as_configured, shards_weights
-from aligncap.training.teacher_cache import wants_teacher_cache
+from aligncap.training.trainer import add_adapters, freeze_adapters
+from aligncap.utils.errors import UserErrors
 
 
 def arguments(tmp_path, manifest, **more):
-    return DistillArguments(output_dir=str(tmp_path), train_manifest=str(manifest), **more)
+    return DistillConfig(output_dir=str(tmp_path), train_manifest=str(manifest), **more)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -41,7 +41,7 @@ def test_layers_of_every_family_are_units_of_their_own(name):
     )
     kinds = {type(module).__name__: type(module) for module in model.modules()}
     layers = next(m for m in llm.modules() if isinstance(m, torch.nn.ModuleList))
-    adapted = add_adapters(model, SpeechArguments(output_dir="x", train_manifest=__file__), projector=True)
+    adapted = add_adapters(model, SpeechSFTConfig(output_dir="x", train_manifest=__file__), projector=True)
     plugin = FullyShardedDataParallelPlugin(fsdp_version=2, auto_wrap_policy="transformer_based_wrap")
     plugin.set_auto_wrap_policy(adapted)
     wrapped = plugin.auto_wrap_policy.keywords["transformer_layer_cls"]
@@ -122,14 +122,14 @@ def test_fsdp2_rounds_no_sums():
 def test_deepspeed_that_is_not_there_is_named_with_its_extra(tmp_path, manifest, monkeypatch):
     monkeypatch.setattr("aligncap.training.sharding.is_deepspeed_available", lambda: False)
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
-    with pytest.raises(Faults, match=r"aligncap\[deepspeed\]"):
+    with pytest.raises(UserErrors, match=r"aligncap\[deepspeed\]"):
         arguments(tmp_path, manifest)
 
 
 def test_fsdp_of_the_first_kind_is_refused(tmp_path, manifest, monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     monkeypatch.setenv("FSDP_VERSION", "1")
-    with pytest.raises(Faults, match="fsdp2.yaml"):
+    with pytest.raises(UserErrors, match="fsdp2.yaml"):
         arguments(tmp_path, manifest)
 
 

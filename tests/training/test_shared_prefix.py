@@ -9,14 +9,13 @@ from tiny import make_model, make_whisper, voice
 from tiny_families import FAMILIES, VARIANTS, save_family
 from torch.nn import functional as F
 
-from aligncap.models.building import assemble, load_llm
-from aligncap.prompts.templates import response_ids
+from aligncap.models.checkpoints import assemble, load_llm
+from aligncap.text.prompts import response_ids
 from aligncap.training.collators import IGNORE
-from aligncap.training.examples import ClipInputs
-from aligncap.training.prefer_arguments import PreferArguments
-from aligncap.training.preference_rows import PreferenceCollator
-from aligncap.training.runs import lora_config
+from aligncap.training.config import SpeechDPOConfig
+from aligncap.training.data import ClipInputs, PreferenceCollator
 from aligncap.training.shared_prefix import pack_pairs, plain_rows, score_responses, why_not_packed
+from aligncap.training.trainer import lora_config
 
 CLIPS = [voice(1.31, 150), voice(2.7, 220), voice(0.5, 100)]  # prompts of three lengths: left padding
 CAPTIONS = [
@@ -31,7 +30,7 @@ def adapted(model, tmp_path):
     """The model with LoRA and a trained projector, both moved away from their start."""
     for name in ("pairs.jsonl", "model"):
         (tmp_path / name).touch()
-    args = PreferArguments(
+    args = SpeechDPOConfig(
         output_dir=str(tmp_path / "x"),
         model=str(tmp_path / "model"),
         train_pairs=str(tmp_path / "pairs.jsonl"),

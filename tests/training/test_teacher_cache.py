@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from aligncap.errors import Faults, UserError
-from aligncap.training.arguments import DistillArguments
+from aligncap.training.caches import wants_teacher_cache
+from aligncap.training.config import DistillConfig
 from aligncap.training.distill import DistillTrainer
 from aligncap.training.speech import train_speech
-from aligncap.training.teacher_cache import wants_teacher_cache
 from aligncap.training.top_k import coverage, most_likely, pack, unpack
+from aligncap.utils.errors import UserError, UserErrors
 
 
-def arguments(out, manifest, parts, **more) -> DistillArguments:
+def arguments(out, manifest, parts, **more) -> DistillConfig:
     options = {
         "output_dir": str(out),
         "train_manifest": str(manifest),
@@ -34,7 +34,7 @@ def arguments(out, manifest, parts, **more) -> DistillArguments:
         "disable_tqdm": True,
         **parts,
     }
-    return DistillArguments(**options | more)
+    return DistillConfig(**options | more)
 
 
 def losses(out) -> list[float]:
@@ -127,9 +127,9 @@ def test_sharded_runs_may_use_the_top_k_cache_alone(manifest, parts, tmp_path, m
 
 
 def test_wrong_numbers_of_tokens_are_refused_before_anything_long(manifest, parts, tmp_path):
-    with pytest.raises(Faults, match="teacher_top_k=-1: must be 0"):
+    with pytest.raises(UserErrors, match="teacher_top_k=-1: must be 0"):
         arguments(tmp_path / "run", manifest, parts, teacher_top_k=-1)
-    with pytest.raises(Faults, match="teacher_top_k=8: .*leave out teacher_cache=no"):
+    with pytest.raises(UserErrors, match="teacher_top_k=8: .*leave out teacher_cache=no"):
         arguments(tmp_path / "run", manifest, parts, teacher_top_k=8, teacher_cache="no")
     size = vocabulary(parts)
     with pytest.raises(UserError, match=f"teacher_top_k={size + 1}: .* has {size} tokens"):

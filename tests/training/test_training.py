@@ -12,16 +12,16 @@ import torch
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
-from aligncap.errors import Faults, UserError
-from aligncap.manifest import read_manifest
+from aligncap.data.manifest import audio_files, read_manifest
 from aligncap.models.checkpoints import load_checkpoint
-from aligncap.training.arguments import DistillArguments, SpeechArguments, TeacherArguments, parse
 from aligncap.training.collators import SpeechCollator
-from aligncap.training.distill import DistillTrainer, SFTTrainer
-from aligncap.training.examples import SpeechRows, audio_files
-from aligncap.training.runs import add_adapters
+from aligncap.training.config import DistillConfig, SpeechSFTConfig, TeacherConfig, parse
+from aligncap.training.data import SpeechRows
+from aligncap.training.distill import DistillTrainer, SpeechSFTTrainer
 from aligncap.training.speech import train_speech
 from aligncap.training.teacher import train_teacher
+from aligncap.training.trainer import add_adapters
+from aligncap.utils.errors import UserError, UserErrors
 
 TOLERANCE = {"atol": 2e-5, "rtol": 2e-4}
 
@@ -71,13 +71,13 @@ def run(kind, out, manifest, parts, **more):
 @pytest.fixture(scope="module")
 def distilled(tmp_path_factory, manifest, parts):
     out = tmp_path_factory.mktemp("runs") / "distilled"
-    run(DistillArguments, out, manifest, parts, teacher_cache="yes")
+    run(DistillConfig, out, manifest, parts, teacher_cache="yes")
     return out
 
 
 def batch_of(manifest, parts, tmp_path, kind=DistillTrainer, **more):
     """A trainer on an untrained student, and one batch of all rows, from audio and with a live teacher."""
-    from aligncap.models.building import build
+    from aligncap.models.checkpoints import build
 
     torch.manual_seed(0)
     model, processor = build(
@@ -87,7 +87,7 @@ def batch_of(manifest, parts, tmp_path, kind=DistillTrainer, **more):
     utterances = read_manifest(manifest)
     keys, _ = audio_files(str(manifest), utterances)
     rows = SpeechRows(str(manifest), utterances, processor, teacher=True, limit=64, features=None, keys=keys)
-    args = DistillArguments(**speech_options(tmp_path / "x", manifest, parts, **more))
+    args = DistillConfig(**speech_options(tmp_path / "x", manifest, parts, **more))
     adapted = add_adapters(model, args, projector=True)
     for name, p in adapted.named_parameters():
         if "lora_B" in name:
@@ -138,7 +138,7 @@ def test_the_distillation_loss_equals_full_logits_and_a_loop(name, manifest, par
 
 
 def test_the_sft_loss_is_the_stock_loss(manifest, parts, tmp_path):
-    trainer, model, batch, *_ = batch_of(manifest, parts, tmp_path, kind=SFTTrainer)
+    trainer, model, batch, *_ = batch_of(manifest, parts, tmp_path, kind=SpeechSFTTrainer)
     inputs = {k: v for k, v in batch.items() if not k.startswith("teacher_")}
     with torch.no_grad():
         torch.testing.assert_close(
@@ -147,7 +147,7 @@ def test_the_sft_loss_is_the_stock_loss(manifest, parts, tmp_path):
 
 
 def test_the_teacher_is_the_base_llm_reading_text(manifest, parts, tmp_path):
-    from aligncap.models.building import load_llm
+    from aligncap.models.checkpoints import load_llm
 
     trainer, model, batch, _, processor = batch_of(manifest, parts, tmp_path)
     teacher = {k.removeprefix("teacher_"): v for k, v in batch.items() if k.startswith("teacher_")}
@@ -160,7 +160,7 @@ def test_the_teacher_is_the_base_llm_reading_text(manifest, parts, tmp_path):
 
 
 def test_caches_do_not_change_the_run(distilled, manifest, parts, tmp_path):
-    run(DistillArguments, tmp_path / "plain", manifest, parts, feature_cache=False, teacher_cache="no")
+    run(DistillConfig, tmp_path / "plain", manifest, parts, feature_cache=False, teacher_cache="no")
     assert losses(tmp_path / "plain") == pytest.approx(losses(distilled), rel=1e-4)
     for name, value in adapter(tmp_path / "plain").items():
         torch.testing.assert_close(value, adapter(distilled)[name], atol=1e-4, rtol=1e-3)
@@ -168,13 +168,13 @@ def test_caches_do_not_change_the_run(distilled, manifest, parts, tmp_path):
 
 def test_the_teacher_cache_holds_in_bfloat16(manifest, parts, tmp_path):
     for cache in ("yes", "no"):
-        run(DistillArguments, tmp_path / cache, manifest, parts, precision="bfloat16", teacher_cache=cache)
+        run(DistillConfig, tmp_path / cache, manifest, parts, precision="bfloat16", teacher_cache=cache)
     assert losses(tmp_path / "yes") == pytest.approx(losses(tmp_path / "no"), rel=0.02)
 
 
 def test_one_by_eight_equals_eight_by_one(distilled, manifest, parts, tmp_path):
     run(
-        DistillArguments,
+        DistillConfig,
         tmp_path / "acc",
         manifest,
         parts,
@@ -190,13 +190,13 @@ def test_a_resumed_run_equals_an_unbroken_one(distilled, manifest, parts, tmp_pa
     out = tmp_path / "broken"
     with pytest.raises(RuntimeError, match="power cut"):
         breaking(out, manifest, parts, at=3)
-    run(DistillArguments, out, manifest, parts, resume_from_checkpoint="true")
+    run(DistillConfig, out, manifest, parts, resume_from_checkpoint="true")
     assert losses(out)[-2:] == losses(distilled)[-2:]
     assert all(torch.equal(v, adapter(distilled)[k]) for k, v in adapter(out).items())
 
 
 def breaking(out, manifest, parts, at, **more):
-    import aligncap.training.runs as runs
+    import aligncap.training.trainer as runs
 
     class PowerCut(runs.JsonLog):
         def on_step_begin(self, args, state, control, **_):
@@ -206,13 +206,13 @@ def breaking(out, manifest, parts, at, **more):
     original = runs.JsonLog
     runs.JsonLog = PowerCut
     try:
-        run(DistillArguments, out, manifest, parts, **more)
+        run(DistillConfig, out, manifest, parts, **more)
     finally:
         runs.JsonLog = original
 
 
 def test_ctrl_c_saves_a_checkpoint_and_says_how_to_go_on(manifest, parts, tmp_path, monkeypatch, capsys):
-    import aligncap.training.runs as runs
+    import aligncap.training.trainer as runs
 
     class Pressing(runs.JsonLog):
         def on_step_begin(self, args, state, control, **_):
@@ -220,7 +220,7 @@ def test_ctrl_c_saves_a_checkpoint_and_says_how_to_go_on(manifest, parts, tmp_pa
                 os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(runs, "JsonLog", Pressing)
-    assert run(DistillArguments, tmp_path / "run", manifest, parts) is None
+    assert run(DistillConfig, tmp_path / "run", manifest, parts) is None
     assert (tmp_path / "run/checkpoint-2/adapter_model.safetensors").is_file()
     assert "--resume_from_checkpoint true" in capsys.readouterr().err
 
@@ -243,12 +243,12 @@ def test_a_run_leaves_its_record_and_its_log(distilled):
 
 def test_an_existing_run_is_not_overwritten(distilled, manifest, parts):
     with pytest.raises(UserError, match="resume_from_checkpoint true, or choose another"):
-        run(DistillArguments, distilled, manifest, parts)
+        run(DistillConfig, distilled, manifest, parts)
 
 
 def test_sft_learns_its_captions(manifest, parts, tmp_path):
     more = {"max_steps": 60, "learning_rate": 1e-2, "save_steps": 100, "lora_r": 16}
-    run(SpeechArguments, tmp_path / "sft", manifest, parts, **more)
+    run(SpeechSFTConfig, tmp_path / "sft", manifest, parts, **more)
     found = losses(tmp_path / "sft")
     assert found[-1] < 0.5 * found[0]
 
@@ -259,7 +259,7 @@ def test_the_teacher_is_saved_as_a_plain_llm(manifest, parts, tmp_path, precisio
 
     parts = {"llm": parts["llm"]}
     more = {"max_steps": 30, "learning_rate": 1e-2, "precision": precision}
-    out = train_teacher(TeacherArguments(**options(tmp_path / "t", manifest, parts, **more)))
+    out = train_teacher(TeacherConfig(**options(tmp_path / "t", manifest, parts, **more)))
     found = losses(tmp_path / "t")
     assert found[-1] < 0.7 * found[0]
     model = AutoModelForCausalLM.from_pretrained(out)
@@ -268,15 +268,15 @@ def test_the_teacher_is_saved_as_a_plain_llm(manifest, parts, tmp_path, precisio
 
 
 def test_captions_written_by_the_teacher_can_be_the_targets(manifest, parts, tmp_path):
-    run(DistillArguments, tmp_path / "run", manifest, parts, targets="teacher")
+    run(DistillConfig, tmp_path / "run", manifest, parts, targets="teacher")
     assert (tmp_path / "run/targets.jsonl").is_file()
 
 
 def test_unknown_options_are_all_named_with_the_nearest(tmp_path, manifest):
     config = tmp_path / "c.yaml"
     config.write_text("temprature: 2\noutput_dir: x\n")
-    with pytest.raises(Faults) as caught:
-        parse(DistillArguments, ["--config", str(config), "--lerning_rate", "1"])
+    with pytest.raises(UserErrors) as caught:
+        parse(DistillConfig, ["--config", str(config), "--lerning_rate", "1"])
     assert "did you mean 'temperature'" in str(caught.value) and "did you mean 'learning_rate'" in str(
         caught.value
     )
@@ -285,7 +285,7 @@ def test_unknown_options_are_all_named_with_the_nearest(tmp_path, manifest):
 def test_flags_win_over_the_config(tmp_path, manifest):
     config = tmp_path / "c.yaml"
     config.write_text(f"temperature: 2\noutput_dir: {tmp_path}\ntrain_manifest: {manifest}\n")
-    args = parse(DistillArguments, ["--config", str(config), "--temperature", "3"])
+    args = parse(DistillConfig, ["--config", str(config), "--temperature", "3"])
     assert args.temperature == 3 and args.train_manifest == str(manifest)
 
 
@@ -297,17 +297,17 @@ def test_wrong_values_are_one_clear_line(tmp_path, manifest):
         (["--config", str(tmp_path / "none.yaml")], "No such file"),
     ):
         with pytest.raises(UserError, match=message):
-            parse(DistillArguments, need + words)
+            parse(DistillConfig, need + words)
 
 
 def test_captions_and_prompts_are_asked_for_before_anything_long(tmp_path, parts, manifest):
-    from aligncap.manifest import write_manifest
+    from aligncap.data.manifest import write_manifest
 
     utterances = read_manifest(manifest)
     for u in utterances:
         u.clues, u.p_act = [], []
     utterances[1].captions = []
     write_manifest(tmp_path / "m.jsonl", utterances)
-    with pytest.raises(Faults) as caught:
-        run(DistillArguments, tmp_path / "run", tmp_path / "m.jsonl", parts)
-    assert len(caught.value.faults) == 8 and "aligncap clues" in str(caught.value)
+    with pytest.raises(UserErrors) as caught:
+        run(DistillConfig, tmp_path / "run", tmp_path / "m.jsonl", parts)
+    assert len(caught.value.errors) == 8 and "aligncap clues" in str(caught.value)

@@ -9,10 +9,10 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
-from aligncap.errors import Faults, UserError
-from aligncap.io import atomic_open, load_data
-from aligncap.manifest import audio_path
+from aligncap.data.manifest import audio_path
 from aligncap.preferences.verdicts import CRITERIA, HIGHEST, LOWEST, Item, Verdict, in_range, weighted_overall
+from aligncap.utils.errors import UserError, UserErrors
+from aligncap.utils.io import atomic_open, load_data
 
 COLUMNS = ("item", "id", "audio", "caption", *CRITERIA, "reason")
 _FORMULA = ("=", "+", "-", "@")  # a spreadsheet would compute these
@@ -51,7 +51,7 @@ def judge_human(items: Sequence[Item], path: str | Path, rater: str) -> list[Ver
 
     Raises:
         UserError: no such file, not UTF-8, or columns are missing.
-        Faults: every row of an unknown or repeated item, of a changed caption, or with a score that is none.
+        UserErrors: every row of an unknown or repeated item, of a changed caption, or with a score that is none.
     """
     path = Path(path)
     if not rater.strip():
@@ -61,20 +61,20 @@ def judge_human(items: Sequence[Item], path: str | Path, rater: str) -> list[Ver
     told = hashlib.sha256(str(sorted(load_data("judge.yaml")["rubric"].items())).encode()).hexdigest()[:12]
     found: dict[str, Verdict | None] = {}
     first: dict[str, int] = {}
-    faults: list[str] = []
+    errors: list[str] = []
     for line, row in lines:
         code = row["item"].strip()
         if code not in wanted:
-            faults.append(f'{path}:{line}: item "{code}" is none of this candidates file')
+            errors.append(f'{path}:{line}: item "{code}" is none of this candidates file')
             continue
         if code in first:
-            faults.append(f'{path}:{line}: item "{code}" is on line {first[code]} already; delete one')
+            errors.append(f'{path}:{line}: item "{code}" is on line {first[code]} already; delete one')
             continue
         first[code] = line
         if _plain(row["caption"]) != _plain(wanted[code].caption):
-            faults.append(f'{path}:{line}: the caption of item "{code}" was changed; put the original back')
+            errors.append(f'{path}:{line}: the caption of item "{code}" was changed; put the original back')
         scores, wrong = _scores(row)
-        faults += [f"{path}:{line}: {fault}" for fault in wrong]
+        errors += [f"{path}:{line}: {error}" for error in wrong]
         found[code] = (
             Verdict(
                 scores, weighted_overall(scores), row["reason"].strip(), f"human:{rater.strip()}", "1", told
@@ -82,8 +82,8 @@ def judge_human(items: Sequence[Item], path: str | Path, rater: str) -> list[Ver
             if scores
             else None
         )
-    if faults:
-        raise Faults(faults)
+    if errors:
+        raise UserErrors(errors)
     return [found.get(code) for code in wanted]
 
 
@@ -122,7 +122,7 @@ def _lines(path: Path) -> list[tuple[int, dict[str, str]]]:
 
 def _scores(row: dict[str, str]) -> tuple[dict[str, float], list[str]]:
     scores: dict[str, float] = {}
-    faults: list[str] = []
+    errors: list[str] = []
     for name in CRITERIA:
         text = row[name].strip()
         if not text:
@@ -134,8 +134,8 @@ def _scores(row: dict[str, str]) -> tuple[dict[str, float], list[str]]:
         if in_range(value):
             scores[name] = value
         else:
-            faults.append(f'{name}: "{text}" is no number of {LOWEST} to {HIGHEST}')
-    return scores, faults
+            errors.append(f'{name}: "{text}" is no number of {LOWEST} to {HIGHEST}')
+    return scores, errors
 
 
 def _cell(text: str) -> str:

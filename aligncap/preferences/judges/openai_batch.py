@@ -12,12 +12,25 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from aligncap.errors import UserError
-from aligncap.preferences.judges.endpoint import Fault, connect, fault_of
-from aligncap.preferences.judges.limits import Limits, Prices, wait_before_retry
-from aligncap.preferences.judges.openai_judge import Reading, Tally, cost_of, known_prices, read_response
-from aligncap.preferences.judges.questions import Ask, Question, distinct
-from aligncap.preferences.judges.verdict_journal import Batch, VerdictJournal
+from aligncap.preferences.judges.openai import (
+    Ask,
+    Batch,
+    Fault,
+    Limits,
+    Prices,
+    Question,
+    Reading,
+    Tally,
+    VerdictJournal,
+    connect,
+    cost_of,
+    distinct,
+    error_of,
+    known_prices,
+    read_response,
+    wait_before_retry,
+)
+from aligncap.utils.errors import UserError
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -193,7 +206,7 @@ class _Batches:
             row = json.loads(line)
             key = row["custom_id"]
         except (ValueError, KeyError, TypeError):
-            self.tally.faults["malformed"] += 1
+            self.tally.errors["malformed"] += 1
             return
         request = batch.request(key)
         if request not in self.journal.open:
@@ -202,25 +215,25 @@ class _Batches:
         if response.get("status_code") == 200:
             reading = read_response(response.get("body"), batch.kind, batch.model)
         else:
-            reading = Reading(None, _fault(row.get("error"), response), None, batch.model)
+            reading = Reading(None, _error(row.get("error"), response), None, batch.model)
         cost = cost_of(reading, Prices(*batch.prices), batch.worst[key])
         tokens_in, tokens_out = reading.tokens or (0, 0)
-        outcome = reading.fault.kind if reading.fault else "ok"
+        outcome = reading.error.kind if reading.error else "ok"
         more: dict[str, Any] = {"tokens": [tokens_in, tokens_out], "served": reading.served}
         self.journal.done(request, key, outcome, cost, reading.answer, **more)
         self.tally.tokens_in += tokens_in
         self.tally.tokens_out += tokens_out
-        if reading.fault:
-            self.failed(key, reading.fault)
+        if reading.error:
+            self.failed(key, reading.error)
         else:
             self.tally.answered += 1
             self.tally.failed.pop(key, None)
 
-    def failed(self, key: str, fault: Fault) -> None:
-        self.tally.faults[fault.kind] += 1
+    def failed(self, key: str, error: Fault) -> None:
+        self.tally.errors[error.kind] += 1
         self.attempts[key] += 1
-        self.tally.failed[key] = f"{fault.kind} (attempt {self.attempts[key]}): {fault.message}"
-        if not fault.retry:
+        self.tally.failed[key] = f"{error.kind} (attempt {self.attempts[key]}): {error.message}"
+        if not error.retry:
             self.hopeless.add(key)
 
     async def patiently(self, client: AsyncOpenAI, call: Callable[[], Awaitable[T]]) -> T:
@@ -229,11 +242,11 @@ class _Batches:
             try:
                 return await call()
             except Exception as error:  # whatever the client raises
-                fault = fault_of(error, client, self.ask.model)
-            if fault.fatal or not fault.retry:
+                problem = error_of(error, client, self.ask.model)
+            if problem.fatal or not problem.retry:
                 break
-            await asyncio.sleep(wait_before_retry(attempt, self.limits.backoff, fault.headers))
-        said = fault.fatal or f"{client.base_url}: {fault.kind}: {fault.message}"
+            await asyncio.sleep(wait_before_retry(attempt, self.limits.backoff, problem.headers))
+        said = problem.fatal or f"{client.base_url}: {problem.kind}: {problem.message}"
         raise UserError(f"{said}; batches under way go on, give the same command again to take them up")
 
 
@@ -245,7 +258,7 @@ async def find(client: AsyncOpenAI, name: str) -> str | None:
     return None
 
 
-def _fault(error: Any, response: dict[str, Any]) -> Fault:
+def _error(error: Any, response: dict[str, Any]) -> Fault:
     body = response.get("body") or {}
     inner = body.get("error") if isinstance(body, dict) else None
     message = next((e["message"] for e in (error, inner) if isinstance(e, dict) and e.get("message")), "")

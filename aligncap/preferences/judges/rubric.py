@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
-from aligncap.captions import rubric
-from aligncap.manifest import read_manifest
-from aligncap.models.fluency import log_probs
+from aligncap.data.manifest import read_manifest
+from aligncap.inference.fluency import log_probs
+from aligncap.models.hub import DEFAULT_LLM
 from aligncap.models.precision import best_dtype
-from aligncap.models.sources import DEFAULT_LLM
 from aligncap.preferences.verdicts import Item, Verdict
-from aligncap.processes import ALONE, Group, Store
+from aligncap.text import rubric
+from aligncap.utils.distributed import ALONE, Group, Store
 
 NAME = "rubric"
 

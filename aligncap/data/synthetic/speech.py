@@ -1,0 +1,181 @@
+"""Made speech: a synthetic corpus for trying everything out without downloading recordings.
+
+eSpeak NG speaks neutral sentences in many voices; pitch, pitch range, rate, loudness, spectral tilt and
+tremor follow the emotion, about each voice's own habit and with some chance a clip, so that the emotions
+overlap a little. It is formant synthesis: the emotion is only what these numbers say, and nothing learnt here
+is known to hold for people.
+
+    python -m aligncap.data.synthetic.speech FOLDER --speakers 24 --clips 25 --seed 0
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from aligncap.data.corpora.common import Reading, not_the_corpus
+from aligncap.data.manifest import Utterance, read_manifest, write_manifest
+from aligncap.data.synthetic.plan import SENTENCES, Clip, Voice, plan, voices
+from aligncap.utils.errors import UserError
+
+TABLE = "made.jsonl"
+SPEAKERS, CLIPS_PER_SPEAKER = 24, 25
+
+
+def read(folder: Path) -> Reading:
+    """The clips of a folder that `make_speech` filled; an empty or absent folder is filled first."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        make_speech(folder)
+    if not (folder / TABLE).is_file():
+        raise not_the_corpus("made", folder, f"{TABLE} beside the clips, or an empty folder to fill")
+    return [replace(u, root=str(folder)) for u in read_manifest(folder / TABLE)], []
+
+
+def make_speech(
+    out_folder: str | Path,
+    speakers: int = SPEAKERS,
+    clips_per_speaker: int = CLIPS_PER_SPEAKER,
+    seed: int = 0,
+) -> Path:
+    """Synthesise a corpus of mono 16-bit wav files and its manifest; the manifest's path is returned.
+
+    The same arguments give the same bytes with the same eSpeak NG. The folder appears when all is done, and
+    synthesis runs in a process of its own.
+
+    Raises:
+        UserError: the folder is not empty, the numbers are out of range, or eSpeak NG is missing.
+    """
+    out = Path(out_folder)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out}: not an empty folder; give a new one, or delete it to make the speech again")
+    plan(speakers, clips_per_speaker, seed)  # refuses impossible numbers before a process is started
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written: {error.strerror}; choose another folder") from error
+    try:
+        numbers = ["--speakers", str(speakers), "--clips", str(clips_per_speaker), "--seed", str(seed)]
+        command = [sys.executable, "-m", "aligncap.data.synthetic.speech", str(work), *numbers]
+        package = str(Path(__file__).resolve().parents[2])  # found also when not installed
+        search = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
+        environment = {**os.environ, "PYTHONPATH": search}
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+        if done.returncode:
+            raise UserError(
+                f"speech could not be made: {(done.stderr.strip() or 'no message').splitlines()[-1]}"
+            )
+        work.chmod(0o755)
+        work.replace(out)
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written: {error.strerror}; choose another folder") from error
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return out / TABLE
+
+
+def shape(samples: np.ndarray, rate: int, clip: Clip) -> np.ndarray:
+    """Give synthesised samples the clip's tilt, tremor and loudness.
+
+    Args:
+        samples: (n,) at `rate` Hz.
+
+    Returns:
+        (m,) within -0.99 to 0.99, RMS 10 ** (clip.level_dbfs / 20) unless a peak forbids it; m ≈ n.
+    """
+    rng = np.random.default_rng(clip.seed)
+    x = _tremble(samples, rate, clip.tremor, rng)
+    spectrum = np.fft.rfft(x)
+    octaves = np.log2(np.clip(np.fft.rfftfreq(len(x), 1 / rate), 150.0, 6000.0) / 1000.0)
+    x = np.fft.irfft(spectrum * 10 ** (clip.tilt_db * octaves / 20), len(x))
+    gain = 10 ** (clip.level_dbfs / 20) / max(float(np.sqrt(np.mean(x**2))), 1e-9)
+    return x * min(gain, 0.99 / max(float(np.abs(x).max()), 1e-9))
+
+
+def _tremble(x: np.ndarray, rate: int, tremor: float, rng: np.random.Generator) -> np.ndarray:
+    """Shake pitch and loudness at 5 to 8 Hz; `tremor` 1 is about 5 % of the pitch and half the amplitude."""
+    if tremor <= 0:
+        return x
+    time = np.arange(len(x)) / rate
+    speed = rng.uniform(5.0, 8.0)
+    knots = np.arange(0, time[-1] + 0.06, 0.03)
+    wander = np.interp(time, knots, rng.normal(0, 1, len(knots)))
+    phase = 2 * np.pi * speed * time + rng.uniform(0, 2 * np.pi)
+    read_at = time + 0.05 * tremor * np.sin(phase) / (2 * np.pi * speed)
+    shaken = np.interp(read_at, time, x)
+    return shaken * (1 + tremor * (0.35 * np.sin(phase + 1.0) + 0.12 * np.clip(wander, -2, 2)))
+
+
+def _synthesise(folder: Path, speakers: int, clips_per_speaker: int, seed: int) -> None:
+    import soundfile
+
+    from aligncap.data.synthetic.espeak import Espeak
+
+    espeak = Espeak()
+    people = {voice.speaker: voice for voice in voices(speakers, seed)}
+    utterances = []
+    for clip in plan(speakers, clips_per_speaker, seed):
+        voice = people[clip.speaker]
+        samples = espeak(
+            SENTENCES[clip.sentence].rstrip(".") + clip.ending,
+            voice.name,
+            words_per_minute=clip.words_per_minute,
+            pitch=clip.pitch,
+            pitch_range=clip.pitch_range,
+        )
+        path = folder / clip.speaker / f"{clip.name}.wav"
+        path.parent.mkdir(exist_ok=True)
+        soundfile.write(path, shape(_trim(samples, espeak.rate), espeak.rate, clip), espeak.rate, "PCM_16")
+        utterances.append(_utterance(clip, voice))
+    write_manifest(folder / TABLE, utterances)
+
+
+def _trim(x: np.ndarray, rate: int) -> np.ndarray:
+    """Leave 0.1 s of the silence around the speech."""
+    loud = np.flatnonzero(np.abs(x) > 1e-3)
+    margin = rate // 10
+    return x[max(0, loud[0] - margin) : loud[-1] + margin] if len(loud) else x
+
+
+def _utterance(clip: Clip, voice: Voice) -> Utterance:
+    return Utterance(
+        id=f"made-speech-{clip.name}",
+        root=".",
+        audio=f"{clip.speaker}/{clip.name}.wav",
+        corpus="made-speech",
+        speaker=f"made-speech-{clip.speaker}",
+        gender=voice.gender,
+        transcript=SENTENCES[clip.sentence],
+        emotion=clip.emotion,
+        intensity=clip.intensity,
+        extra={"synthetic": True, "voice": voice.name, "parameters": clip.parameters()},
+    )
+
+
+def main() -> int:
+    """Command line of the synthesising process."""
+    parser = argparse.ArgumentParser(description="Make synthetic emotional speech with eSpeak NG.")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--speakers", type=int, default=SPEAKERS)
+    parser.add_argument("--clips", type=int, default=CLIPS_PER_SPEAKER, help="clips a speaker")
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+    try:
+        given.folder.mkdir(parents=True, exist_ok=True)
+        _synthesise(given.folder, given.speakers, given.clips, given.seed)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

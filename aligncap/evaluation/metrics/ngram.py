@@ -1,0 +1,639 @@
+"""BLEU and CIDEr-D from n-gram counts that are made once, as numpy arrays, for all captions and references.
+
+Own code rather than sacrebleu's, because resampling needs BLEU's counts clip by clip, which sacrebleu keeps
+to itself, and because COCO's guard against empty counts differs from sacrebleu's smoothings where no 4-gram
+matches. Where both are defined they agree; the tests hold the two side by side.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import tempfile
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from itertools import chain, count
+from pathlib import Path
+from typing import Any
+
+import datasets
+import evaluate
+import numpy as np
+from numpy.typing import NDArray
+
+from aligncap.evaluation.metrics import FEATURES, USAGE
+from aligncap.utils.errors import UserError
+from aligncap.utils.statistics import Clusters, Interval, Statistic, mean
+
+Tokens = Sequence[str]
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+ORDERS = 4  # n-grams of one to four words
+SIGMA = 6.0  # of CIDEr-D's length penalty, in bigrams
+_SMALL, _TINY = 1e-9, 1e-15  # COCO's guards against division by zero and against a product of zero
+
+
+@dataclass(frozen=True)
+class Grams:
+    """Counts of the n-grams of one order: `count[i]` times n-gram `gram[i]` in sentence `sentence[i]`.
+
+    Sorted by sentence, then n-gram; `kinds` is the number of different n-grams.
+    """
+
+    sentence: Ints
+    gram: Ints
+    count: Ints
+    kinds: int
+
+
+@dataclass(frozen=True)
+class CaptionSet:
+    """Captions and references as n-gram counts. Caption i is sentence i of `captions`.
+
+    `clip_of[r]` is the clip that sentence r of `references` belongs to; lengths are in tokens.
+    """
+
+    captions: list[Grams]
+    references: list[Grams]
+    clip_of: Ints
+    caption_lengths: Ints
+    reference_lengths: Ints
+
+    @property
+    def clips(self) -> int:
+        return len(self.caption_lengths)
+
+
+def count_ngrams(captions: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -> CaptionSet:
+    """Count the n-grams of every caption and of its references (at least one each)."""
+    flat = [*captions, *chain.from_iterable(references)]
+    lengths = np.fromiter(map(len, flat), np.int64, len(flat))
+    vocabulary: dict[str, int] = defaultdict(count().__next__)
+    words = np.fromiter(map(vocabulary.__getitem__, chain.from_iterable(flat)), np.int64, lengths.sum())
+    sentence = np.repeat(np.arange(len(flat)), lengths)
+    end = np.cumsum(lengths)[sentence]
+    start, gram = np.arange(len(words)), words
+    split, kinds = len(captions), 0
+    hypotheses, targets = [], []
+    for order in range(1, ORDERS + 1):
+        if order > 1:
+            longer = start + order - 1 < end[start]
+            start = start[longer]
+            gram = _ranks(gram[longer] * len(vocabulary) + words[start + order - 1], kinds * len(vocabulary))
+        kinds = int(gram.max()) + 1 if len(gram) else 1
+        keys, times = _counted(sentence[start] * kinds + gram)
+        row, kind = np.divmod(keys, kinds)
+        cut = int(np.searchsorted(row, split))
+        hypotheses.append(Grams(row[:cut], kind[:cut], times[:cut], kinds))
+        targets.append(Grams(row[cut:] - split, kind[cut:], times[cut:], kinds))
+    per_clip = np.fromiter(map(len, references), np.int64, len(references))
+    clip_of = np.repeat(np.arange(len(references)), per_clip)
+    return CaptionSet(hypotheses, targets, clip_of, lengths[:split], lengths[split:])
+
+
+def _ranks(keys: Ints, limit: int) -> Ints:
+    """The place of each key among the different keys in order; keys are below `limit`.
+
+    A table where it is not much longer than the keys, as with the small vocabularies of captions: it takes a
+    tenth of the time of sorting.
+    """
+    if limit > 16 * len(keys):
+        _, ranks = np.unique(keys, return_inverse=True)
+        return ranks
+    seen = np.zeros(limit, np.int64)
+    seen[keys] = 1
+    return (np.cumsum(seen) - 1)[keys]
+
+
+def _counted(keys: Ints) -> tuple[Ints, Ints]:
+    """The different keys in order, and how often each occurs.
+
+    By sorting, where np.unique uses a hash table that takes ten times as long on such keys (numpy 2.4).
+    """
+    keys = np.sort(keys)
+    first = np.flatnonzero(np.diff(keys, prepend=-1))
+    return keys[first], np.diff(first, append=len(keys))
+
+
+def _find(keys: Ints, sorted_keys: Ints) -> tuple[Ints, NDArray[np.bool_]]:
+    """Where each key stands in `sorted_keys`, and whether it is there at all."""
+    if not len(sorted_keys):
+        return np.zeros(len(keys), np.int64), np.zeros(len(keys), bool)
+    place = np.minimum(np.searchsorted(sorted_keys, keys), len(sorted_keys) - 1)
+    return place, sorted_keys[place] == keys
+
+
+def bleu_counts(sets: CaptionSet) -> Floats:
+    """BLEU's sufficient statistics, one row a clip: (clips, 10).
+
+    Columns: matched n-grams of order 1-4 (clipped by the most generous reference), n-grams of order 1-4,
+    caption length, length of the reference closest in length (of two equally close, the shorter).
+    """
+    counts = np.zeros((sets.clips, 2 * ORDERS + 2))
+    for order in range(ORDERS):
+        captions, references = sets.captions[order], sets.references[order]
+        keys = sets.clip_of[references.sentence] * references.kinds + references.gram
+        by_key = np.argsort(keys, kind="stable")
+        keys = keys[by_key]
+        first = np.flatnonzero(np.diff(keys, prepend=-1))
+        most = np.maximum.reduceat(references.count[by_key], first) if len(first) else keys
+        place, found = _find(captions.sentence * captions.kinds + captions.gram, keys[first])
+        matched = np.minimum(captions.count[found], most[place[found]])
+        counts[:, order] = np.bincount(captions.sentence[found], matched, sets.clips)
+        counts[:, ORDERS + order] = np.maximum(sets.caption_lengths - order, 0)
+    counts[:, -2] = sets.caption_lengths
+    off = np.abs(sets.reference_lengths - sets.caption_lengths[sets.clip_of])
+    nearest = np.lexsort((sets.reference_lengths, off, sets.clip_of))
+    counts[:, -1] = sets.reference_lengths[nearest[np.flatnonzero(np.diff(sets.clip_of, prepend=-1))]]
+    return counts
+
+
+def bleu_scores(counts: Floats) -> Floats:
+    """BLEU-1 to BLEU-4 (..., 4) of summed counts (..., 10), as COCO computes them (Papineni et al. 2002).
+
+    With c the caption length and r the closest reference length: min(1, exp(1 - r/c)) times the geometric
+    mean of the n-gram precisions. "the man sounds sad" against "the man sounds very sad" matches 4 of 4 words
+    and 2 of 3 pairs: BLEU-2 = exp(1 - 5/4) * sqrt(1 * 2/3) = 0.6359.
+    """
+    matched, total = counts[..., :ORDERS], counts[..., ORDERS : 2 * ORDERS]
+    product = np.cumprod((matched + _TINY) / (total + _SMALL), axis=-1)
+    scores = product ** (1.0 / np.arange(1, ORDERS + 1))
+    ratio = (counts[..., -2:-1] + _TINY) / (counts[..., -1:] + _SMALL)
+    with np.errstate(over="ignore"):
+        penalty = np.where(ratio < 1, np.exp(1 - 1 / ratio), 1.0)
+    result: Floats = scores * penalty
+    return result
+
+
+def cider_d(sets: CaptionSet) -> Floats:
+    """CIDEr-D of each clip (clips,), 0 to 10 (Vedantam et al. 2015, with clipping and length penalty).
+
+    Document frequencies come from the references of these very clips, so a score depends on the company it is
+    in, and one clip alone scores 0.
+    """
+    total = np.zeros(len(sets.clip_of))
+    bigrams = (
+        np.maximum(sets.reference_lengths - 1, 0) - np.maximum(sets.caption_lengths - 1, 0)[sets.clip_of]
+    )
+    penalty = np.exp(-(bigrams**2) / (2 * SIGMA**2))
+    for captions, references in zip(sets.captions, sets.references, strict=True):
+        keys = sets.clip_of[references.sentence] * references.kinds + references.gram
+        seen, _ = _counted(keys)
+        frequency = np.bincount(seen % references.kinds, minlength=references.kinds)
+        rarity = np.log(sets.clips) - np.log(np.maximum(frequency, 1))
+        mine, theirs = captions.count * rarity[captions.gram], references.count * rarity[references.gram]
+        my_norm = np.sqrt(np.bincount(captions.sentence, mine**2, sets.clips))
+        their_norm = np.sqrt(np.bincount(references.sentence, theirs**2, len(sets.clip_of)))
+        place, found = _find(keys, captions.sentence * captions.kinds + captions.gram)
+        product = np.minimum(mine[place[found]], theirs[found]) * theirs[found]
+        # bincount of nothing is whole-numbered even with weights.
+        dot = np.bincount(references.sentence[found], product, len(sets.clip_of)).astype(np.float64)
+        norms = my_norm[sets.clip_of] * their_norm
+        total += np.divide(dot, norms, out=np.zeros_like(dot), where=norms > 0) * penalty
+    sums = np.bincount(sets.clip_of, total, sets.clips)
+    scores: Floats = 10.0 * sums / (ORDERS * np.bincount(sets.clip_of, minlength=sets.clips))
+    return scores
+
+
+def distinct(sentences: Grams, clusters: Ints) -> tuple[Any, Ints, Ints]:
+    """(different n-grams, of them those said in one cluster only, per cluster; n-grams of each cluster)."""
+    amount = int(clusters.max()) + 1
+    cluster = clusters[sentences.sentence]
+    pairs, _ = _counted(sentences.gram * amount + cluster)
+    kind, where = np.divmod(pairs, amount)
+    shared = np.bincount(kind, minlength=sentences.kinds)
+    alone = np.bincount(where[shared[kind] == 1], minlength=amount)
+    return (
+        int(np.count_nonzero(shared)),
+        alone,
+        np.bincount(cluster, sentences.count, amount).astype(np.int64),
+    )
+
+
+DESCRIPTION = (
+    "NFKC, lower case, Penn-Treebank clitics, hyphens kept, punctuation dropped, Han and kana by character"
+)
+
+_APOSTROPHES = str.maketrans({"\u2019": "'", "\u2018": "'", "\u02bc": "'"})
+_BY_CHARACTER = "\u3005-\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003134f"
+_LETTERS = rf"[^\W_{_BY_CHARACTER}]"
+_TOKEN = re.compile(
+    rf"""n't\b                                  # do n't
+    | '(?:s|m|d|re|ve|ll)\b                     # he 's
+    | [{_BY_CHARACTER}]
+    | \d+(?:[.,]\d+)+                           # 1,440 and 0.5
+    | {_LETTERS}+?(?=n't\b)                     # the do of don't
+    | {_LETTERS}+(?:-{_LETTERS}+)*              # high-pitched""",
+    re.VERBOSE,
+)
+
+
+@lru_cache(maxsize=200_000)
+def tokenize(caption: str) -> tuple[str, ...]:
+    """Words of a caption, lower-case, without punctuation.
+
+    >>> tokenize("He isn't angry; the high-pitched voice shakes.")
+    ('he', 'is', "n't", 'angry', 'the', 'high-pitched', 'voice', 'shakes')
+    >>> tokenize("声音低沉，sad。")
+    ('声', '音', '低', '沉', 'sad')
+    """
+    text = unicodedata.normalize("NFKC", caption).lower().translate(_APOSTROPHES)
+    return tuple(_TOKEN.findall(text))
+
+
+class Bleu(evaluate.Metric):
+    """Closest reference length, no smoothing, counts summed over clips before dividing."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description="BLEU-1 to BLEU-4 as COCO's caption evaluation computes them.",
+            citation="Papineni et al. BLEU: automatic evaluation of machine translation. ACL 2002.",
+            inputs_description=USAGE,
+            features=datasets.Features(FEATURES()),
+        )
+
+    def _compute(
+        self, predictions: list[str], references: list[list[str]], per_clip: bool = False
+    ) -> dict[str, Any]:
+        captions = [tokenize(caption) for caption in predictions]
+        counts = bleu_counts(
+            count_ngrams(captions, [[tokenize(text) for text in texts] for texts in references])
+        )
+        result: dict[str, Any] = {
+            f"bleu_{n}": float(v) for n, v in enumerate(bleu_scores(counts.sum(axis=0)), 1)
+        }
+        if per_clip:
+            result["per_clip"] = bleu_scores(counts).tolist()
+        return result
+
+
+class CiderD(evaluate.Metric):
+    """A single clip scores 0: its document frequencies leave no n-gram rare."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description="CIDEr-D, 0 to 10; document frequencies come from these references.",
+            citation="Vedantam et al. CIDEr: consensus-based image description evaluation. CVPR 2015.",
+            inputs_description=USAGE,
+            features=datasets.Features(FEATURES()),
+        )
+
+    def _compute(
+        self, predictions: list[str], references: list[list[str]], per_clip: bool = False
+    ) -> dict[str, Any]:
+        captions = [tokenize(caption) for caption in predictions]
+        targets = [[tokenize(text) for text in texts] for texts in references]
+        scores = cider_d(count_ngrams(captions, targets))
+        result: dict[str, Any] = {"cider_d": float(scores.mean())}
+        if per_clip:
+            result["per_clip"] = scores.tolist()
+        return result
+
+
+BETA = 1.2  # how much recall outweighs precision in COCO's ROUGE-L
+
+
+def common_subsequence(a: Tokens, b: Tokens) -> int:
+    """Length of the longest common subsequence, by one machine-word row a token (Hyyrö 2004).
+
+    >>> common_subsequence("he sounds very sad".split(), "he is sad".split())
+    2
+    """
+    return _common(_positions(a), len(a), b)
+
+
+def _positions(tokens: Tokens) -> dict[str, int]:
+    masks: dict[str, int] = {}
+    for place, token in enumerate(tokens):
+        masks[token] = masks.get(token, 0) | 1 << place
+    return masks
+
+
+def _common(masks: dict[str, int], length: int, other: Tokens) -> int:
+    full = (1 << length) - 1
+    row = full
+    for token in other:
+        hits = masks.get(token, 0)
+        if hits:
+            up = row & hits
+            row = ((row + up) | (row - up)) & full
+    return length - bin(row).count("1")
+
+
+def rouge_l(captions: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -> Floats:
+    """ROUGE-L of each clip (clips,): F-measure (beta 1.2) of the best precision and best recall it gets.
+
+    "he sounds sad" against "he is sad": 2 words in common order, precision = recall = 2/3, ROUGE-L 0.6667.
+    """
+    scores = np.zeros(len(captions))
+    for clip, (caption, targets) in enumerate(zip(captions, references, strict=True)):
+        if not caption:
+            continue
+        masks = _positions(caption)
+        common = [(_common(masks, len(caption), target), len(target)) for target in targets]
+        precision = max(length for length, _ in common) / len(caption)
+        recall = max(length / max(size, 1) for length, size in common)
+        if precision and recall:
+            scores[clip] = (1 + BETA**2) * precision * recall / (recall + BETA**2 * precision)
+    return scores
+
+
+@dataclass(frozen=True)
+class _Word:
+    text: str
+
+    def name(self) -> str:
+        return self.text
+
+
+@dataclass(frozen=True)
+class _Synonyms:
+    """Looks like an NLTK synset and like the list of all its words."""
+
+    words: tuple[_Word, ...]
+
+    def lemmas(self) -> tuple[_Word, ...]:
+        return self.words
+
+
+@dataclass(frozen=True)
+class _CachedStemmer:
+    stem: Callable[[str], str]
+
+
+@dataclass(frozen=True)
+class _CachedWordNet:
+    synsets: Callable[[str], list[_Synonyms]]
+
+
+def meteor(captions: Sequence[Tokens], references: Sequence[Sequence[Tokens]], *, wordnet: bool) -> Floats:
+    """METEOR of each clip (clips,), the best of its references, by nltk.translate.meteor_score.
+
+    Matches exact words, then Porter stems, then (with `wordnet`) words of one WordNet synset; the last among
+    what stemming left, so that "glad" does not find "happy", whose stem is "happi". The Java METEOR
+    1.5 of COCO's tools is another score and not comparable.
+
+    Raises:
+        UserError: `wordnet` is asked for and no WordNet is found.
+    """
+    from nltk.stem.porter import PorterStemmer
+    from nltk.translate.meteor_score import meteor_score
+
+    from aligncap.evaluation.metrics.ngram import require_wordnet
+
+    reader = require_wordnet() if wordnet else None
+    stem = cache(PorterStemmer().stem)
+    # NLTK seeks synonyms among the stems of the references: leaving out one that is no such stem changes no
+    # score and halves the time.
+    vocabulary = {stem(word) for targets in references for target in targets for word in target}
+
+    @cache
+    def synsets(word: str) -> list[_Synonyms]:
+        if reader is None:
+            return []
+        words = {lemma.name() for synset in reader.synsets(word) for lemma in synset.lemmas()} & vocabulary
+        return [_Synonyms(tuple(_Word(text) for text in sorted(words)))]
+
+    stemmer = _CachedStemmer(stem)
+    lexicon = _CachedWordNet(synsets)
+    return np.array(
+        [
+            meteor_score(
+                [list(target) for target in targets], list(caption), stemmer=stemmer, wordnet=lexicon
+            )
+            for caption, targets in zip(captions, references, strict=True)
+        ],
+        dtype=np.float64,
+    )
+
+
+class RougeL(evaluate.Metric):
+    """F-measure of the longest common subsequence, from the best precision and the best recall."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description="ROUGE-L as COCO's caption evaluation computes it (Lin 2004; beta 1.2, no stemming).",
+            citation="Lin. ROUGE: a package for automatic evaluation of summaries. 2004.",
+            inputs_description=USAGE,
+            features=datasets.Features(FEATURES()),
+        )
+
+    def _compute(
+        self, predictions: list[str], references: list[list[str]], per_clip: bool = False
+    ) -> dict[str, Any]:
+        captions = [tokenize(caption) for caption in predictions]
+        targets = [[tokenize(text) for text in texts] for texts in references]
+        scores = rouge_l(captions, targets)
+        result: dict[str, Any] = {"rouge_l": float(scores.mean())}
+        if per_clip:
+            result["per_clip"] = scores.tolist()
+        return result
+
+
+SYSTEM_FOLDER = Path("/usr/share/wordnet")  # of the Debian packages wordnet-base and wordnet-sense-index
+
+_FILES = (
+    *(f"{kind}.{part}" for kind in ("data", "index") for part in ("noun", "verb", "adj", "adv")),
+    *(f"{part}.exc" for part in ("noun", "verb", "adj", "adv")),
+    "index.sense",
+    "cntlist.rev",
+)
+_NOUN = (
+    "Tops act animal artifact attribute body cognition communication event feeling food group location "
+    "motive object person phenomenon plant possession process quantity relation shape state substance time"
+)
+_VERB = (
+    "body change cognition communication competition consumption contact creation emotion motion perception "
+    "possession social stative weather"
+)
+
+
+def nltk_folder() -> Path:
+    """The project's own NLTK data: `$ALIGNCAP_HOME/nltk_data`, else `~/.cache/aligncap/nltk_data`."""
+    home = os.environ.get("ALIGNCAP_HOME")
+    return (Path(home).expanduser() if home else Path.home() / ".cache" / "aligncap") / "nltk_data"
+
+
+def lexnames() -> str:
+    """WordNet's table of lexicographer files (lexnames(5WN)), which Debian's packages leave out."""
+    rows = [("adj.all", 3), ("adj.pert", 3), ("adv.all", 4)]
+    rows += [(f"noun.{name}", 1) for name in _NOUN.split()]
+    rows += [(f"verb.{name}", 2) for name in _VERB.split()]
+    rows += [("adj.ppl", 3)]
+    return "".join(f"{number:02d}\t{name}\t{part}\n" for number, (name, part) in enumerate(rows))
+
+
+def build_wordnet(source: Path = SYSTEM_FOLDER, out: Path | None = None) -> Path:
+    """Copy a WordNet 3.0 database folder into `out`/corpora/wordnet, the form NLTK reads; return `out`.
+
+    Files are copied since NLTK refuses links that lead out of its folder. About 35 MB.
+
+    Raises:
+        UserError: files of the database are missing from `source`, or `out` cannot be written.
+    """
+    out = nltk_folder() if out is None else out
+    missing = [name for name in _FILES if not (source / name).is_file()]
+    if missing:
+        raise UserError(
+            f"{source}: not a whole WordNet database, lacks {', '.join(missing)}. "
+            "Install the packages wordnet-base and wordnet-sense-index"
+        )
+    target = out / "corpora" / "wordnet"
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent) as name:
+            ready = Path(name) / "wordnet"
+            ready.mkdir()
+            for file in _FILES:
+                shutil.copyfile(source / file, ready / file)
+            (ready / "lexnames").write_text(lexnames(), encoding="utf-8")
+            if not target.exists():
+                os.replace(ready, target)
+    except OSError as error:
+        raise UserError(
+            f"{target}: cannot be written: {error.strerror or error}. Set ALIGNCAP_HOME"
+        ) from error
+    return out
+
+
+@cache
+def find_wordnet() -> Any | None:
+    """NLTK's WordNet reader, or None where there is no WordNet on this machine.
+
+    Looked for in NLTK's own places (NLTK_DATA and the like), then in `nltk_folder()`, which is filled from
+    /usr/share/wordnet when that is there.
+    """
+    import nltk
+    from nltk.corpus import wordnet
+
+    folder = nltk_folder()
+    if str(folder) not in nltk.data.path:
+        nltk.data.path.append(str(folder))
+    for attempt in range(2):
+        try:
+            wordnet.ensure_loaded()
+            return wordnet
+        except LookupError:
+            if attempt:
+                return None
+        try:
+            build_wordnet()
+        except UserError:
+            return None
+    return None
+
+
+def require_wordnet() -> Any:
+    """NLTK's WordNet reader.
+
+    Raises:
+        UserError: there is none; the message says how to get one or do without.
+    """
+    reader = find_wordnet()
+    if reader is None:
+        raise UserError(
+            f"WordNet was not found. Install the packages wordnet-base and wordnet-sense-index, or put it in "
+            f"{nltk_folder()}/corpora/wordnet, or ask for METEOR without synonyms"
+        )
+    return reader
+
+
+class Meteor(evaluate.Metric):
+    """Exact words, Porter stems and, where WordNet is found, synonyms; the result's `variant` says which.
+
+    `compute(..., wordnet=True)` insists on synonyms, `wordnet=False` leaves them out.
+    """
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description="METEOR as nltk.translate.meteor_score defines it (not Java's 1.5).",
+            citation="Lavie and Agarwal. METEOR. WMT 2007.",
+            inputs_description=USAGE,
+            features=datasets.Features(FEATURES()),
+        )
+
+    def _compute(
+        self,
+        predictions: list[str],
+        references: list[list[str]],
+        per_clip: bool = False,
+        wordnet: bool | None = None,
+    ) -> dict[str, Any]:
+        if wordnet is None:
+            wordnet = find_wordnet() is not None
+        captions = [tokenize(caption) for caption in predictions]
+        targets = [[tokenize(text) for text in texts] for texts in references]
+        scores = meteor(captions, targets, wordnet=wordnet)
+        variant = "exact+stem+WordNet" if wordnet else "exact+stem"
+        result: dict[str, Any] = {"meteor": float(scores.mean()), "variant": variant}
+        if per_clip:
+            result["per_clip"] = scores.tolist()
+        return result
+
+
+def most_frequent(captions: Sequence[str], number: int = 10) -> list[dict[str, Any]]:
+    """The captions said most often: [{"caption", "count", "share"}], ties in order of the text.
+
+    Case, spaces and a full stop at the end make no difference; each is shown as it was first said.
+    """
+    first: dict[str, str] = {}
+    counts: Counter[str] = Counter()
+    for caption in captions:
+        plain = _plain(caption)
+        first.setdefault(plain, caption.strip())
+        counts[plain] += 1
+    ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:number]
+    return [{"caption": first[text], "count": n, "share": n / len(captions)} for text, n in ranked]
+
+
+def _plain(caption: str) -> str:
+    return " ".join(caption.lower().split()).rstrip(" .。!！")
+
+
+def diversity_statistics(captions: Sequence[str], lengths: np.ndarray) -> dict[str, Statistic]:
+    """top_caption_share and mean_length (tokens).
+
+    A resample counts the caption that is most frequent in the whole set: the largest share of a resample
+    would be biased upwards.
+    """
+    plain = [_plain(caption) for caption in captions]
+    top = min(Counter(plain).items(), key=lambda item: (-item[1], item[0]))[0]
+    return {
+        "top_caption_share": mean(np.array([text == top for text in plain], dtype=np.float64)),
+        "mean_length": mean(lengths.astype(np.float64)),
+    }
+
+
+def distinct_share(sets: CaptionSet, order: int, clusters: Clusters) -> Interval:
+    """Distinct-n (Li et al. 2016): different n-grams divided by n-grams, over all captions.
+
+    Depends on the size of the set, so compare only systems on the same clips. The interval is by the
+    jackknife (value ± t · SE from leaving out one cluster at a time), since a bootstrap repeats captions and
+    so lowers the share by itself.
+
+    "he is sad", "he is calm": words he is sad calm of 6: distinct-1 = 4/6.
+    """
+    from scipy.stats import t
+
+    kinds, alone, sizes = distinct(sets.captions[order - 1], clusters.index)
+    total = sizes.sum()
+    if not total:
+        return {"value": 0.0, "low": None, "high": None}
+    value = kinds / total
+    use = sizes < total
+    without = (kinds - alone[use]) / (total - sizes[use])
+    n = len(without)
+    if n < 2:
+        return {"value": float(value), "low": None, "high": None}
+    error = np.sqrt((n - 1) / n * ((without - without.mean()) ** 2).sum())
+    reach = float(t.ppf(0.975, n - 1) * error)
+    return {
+        "value": float(value),
+        "low": max(0.0, float(value) - reach),
+        "high": min(1.0, float(value) + reach),
+    }

@@ -1,0 +1,303 @@
+"""Emotion words of captions: which label a caption names, with negation taken into account.
+
+The words stand in `data/emotions.yaml`, one group a canonical label. No parser is needed: a caption takes
+about 50 microseconds, so that whole test sets are scored at once and always in the same way.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, lru_cache
+
+from aligncap.text.lexicon import (
+    ChineseWords,
+    Phrases,
+    inflect,
+    is_chinese,
+    mask_quotes,
+    scan_chinese,
+    scan_english,
+)
+from aligncap.utils.errors import UserError, UserErrors
+from aligncap.utils.io import data_path, load_data
+
+_WEAK = 0.5  # "slightly sad but angry" is angry, "slightly sad" is still sad
+
+
+@dataclass(frozen=True, slots=True)
+class Mention:
+    """One emotion word of a caption; `start` is its character offset, `degree` the words that grade it."""
+
+    word: str
+    label: str
+    negated: bool
+    degree: str
+    start: int
+
+
+def labels() -> list[str]:
+    """The labels that have emotion words, in the order of the file."""
+    return list(load_data("emotions.yaml"))
+
+
+def affect(label: str) -> tuple[float, float]:
+    """(valence, arousal) of a label, each from -1 to 1.
+
+    Raises:
+        UserError: the label has no entry.
+    """
+    group = _group(label)
+    return float(group["valence"]), float(group["arousal"])
+
+
+def words_of(label: str, language: str = "en", kinds: Sequence[str] | None = None) -> list[str]:
+    """Listed words of a label, uninflected, commonest first.
+
+    Args:
+        label: a label of `labels()`.
+        language: "en" or "zh".
+        kinds: English only: any of "adjective", "noun", "verb", "other"; all by default.
+
+    Raises:
+        UserError: unknown label or language.
+    """
+    group = _group(label)
+    if language not in ("en", "zh"):
+        raise UserError(f"emotion words: no language {language!r}; choose 'en' or 'zh'")
+    if language == "zh":
+        return list(group["zh"])
+    return list(
+        dict.fromkeys(w for kind, ws in group["en"].items() if kinds is None or kind in kinds for w in ws)
+    )
+
+
+def _group(label: str) -> dict:
+    groups = load_data("emotions.yaml")
+    if label not in groups:
+        raise UserError(
+            f"data/emotions.yaml: no emotion words for {label!r}; the labels are {', '.join(groups)}"
+        )
+    return groups[label]
+
+
+@cache
+def english_forms() -> dict[str, str]:
+    """Every English surface form with its label; a listed form is preferred to one formed by rule."""
+    groups = load_data("emotions.yaml")
+    forms = {form: label for label, group in groups.items() for form in sorted(inflect(group["en"]))}
+    return forms | {word: label for label in groups for word in words_of(label)}
+
+
+def forms_outside(allowed: Iterable[str]) -> list[str]:
+    """English surface forms of all emotions but the allowed ones, which a caption is then not to use.
+
+    Raises:
+        UserError: an allowed label has no emotion words.
+    """
+    kept = set(allowed)
+    for label in kept:
+        _group(label)
+    return [form for form, label in english_forms().items() if label not in kept]
+
+
+@cache
+def _english() -> Phrases[str]:
+    table: Phrases[str] = Phrases()
+    for form, label in english_forms().items():
+        table.add(form, label)
+    return table
+
+
+@cache
+def chinese_forms() -> dict[str, str]:
+    """Every Chinese word with its label."""
+    return {word: label for label in labels() for word in words_of(label, "zh")}
+
+
+@cache
+def _chinese() -> ChineseWords[str]:
+    return ChineseWords(chinese_forms())
+
+
+def emotion_words(caption: str) -> list[Mention]:
+    """Emotion words of a caption in order, quoted speech left out.
+
+    >>> [(m.word, m.label, m.negated) for m in emotion_words("Not angry, but slightly sad.")]
+    [('angry', 'angry', True), ('sad', 'sad', False)]
+    """
+    text = mask_quotes(caption)
+    hits = scan_chinese(text, _chinese()) if is_chinese(text) else scan_english(text, _english())
+    return [Mention(hit.word, hit.value, bool(hit.negated), hit.degree, hit.start) for hit in hits]
+
+
+def emotion_of(caption: str) -> str | None:
+    """The label that a caption names, None if it names none.
+
+    The label with the most mentions wins, the one named first among equals. A negated mention does not count,
+    a weakened one ("slightly", "a hint of", "less") counts half.
+
+    >>> emotion_of("He is not angry, he sounds sad and a little tired.")
+    'sad'
+    """
+    words = load_data("voice_words.yaml")
+    weak = _weak_degrees(tuple(words["en"]["weak"]), tuple(words["zh"]["weak"]))
+    weights: dict[str, float] = {}
+    for mention in emotion_words(caption):
+        if not mention.negated:
+            weights[mention.label] = weights.get(mention.label, 0.0) + (
+                _WEAK if mention.degree in weak else 1.0
+            )
+    return max(weights, key=lambda label: weights[label], default=None)
+
+
+@cache
+def _weak_degrees(*lists: tuple[str, ...]) -> frozenset[str]:
+    return frozenset(word for words in lists for word in words)
+
+
+FILE = "emotion_wheels.yaml"
+_SEEN = 1 << 16  # captions remembered: references are read once for all systems
+
+Sectors = tuple[frozenset[str], ...]  # one set a wheel
+
+
+@dataclass(frozen=True, slots=True)
+class Feeling:
+    """One emotion word of a caption: its family on the wheels, its label in emotions.yaml (None of words
+    that stand on wheels alone), whether it is denied, the words that grade it, its character offset."""
+
+    word: str
+    family: str
+    label: str | None
+    negated: bool
+    degree: str
+    start: int
+
+
+@dataclass(frozen=True, slots=True)
+class Overlap:
+    """Overlap of two sets, mean over wheels, each 0 to 1."""
+
+    precision: float
+    recall: float
+    f1: float
+
+
+@cache
+def _family_forms() -> dict[str, str]:
+    return {
+        form: name for name, words in load_data(FILE)["families"].items() for form in sorted(inflect(words))
+    }
+
+
+@cache
+def wheels() -> dict[str, dict[str, str]]:
+    """The sector of each family, by wheel.
+
+    Raises:
+        UserErrors: a family without a place on a wheel, with two, or unknown; a word of two families.
+    """
+    entries = load_data(FILE)
+    families = {*labels(), *entries["families"]}
+    where = data_path(FILE)
+    owners = Counter(form for words in entries["families"].values() for form in inflect(words))
+    errors = [f"{where}: {form!r} is of {n} families; keep it in one" for form, n in owners.items() if n > 1]
+    found: dict[str, dict[str, str]] = {}
+    for wheel, sectors in entries["wheels"].items():
+        places = Counter(family for listed in sectors.values() for family in listed)
+        errors += [f"{where}: {wheel} has no sector for {f!r}" for f in sorted(families - set(places))]
+        errors += [f"{where}: {wheel}: {f!r} is no family" for f in sorted(set(places) - families)]
+        errors += [f"{where}: {wheel} has {f!r} in {n} sectors; keep one" for f, n in places.items() if n > 1]
+        found[wheel] = {family: sector for sector, listed in sectors.items() for family in listed}
+    if errors:
+        raise UserErrors(errors)
+    return found
+
+
+@cache
+def _english_wheels() -> Phrases[tuple[str, str | None]]:
+    table: Phrases[tuple[str, str | None]] = Phrases()
+    label_of, family_of = english_forms(), _family_forms()
+    for form in {**label_of, **family_of}:
+        label = label_of.get(form)
+        table.add(form, (family_of.get(form, label or ""), label))
+    return table
+
+
+@cache
+def _chinese_wheels() -> ChineseWords[tuple[str, str | None]]:
+    return ChineseWords({word: (label, label) for word, label in chinese_forms().items()})
+
+
+@lru_cache(maxsize=_SEEN)
+def feelings(caption: str) -> tuple[Feeling, ...]:
+    """Emotion words of a caption in order, quoted speech left out; Chinese words have their label's family.
+
+    >>> [(f.word, f.family, f.negated) for f in feelings("Not jealous, but deeply disappointed.")]
+    [('jealous', 'envy', True), ('disappointed', 'disappointment', False)]
+    """
+    text = mask_quotes(caption)
+    hits = (
+        scan_chinese(text, _chinese_wheels()) if is_chinese(text) else scan_english(text, _english_wheels())
+    )
+    return tuple(
+        Feeling(hit.word, *hit.value, negated=bool(hit.negated), degree=hit.degree, start=hit.start)
+        for hit in hits
+    )
+
+
+def families_said(caption: str, label_map: Mapping[str, str] | None = None) -> frozenset[str]:
+    """Families of the emotion words that a caption asserts.
+
+    `label_map` renames labels that a set does not have, {"calm": "neutral"}: their words become the family
+    of the other label.
+    """
+    rename = label_map or {}
+    return frozenset(rename.get(f.label or "", f.family) for f in feelings(caption) if not f.negated)
+
+
+def sectors(families: Iterable[str]) -> Sectors:
+    """The sectors of families on every wheel, in the wheels' order."""
+    listed = list(families)
+    return tuple(frozenset(places[family] for family in listed) for places in wheels().values())
+
+
+def true_sectors(label: str | None, references: Sequence[frozenset[str]]) -> Sectors | None:
+    """What is so of a clip: its label's sector, and every sector that half of the references name or more.
+
+    Without a label and without such a sector: every sector that a reference names. None where there is
+    neither label nor emotion word.
+
+    Args:
+        label: the clip's label; one that has no emotion words counts as none.
+        references: `families_said` of each reference caption.
+    """
+    known = [label] if label in labels() else []
+    if not known and not any(references):
+        return None
+    named = [sectors(families) for families in references]
+    truth = []
+    for number, own in enumerate(sectors(known)):
+        votes = Counter(sector for sets in named for sector in sets[number])
+        often = {sector for sector, n in votes.items() if 2 * n >= len(named)}
+        truth.append(own | often or frozenset(votes))
+    return tuple(truth)
+
+
+def overlap(said: Sectors, truth: Sectors) -> Overlap:
+    """Set precision, recall and F1 of the sectors said against the true ones, mean over wheels.
+
+    All three are 0 where nothing is said.
+
+    >>> overlap(sectors(["sad"]), true_sectors("sad", []))
+    Overlap(precision=1.0, recall=1.0, f1=1.0)
+    """
+    rows = [(len(s & t), len(s), len(t)) for s, t in zip(said, truth, strict=True)]
+    n = len(rows)
+    return Overlap(
+        sum(both / max(1, one) for both, one, _ in rows) / n,
+        sum(both / max(1, other) for both, _, other in rows) / n,
+        sum(2 * both / max(1, one + other) for both, one, other in rows) / n,
+    )

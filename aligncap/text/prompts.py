@@ -1,0 +1,144 @@
+"""What student and teacher read: the chat form where the tokenizer has one, else a plain instruction form."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jinja2 import TemplateError
+
+from aligncap.text.lexicon import is_chinese
+from aligncap.utils.errors import UserError
+from aligncap.utils.io import load_data
+
+# Some templates (Llama 3.2, SmolLM3) write the day's date, and a prompt that changes overnight would make
+# each day's teacher another one. A macro of the same name takes the place of the clock.
+_FIXED_DATE = "{% macro strftime_now(format) %}26 Jul 2024{% endmacro %}{{ '' }}"
+
+
+def _render(tokenizer: Any, chat: list[dict[str, str]], *, ask: bool) -> str:
+    return tokenizer.apply_chat_template(
+        chat,
+        chat_template=_FIXED_DATE + tokenizer.get_chat_template(),
+        tokenize=False,
+        add_generation_prompt=ask,
+        enable_thinking=False,  # models that think before they answer (Qwen3, SmolLM3) would begin with that
+    )
+
+
+def _wrap(tokenizer: Any, content: str) -> str:
+    texts = load_data("templates.yaml")
+    instruction = texts["instruction"]
+    if not getattr(tokenizer, "chat_template", None):
+        return (tokenizer.bos_token or "") + texts["plain"].format(instruction=instruction, content=content)
+    # The instruction is the system message: without one, many templates insert a long one of their own.
+    chat = [{"role": "system", "content": instruction}, {"role": "user", "content": content}]
+    try:
+        return _render(tokenizer, chat, ask=True)
+    except TemplateError:
+        merged = [{"role": "user", "content": f"{instruction}\n{content}"}]
+        return _render(tokenizer, merged, ask=True)
+
+
+def student_prompt(
+    tokenizer: Any, audio_token: str, *, speaker: str | None = None, cues: str | None = None
+) -> str:
+    """The student's whole prompt, with one audio placeholder.
+
+    `speaker` and `cues` are placeholders of who speaks and of measured cues, for a student that is told.
+    """
+    texts = load_data("templates.yaml")
+    parts = [
+        texts["speaker"].format(speaker=speaker) if speaker else "",
+        texts["cues"].format(cues=cues) if cues else "",
+        texts["speech"].format(audio=audio_token),
+    ]
+    return _wrap(tokenizer, "\n".join(part for part in parts if part))
+
+
+def teacher_prompt(tokenizer: Any, transcript: str | None, acoustic: str, gender: str | None = None) -> str:
+    """The teacher's whole prompt: who says what, and the acoustic prompt P_act in place of the audio."""
+    words = f'"{transcript.strip()}"' if transcript and transcript.strip() else "…" if gender else ""
+    said = load_data("templates.yaml")["says"][gender or "unknown"].format(words=words)
+    return _wrap(tokenizer, "\n".join(line for line in (said, acoustic) if line))
+
+
+def speaker_words() -> list[str]:
+    """All of them."""
+    return list(load_data("templates.yaml")["speakers"].values())
+
+
+def speaker_word(gender: str | None) -> str | None:
+    """ "woman" or "man"."""
+    return load_data("templates.yaml")["speakers"].get(gender)
+
+
+def end_token_id(tokenizer: Any) -> int:
+    """What closes an answer: the token after an assistant turn of the chat template, or end-of-text.
+
+    The two differ in some families (Gemma's <end_of_turn>), and the LLM stops at the former.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        return tokenizer.eos_token_id
+    answer = "AnswerOfTheAssistant"
+    chat = [{"role": "user", "content": "Question"}, {"role": "assistant", "content": answer}]
+    rest = _render(tokenizer, chat, ask=False).rpartition(answer)[2]
+    special = {*tokenizer.all_special_ids, *getattr(tokenizer, "added_tokens_decoder", {})}
+    ids = tokenizer(rest, add_special_tokens=False)["input_ids"]
+    return next((i for i in ids if i in special), tokenizer.eos_token_id)
+
+
+def response_ids(tokenizer: Any, caption: str, max_tokens: int | None = None) -> list[int]:
+    """Token ids of the answer, closed by the end token.
+
+    `max_tokens` cuts the caption, not the end.
+    """
+    text = caption if getattr(tokenizer, "chat_template", None) else " " + caption
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    if max_tokens is not None:
+        ids = ids[: max_tokens - 1]
+    return [*ids, end_token_id(tokenizer)]
+
+
+def measured_cues(cue_words: Mapping[str, str] | None) -> str:
+    """The second kind of acoustic prompt: what was measured in the clip, which a student may be shown.
+
+    >>> measured_cues({"pitch": "low", "rate": "fast"})
+    'pitch low, rate fast'
+    """
+    if not cue_words:
+        return str(load_data("templates.yaml")["no_cues"])
+    return ", ".join(f"{name} {word}" for name, word in cue_words.items())
+
+
+def acoustic_prompt(clues: Sequence[str], template: str = "voice", language: str | None = None) -> str:
+    """Clues e_1..n inserted into the template P_T at its slot.
+
+    Args:
+        clues: clues in the order of the caption, as `ClueParser.parse` gives them. None at all gives the
+            template's own words for an unknown voice, so that the teacher's prompt keeps its form.
+        template: key under `acoustic` of data/prompts.yaml.
+        language: "en" or "zh"; by default Chinese where any clue has Chinese characters.
+
+    Raises:
+        UserError: unknown template or language.
+
+    >>> acoustic_prompt(["angry", "very loud", "not calm"])
+    'Voice: angry, very loud, not calm.'
+    """
+    templates = load_data("prompts.yaml")["acoustic"]
+    if template not in templates:
+        raise UserError(
+            f"data/prompts.yaml: no acoustic template {template!r}; choose one of {', '.join(templates)}"
+        )
+    kept = list(dict.fromkeys(clue.strip() for clue in clues if clue.strip()))
+    language = language or ("zh" if any(map(is_chinese, kept)) else "en")
+    if language not in templates[template]:
+        raise UserError(
+            f"data/prompts.yaml: acoustic template {template!r} lacks language {language!r}; it has en and zh"
+        )
+    words = templates[template][language]
+    if not kept:
+        return str(words["none"])
+    # not str.format: a clue is taken from a caption and may hold braces
+    return str(words["text"]).replace("{clues}", str(words["separator"]).join(kept))

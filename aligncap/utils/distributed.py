@@ -1,0 +1,130 @@
+"""Work shared over the processes that `accelerate launch` or torchrun starts.
+
+Every long stage has one form: batches that the data alone fix are dealt out in turn, what is finished is kept
+on disk, and when all are done every process reads what the others wrote. So neither the number of processes
+nor a lost one changes what comes out, and a later run, of any number, goes on from what is on disk. The
+processes need one file system.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Protocol, TypeVar
+
+from aligncap.utils.progress import track
+
+K = TypeVar("K", bound=Hashable)
+T = TypeVar("T")
+
+
+class Store(Protocol):
+    """Rows by key, kept where other processes find them: a `Journal`, a `TensorCache` or `Gathered`."""
+
+    def __contains__(self, key: Any, /) -> bool: ...
+
+    def __getitem__(self, key: Any, /) -> Any: ...
+
+    def write(self, rows: dict[Any, Any]) -> None:
+        """Keep finished rows."""
+
+    def reread(self) -> None:
+        """Take up what the other processes have written."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """The processes that share the work, as one of them sees it."""
+
+    rank: int = 0
+    count: int = 1
+
+    def gather(self, found: T) -> list[T]:
+        """What each process found, by rank; each waits for all."""
+        if self.count == 1:
+            return [found]
+        from accelerate.utils import gather_object
+
+        return gather_object([found])
+
+    def first(self, value: T) -> T:
+        """The first process's value."""
+        if self.count == 1:
+            return value
+        from accelerate.utils import broadcast_object_list
+
+        return broadcast_object_list([value])[0]
+
+    def merge(self, found: Mapping[K, T]) -> dict[K, T]:
+        """What all processes found together; each waits for all."""
+        return {key: value for part in self.gather(dict(found)) for key, value in part.items()}
+
+    def share_out(
+        self,
+        store: Store,
+        batches: Sequence[Sequence[K]],
+        compute: Callable[[Sequence[K]], dict[K, Any]],
+        title: str,
+        at_once: int = 1,
+    ) -> None:
+        """Compute the batches of which `store` lacks a key; every process must call it.
+
+        A batch is computed whole, also where some of its rows are there: its padding, and with it the last
+        digits, are then those of an unbroken run.
+
+        Args:
+            batches: the same however many processes there are, the costliest first.
+            compute: rows of a batch; those that cannot be had may be left out.
+            at_once: rows that are worth a write.
+        """
+        # The first process's list counts: others may have looked after it began to write.
+        todo = self.first([batch for batch in batches if any(key not in store for key in batch)])
+        own = todo[self.rank :: self.count]
+        rows: dict[K, Any] = {}
+        for batch in track(own, None, title) if self.rank == 0 else own:
+            rows |= compute(batch)
+            if len(rows) >= at_once:
+                store.write(rows)
+                rows = {}
+        if rows:
+            store.write(rows)
+        self.gather(None)
+        store.reread()
+
+
+ALONE = Group()
+
+
+class Gathered(dict[Any, Any]):
+    """A store in memory, for what is sooner made again than kept."""
+
+    def __init__(self, group: Group) -> None:
+        super().__init__()
+        self.group = group
+
+    def write(self, rows: dict[Any, Any]) -> None:
+        self.update(rows)
+
+    def reread(self) -> None:
+        self.update(self.group.merge(self))
+
+
+def launched(device: str = "auto") -> tuple[Group, str]:
+    """The group this process was started in, and its own device: with "auto" or "cuda" a GPU each.
+
+    Alone, nothing is set up and `device` is handed back as it is.
+    """
+    group = Group(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
+    if group.count == 1:
+        return ALONE, device
+    import torch
+    from accelerate import PartialState
+
+    cpu = device == "cpu" or not torch.cuda.is_available()
+    # A process that is done waits for the others, however long their clips take.
+    state = PartialState(cpu, timeout=timedelta(days=7))
+    if device in ("auto", "cuda") and not cpu:
+        device = str(state.device)
+    return group, "cpu" if device == "auto" else device

@@ -1,0 +1,163 @@
+"""Files that are never half-written, and the data that ships with the package."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import json
+import os
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import IO, Any
+
+import yaml
+
+from aligncap.utils.errors import UserError
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+
+
+def data_path(name: str) -> Path:
+    """Path of a file of `data/`, in an installed wheel or in a checkout."""
+    for folder in (_PACKAGE / "_data", _PACKAGE.parent / "data"):
+        if (folder / name).exists():
+            return folder / name
+    raise FileNotFoundError(f"data/{name} is missing from this installation of aligncap; install it again")
+
+
+def config_path(name: str) -> Path:
+    """Path of a YAML file, or of the recipe of that name that ships with the package (`distill`).
+
+    Raises:
+        UserError: neither a file nor a recipe.
+    """
+    if Path(name).is_file():
+        return Path(name)
+    folders = [f / "recipes" for f in (_PACKAGE / "_configs", _PACKAGE.parent / "configs") if f.is_dir()]
+    recipes = {p.relative_to(f).with_suffix("").as_posix(): p for f in folders for p in f.rglob("*.yaml")}
+    if name in recipes:
+        return recipes[name]
+    raise UserError(
+        f"--config {name}: no such file, and no recipe; the recipes are {', '.join(sorted(recipes))}"
+    )
+
+
+@cache
+def load_data(name: str) -> Any:
+    """Parsed content of a YAML file of `data/`; read once, treat as read-only."""
+    return yaml.safe_load(data_path(name).read_text(encoding="utf-8"))
+
+
+@contextmanager
+def workplace(path: str | Path) -> Iterator[Path]:
+    """A folder beside `path` to make it in, so that it can be moved there whole; removed in the end.
+
+    What killed processes of this machine left of theirs for the same `path` is removed first.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    stem = f".{path.name}.{socket.gethostname()}-"
+    for left in path.parent.glob(f"{glob.escape(stem)}*"):
+        owner = left.name[len(stem) :].partition("-")[0]
+        if owner.isdigit() and not _runs(int(owner)):
+            shutil.rmtree(left, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=f"{stem}{os.getpid()}-"))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass  # another user's
+    return True
+
+
+@contextmanager
+def atomic_open(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
+    """Open a temporary file near `path` for writing and move it onto `path` when the block ends well.
+
+    Raises:
+        UserError: the folder cannot be written or the disk is full; `path` keeps its former content.
+    """
+    path = Path(path)
+    try:
+        with workplace(path) as folder:
+            with (folder / path.name).open(mode, encoding=None if "b" in mode else "utf-8") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(folder / path.name, path)
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be written: {error.strerror or error}. Free space or choose another --out"
+        ) from error
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write text atomically."""
+    with atomic_open(path) as file:
+        file.write(text)
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write indented UTF-8 JSON atomically."""
+    write_text(path, json.dumps(value, ensure_ascii=False, indent=2) + "\n")
+
+
+def write_jsonl(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write one JSON object a line, atomically."""
+    with atomic_open(path) as file:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def file_sha256(path: str | Path) -> str:
+    """Hex SHA-256 of a file's bytes."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
+    """Objects of a JSONL file, blank lines passed over.
+
+    Raises:
+        UserError: the file is missing, or lines are not JSON objects; every such line is named.
+    """
+    from aligncap.utils.errors import UserErrors
+
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    rows: list[dict[str, Any]] = []
+    errors: list[str] = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            errors.append(
+                f"{path}:{number}: broken JSON ({error.msg} at column {error.colno}); mend or delete the line"
+            )
+            continue
+        if isinstance(row, dict):
+            rows.append(row)
+        else:
+            errors.append(f"{path}:{number}: a JSON object is needed, found {type(row).__name__}")
+    if errors:
+        raise UserErrors(errors)
+    return rows

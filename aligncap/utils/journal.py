@@ -1,0 +1,122 @@
+"""Rows finished so far, kept on disk as they come: what survives when a long run is killed."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from aligncap.utils.distributed import Group
+from aligncap.utils.errors import UserError
+
+
+class Journal:
+    """Rows finished so far, in `OUT.partial`; its first line says what they were made with.
+
+    Processes that share the work write a part each (`OUT.partial`, `OUT.partial.1`, ...), and each begins
+    with what all parts hold, so that a run may go on with another number of processes. Parts of other
+    settings are not taken up.
+
+    Args:
+        out: the file in the making; None keeps nothing on disk.
+        settings: what the rows depend on, JSON.
+        part: the process's own number.
+    """
+
+    def __init__(self, out: Path | None, settings: dict[str, Any], part: int = 0) -> None:
+        self.rows: dict[str, Any] = {}
+        self.path = Path(os.devnull)
+        self._stem: Path | None = None
+        self._file: IO[str] | None = None
+        if out is None:
+            return
+        self._stem = out.with_name(out.name + ".partial")
+        self._head = json.dumps({"settings": settings}, sort_keys=True)
+        self.path = self._stem if part == 0 else self._stem.with_name(f"{self._stem.name}.{part}")
+        self.reread()
+        resumed = _head(self.path) == self._head
+        out.parent.mkdir(parents=True, exist_ok=True)
+        self._file = self.path.open("a" if resumed else "w", encoding="utf-8")
+        # After a kill in mid-line the next row must not join the torn one.
+        self._file.write("\n" if resumed else self._head + "\n")
+        self._file.flush()
+
+    def __contains__(self, key: object) -> bool:
+        return key in self.rows
+
+    def __getitem__(self, key: str) -> Any:
+        return self.rows[key]
+
+    def _parts(self) -> list[Path]:
+        """Files of all processes, whatever settings they are of."""
+        if self._stem is None:
+            return []
+        others = self._stem.parent.glob(self._stem.name.replace("[", "[[]") + ".*")
+        return [p for p in (self._stem, *sorted(others)) if p.is_file()]
+
+    def reread(self) -> None:
+        """Take up what other processes have written meanwhile."""
+        for path in self._parts():
+            if _head(path) != self._head:
+                continue
+            # Split at line ends alone: rows are ASCII, but an older journal's may hold other separators.
+            for line in path.read_text(encoding="utf-8", errors="replace").split("\n")[1:]:
+                try:
+                    row = json.loads(line)
+                except json.JSONDecodeError:
+                    continue  # the line under way when a run was killed
+                self.rows[row["key"]] = row["row"]
+
+    def write(self, rows: dict[str, Any]) -> None:
+        """Keep rows; they are on the disk when this returns."""
+        self.rows.update(rows)
+        if self._file is None:
+            return
+        self._file.write("".join(json.dumps({"key": key, "row": row}) + "\n" for key, row in rows.items()))
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self, *, done: bool) -> None:
+        """Stop writing; `done` removes every part, since the finished file is there."""
+        if self._file is not None:
+            self._file.close()
+            if done:
+                for path in self._parts():
+                    path.unlink(missing_ok=True)
+
+
+@contextmanager
+def journaled(out: Path | None, settings: dict[str, Any], group: Group) -> Iterator[Journal]:
+    """A journal for a block that ends with the first process writing `out`.
+
+    The parts are removed when every process has come to the end of the block; an error leaves them.
+
+    Raises:
+        UserError: `out` cannot be written.
+    """
+    try:
+        journal = Journal(out, settings, group.rank)
+        try:
+            yield journal
+        except BaseException:
+            journal.close(done=False)
+            raise
+        group.gather(None)
+        journal.close(done=group.rank == 0)
+    except OSError as error:
+        if error.errno is None:  # a library's own, about something else
+            raise
+        raise UserError(
+            f"{out}: cannot be written: {error.strerror}; what is done is kept beside it"
+        ) from error
+
+
+def _head(path: Path) -> str | None:
+    try:
+        with path.open(encoding="utf-8", errors="replace") as file:
+            return file.readline().rstrip("\n")
+    except OSError:
+        return None

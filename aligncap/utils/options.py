@@ -1,0 +1,261 @@
+"""Options of every command, written once: a dataclass whose fields are flags, YAML keys and help alike.
+
+A field's annotation gives its type and its range, `option` its default and its help:
+
+    @dataclass
+    class CaptionConfig(Config):
+        '''Options of `aligncap caption`.'''
+
+        POSITIONAL: ClassVar[tuple[str, ...]] = ("files",)
+
+        files: list[str] = option([], "Sound files or folders.")
+        model: str = option(help="Model folder.")  # no default: required
+        batch_size: PositiveInt = option(32, "Clips that are decoded at a time.")
+
+The parser is transformers' HfArgumentParser, which also reads the training configurations.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, NoReturn, TypeVar, get_type_hints
+
+import yaml
+from transformers.hf_argparser import HfArgumentParser
+
+from aligncap.utils.errors import UserError, UserErrors, nearest
+from aligncap.utils.io import config_path
+
+C = TypeVar("C")
+
+
+@dataclass(frozen=True)
+class Range:
+    """Numbers from `low` to `high`; `open_low` and `open_high` leave the ends out."""
+
+    low: float = -math.inf
+    high: float = math.inf
+    open_low: bool = False
+    open_high: bool = False
+
+    def holds(self, value: float) -> bool:
+        above = self.low < value if self.open_low else self.low <= value
+        below = value < self.high if self.open_high else value <= self.high
+        return above and below and math.isfinite(value)
+
+    def __str__(self) -> str:
+        low = f"above {self.low:g}" if self.open_low else f"at least {self.low:g}"
+        high = f"below {self.high:g}" if self.open_high else f"at most {self.high:g}"
+        parts = [low] if self.low > -math.inf else []
+        return " and ".join(parts + [high] if self.high < math.inf else parts) or "a finite number"
+
+
+PositiveInt = Annotated[int, Range(1)]
+NaturalInt = Annotated[int, Range(0)]
+PositiveFloat = Annotated[float, Range(0, open_low=True)]
+NonNegativeFloat = Annotated[float, Range(0)]
+Share = Annotated[float, Range(0, 1)]  # 0 to 1, both included
+Dropout = Annotated[float, Range(0, 1, open_high=True)]  # 0 to 1, 1 left out
+
+
+def option(default: Any = dataclasses.MISSING, help: str = "") -> Any:
+    """A field of a configuration: its default (none: required; a list or a dict is copied) and its help."""
+    metadata = {"help": help.replace("%", "%%")}
+    if isinstance(default, (list, dict)):
+        return dataclasses.field(default_factory=lambda: type(default)(default), metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+class Config:
+    """Base of the configurations of commands. Out of range or contradictory options are refused at once.
+
+    Raises:
+        UserErrors: every number out of its range, and whatever `own_errors` of the subclass finds.
+    """
+
+    POSITIONAL: ClassVar[tuple[str, ...]] = ()  # fields given without a flag; the last may be a list
+    MANY_PROCESSES: ClassVar[bool] = False  # whether `accelerate launch` may start several of the command
+
+    def __post_init__(self) -> None:
+        if errors := [*range_errors(self), *self.own_errors()]:
+            raise UserErrors(errors)
+
+    def own_errors(self) -> list[str]:
+        """What a subclass finds wrong with its options, a line each."""
+        return []
+
+
+def range_errors(config: Any, inherited: Mapping[str, Range] | None = None) -> list[str]:
+    """A line for each number of `config` that lies out of its range.
+
+    Args:
+        inherited: ranges of fields that a library declares without one.
+    """
+    ranges = dict(inherited or {})
+    for name, hint in get_type_hints(type(config), include_extras=True).items():
+        inside = [hint, *getattr(hint, "__args__", ())]  # Optional[Annotated[int, Range(1)]] too
+        for found in (x for part in inside for x in getattr(part, "__metadata__", ())):
+            if isinstance(found, Range):
+                ranges[name] = found
+    errors = []
+    for field in fields(config):
+        value = getattr(config, field.name)
+        limits = ranges.get(field.name, Range())
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and not limits.holds(value):
+            errors.append(f"{field.name}={value}: must be {limits}")
+    return errors
+
+
+def parse(kind: type[C], argv: Sequence[str]) -> C:
+    """A configuration from `--config FILE|NAME` and flags; flags win over the file.
+
+    NAME is a packaged recipe such as `distill`. Flags may be written with dashes or underscores, and `none`
+    stands for no value where the option allows it.
+
+    Raises:
+        UserError: a file that cannot be read, a missing option, a value of a wrong type.
+        UserErrors: unknown options, each with the nearest known one; numbers out of their range.
+    """
+    known = {f.name for f in fields(kind) if f.init}  # type: ignore[arg-type]
+    positional = getattr(kind, "POSITIONAL", ())
+    words, files, errors = [], [], []
+    rest = list(argv)
+    while rest:
+        word = rest.pop(0)
+        if word == "--config" or word.startswith("--config="):
+            if word == "--config" and not rest:
+                raise UserError("--config: name a YAML file or a packaged recipe")
+            files.append(word.partition("=")[2] if "=" in word else rest.pop(0))
+        elif word.startswith("--"):
+            name, sign, value = word[2:].partition("=")
+            name = name.replace("-", "_")
+            if name not in known and name.removeprefix("no_") not in known:
+                errors.append(f"unknown option --{name}{nearest(name, known)}")
+            words.append(f"--{name}{sign}{value}")
+        else:
+            words.append(word)
+    from_files: dict[str, Any] = {}
+    for path in files:
+        content = read_config(path)
+        errors += [f"{path}: unknown option {k!r}{nearest(k, known)}" for k in content if k not in known]
+        from_files |= content
+    if errors:
+        raise UserErrors(errors)
+    words = [*_words_of(from_files, known), *_name_positional(words, positional, kind)]
+    if complete := getattr(kind, "complete_words", None):
+        words = complete(words)
+    parser = _Parser(kind, allow_abbrev=False, add_help=False)  # type: ignore[arg-type]
+    for action in parser._actions:
+        if action.default is None and action.nargs != "+" and action.type is not None:
+            action.type = _or_none(action.type)
+        elif isinstance(action.default, (int, float)) and _optional(kind, action.dest):
+            action.type = _or_none(action.type)
+    try:
+        (config,) = parser.parse_args_into_dataclasses(words, look_for_args_file=False)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"options: {error}") from error
+    return config
+
+
+class _Parser(HfArgumentParser):
+    """A wrong value is one clear line, not the usage of a hundred options."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message.removeprefix("argument ").replace("the following arguments", "these options"))
+
+
+def _name_positional(words: list[str], positional: Sequence[str], kind: Any) -> list[str]:
+    """`words` whose leading ones, that have no flag, are given the flags of the positional fields."""
+    count = next((i for i, word in enumerate(words) if word.startswith("--")), len(words))
+    given, rest = words[:count], words[count:]
+    named: list[str] = []
+    hints = get_type_hints(kind)
+    for name in positional:
+        several = str(hints[name]).startswith("list")
+        own, given = (given, []) if several else (given[:1], given[1:])
+        named += [f"--{name}", *own] if own else []
+    if given:
+        raise UserError(f"{given[0]}: what is it? Options are written --name value; see --help")
+    return [*rest, *named]
+
+
+def _words_of(content: Mapping[str, Any], known: set[str]) -> list[str]:
+    """Flags that say what a YAML mapping says."""
+    words: list[str] = []
+    for name, value in content.items():
+        if isinstance(value, list):
+            words += [f"--{name}", *(str(v) for v in value)] if value else []
+        elif isinstance(value, dict):
+            words += [f"--{name}", json.dumps(value)]
+        elif isinstance(value, bool):
+            words += [f"--{name}", str(value).lower()]
+        else:
+            words += [f"--{name}", "none" if value is None else str(value)]
+    return words
+
+
+def _optional(kind: Any, name: str) -> bool:
+    return type(None) in getattr(get_type_hints(kind).get(name), "__args__", ())
+
+
+def _or_none(convert: Any) -> Any:
+    def read(word: str) -> Any:
+        return None if word.lower() == "none" else convert(word)
+
+    read.__name__ = getattr(convert, "__name__", "value")  # argparse names it in its message
+    return read
+
+
+def read_config(path: str) -> dict[str, Any]:
+    """The mapping in a YAML file, or in the packaged recipe of that name.
+
+    Raises:
+        UserError: no such file or recipe, not YAML, or no mapping.
+    """
+    file = config_path(path)
+    try:
+        content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--config {path}: {getattr(error, 'strerror', None) or 'not UTF-8 text'}") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: a mapping of options is needed")
+    return {str(key): value for key, value in content.items()}
+
+
+def usage(command: str, kind: Any) -> str:
+    """Help of a command: what its configuration's docstring says, then its options with their defaults.
+
+    Of options that a library's class brings (transformers', trl's) only those with a default of ours are
+    listed.
+    """
+    positional = kind.POSITIONAL if hasattr(kind, "POSITIONAL") else ()
+    own = {n for b in kind.__mro__ if b.__module__.startswith("aligncap") for n in b.__annotations__}
+    shown = [f for f in fields(kind) if f.init and f.name in own and f.name not in getattr(kind, "IDLE", ())]
+    doc = "\n".join(line.removeprefix("    ") for line in (kind.__doc__ or "").splitlines())
+    lines = [
+        f"usage: aligncap {command} {' '.join(p.upper() for p in positional)} [--option value …]".replace(
+            "  ", " "
+        )
+    ]
+    lines += [
+        "",
+        doc.strip(),
+        "",
+        "options (dashes do as well as underscores; --config FILE|NAME reads them from YAML):",
+    ]
+    for f in shown:
+        default: Any = f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
+        value = "required" if default is dataclasses.MISSING else str(default)
+        name = f.name.upper() if f.name in positional else f"--{f.name}"
+        lines.append(f"  {name} [{value}]  {f.metadata.get('help', '').replace('%%', '%')}".rstrip())
+    inherited = [b.__name__ for b in kind.__mro__ if b.__name__ in ("TrainingArguments", "DPOConfig")]
+    if inherited:
+        lines.append(f"and all options of {' and '.join(inherited)}")
+    return "\n".join(lines)

@@ -1,0 +1,47 @@
+"""`prepare` on the real RAVDESS and nEMO, where they are at hand."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from aligncap.data.corpora import prepare
+from aligncap.data.manifest import read_manifest
+from aligncap.data.split import split_by_speaker
+from aligncap.data.validate import examine
+
+CORPORA = Path(os.environ.get("ALIGNCAP_CORPORA", Path(__file__).resolve().parents[2] / "../shared/corpora"))
+
+
+def folder(name: str) -> Path:
+    if not (CORPORA / name).is_dir():
+        pytest.skip(f"no {name} under {CORPORA}; set ALIGNCAP_CORPORA to the folder that holds it")
+    return CORPORA / name
+
+
+@pytest.mark.real
+def test_ravdess_gives_1440_clips_its_duplicate_and_the_last_actors_as_test(tmp_path: Path) -> None:
+    report = prepare("ravdess", folder("ravdess"), tmp_path / "m.jsonl")
+    assert report.clips == 1440
+    assert report.problems == []
+    assert report.emotions == {"neutral": 96} | dict.fromkeys(
+        ("calm", "happy", "sad", "angry", "fearful", "disgusted", "surprised"), 192
+    )
+    assert set(report.speakers.values()) == {60} and report.genders == {"female": 720, "male": 720}
+    assert report.duplicates == [["ravdess-03-01-03-01-02-01-07", "ravdess-03-01-03-01-02-02-07"]]
+    parts = split_by_speaker(read_manifest(tmp_path / "m.jsonl"), dev=2, test=4)
+    assert {u.speaker for u in parts["test"]} == {f"ravdess-{a}" for a in (21, 22, 23, 24)}
+    assert {u.speaker for u in parts["dev"]} == {"ravdess-19", "ravdess-20"}
+    assert [len(part) for part in parts.values()] == [1080, 120, 240]
+
+
+@pytest.mark.real
+def test_nemo_gives_the_clips_that_are_there(tmp_path: Path) -> None:
+    there = len(list((folder("nemo") / "samples").iterdir()))
+    report = prepare("nemo", folder("nemo"), tmp_path / "m.jsonl")
+    assert report.clips == there
+    assert len(report.speakers) == 9 and report.languages == {"pl": there}
+    assert set(report.emotions) == {"angry", "fearful", "happy", "neutral", "sad", "surprised"}
+    assert examine(tmp_path / "m.jsonl", deep=False).errors == []

@@ -1,0 +1,137 @@
+import json
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from tiny import make_model, voice
+
+from aligncap import Captioner
+from aligncap.inference.batch import Job, caption_jobs, jobs_of_files, with_wrong_audio
+from aligncap.text.emotions import labels
+from aligncap.utils.errors import UserError
+from aligncap.utils.journal import Journal
+
+OPTIONS = {"max_new_tokens": 6}
+
+
+@pytest.fixture(scope="module")
+def captioner():
+    return Captioner(*make_model(seed=3))
+
+
+@pytest.fixture
+def clips(tmp_path):
+    paths = []
+    for i, seconds in enumerate((0.5, 1.7, 0.9)):
+        paths.append(tmp_path / f"c{i}.wav")
+        soundfile.write(paths[-1], voice(seconds, 100 + 60 * i), 16_000)
+    return paths
+
+
+def test_one_clip_gives_a_caption_and_a_list_gives_captions_in_order(captioner, clips):
+    together = captioner(clips, batch_size=2, **OPTIONS)
+    assert together == [captioner(path, **OPTIONS) for path in clips]
+    assert all(isinstance(caption, str) for caption in together)
+
+
+def test_a_path_and_its_samples_are_captioned_alike(captioner, clips):
+    from aligncap.audio.files import load_audio
+
+    assert captioner(load_audio(clips[0]), **OPTIONS) == captioner(str(clips[0]), **OPTIONS)
+
+
+def test_from_pretrained_reads_a_saved_model(captioner, clips, tmp_path):
+    captioner.model.save_pretrained(tmp_path / "m")
+    captioner.processor.save_pretrained(tmp_path / "m")
+    again = Captioner.from_pretrained(tmp_path / "m", device="cpu")
+    assert again(clips, **OPTIONS) == captioner(clips, **OPTIONS)
+    with pytest.raises(UserError, match="bfloat16"):
+        Captioner.from_pretrained(tmp_path / "m", dtype="int8")
+
+
+def test_a_bad_clip_is_an_error_that_names_it(captioner, clips, tmp_path):
+    with pytest.raises(UserError, match=r"gone\.wav"):
+        captioner([clips[0], tmp_path / "gone.wav"], **OPTIONS)
+
+
+def jobs(clips):
+    return [Job(p.stem, str(p), p) for p in clips]
+
+
+def test_bad_files_are_reported_and_the_rest_captioned(captioner, clips, tmp_path):
+    clips[1].write_text("not sound")
+    rows, errors = caption_jobs(captioner, jobs(clips), tmp_path / "out.jsonl", {}, 2, **OPTIONS)
+    assert [row["id"] for row in rows] == ["c0", "c2"]
+    assert len(errors) == 1 and "c1.wav" in errors[0]
+    assert [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()] == rows
+
+
+def test_a_killed_run_goes_on_where_it_stopped(captioner, clips, tmp_path):
+    whole, _ = caption_jobs(captioner, jobs(clips), tmp_path / "whole.jsonl", {"a": 1}, 1, **OPTIONS)
+    calls = []
+
+    class Dying(Captioner):
+        def generate(self, samples, *known, **options):
+            if len(calls) == 2:
+                raise KeyboardInterrupt
+            calls.append(len(samples))
+            return super().generate(samples, *known, **options)
+
+    out = tmp_path / "out.jsonl"
+    with pytest.raises(KeyboardInterrupt):
+        caption_jobs(Dying(captioner.model, captioner.processor), jobs(clips), out, {"a": 1}, 1, **OPTIONS)
+    assert not out.exists()
+    with (tmp_path / "out.jsonl.partial").open("a") as file:
+        file.write('{"key": "torn')  # a kill in mid-line
+    calls.clear()
+    rows, _ = caption_jobs(
+        Dying(captioner.model, captioner.processor), jobs(clips), out, {"a": 1}, 1, **OPTIONS
+    )
+    assert rows == whole and len(calls) == 1
+    assert not (tmp_path / "out.jsonl.partial").exists()
+
+
+def test_a_partial_file_of_other_settings_is_not_taken_up(tmp_path):
+    journal = Journal(tmp_path / "o", {"model": 1})
+    journal.write({"k": {"id": "k"}})
+    journal.close(done=False)
+    assert Journal(tmp_path / "o", {"model": 1}).rows == {"k": {"id": "k"}}
+    assert Journal(tmp_path / "o", {"model": 2}).rows == {}
+
+
+def test_wrong_audio_leaves_no_clip_in_its_place(clips):
+    for seed in range(20):
+        shuffled = with_wrong_audio(jobs(clips), seed)
+        assert sorted(j.path for j in shuffled) == sorted(clips)
+        assert all(wrong.path != job.path and wrong.id == job.id for wrong, job in zip(shuffled, jobs(clips)))
+
+
+def test_folders_are_searched_and_empty_ones_refused(clips, tmp_path):
+    assert [job.path for job in jobs_of_files([str(tmp_path)])] == sorted(clips)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="no sound files"):
+        jobs_of_files([str(tmp_path / "empty")])
+
+
+def test_sampling_follows_its_seed(captioner):
+    clips = [voice(0.8)]
+    made = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        made.append(captioner.generate(clips, do_sample=True, max_new_tokens=20))
+    assert made[0] == made[1] != made[2]
+
+
+def test_clips_longer_than_the_model_takes_are_refused(captioner):
+    with pytest.raises(UserError, match="cut it"):
+        captioner(np.tile(voice(1.0), 31))
+
+
+def test_captions_name_no_emotion_but_the_allowed(captioner, clips):
+    assert captioner.naming_only(labels()) == {}
+    banned = captioner.naming_only(["angry"])["bad_words_ids"]
+    words = [captioner.processor.tokenizer.decode(row).strip().lower() for row in banned]
+    assert "calm" in words and "sadly" in words and "angry" not in words
+    with pytest.raises(UserError, match="no emotion words"):
+        captioner.naming_only(["angri"])

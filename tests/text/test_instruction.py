@@ -1,0 +1,87 @@
+"""Breaches of the instruction, by name; what the project itself writes has none."""
+
+from __future__ import annotations
+
+import json
+from random import Random
+
+import pytest
+
+from aligncap.text.claims import dimensions
+from aligncap.text.instruction import BREACHES, breaches, language_of
+from aligncap.text.sentences import write_captions
+from aligncap.utils.io import data_path
+
+
+def test_captions_that_this_project_writes_have_no_breach() -> None:
+    rng = Random(0)
+    for number in range(120):
+        facts = {d.name: rng.choice(d.levels).name for d in dimensions().values() if rng.random() < 0.7}
+        emotion = ["angry", "sad", "calm", "neutral", "surprised", "fearful", "disgusted"][number % 7]
+        for caption in write_captions(emotion, rng.choice(["normal", "strong"]), "female", facts, 3, rng):
+            assert breaches(caption) == (), caption
+
+
+def test_captions_of_the_claims_check_set_have_none_either_but_lists_and_bare_words() -> None:
+    rows = map(json.loads, data_path("claims_check.jsonl").read_text(encoding="utf-8").splitlines())
+    found = {row["caption"]: breaches(row["caption"]) for row in rows}
+    bad = {caption: names for caption, names in found.items() if names}
+    assert set(bad.values()) == {("list",), ("fragment",), ("not_the_voice",), ("first_person",)}, bad
+    assert len(bad) <= 5
+
+
+@pytest.mark.parametrize(
+    ("caption", "name"),
+    [
+        (" ", "empty"),
+        ("…!", "empty"),
+        ("Is she sad?", "question"),
+        ("I'm unable to listen to it.", "refusal"),
+        ("Certainly! The man sounds sad.", "meta"),
+        ("<|assistant|> The man sounds sad.", "meta"),
+        ("* He sounds sad.\n* He is slow.", "list"),
+        ("Emotion: sad; pace: slow", "list"),
+        ("Thanks, that is a sad voice.", "answer"),
+        ("You sound sad.", "answer"),
+        ("I would call it a sad voice.", "first_person"),
+        ("Der Mann klingt traurig und ist langsam.", "language"),
+        ("Он говорит грустно и медленно.", "language"),
+        ("他听起来很伤心。", "language"),
+        ("She sounds sad and " + "speaks softly with a low voice and " * 8 + "slowly.", "too_long"),
+        ("He sounds sad, sad, sad.", "repetition"),
+        ("The man sounds very", "fragment"),
+        ("Loud and angry.", "fragment"),
+        ("A sad woman wearing a red coat speaks.", "scene"),
+        ("A man says something about dogs.", "not_the_voice"),
+        ('He says "the dogs are out".', "not_the_voice"),
+        ('"Sad."', "not_the_voice"),
+    ],
+)
+def test_each_breach_has_its_name(caption: str, name: str) -> None:
+    assert name in BREACHES and name in breaches(caption)
+
+
+@pytest.mark.parametrize(
+    "caption",
+    [
+        "We hear a very sad man speaking slowly.",
+        "You can hear the joy in her voice.",
+        "To you it may sound sad; his voice is low.",
+        "He sounds very, very, very sad.",
+        "A sad, slow male voice.",
+        "Angry and loud, the man shouts at her.",
+        "No sign of anger in his voice.",
+        "As if asking “what now?”, her voice rises.",
+    ],
+)
+def test_what_only_looks_like_a_breach_is_none(caption: str) -> None:
+    assert breaches(caption) == ()
+
+
+def test_chinese_is_asked_for_where_the_references_are_chinese() -> None:
+    assert language_of(["他很伤心。", "A sad man.", "他难过。"]) == "zh" and language_of([]) == "en"
+    assert breaches("他听起来很伤心，语速很慢。", "zh") == ()
+    assert breaches("他为什么很伤心？", "zh") == ("question",)
+    assert breaches("A sad man speaks slowly.", "zh") == ("language",)
+    assert breaches("狗在门口。", "zh") == ("not_the_voice",)
+    assert "repetition" in breaches("伤心伤心伤心伤心。", "zh")
