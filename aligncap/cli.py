@@ -24,36 +24,56 @@ class Command(NamedTuple):
 COMMANDS: dict[str, Command] = {
     "models fetch": Command("models.hub", "FetchConfig", "run_fetch", "fetch pretrained models"),
     "models list": Command("models.hub", "ListConfig", "run_list", "list pretrained models"),
-    "prepare": Command("data.corpora.prepare", "PrepareConfig", "run_prepare", "a corpus folder to a manifest"),
+    "prepare": Command(
+        "data.corpora.prepare", "PrepareConfig", "run_prepare", "a corpus folder to a manifest"
+    ),
     "validate": Command("data.validate", "ValidateConfig", "run_validate", "every error of a manifest"),
     "split": Command("data.split", "SplitConfig", "run_split", "split a manifest by speaker"),
     "join": Command("data.split", "JoinConfig", "run_join", "several manifests in one"),
     "annotate": Command("text.annotate", "AnnotateConfig", "run_annotate", "measure cues and write captions"),
     "clues": Command("text.clues", "CluesConfig", "run_clues", "emotion clues and acoustic prompts"),
-    "train teacher": Command("training.teacher", "TeacherConfig", "run_teacher", "text LLM: transcript + clues -> caption"),
-    "train align": Command("training.align", "AlignConfig", "run_align", "the projector alone, before decoding"),
-    "train sft": Command("training.sft", "SpeechSFTConfig", "run_sft", "cross-entropy on captions from speech"),
-    "train distill": Command("training.distill", "DistillConfig", "run_distill", "KL to the teacher, from speech"),
+    "train teacher": Command(
+        "training.teacher", "TeacherConfig", "run_teacher", "text LLM: transcript + clues -> caption"
+    ),
+    "train align": Command(
+        "training.align", "AlignConfig", "run_align", "the projector alone, before decoding"
+    ),
+    "train sft": Command(
+        "training.sft", "SpeechSFTConfig", "run_sft", "cross-entropy on captions from speech"
+    ),
+    "train distill": Command(
+        "training.distill", "DistillConfig", "run_distill", "KL to the teacher, from speech"
+    ),
     "train dpo": Command("training.dpo", "SpeechDPOConfig", "run_dpo", "DPO on judged caption pairs"),
     "merge": Command("models.checkpoints", "MergeConfig", "run_merge", "fold the adapter in"),
     "caption": Command("inference.batch", "CaptionConfig", "run_caption", "say how voices sound"),
-    "candidates": Command("preferences.candidates", "CandidatesConfig", "run_candidates", "several sampled captions a clip"),
+    "candidates": Command(
+        "preferences.candidates", "CandidatesConfig", "run_candidates", "several sampled captions a clip"
+    ),
     "judge": Command("preferences.judge", "JudgeConfig", "run_judge", "score candidates"),
     "agree": Command("preferences.agreement", "AgreeConfig", "run_agree", "how far two judges agree"),
     "pairs": Command("preferences.pairs", "PairsConfig", "run_pairs", "preference pairs of scored captions"),
-    "evaluate": Command("evaluation.evaluate", "EvaluateConfig", "run_evaluate", "score captions and write a report"),
-    "zeroshot": Command("evaluation.zero_shot", "ZeroShotConfig", "run_zeroshot", "corpora that training never touched"),
-    "probe": Command("evaluation.probe", "ProbeConfig", "run_probe", "linear probe on the encoder, the baseline"),
+    "evaluate": Command(
+        "evaluation.evaluate", "EvaluateConfig", "run_evaluate", "score captions and write a report"
+    ),
+    "zeroshot": Command(
+        "evaluation.zero_shot", "ZeroShotConfig", "run_zeroshot", "corpora that training never touched"
+    ),
+    "probe": Command(
+        "evaluation.probe", "ProbeConfig", "run_probe", "linear probe on the encoder, the baseline"
+    ),
     "curves": Command("evaluation.report.pictures", "CurvesConfig", "run_curves", "training curves of runs"),
-    "lab states": Command("lab.states", "StatesConfig", "run_states", "where speech and text lie in the LLM's spaces"),
-}  # fmt: skip
+    "lab states": Command(
+        "lab.states", "StatesConfig", "run_states", "where speech and text lie in the LLM's spaces"
+    ),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Returns:
-        0, 1 (errors were found in the data, or some files failed), 2 (a mistake of the user's), 130 (stopped).
+        0; 1: errors in the data, or files that failed; 2: a mistake of the user's; 130: stopped.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     _quiet()
@@ -85,6 +105,7 @@ def _run(argv: list[str]) -> int:
     name = " ".join(words)
     if name in COMMANDS:
         command = COMMANDS[name]
+        from aligncap.utils.locks import locked
         from aligncap.utils.options import parse, usage
 
         module = importlib.import_module(f"aligncap.{command.module}")
@@ -95,7 +116,9 @@ def _run(argv: list[str]) -> int:
             return 0
         if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not getattr(kind, "MANY_PROCESSES", True):
             raise UserError(f"{name}: runs in one process; start it without a launcher")
-        return getattr(module, command.function)(parse(kind, rest))
+        config = parse(kind, rest)
+        with locked(getattr(config, "out", None) or getattr(config, "output_dir", None)):
+            return getattr(module, command.function)(config)
     group = [key for key in COMMANDS if key.startswith(f"{name} ")]
     if not argv or argv[0] in ("-h", "--help", "help") or group and {"-h", "--help"} >= set(argv[1:]):
         print(_listing(group))

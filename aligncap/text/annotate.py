@@ -1,31 +1,96 @@
-"""Captions for corpora that have only labels: measured cues, their wording, and sentences that say both.
+"""Captions for corpora that have only labels: measured cues, their wording, and sentences that state both.
 
 A caption claims the label, its intensity, the speaker's gender and levels of measured cues; nothing else, and
-nothing of the transcript. Captions are English whatever the language of the speech.
+nothing of the transcript. Captions are English whatever the language of the speech. A model behind an
+OpenAI-compatible endpoint may reword them, as long as they state the same.
 """
 
 from __future__ import annotations
 
+import os
+import re
+import sys
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from random import Random
+from typing import TYPE_CHECKING, ClassVar
 
-from aligncap.data.manifest import Utterance, audio_path
-from aligncap.text.claims import word_cues
-from aligncap.text.sentences import write_captions
+from aligncap.audio.cues import measure_many
+from aligncap.data.manifest import Utterance, audio_path, read_manifest, rebase, write_manifest
+from aligncap.text.claims import manner_claims, relative_cues, word_cues
+from aligncap.text.cue_report import write_cue_report
+from aligncap.text.emotions import emotion_of, emotion_words
+from aligncap.text.lexicon import word_list
+from aligncap.text.sentences import FILE, write_captions
 from aligncap.utils.errors import UserError
+from aligncap.utils.io import load_data
+from aligncap.utils.openai_endpoint import KEY_VARIABLE, URL_VARIABLE, key_and_url
+from aligncap.utils.options import Config, NaturalInt, PositiveInt, option
+from aligncap.utils.progress import track
+
+if TYPE_CHECKING:
+    from openai import OpenAI
 
 WRITER = "annotate"  # extra["captions_by"] of captions written here, so that they can be written again
+MOST_WORDS = 25  # of a rewording: a longer answer explains, or invents
+TEMPERATURE = 0.8  # of rewordings
+TIMEOUT = 60.0  # seconds a request
+
+_listed = partial(word_list, FILE, "paraphrase")
+
+
+@dataclass
+class AnnotateConfig(Config):
+    """Measure the voice cues of every clip and write captions that state its label and its cues.
+
+    Examples:
+        aligncap annotate runs/ravdess.jsonl --references 5 --out runs/captioned.jsonl
+        aligncap annotate runs/ravdess.jsonl --out runs/captioned.jsonl --report runs/cues
+        aligncap annotate runs/ravdess.jsonl --out runs/reworded.jsonl --paraphrase gpt-4o-mini
+    """
+
+    POSITIONAL: ClassVar[tuple[str, ...]] = ("manifest",)
+
+    manifest: str = option(help="Manifest of labelled clips.")
+    out: str = option(help="Manifest to write.")
+    references: PositiveInt = option(5, "Captions a clip.")
+    seed: NaturalInt = option(0, "Seed of the choice of words.")
+    workers: PositiveInt = option(os.cpu_count() or 1, "Processes that measure cues.")
+    report: str | None = option(None, "Folder for pictures of every cue by emotion.")
+    paraphrase: str | None = option(None, "Model of an OpenAI-compatible endpoint that rewords the captions.")
+    base_url: str | None = option(None, "Address of that endpoint; the key comes from OPENAI_API_KEY.")
+
+
+def run_annotate(config: AnnotateConfig) -> int:
+    """`aligncap annotate`."""
+    utterances = read_manifest(config.manifest)
+    done, errors = annotate(
+        config.manifest, utterances, references=config.references, seed=config.seed, workers=config.workers
+    )
+    if config.paraphrase:
+        result = paraphrase([c for u in done for c in u.captions], config.paraphrase, config.base_url)
+        captions = iter(result.captions)
+        for u in done:
+            u.captions = [next(captions) for _ in u.captions]
+        kept = ", ".join(f"{reason} {n}" for reason, n in result.kept_original.most_common()) or "none"
+        print(f"paraphrased: {sum(result.reworded)} captions; kept as they were: {kept}")
+    if done:
+        write_manifest(config.out, rebase(done, config.manifest, config.out))
+    for error in errors:
+        print(error, file=sys.stderr)
+    total = sum(len(u.captions) for u in done)
+    print(f"{config.out}: {len(done)} clips, {total} captions, {len(errors)} errors")
+    if config.report and done:
+        print(f"cues by emotion: {write_cue_report(done, config.report)}")
+    return 1 if errors else 0
 
 
 def annotate(
-    manifest_path: str | Path,
-    utterances: Sequence[Utterance],
-    references: int = 5,
-    seed: int = 0,
-    workers: int = 2,
-    progress: bool = True,
+    manifest_path: str | Path, utterances: Sequence[Utterance], *, references: int, seed: int, workers: int
 ) -> tuple[list[Utterance], list[str]]:
     """Utterances with cues, cue words and captions, and the errors met.
 
@@ -35,73 +100,156 @@ def annotate(
 
     Args:
         manifest_path: where the utterances' roots are relative to.
-        references: captions a clip, at least 1.
+        references: captions a clip.
         workers: processes that measure.
-        progress: show a bar in a terminal.
 
     Returns:
-        New utterances in the given order, and one line a error. A clip whose file cannot be used, or that
-        has neither label nor measurable cue, is a error and is left out of the utterances.
-
-    Raises:
-        UserError: `references` is below 1.
+        New utterances in the given order, and one line an error. A clip whose file cannot be used, or that
+        has neither label nor measurable cue, is an error and is left out of the utterances.
     """
-    if references < 1:
-        raise UserError(f"--references {references}: at least one caption a clip is needed")
-    cues, unusable = _cues(manifest_path, utterances, workers, progress)
-    usable = [u for u in utterances if u.id not in unusable]
+    measured = _measure(manifest_path, utterances, workers)
+    usable = [
+        replace(u, cues=c, extra=dict(u.extra))
+        for u, c in zip(utterances, measured, strict=True)
+        if isinstance(c, dict)
+    ]
     annotated: list[Utterance] = []
-    errors = [unusable[u.id] for u in utterances if u.id in unusable]
-    words_of_clip = _words([cues[u.id] for u in usable], usable)
-    for utterance, words in zip(usable, words_of_clip, strict=True):
-        done = replace(utterance, cues=cues[utterance.id], cue_words=words, extra=dict(utterance.extra))
-        if not done.captions or done.extra.get("captions_by") == WRITER:
-            rng = Random(f"{seed}|{done.id}")
-            done.captions = write_captions(done.emotion, done.intensity, done.gender, words, references, rng)
-            done.extra["captions_by"] = WRITER
-            done.clues, done.p_act = [], []  # they belonged to the former captions
-            if not done.captions:
-                errors.append(
-                    f"{manifest_path}: {done.id}: no emotion label and no measurable cue, so nothing to say; "
-                    "add a label or a caption"
-                )
+    errors = [found for found in measured if isinstance(found, str)]
+    for utterance, cues in zip(usable, relative_cues(usable), strict=True):
+        utterance.cue_words = words = word_cues(cues)
+        if not utterance.captions or utterance.extra.get("captions_by") == WRITER:
+            facts = utterance.emotion, utterance.intensity, utterance.gender, words
+            utterance.captions = write_captions(*facts, references, Random(f"{seed}|{utterance.id}"))
+            utterance.extra["captions_by"] = WRITER
+            utterance.clues, utterance.p_act = [], []  # they belonged to the former captions
+            found, where = len(utterance.captions), f"{manifest_path}: {utterance.id}"
+            if not found:
+                errors.append(f"{where}: no emotion label and no measurable cue; add a label or a caption")
                 continue
-            if len(done.captions) < references:
+            if found < references:
                 errors.append(
-                    f"{manifest_path}: {done.id}: only {len(done.captions)} of {references} captions differ; "
-                    "ask for fewer --references"
+                    f"{where}: only {found} of {references} captions differ; ask for fewer references"
                 )
-        annotated.append(done)
+        annotated.append(utterance)
     return annotated, errors
 
 
-def _words(cues: Sequence[dict[str, float]], utterances: Sequence[Utterance]) -> list[dict[str, str]]:
-    from aligncap.audio.cues import relative
-
-    values = relative(list(cues), [u.speaker for u in utterances], [u.gender for u in utterances])
-    return [word_cues(value) for value in values]
-
-
-def _cues(
-    manifest_path: str | Path, utterances: Sequence[Utterance], workers: int, progress: bool
-) -> tuple[dict[str, dict[str, float]], dict[str, str]]:
-    """Raw cues by id, and a error by id for clips whose file cannot be used."""
-    from aligncap.audio.cues import measure_many
-
-    cues = {u.id: u.cues for u in utterances if u.cues}
-    errors: dict[str, str] = {}
-    paths: dict[str, Path] = {}
+def _measure(
+    manifest_path: str | Path, utterances: Sequence[Utterance], workers: int
+) -> list[dict[str, float] | str]:
+    """Raw cues of each clip, or why its file cannot be used."""
+    found: list[dict[str, float] | str | Path] = []
     for utterance in utterances:
-        if utterance.id not in cues:
-            try:
-                paths[utterance.id] = audio_path(manifest_path, utterance)
-            except UserError as error:
-                errors[utterance.id] = str(error)
-    if paths:
-        measured = measure_many(list(paths.values()), workers=workers, progress=progress)
-        for name, result in zip(paths, measured, strict=True):
-            if isinstance(result, dict):
-                cues[name] = result
-            else:
-                errors[name] = str(result)
-    return cues, errors
+        try:
+            found.append(utterance.cues or audio_path(manifest_path, utterance))
+        except UserError as error:
+            found.append(str(error))
+    paths = [path for path in found if isinstance(path, Path)]
+    results = iter(measure_many(paths, workers=workers) if paths else ())
+    return [next(results) if isinstance(one, Path) else one for one in found]
+
+
+@dataclass
+class Paraphrased:
+    """Captions in the given order; `reworded` tells which differ from the originals.
+
+    `kept_original` counts why originals stayed: "emotion", "manner", "gender", "negation", "form", "same"
+    or "request failed".
+    """
+
+    captions: list[str] = field(default_factory=list)
+    reworded: list[bool] = field(default_factory=list)
+    kept_original: Counter[str] = field(default_factory=Counter)
+
+
+def paraphrase(
+    captions: Sequence[str], model: str, base_url: str | None = None, concurrency: int = 8, retries: int = 2
+) -> Paraphrased:
+    """Reword captions, one request each, at most `concurrency` at a time.
+
+    The key comes from OPENAI_API_KEY; it is never printed or logged.
+
+    Args:
+        model: name that the endpoint knows.
+        base_url: endpoint; OPENAI_BASE_URL, else OpenAI's own where it is None.
+        retries: further attempts of a failed request, with growing pauses.
+
+    Raises:
+        UserError: no key, a key or model that is refused, or an endpoint that cannot be reached.
+    """
+    from openai import OpenAI
+
+    key, url = key_and_url("paraphrasing", base_url, None)
+    client = OpenAI(api_key=key, base_url=url, timeout=TIMEOUT, max_retries=retries)
+    result = Paraphrased()
+    with ThreadPoolExecutor(concurrency) as pool:
+        answers = pool.map(partial(_ask, client, model), captions)
+        try:
+            for caption, answer in zip(captions, track(answers, len(captions), "paraphrasing"), strict=True):
+                reason = "request failed" if answer is None else refusal(caption, answer)
+                result.captions.append(caption if answer is None or reason else answer)
+                result.reworded.append(reason is None)
+                if reason:
+                    result.kept_original[reason] += 1
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return result
+
+
+def refusal(original: str, reworded: str) -> str | None:
+    """Why a rewording does not state what the original states; None when it does."""
+    words, before = (
+        set(re.findall(r"[a-z]+(?:n't)?", text.lower().replace("\u2019", "'")))
+        for text in (reworded, original)
+    )
+    if reworded == original:
+        return "same"
+    if not 3 <= len(words) <= MOST_WORDS or not re.fullmatch(r"[A-Z][^\n]*[.!]", reworded):
+        return "form"
+    new = {m.label for m in emotion_words(reworded)} - {m.label for m in emotion_words(original)}
+    if emotion_of(reworded) != emotion_of(original) or new:
+        return "emotion"
+    if manner_claims([reworded]) - manner_claims([original]):
+        return "manner"
+    if any(words & _listed(gender) and not before & _listed(gender) for gender in ("female", "male")):
+        return "gender"
+    return "negation" if _negates(words) and not _negates(before) else None
+
+
+def _negates(words: set[str]) -> bool:
+    return bool(words & _listed("negations")) or any(word.endswith("n't") for word in words)
+
+
+def _ask(client: OpenAI, model: str, caption: str) -> str | None:
+    """The model's answer, None when the request failed for this caption alone."""
+    import openai
+
+    prompt = load_data(FILE)["paraphrase"]
+    messages = [
+        {"role": "system", "content": prompt["system"]},
+        {"role": "user", "content": prompt["user"].format(caption=caption)},
+    ]
+    # errors of the client can quote the key, hence `from None` and messages of our own
+    try:
+        response = client.chat.completions.create(
+            model=model,
+            temperature=TEMPERATURE,
+            messages=messages,  # type: ignore[arg-type]
+        )
+    except (openai.AuthenticationError, openai.PermissionDeniedError):
+        raise UserError(f"{client.base_url} refuses the key; set {KEY_VARIABLE} to a valid one") from None
+    except openai.NotFoundError:
+        raise UserError(
+            f"{client.base_url} knows no model {model!r} (or is no such endpoint); give another model, "
+            f"or set {URL_VARIABLE}, which usually ends in /v1"
+        ) from None
+    except openai.APITimeoutError:
+        return None
+    except openai.APIConnectionError:
+        what = "cannot be reached; start the server or set"
+        raise UserError(f"{client.base_url} {what} {URL_VARIABLE}") from None
+    except openai.APIError:
+        return None
+    content = response.choices[0].message.content if response.choices else None
+    return " ".join(content.split()).strip("\"'\u201c\u201d") if content else None

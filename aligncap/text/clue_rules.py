@@ -1,46 +1,41 @@
-"""Clues by word lists and windows alone: Chinese captions, and English ones where no parser is installed."""
+"""Emotion clues by word lists and windows alone: Chinese captions, and English ones without a parser."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, partial
 
 from aligncap.text.emotions import chinese_forms
 from aligncap.text.lexicon import (
     FORMS,
-    ChineseWords,
     Hit,
-    Matcher,
     Phrases,
     Token,
     mask_quotes,
     scan_chinese,
     scan_english,
     tokenise,
+    verb_forms,
+    word_list,
 )
 from aligncap.utils.io import load_data
 
+_WORD_END_ZH = frozenset("，,。；;！!？?：:、 　了的地而且又并但得和与、）)")
+_CONTENT_END_ZH = re.compile("[，,。；;！!？?]")
 
-def word_set(key: str) -> frozenset[str]:
-    """One word list of the English half of data/voice_words.yaml."""
-    return _word_sets()[key]
-
-
-@cache
-def _word_sets() -> dict[str, frozenset[str]]:
-    words = load_data("voice_words.yaml")["en"]
-    return {key: frozenset(listed) for key, listed in words.items() if isinstance(listed, list)}
+word_set = partial(word_list, "voice_words.yaml", "en")
+_zh = partial(word_list, "voice_words.yaml", "zh")
 
 
 @cache
 def english_table() -> Phrases[str]:
     """Feeling and voice words with what they are: "feeling noun", "adjective", "adverb", "noun", "verb"…"""
-    table: Phrases[str] = Phrases()
+    table: dict[str, str] = {}
     for word in word_set("ambiguous"):
         if not word.endswith(("ly", "er", "s", "ing", "ed")):
-            table.add(_ness(word), "noun")
-        table.add(word, "adverb" if word.endswith("ly") else "adjective")
+            table[_ness(word)] = "noun"
+        table[word] = "adverb" if word.endswith("ly") else "adjective"
     sources = [(load_data("voice_words.yaml")["en"]["words"], "")]
     sources += [(group["en"], "feeling ") for group in load_data("emotions.yaml").values()]
     for words, origin in sources:
@@ -48,14 +43,13 @@ def english_table() -> Phrases[str]:
         for kind in ("verb", "noun", "adjective", "other"):
             for word in words.get(kind, ()):
                 if kind == "adjective":
-                    table.add(_ness(word), f"{origin}noun")
+                    table[_ness(word)] = f"{origin}noun"
                 for form in FORMS[kind](word) - {word}:
-                    table.add(form, "adverb" if form.endswith("ly") and kind == "adjective" else kind)
-        for kind in ("verb", "adjective", "other", "noun"):
-            for word in words.get(kind, ()):
-                for form in FORMS[kind](word) if kind == "noun" else [word]:
-                    table.add(form, origin + kind if kind == "noun" else kind)
-    return table
+                    table[form] = "adverb" if form.endswith("ly") and kind == "adjective" else kind
+        for kind in ("verb", "adjective", "other"):
+            table |= dict.fromkeys(words.get(kind, ()), kind)
+        table |= {form: f"{origin}noun" for word in words.get("noun", ()) for form in FORMS["noun"](word)}
+    return Phrases(table)
 
 
 def _ness(adjective: str) -> str:
@@ -63,13 +57,9 @@ def _ness(adjective: str) -> str:
 
 
 @cache
-def spoken_forms() -> frozenset[str]:
-    """Inflected verbs of speaking."""
-    return frozenset(form for verb in word_set("speech_verbs") for form in FORMS["verb"](verb)) | {
-        "spoke",
-        "spoken",
-        "said",
-    }
+def _spoken_forms() -> frozenset[str]:
+    forms = frozenset(form for verb in word_set("speech_verbs") for form in verb_forms(verb))
+    return forms | {"spoke", "spoken", "said"}
 
 
 def take_neighbours(text: str, hits: Sequence[Hit[str]], taken: set[int]) -> None:
@@ -78,40 +68,13 @@ def take_neighbours(text: str, hits: Sequence[Hit[str]], taken: set[int]) -> Non
         for one, other in zip(ordered, ordered[1:], strict=False):
             first, second = sorted((one, other), key=lambda hit: hit.start)
             between = text[first.end : second.start].lower().replace(second.degree, " ")
-            closed = re.match(r"\s*(?:[,.;:!?]|and\b|but\b|or\b|$)", text[second.end :]) is not None
             if (
                 one.start in taken
                 and other.value != "verb"
-                and closed
+                and re.match(r"\s*(?:[,.;:!?]|and\b|but\b|or\b|$)", text[second.end :])
                 and re.fullmatch(r"[\s,]*(and|but|or|yet)?\s*", between)
             ):
                 taken.add(other.start)
-
-
-def clue(hit: Hit[str], word: str = "") -> str:
-    """A clue as text: negation, degree, word."""
-    parts = (hit.negated, hit.degree, word or hit.word)
-    return " ".join(part for part in parts if part)
-
-
-def unique(clues: Sequence[str]) -> list[str]:
-    """Clues without repeats, in order of first appearance."""
-    return list(dict.fromkeys(clues))
-
-
-def without_dimensions(hits: Sequence[Hit[str]], dimension: dict[int, str]) -> list[Hit[str]]:
-    """Hits less the nouns that stand with their adjective already: "high energy" is not also "energy"."""
-    said = set(dimension.values())
-    return [hit for hit in hits if hit.word not in said]
-
-
-def _grades(hits: Sequence[Hit[str]], k: int, text: str) -> bool:
-    """Whether hit k stands directly before an adjective: the hedge of "clearly annoyed"."""
-    return (
-        k + 1 < len(hits)
-        and text[hits[k].end : hits[k + 1].start] == " "
-        and hits[k + 1].value == "adjective"
-    )
 
 
 def join_hits(text: str, hits: Sequence[Hit[str]], dimension: dict[int, str]) -> list[str]:
@@ -120,84 +83,63 @@ def join_hits(text: str, hits: Sequence[Hit[str]], dimension: dict[int, str]) ->
     Args:
         text: the caption.
         hits: accepted words in order.
-        dimension: character offset of a hit -> noun that it needs to be understood ("high" -> "pitch").
+        dimension: character offset of a hit -> noun that it needs to be understood ("high" -> "pitch"), which
+            is then no clue of its own.
     """
+    hits = [hit for hit in hits if hit.word not in dimension.values()]
     clues: list[str] = []
-    joined: str | None = None
-    for k, hit in enumerate(hits):
-        if hit.word in word_set("not_manner") and _grades(hits, k, text):
-            continue
-        following = hits[k + 1] if k + 1 < len(hits) else None
+    joined = ""
+    for hit, following in zip(hits, [*hits[1:], None], strict=False):
         adjacent = following is not None and text[hit.end : following.start] == " "
-        noun_next = adjacent and following is not None and following.value == "feeling noun"
-        fused = (
-            hit.value == "adverb" and adjacent and following is not None and following.value == "adjective"
-        ) or (hit.value == "adjective" and noun_next)
-        word = (f"{joined} " if joined else "") + hit.word
+        kind = following.value if following and adjacent else ""
+        if hit.word in word_set("not_manner") and kind == "adjective":
+            continue  # the hedge of "clearly annoyed"
+        word = f"{joined} {hit.word}".strip()
         if hit.value == "feeling noun" and not joined and not hit.degree:
             before = text[: hit.start].lower().rstrip().rsplit(" ", 1)[-1]
             if before in word_set("degree_adjectives"):
                 word = f"{before} {word}"
-        if fused:
+        if (hit.value, kind) in (("adverb", "adjective"), ("adjective", "feeling noun")):
             joined = f"{hit.degree} {word}".strip()
             continue
-        joined = None
-        if hit.start in dimension:
-            word = f"{word} {dimension[hit.start]}"
-        clues.append(clue(hit, word))
-    return unique(clues)
+        joined = ""
+        parts = (hit.negated, hit.degree, word, dimension.get(hit.start, ""))
+        clues.append(" ".join(part for part in parts if part))
+    return list(dict.fromkeys(clues))
 
 
-_QUALITY_LINK = frozenset(
-    "although though while as is are was were sounds sounded seems seemed becomes became "
-    "gets got grows grew remains remained stays , : and a the very".split()
-)
-_SAYING = frozenset(
-    "says said say saying tells told telling states stated asks asked "
-    "asking claims announces mentions explains".split()
-)
-CLAUSE_OPENERS = frozenset(
-    "to that how why what whether of".split()
-)  # "hard to hear", "clear that", "full of"
-_CONTENT_OPENS = frozenset("that whether if where why how when who what".split())
-_CONTENT_ENDS = frozenset([",", ".", ";", ":", "!", "?", "but", "in", "with", "while"])
-
-
-def _content(tokens: Sequence[Token]) -> list[bool]:
+def _in_content(tokens: Sequence[Token]) -> list[bool]:
     """For every token whether it belongs to what is talked about: after "about", after "says that"."""
+    ends = word_set("content_ends")
     inside = [False] * len(tokens)
     on = said = False
     for i, token in enumerate(tokens):
         word = token.text
-        if on and word in (_CONTENT_ENDS if not said else _CONTENT_ENDS - {"in", "with"}):
+        if on and word in ends and not (said and word in ("in", "with")):
             on = False
         elif word in ("about", "regarding", "concerning"):
             on, said = True, False
-        elif word in _CONTENT_OPENS and i and any(t.text in _SAYING for t in tokens[max(0, i - 3) : i]):
-            on = said = True
+        elif word in word_set("content_opens"):
+            if any(t.text in word_set("saying_forms") for t in tokens[max(0, i - 3) : i]):
+                on = said = True
         inside[i] = on
     return inside
 
 
-def voice_noun_near(tokens: Sequence[Token], i: int, table: Matcher[str]) -> str | None:
+def voice_noun_near(tokens: Sequence[Token], i: int, table: Phrases[str]) -> str | None:
     """The voice noun that the adjective at token i belongs to: after it, or before it with a verb between."""
-    nouns = word_set("voice_nouns")
-    for k in range(i + 1, min(i + 8, len(tokens))):
-        if tokens[k].text in nouns:
-            return tokens[k].text
-        word = tokens[k].text
-        passed = (
-            word in ("and", ",", "but", "yet") or word in word_set("degree") or word in word_set("not_voice")
-        )
-        if not (table.match(tokens, k) or passed):
-            break
-    for k in range(i - 1, max(i - 7, -1), -1):
-        if tokens[k].text in nouns:
-            return tokens[k].text
-        if not (
-            tokens[k].text in _QUALITY_LINK or tokens[k].text in word_set("degree") or table.match(tokens, k)
-        ):
-            break
+    before_noun = word_set("degree") | word_set("not_voice") | {"and", ",", "but", "yet"}
+    after_noun = word_set("degree") | word_set("quality_links")
+    sides = (
+        (range(i + 1, min(i + 8, len(tokens))), before_noun),
+        (range(i - 1, max(i - 7, -1), -1), after_noun),
+    )
+    for side, passed in sides:
+        for k in side:
+            if tokens[k].text in word_set("voice_nouns"):
+                return tokens[k].text
+            if not (tokens[k].text in passed or table.match(tokens, k)):
+                break
     return None
 
 
@@ -205,7 +147,7 @@ def english_clues(caption: str) -> list[str]:
     """Clues of an English caption without a parse."""
     text = mask_quotes(caption)
     tokens, table = tokenise(text), english_table()
-    content = _content(tokens)
+    content = _in_content(tokens)
     hits = [hit for hit in scan_english(text, table) if not content[hit.token]]
     taken: set[int] = set()
     dimension: dict[int, str] = {}
@@ -213,53 +155,43 @@ def english_clues(caption: str) -> list[str]:
         if hit.word not in word_set("ambiguous"):
             taken.add(hit.start)
             continue
+        needs_noun = hit.word in word_set("dimension_adjectives")
         noun = voice_noun_near(tokens, hit.token, table)
         before = tokens[hit.token - 1].text if hit.token else ""
-        spoken = (before in spoken_forms() or hit.degree) and hit.word not in word_set("dimension_adjectives")
-        opens_clause = hit.value == "adjective" and any(
-            t.text in CLAUSE_OPENERS for t in tokens[hit.token + 1 : hit.token + 2]
-        )
+        spoken = (before in _spoken_forms() or hit.degree) and not needs_noun
+        after = tokens[hit.token + 1].text if hit.token + 1 < len(tokens) else ""
+        opens_clause = hit.value == "adjective" and after in word_set("clause_openers")
         if not opens_clause and (noun is not None or spoken or len(tokens) <= 6):
             taken.add(hit.start)
-        if noun in word_set("dimensions") and hit.word in word_set("dimension_adjectives"):
-            dimension[hit.start] = noun or ""
+        if needs_noun and noun in word_set("dimensions"):
+            dimension[hit.start] = str(noun)
     take_neighbours(text, hits, taken)
-    kept = [hit for hit in hits if hit.start in taken]
-    return join_hits(text, without_dimensions(kept, dimension), dimension)
-
-
-_WORD_END = frozenset("，,。；;！!？?：:、 　了的地而且又并但得和与、）)")
-_ZH_CONTENT_END = re.compile("[，,。；;！!？?]")
+    return join_hits(text, [hit for hit in hits if hit.start in taken], dimension)
 
 
 @cache
-def chinese_table() -> ChineseWords[str]:
+def chinese_table() -> Phrases[str]:
     """Feeling words, voice words, and single characters that need company."""
-    words = load_data("voice_words.yaml")["zh"]
-    table = {word: "single" for word in words["single"]}
-    table |= {word: "voice" for word in words["words"]}
-    table |= {word: "feeling" for word in chinese_forms()}
-    return ChineseWords(table)
-
-
-@cache
-def _zh(key: str) -> tuple[str, ...]:
-    return tuple(sorted(load_data("voice_words.yaml")["zh"][key], key=len, reverse=True))
+    table = dict.fromkeys(_zh("single"), "single") | dict.fromkeys(_zh("words"), "voice")
+    return Phrases(table | dict.fromkeys(chinese_forms(), "feeling"), chinese=True)
 
 
 @cache
 def _content_verb() -> re.Pattern[str]:
-    plain = "|".join(map(re.escape, _zh("content_verbs")))
-    spared = "|".join(map(re.escape, _zh("not_content")))
+    plain, spared = (
+        "|".join(map(re.escape, sorted(_zh(key), key=len, reverse=True)))
+        for key in ("content_verbs", "not_content")
+    )
     return re.compile(f"(?:{spared})|({plain})")
 
 
-def _content_spans(text: str) -> list[tuple[int, int]]:
+def _content_spans(text: str) -> list[range]:
+    """Where a Chinese text tells what was said: after 说 and its like, to the next punctuation."""
     spans = []
     for match in _content_verb().finditer(text):
         if match.group(1):
-            end = _ZH_CONTENT_END.search(text, match.end())
-            spans.append((match.end(), end.start() if end else len(text)))
+            end = _CONTENT_END_ZH.search(text, match.end())
+            spans.append(range(match.end(), end.start() if end else len(text)))
     return spans
 
 
@@ -269,14 +201,14 @@ def chinese_clues(caption: str) -> list[str]:
     spans = _content_spans(text)
     clues: list[str] = []
     for hit in scan_chinese(text, chinese_table()):
-        if any(start <= hit.start < end for start, end in spans):
+        if any(hit.start in span for span in spans):
             continue
         body = hit.negated + hit.degree + hit.word
         if hit.value == "single":
             lead = len(body)
             before = text[max(0, hit.end - lead - 4) : hit.end - lead]
-            noun = next((noun for noun in _zh("dimensions") if before.endswith(noun)), "")
-            ends = hit.end == len(text) or text[hit.end] in _WORD_END
+            noun = max((n for n in _zh("dimensions") if before.endswith(n)), key=len, default="")
+            ends = hit.end == len(text) or text[hit.end] in _WORD_END_ZH
             if not ends or not (noun or hit.degree or hit.negated or before.endswith("得")):
                 continue
             if hit.word in _zh("quantities") and not noun:
@@ -285,4 +217,4 @@ def chinese_clues(caption: str) -> list[str]:
                 clues.pop()
             body = noun + body
         clues.append(body)
-    return unique(clues)
+    return list(dict.fromkeys(clues))

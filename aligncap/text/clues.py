@@ -6,60 +6,87 @@ The grammar parser of AlignCap (Liang et al., EMNLP 2024), with negation and deg
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
+from aligncap.data.manifest import read_manifest, rebase, write_manifest
 from aligncap.text.clue_rules import (
-    CLAUSE_OPENERS,
     chinese_clues,
     english_clues,
     english_table,
     join_hits,
     take_neighbours,
     voice_noun_near,
-    without_dimensions,
     word_set,
 )
-from aligncap.text.lexicon import Hit, Token, is_chinese, mask_quotes, scan_english, tokenise
+from aligncap.text.lexicon import Hit, Phrases, Token, is_chinese, mask_quotes, scan_english, tokenise
+from aligncap.text.prompts import acoustic_prompt
 from aligncap.utils.errors import UserError
+from aligncap.utils.io import cache_folder
+from aligncap.utils.options import Config, option
 
 _log = logging.getLogger(__name__)
-_CACHED = 50_000  # corpora annotated from labels repeat captions
+_CACHED = 50_000  # captions remembered: corpora annotated from labels repeat them
+_FETCH = "`aligncap models fetch en_core_web_sm` gets it"
+
+
+@dataclass
+class CluesConfig(Config):
+    """Find the emotion clues of every caption and write them with their acoustic prompts (P_act).
+
+    Examples:
+        aligncap clues runs/captioned.jsonl --out runs/clued.jsonl
+        aligncap clues runs/captioned.jsonl --out runs/clued.jsonl --parser rules
+    """
+
+    POSITIONAL: ClassVar[tuple[str, ...]] = ("manifest",)
+
+    manifest: str = option(help="Manifest with captions.")
+    out: str = option(help="Manifest to write.")
+    parser: str = option("default", help="Grammar parser: default, rules (none), or a spaCy model's folder.")
+
+
+def run_clues(config: CluesConfig) -> int:
+    """`aligncap clues`."""
+    utterances = read_manifest(config.manifest)
+    parser = ClueParser(None if config.parser == "rules" else config.parser)
+    found = iter(parser.parse([caption for u in utterances for caption in u.captions]))
+    for u in utterances:
+        u.clues = [next(found) for _ in u.captions]
+        u.p_act = [acoustic_prompt(clues) for clues in u.clues]
+    write_manifest(config.out, rebase(utterances, config.manifest, config.out))
+    clues = [clues for u in utterances for clues in u.clues]
+    total, empty = sum(map(len, clues)), sum(not c for c in clues)
+    print(f"{config.out}: {total} clues in {len(clues)} captions, {empty} captions without any")
+    return 0
 
 
 def load_spacy(model: str) -> Any | None:
     """A spaCy pipeline with tagger, lemmatizer and parser; None when the default model is not there.
 
     Args:
-        model: "default", or a folder that spacy.load reads.
+        model: "default" for the one that `aligncap models fetch` puts into the cache, or another's folder.
 
     Raises:
-        UserError: a folder was named and is not a spaCy model.
+        UserError: not a spaCy model.
     """
+    default = cache_folder() / "en_core_web_sm"
+    if model == "default" and not (default / "source.json").is_file():
+        return None
     import spacy
 
-    from aligncap.models.hub import DEFAULT_SPACY, resolve
-
     try:
-        folder = resolve(DEFAULT_SPACY, fetch=False) if model == "default" else resolve(model)
-    except UserError:
-        if model == "default":
-            return None
-        raise
-    try:
-        return spacy.load(folder, disable=["ner"])
+        return spacy.load(default if model == "default" else model, disable=["ner"])
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"{folder}: not a spaCy model ({error}); run `aligncap models fetch {DEFAULT_SPACY}`"
-        ) from error
+        raise UserError(f"{model}: not a spaCy model ({error}); {_FETCH}") from error
 
 
 class ClueParser:
     """Finds the clues of captions.
 
     English captions are read by a dependency parse where a spaCy model is at hand, else by rules over word
-    lists (said once in the log). Chinese captions, known by their characters, are read by rules. Clues come
+    lists (noted once in the log). Chinese captions, known by their characters, are read by rules. Clues come
     in the order of the caption, in lower case, without repeats; negation and degree stay with their word.
 
     Args:
@@ -73,15 +100,9 @@ class ClueParser:
     """
 
     def __init__(self, model: str | None = "default") -> None:
-        self._nlp: Any | None = None
-        if model is not None:
-            self._nlp = load_spacy(model)
+        self._nlp = None if model is None else load_spacy(model)
         if self._nlp is None:
-            reason = (
-                "asked for"
-                if model is None
-                else "no spaCy model is installed: `aligncap models fetch` gets it"
-            )
+            reason = "asked for" if model is None else f"no spaCy model is installed: {_FETCH}"
             _log.warning("Emotion clues are found by rules, not by a grammar parse (%s).", reason)
         self._cached: dict[str, list[str]] = {}
 
@@ -90,8 +111,8 @@ class ClueParser:
         """How English captions are read: "parse" or "rules"."""
         return "rules" if self._nlp is None else "parse"
 
-    def parse(self, captions: list[str]) -> list[list[str]]:
-        """Clues of each caption; an empty list where a caption says nothing of voice or feeling."""
+    def parse(self, captions: Sequence[str]) -> list[list[str]]:
+        """Clues of each caption; an empty list where a caption has none of voice or feeling."""
         new = [caption for caption in dict.fromkeys(captions) if caption not in self._cached]
         if len(self._cached) + len(new) > _CACHED:
             self._cached = {}
@@ -101,8 +122,6 @@ class ClueParser:
         if self._nlp is None:
             self._cached |= {caption: english_clues(caption) for caption in english}
         else:
-            from aligncap.text.clues import clues_of
-
             texts = [mask_quotes(caption) for caption in english]
             for caption, text, doc in zip(english, texts, self._nlp.pipe(texts), strict=True):
                 self._cached[caption] = clues_of(doc, text)
@@ -114,21 +133,19 @@ _OF_SUBJECT = ("acomp", "attr", "oprd", "xcomp", "ccomp", "dobj")
 _SUBJECTS = ("nsubj", "nsubjpass", "csubj")
 
 
-class _Spans:
+class _Spans(Phrases[str]):
     """Accepted words by character offset, for the scan that adds negation and degree."""
 
     def __init__(self, spans: dict[int, tuple[int, str]]) -> None:
         self._spans = spans
 
     def match(self, tokens: Sequence[Token], i: int) -> tuple[int, str] | None:
-        found = self._spans.get(tokens[i].start)
-        if found is None:
+        if (found := self._spans.get(tokens[i].start)) is None:
             return None
-        end, kind = found
         length = 1
-        while i + length < len(tokens) and tokens[i + length].end <= end:
+        while i + length < len(tokens) and tokens[i + length].end <= found[0]:
             length += 1
-        return length, kind
+        return length, found[1]
 
 
 def _first(token: Any) -> Any:
@@ -140,20 +157,15 @@ def _first(token: Any) -> Any:
 
 def _subject(verb: Any) -> Any | None:
     """Subject of a verb, through lists of verbs and relative clauses."""
-    seen = 0
-    while seen < 6:
-        seen += 1
+    for _ in range(6):
         for child in verb.children:
             if child.dep_ in _SUBJECTS:
-                if child.tag_ in ("WDT", "WP") and verb.dep_ == "relcl":
-                    return verb.head
-                return child
-        if verb.dep_ in ("conj", "xcomp", "advcl", "ccomp") and verb.head.i != verb.i:
-            verb = verb.head
-        elif verb.dep_ in ("acl", "relcl"):
+                return verb.head if child.tag_ in ("WDT", "WP") and verb.dep_ == "relcl" else child
+        if verb.dep_ in ("acl", "relcl"):
             return verb.head
-        else:
+        if verb.dep_ not in ("conj", "xcomp", "advcl", "ccomp") or verb.head.i == verb.i:
             return None
+        verb = verb.head
     return None
 
 
@@ -161,24 +173,33 @@ def _owner(token: Any) -> tuple[str, Any | None]:
     """What a word is said of: ("noun", noun), ("subject", subject), ("verb", verb) or ("", None)."""
     first = _first(token)
     head = first.head
+    noun, verb = head.pos_ in ("NOUN", "PROPN", "PRON"), head.pos_ in ("VERB", "AUX")
     own = [child for child in first.children if child.dep_ in _SUBJECTS]
     if own and first.pos_ == "ADJ":
         return "subject", own[0]
-    if first.dep_ in _OF_NOUN and head.pos_ in ("NOUN", "PROPN", "PRON"):
+    if first.dep_ in _OF_NOUN and noun:
         return "noun", head
-    if first.dep_ in ("advmod", "npadvmod", "prt", "amod") and head.pos_ in ("VERB", "AUX"):
+    if first.dep_ in ("advmod", "npadvmod", "prt", "amod") and verb:
         return "verb", head
-    if first.dep_ in _OF_SUBJECT and head.pos_ in ("VERB", "AUX"):
+    if first.dep_ in _OF_SUBJECT and verb:
         return "subject", _subject(head)
-    if first.dep_ in ("amod", "acl", "appos", "relcl") and head.pos_ in ("NOUN", "PROPN", "PRON"):
+    if first.dep_ in ("acl", "appos", "relcl") and noun:
         return "noun", head
-    if first.pos_ == "VERB":
-        return "subject", _subject(first)
-    return "", None
+    return ("subject", _subject(first)) if first.pos_ == "VERB" else ("", None)
 
 
 def _lemma(token: Any) -> str:
     return token.lemma_.lower()
+
+
+def _is_in(token: Any, key: str) -> bool:
+    return _lemma(token) in word_set(key) or token.lower_ in word_set(key)
+
+
+def _names(noun: Any) -> str:
+    """What a listed noun is ("feeling noun"), "" of others."""
+    found = english_table().match(tokenise(noun.lower_) or [Token("", 0, 0)], 0)
+    return found[1] if found else ""
 
 
 def _content(doc: Any) -> set[int]:
@@ -186,38 +207,22 @@ def _content(doc: Any) -> set[int]:
     inside: set[int] = set()
     for token in doc:
         about = token.lower_ in ("about", "regarding", "concerning") and token.dep_ == "prep"
-        said = (
-            token.dep_ == "ccomp"
-            and _lemma(token.head) in word_set("saying_verbs")
-            and token.i > token.head.i
-            and not (_lemma(token.head) == "say" and token.head.i == token.i)
-        )
-        if about or said:
+        said = token.dep_ == "ccomp" and _lemma(token.head) in word_set("saying_verbs")
+        if about or (said and token.i > token.head.i):
             inside.update(t.i for t in token.subtree)
     return inside
 
 
-def _is_voice(noun: Any) -> bool:
-    return _lemma(noun) in word_set("voice_nouns") or noun.lower_ in word_set("voice_nouns")
-
-
-def _is_person(noun: Any) -> bool:
-    return _lemma(noun) in word_set("persons") or noun.lower_ in word_set("persons")
-
-
-def _accepts_listed(token: Any, kind: str, feeling: bool) -> bool:
+def _accepts_listed(token: Any, kind: str) -> bool:
     """Whether a listed, unambiguous word is said of a voice, a person or a feeling, not of a thing."""
     role, owner = _owner(token)
     if owner is None or role == "verb":
         return True
+    fits = _is_in(owner, "voice_nouns") or _is_in(owner, "persons")
     if role == "noun" and kind == "adjective":
-        return (
-            _is_voice(owner)
-            or _is_person(owner)
-            or english_table().match(tokenise(owner.lower_), 0) is not None
-        )
+        return fits or bool(_names(owner))
     if role == "subject" and owner.pos_ == "NOUN" and kind in ("adjective", "verb"):
-        return _is_voice(owner) or _is_person(owner) or owner.ent_type_ == "PERSON" or feeling
+        return fits or owner.ent_type_ == "PERSON"
     return True
 
 
@@ -230,48 +235,44 @@ def _accepts_open(token: Any, listed: bool) -> bool:
     if word in word_set("not_voice") or word in word_set("degree") or _opens_infinitive(token):
         return False
     role, owner = _owner(token)
-    if listed and token.pos_ == "VERB" and any(c.dep_ == "dobj" and _is_voice(c) for c in token.children):
-        return True
+    if listed and token.pos_ == "VERB":
+        if any(c.dep_ == "dobj" and _is_in(c, "voice_nouns") for c in token.children):
+            return True
     if listed and token.pos_ in ("NOUN", "PROPN") and role != "noun":
         named = any(child.dep_ == "prep" and child.lower_ == "of" for child in token.children)
         return token.dep_ in ("pobj", "dobj", "attr", "nsubj", "conj", "oprd", "acomp") and not named
     if role == "verb" and owner is not None:
-        manner = word.endswith("ly") or listed
-        return (
-            manner
-            and word not in word_set("not_manner")
-            and (listed or _lemma(owner) in word_set("speech_verbs"))
-        )
+        speaking = word.endswith("ly") and _lemma(owner) in word_set("speech_verbs")
+        return word not in word_set("not_manner") and (listed or speaking)
     adjective = listed or "ADJ" in (token.pos_, first.pos_) or _sounds_participle(token)
-    if listed and role == "noun" and owner is not None and _is_person(owner):
-        return True
     if role == "noun" and owner is not None:
-        feeling = english_table().match(tokenise(owner.lower_) or [Token("", 0, 0)], 0)
-        fits = _is_voice(owner) or (feeling is not None and feeling[1] == "feeling noun")
+        if listed and _is_in(owner, "persons"):
+            return True
+        fits = _is_in(owner, "voice_nouns") or _names(owner) == "feeling noun"
         return adjective and fits and first.dep_ != "poss" and (listed or token.pos_ not in ("NOUN", "PROPN"))
     if role == "subject" and adjective:
         verb = first.head if first.dep_ in _OF_SUBJECT else first
         linking = _lemma(verb) in word_set("linking_verbs") or _sounds_participle(first)
-        hears = linking and _lemma(verb) != "be"
+        heard = linking and _lemma(verb) != "be"
         if owner is None:
-            return hears
-        if _is_voice(owner):
+            return heard
+        if _is_in(owner, "voice_nouns"):
             return linking or listed
-        return _is_person(owner) and (hears or (listed and linking))
+        return _is_in(owner, "persons") and (heard or (listed and linking))
     return False
 
 
 def _opens_infinitive(token: Any) -> bool:
     """ "hard to understand" is not a hard voice, "clear that she is sad" not a clear one."""
-    return token.pos_ != "ADV" and token.i + 1 < len(token.doc) and token.nbor().lower_ in CLAUSE_OPENERS
+    if token.pos_ == "ADV" or token.i + 1 >= len(token.doc):
+        return False
+    return token.nbor().lower_ in word_set("clause_openers")
 
 
 def _sounds_participle(token: Any) -> bool:
     """ "feels rehearsed", read by the parser as a passive."""
-    return token.tag_ == "VBN" and any(
-        c.dep_ in ("aux", "auxpass") and _lemma(c) in ("sound", "seem", "feel", "appear")
-        for c in token.children
-    )
+    verbs = [_lemma(c) for c in token.children if c.dep_ in ("aux", "auxpass")]
+    return token.tag_ == "VBN" and not {"sound", "seem", "feel", "appear"}.isdisjoint(verbs)
 
 
 def _negated(token: Any) -> bool:
@@ -290,76 +291,55 @@ def clues_of(doc: Any, text: str) -> list[str]:
         doc: spaCy parse of `text`.
         text: caption with quoted speech blanked out.
     """
-    table, tokens = english_table(), tokenise(text)
-    content = _content(doc)
+    tokens, content = tokenise(text), _content(doc)
     by_offset = {token.idx: token for token in doc}
-    listed: dict[int, tuple[int, str]] = {}
-    scanned = scan_english(text, table)
-    for hit in scanned:
-        listed[hit.start] = (hit.end, hit.value)
-    accepted: dict[int, tuple[int, str]] = {}
-    dimension: dict[int, str] = {}
     positions = {token.start: i for i, token in enumerate(tokens)}
+    fragment = not any(t.pos_ in ("VERB", "AUX") for t in doc)
+    scanned = scan_english(text, english_table())
+    accepted: dict[int, tuple[int, str]] = {}
     covered: set[int] = set()
-    for start, (end, kind) in listed.items():
-        inside = [t for t in doc if start <= t.idx < end]
+    for hit in scanned:
+        inside = [t for t in doc if hit.start <= t.idx < hit.end]
         if not inside or inside[0].i in content:
             continue
         covered.update(t.i for t in inside)
-        token, word = by_offset.get(start, inside[0]), text[start:end].lower()
-        if word in word_set("ambiguous"):
-            near = voice_noun_near(tokens, positions[start], table)
-            fragment = not any(t.pos_ in ("VERB", "AUX") for t in doc)
-            ok = _accepts_open(token, True) or (
-                (near is not None or fragment) and not _opens_infinitive(token)
-            )
+        token = by_offset.get(hit.start, inside[0])
+        if hit.word in word_set("ambiguous"):
+            near = fragment or voice_noun_near(tokens, hit.token, english_table()) is not None
+            accept = _accepts_open(token, True) or (near and not _opens_infinitive(token))
         else:
-            ok = len(inside) > 1 or _accepts_listed(token, kind, kind.startswith("feeling"))
-        if ok:
-            accepted[start] = (end, kind)
+            accept = len(inside) > 1 or _accepts_listed(token, hit.value)
+        if accept:
+            accepted[hit.start] = (hit.end, hit.value)
     taken = set(accepted)
-    take_neighbours(
-        text,
-        [h for h in scanned if by_offset.get(h.start) is None or by_offset[h.start].i not in content],
-        taken,
-    )
-    accepted |= {start: listed[start] for start in taken - set(accepted)}
+    spoken = [h for h in scanned if h.start not in by_offset or by_offset[h.start].i not in content]
+    take_neighbours(text, spoken, taken)
+    accepted |= {h.start: (h.end, h.value) for h in scanned if h.start in taken - set(accepted)}
     for token in doc:
-        if (
-            token.i in content
-            or token.i in covered
-            or not token.is_alpha
-            or token.pos_ not in ("ADJ", "ADV", "VERB")
-        ):
+        if token.i in content or token.i in covered or not token.is_alpha:
             continue
-        if token.pos_ == "VERB" and token.dep_ != "amod" and not _sounds_participle(token):
-            continue
-        if _accepts_open(token, False):
-            accepted[token.idx] = (
-                token.idx + len(token.text),
-                "adverb" if token.pos_ == "ADV" else "adjective",
-            )
+        participle = token.pos_ == "VERB" and (token.dep_ == "amod" or _sounds_participle(token))
+        if (token.pos_ in ("ADJ", "ADV") or participle) and _accepts_open(token, False):
+            kind = "adverb" if token.pos_ == "ADV" else "adjective"
+            accepted[token.idx] = (token.idx + len(token.text), kind)
+    dimension: dict[int, str] = {}
     hits: list[Hit[str]] = []
     for hit in scan_english(text, _Spans(accepted)):
-        anchor = by_offset.get(hit.start)
-        if anchor is not None:
-            dimension.update(_dimension(anchor, hit, tokens, positions))
+        if (anchor := by_offset.get(hit.start)) is not None:
+            if noun := _dimension(anchor, hit, tokens, positions):
+                dimension[hit.start] = noun
             if not hit.negated and _negated(anchor):
-                hit = replace(hit, negated="not")
+                hit = hit._replace(negated="not")
         hits.append(hit)
-    return join_hits(text, without_dimensions(hits, dimension), dimension)
+    return join_hits(text, hits, dimension)
 
 
-def _dimension(
-    token: Any, hit: Hit[str], tokens: Sequence[Token], positions: dict[int, int]
-) -> Iterable[tuple[int, str]]:
-    """The noun that a high or low pitch, volume or energy keeps."""
-    if hit.word not in word_set("dimension_adjectives"):
-        return []
+def _dimension(token: Any, hit: Hit[str], tokens: Sequence[Token], positions: dict[int, int]) -> str:
+    """The noun that a high or low pitch, volume or energy keeps, "" where there is none to keep."""
+    if hit.word not in word_set("dimension_adjectives") or token.pos_ == "VERB":
+        return ""
     _, owner = _owner(token)
-    noun = (
+    near = (
         owner.lower_ if owner is not None else voice_noun_near(tokens, positions[hit.start], english_table())
     )
-    if noun in word_set("dimensions") and token.pos_ != "VERB":
-        return [(hit.start, str(noun))]
-    return []
+    return near if near in word_set("dimensions") else ""

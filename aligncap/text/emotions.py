@@ -1,7 +1,7 @@
-"""Emotion words of captions: which label a caption names, with negation taken into account.
+"""Emotion words of captions: which label a caption names, and where its words stand on emotion wheels.
 
-The words stand in `data/emotions.yaml`, one group a canonical label. No parser is needed: a caption takes
-about 50 microseconds, so that whole test sets are scored at once and always in the same way.
+The words stand in `data/emotions.yaml`, one group a label, and `data/emotion_wheels.yaml`. No parser is
+needed: a caption takes about 50 microseconds, so that whole test sets are scored at once.
 """
 
 from __future__ import annotations
@@ -10,31 +10,46 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
+from typing import NamedTuple
 
 from aligncap.text.lexicon import (
-    ChineseWords,
     Phrases,
     inflect,
     is_chinese,
     mask_quotes,
     scan_chinese,
     scan_english,
+    weak_degrees,
 )
 from aligncap.utils.errors import UserError, UserErrors
 from aligncap.utils.io import data_path, load_data
 
+FILE = "emotion_wheels.yaml"
 _WEAK = 0.5  # "slightly sad but angry" is angry, "slightly sad" is still sad
+_CACHED = 1 << 16  # captions remembered: references are read once for all systems
+
+Sectors = tuple[frozenset[str], ...]  # one set a wheel
 
 
-@dataclass(frozen=True, slots=True)
-class Mention:
-    """One emotion word of a caption; `start` is its character offset, `degree` the words that grade it."""
+class Mention(NamedTuple):
+    """One emotion word of a caption: its label ("" of words that stand on wheels alone) and its family on the
+    wheels, whether it is denied, the words that grade it, its character offset."""
 
     word: str
     label: str
+    family: str
     negated: bool
     degree: str
     start: int
+
+
+@dataclass(frozen=True, slots=True)
+class Overlap:
+    """Overlap of two sets, mean over wheels, each 0 to 1."""
+
+    precision: float
+    recall: float
+    f1: float
 
 
 def labels() -> list[str]:
@@ -90,6 +105,12 @@ def english_forms() -> dict[str, str]:
     return forms | {word: label for label in groups for word in words_of(label)}
 
 
+@cache
+def chinese_forms() -> dict[str, str]:
+    """Every Chinese word with its label."""
+    return {word: label for label in labels() for word in words_of(label, "zh")}
+
+
 def forms_outside(allowed: Iterable[str]) -> list[str]:
     """English surface forms of all emotions but the allowed ones, which a caption is then not to use.
 
@@ -103,33 +124,41 @@ def forms_outside(allowed: Iterable[str]) -> list[str]:
 
 
 @cache
-def _english() -> Phrases[str]:
-    table: Phrases[str] = Phrases()
-    for form, label in english_forms().items():
-        table.add(form, label)
-    return table
+def _tables() -> tuple[Phrases[tuple[str, str]], Phrases[tuple[str, str]], Phrases[tuple[str, str]]]:
+    """(label, family) of the words that have a label, of those on the wheels too, and of Chinese words."""
+    families = load_data(FILE)["families"]
+    family_of = {form: name for name, words in families.items() for form in sorted(inflect(words))}
+    labelled = {form: (label, family_of.get(form, label)) for form, label in english_forms().items()}
+    on_wheels = {form: ("", family) for form, family in family_of.items()}
+    chinese = {word: (label, label) for word, label in chinese_forms().items()}
+    return Phrases(labelled), Phrases(on_wheels | labelled), Phrases(chinese, chinese=True)
 
 
-@cache
-def chinese_forms() -> dict[str, str]:
-    """Every Chinese word with its label."""
-    return {word: label for label in labels() for word in words_of(label, "zh")}
-
-
-@cache
-def _chinese() -> ChineseWords[str]:
-    return ChineseWords(chinese_forms())
+def _mentions(caption: str, english: Phrases[tuple[str, str]]) -> list[Mention]:
+    text = mask_quotes(caption)
+    hits = scan_chinese(text, _tables()[2]) if is_chinese(text) else scan_english(text, english)
+    return [Mention(h.word, *h.value, bool(h.negated), h.degree, h.start) for h in hits]
 
 
 def emotion_words(caption: str) -> list[Mention]:
-    """Emotion words of a caption in order, quoted speech left out.
+    """Words of a caption that name a label, in order, quoted speech left out.
 
     >>> [(m.word, m.label, m.negated) for m in emotion_words("Not angry, but slightly sad.")]
     [('angry', 'angry', True), ('sad', 'sad', False)]
     """
-    text = mask_quotes(caption)
-    hits = scan_chinese(text, _chinese()) if is_chinese(text) else scan_english(text, _english())
-    return [Mention(hit.word, hit.value, bool(hit.negated), hit.degree, hit.start) for hit in hits]
+    return _mentions(caption, _tables()[0])
+
+
+@lru_cache(maxsize=_CACHED)
+def feelings(caption: str) -> tuple[Mention, ...]:
+    """Words of a caption that name a label or a family of the wheels, in order, quoted speech left out.
+
+    Chinese words have their label's family.
+
+    >>> [(f.word, f.family, f.negated) for f in feelings("Not jealous, but deeply disappointed.")]
+    [('jealous', 'envy', True), ('disappointed', 'disappointment', False)]
+    """
+    return tuple(_mentions(caption, _tables()[1]))
 
 
 def emotion_of(caption: str) -> str | None:
@@ -141,55 +170,12 @@ def emotion_of(caption: str) -> str | None:
     >>> emotion_of("He is not angry, he sounds sad and a little tired.")
     'sad'
     """
-    words = load_data("voice_words.yaml")
-    weak = _weak_degrees(tuple(words["en"]["weak"]), tuple(words["zh"]["weak"]))
     weights: dict[str, float] = {}
     for mention in emotion_words(caption):
         if not mention.negated:
-            weights[mention.label] = weights.get(mention.label, 0.0) + (
-                _WEAK if mention.degree in weak else 1.0
-            )
+            weight = _WEAK if mention.degree in weak_degrees() else 1.0
+            weights[mention.label] = weights.get(mention.label, 0.0) + weight
     return max(weights, key=lambda label: weights[label], default=None)
-
-
-@cache
-def _weak_degrees(*lists: tuple[str, ...]) -> frozenset[str]:
-    return frozenset(word for words in lists for word in words)
-
-
-FILE = "emotion_wheels.yaml"
-_SEEN = 1 << 16  # captions remembered: references are read once for all systems
-
-Sectors = tuple[frozenset[str], ...]  # one set a wheel
-
-
-@dataclass(frozen=True, slots=True)
-class Feeling:
-    """One emotion word of a caption: its family on the wheels, its label in emotions.yaml (None of words
-    that stand on wheels alone), whether it is denied, the words that grade it, its character offset."""
-
-    word: str
-    family: str
-    label: str | None
-    negated: bool
-    degree: str
-    start: int
-
-
-@dataclass(frozen=True, slots=True)
-class Overlap:
-    """Overlap of two sets, mean over wheels, each 0 to 1."""
-
-    precision: float
-    recall: float
-    f1: float
-
-
-@cache
-def _family_forms() -> dict[str, str]:
-    return {
-        form: name for name, words in load_data(FILE)["families"].items() for form in sorted(inflect(words))
-    }
 
 
 @cache
@@ -199,53 +185,21 @@ def wheels() -> dict[str, dict[str, str]]:
     Raises:
         UserErrors: a family without a place on a wheel, with two, or unknown; a word of two families.
     """
-    entries = load_data(FILE)
+    entries, where = load_data(FILE), data_path(FILE)
     families = {*labels(), *entries["families"]}
-    where = data_path(FILE)
     owners = Counter(form for words in entries["families"].values() for form in inflect(words))
     errors = [f"{where}: {form!r} is of {n} families; keep it in one" for form, n in owners.items() if n > 1]
-    found: dict[str, dict[str, str]] = {}
     for wheel, sectors in entries["wheels"].items():
         places = Counter(family for listed in sectors.values() for family in listed)
         errors += [f"{where}: {wheel} has no sector for {f!r}" for f in sorted(families - set(places))]
         errors += [f"{where}: {wheel}: {f!r} is no family" for f in sorted(set(places) - families)]
         errors += [f"{where}: {wheel} has {f!r} in {n} sectors; keep one" for f, n in places.items() if n > 1]
-        found[wheel] = {family: sector for sector, listed in sectors.items() for family in listed}
     if errors:
         raise UserErrors(errors)
-    return found
-
-
-@cache
-def _english_wheels() -> Phrases[tuple[str, str | None]]:
-    table: Phrases[tuple[str, str | None]] = Phrases()
-    label_of, family_of = english_forms(), _family_forms()
-    for form in {**label_of, **family_of}:
-        label = label_of.get(form)
-        table.add(form, (family_of.get(form, label or ""), label))
-    return table
-
-
-@cache
-def _chinese_wheels() -> ChineseWords[tuple[str, str | None]]:
-    return ChineseWords({word: (label, label) for word, label in chinese_forms().items()})
-
-
-@lru_cache(maxsize=_SEEN)
-def feelings(caption: str) -> tuple[Feeling, ...]:
-    """Emotion words of a caption in order, quoted speech left out; Chinese words have their label's family.
-
-    >>> [(f.word, f.family, f.negated) for f in feelings("Not jealous, but deeply disappointed.")]
-    [('jealous', 'envy', True), ('disappointed', 'disappointment', False)]
-    """
-    text = mask_quotes(caption)
-    hits = (
-        scan_chinese(text, _chinese_wheels()) if is_chinese(text) else scan_english(text, _english_wheels())
-    )
-    return tuple(
-        Feeling(hit.word, *hit.value, negated=bool(hit.negated), degree=hit.degree, start=hit.start)
-        for hit in hits
-    )
+    return {
+        wheel: {family: sector for sector, listed in sectors.items() for family in listed}
+        for wheel, sectors in entries["wheels"].items()
+    }
 
 
 def families_said(caption: str, label_map: Mapping[str, str] | None = None) -> frozenset[str]:
@@ -255,7 +209,7 @@ def families_said(caption: str, label_map: Mapping[str, str] | None = None) -> f
     of the other label.
     """
     rename = label_map or {}
-    return frozenset(rename.get(f.label or "", f.family) for f in feelings(caption) if not f.negated)
+    return frozenset(rename.get(f.label, f.family) for f in feelings(caption) if not f.negated)
 
 
 def sectors(families: Iterable[str]) -> Sectors:

@@ -3,31 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from functools import cache, lru_cache
+from collections.abc import Iterable, Sequence
+from functools import cache, lru_cache, partial
 from typing import Literal
 
-from aligncap.text.claims import claims_of, gender_words, listed, manner_mentions, speech_verbs
+from aligncap.text.claims import claims_of, gender_words, manner_mentions, speech_verbs
+from aligncap.text.claims import listed as claim_list
 from aligncap.text.emotions import feelings
-from aligncap.text.lexicon import inflect, is_chinese, mask_quotes, tokenise
+from aligncap.text.lexicon import is_chinese, mask_quotes, phrase_pattern, tokenise, voice_words, word_list
 from aligncap.text.rubric import disfluencies, length, tells_the_unheard
 from aligncap.utils.io import load_data
 
 FILE = "breach_words.yaml"
-BREACHES = (
-    "empty",
-    "question",
-    "refusal",
-    "meta",
-    "list",
-    "answer",
-    "first_person",
-    "language",
-    "too_long",
-    "repetition",
-    "fragment",
-    "scene",
-    "not_the_voice",
+BREACHES = tuple(
+    "empty question refusal meta list answer first_person language too_long repetition fragment scene "
+    "not_the_voice".split()
 )
 Language = Literal["en", "zh"]
 
@@ -37,28 +27,7 @@ _UNIT = 8  # words of the longest sequence looked for three times in a row
 _LEAST = 3  # words of a caption
 _ENOUGH = 6  # words from which half of them must be different
 
-
-@cache
-def _words(key: str) -> frozenset[str]:
-    return frozenset(load_data(FILE)[key])
-
-
-@cache
-def _phrases(key: str) -> re.Pattern[str]:
-    """Phrases anywhere in a text, whole words where they begin or end with a letter."""
-    parts = [
-        (r"(?<![\w-])" if p[0].isascii() and p[0].isalpha() else "")
-        + re.escape(p)
-        + (r"(?![\w-])" if p[-1].isascii() and p[-1].isalpha() else "")
-        for p in sorted(_words(key), key=len, reverse=True)
-    ]
-    return re.compile("|".join(parts), re.IGNORECASE)
-
-
-@cache
-def _voice_words(language: Language) -> frozenset[str]:
-    words = load_data("voice_words.yaml")[language]["words"]
-    return frozenset(words) if language == "zh" else frozenset(inflect(words))
+_listed, _phrases = partial(word_list, FILE), partial(phrase_pattern, FILE)
 
 
 def language_of(references: Iterable[str]) -> Language:
@@ -82,13 +51,15 @@ def breaches(caption: str, language: Language = "en") -> tuple[str, ...]:
         # all of it quoted: words, yet none about the voice
         return ("not_the_voice",) if any(c.isalnum() for c in caption) else ("empty",)
     chinese = is_chinese(text)
+    addressed = not _listed("second_person").isdisjoint(words) and not _phrases("hearers").search(text)
+    itself = {token.text for token in tokenise(_phrases("listeners").sub("", text))} & _listed("first_person")
     found = {
         "question": text.rstrip(" \"'”’*").endswith(("?", "？")),
         "refusal": _phrases("refusal").search(text) is not None,
         "meta": _phrases("meta").search(text) is not None or _opens(words, text, "openings"),
         "list": len(_ITEM.findall(caption)) > 1 or len(_FIELD.findall(caption)) > 1,
-        "answer": _opens(words, text, "answers") or _addresses(words, text),
-        "first_person": _speaks_of_itself(text),
+        "answer": _opens(words, text, "answers") or addressed,
+        "first_person": bool(itself),
         "language": (language == "zh") != chinese if chinese or language == "zh" else _foreign(text, words),
         "too_long": length(caption) > load_data(FILE)["longest"],
         "repetition": _repeats(list(re.sub(r"\W", "", text)) if chinese else words, chinese),
@@ -99,65 +70,54 @@ def breaches(caption: str, language: Language = "en") -> tuple[str, ...]:
     return tuple(name for name in BREACHES if found.get(name))
 
 
-def _opens(words: list[str], text: str, key: str) -> bool:
+def _opens(words: Sequence[str], text: str, key: str) -> bool:
     """Whether a text begins with one of these words, set apart from what follows."""
-    if words[0] not in _words(key):
+    if words[0] not in _listed(key):
         return False
     rest = text.lower().split(words[0], 1)[1].lstrip()
     return rest[:1] in (",", "!", ".", ":", "") or (len(words) > 1 and words[1] in ("i", "you"))
 
 
-def _addresses(words: list[str], text: str) -> bool:
-    """Whether somebody is spoken to."""
-    said = len({"you", "your", "you're", "you'll", "you've", "yours", "yourself"} & set(words))
-    return bool(said) and _phrases("hearers").search(text) is None
-
-
-def _speaks_of_itself(text: str) -> bool:
-    """Whether a text says "I" or "we", other than of those who hear ("we hear a sad man")."""
-    rest = _phrases("listeners").sub("", text)
-    return any(token.text in _words("first_person") for token in tokenise(rest))
-
-
-def _foreign(text: str, words: list[str]) -> bool:
+def _foreign(text: str, words: Sequence[str]) -> bool:
     """Whether an expected English text is in another script or, by common words, another language."""
     letters = [c for c in text if c.isalpha()]
     if sum(ord(c) > 0x24F for c in letters) > len(letters) / 2:
         return True
-    english = load_data("rubric.yaml")["small_words"]
-    own = sum(word in english for word in words)
-    return any(
-        sum(word in listed_words for word in words) > max(1, own)
-        for listed_words in map(frozenset, load_data(FILE)["languages"].values())
-    )
+    own = sum(word in word_list("rubric.yaml", "small_words") for word in words)
+    languages = [_listed("languages", name) for name in load_data(FILE)["languages"]]
+    return any(sum(word in common for word in words) > max(1, own) for common in languages)
 
 
-def _repeats(words: list[str], chinese: bool) -> bool:
+def _repeats(words: Sequence[str], chinese: bool) -> bool:
     """Whether a sequence of words stands three times in a row, or hardly any word is new."""
     if not chinese and len(words) >= _ENOUGH and 2 * len(set(words)) < len(words):
         return True
     for unit in range(2 if chinese else 1, _UNIT + 1):
         for i in range(len(words) - 3 * unit + 1):
             part = words[i : i + unit]
-            if part == words[i + unit : i + 2 * unit] == words[i + 2 * unit : i + 3 * unit] and not (
-                unit == 1 and part[0] in _words("doubled")
-            ):
-                return True
+            if part == words[i + unit : i + 2 * unit] == words[i + 2 * unit : i + 3 * unit]:
+                if unit > 1 or part[0] not in _listed("doubled"):
+                    return True
     return False
 
 
-def _fragment(text: str, words: list[str]) -> bool:
+@cache
+def _phrase_words() -> frozenset[str]:
+    """Words that make a sentence, or a phrase, of adjectives."""
+    kinds = ("voice", "pitch", "rate", "volume", "person")
+    known = _listed("verbs") | speech_verbs() | claim_list("persons")
+    return known.union(*(claim_list("nouns", kind) for kind in kinds))
+
+
+def _fragment(text: str, words: Sequence[str]) -> bool:
     """Whether a text is too short, breaks off, or is bare words without anything that they are said of."""
     # "he shouts at her." is whole
     unfinished = any(name == "unfinished" for name, _ in disfluencies(text)) and not text.endswith("her.")
     if len(words) < _LEAST or unfinished:
         return True
     tokens = tokenise(text)
-    known = _words("verbs") | speech_verbs() | listed("persons")
-    known |= frozenset().union(
-        *(listed("nouns", kind) for kind in ("voice", "pitch", "rate", "volume", "person"))
-    )
-    return not (known & set(words)) and not any(gender_words().match(tokens, i) for i in range(len(tokens)))
+    tells_gender = any(gender_words().match(tokens, i) for i in range(len(tokens)))
+    return _phrase_words().isdisjoint(words) and not tells_gender
 
 
 def _tells_of_the_voice(text: str, chinese: bool) -> bool:
@@ -165,6 +125,6 @@ def _tells_of_the_voice(text: str, chinese: bool) -> bool:
     if feelings(text):
         return True
     if chinese:
-        return any(word in text for word in _voice_words("zh"))
-    words = {t.text for t in tokenise(text)}
-    return bool(words & _voice_words("en") or manner_mentions(text) or claims_of(text))
+        return any(word in text for word in word_list("voice_words.yaml", "zh", "words"))
+    in_words = not voice_words().isdisjoint(t.text for t in tokenise(text))
+    return in_words or bool(manner_mentions(text) or claims_of(text))

@@ -1,4 +1,8 @@
-"""What student and teacher read: the chat form where the tokenizer has one, else a plain instruction form."""
+"""What student and teacher read: prompts in the tokenizer's chat form where it has one, and acoustic prompts.
+
+The words stand in `data/templates.yaml` and `data/prompts.yaml`. The acoustic prompt P_act takes the place of
+the audio in the teacher's prompt: the emotion clues of the reference caption, put into a template.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +49,7 @@ def student_prompt(
 ) -> str:
     """The student's whole prompt, with one audio placeholder.
 
-    `speaker` and `cues` are placeholders of who speaks and of measured cues, for a student that is told.
+    `speaker` and `cues` are placeholders of who speaks and of measured cues, for students shown them.
     """
     texts = load_data("templates.yaml")
     parts = [
@@ -57,47 +61,20 @@ def student_prompt(
 
 
 def teacher_prompt(tokenizer: Any, transcript: str | None, acoustic: str, gender: str | None = None) -> str:
-    """The teacher's whole prompt: who says what, and the acoustic prompt P_act in place of the audio."""
+    """The teacher's whole prompt: who speaks, the transcript, the acoustic prompt in place of the audio."""
     words = f'"{transcript.strip()}"' if transcript and transcript.strip() else "…" if gender else ""
     said = load_data("templates.yaml")["says"][gender or "unknown"].format(words=words)
     return _wrap(tokenizer, "\n".join(line for line in (said, acoustic) if line))
 
 
 def speaker_words() -> list[str]:
-    """All of them."""
+    """Every word that stands for who speaks."""
     return list(load_data("templates.yaml")["speakers"].values())
 
 
 def speaker_word(gender: str | None) -> str | None:
-    """ "woman" or "man"."""
+    """ "woman" or "man", None of an unknown gender."""
     return load_data("templates.yaml")["speakers"].get(gender)
-
-
-def end_token_id(tokenizer: Any) -> int:
-    """What closes an answer: the token after an assistant turn of the chat template, or end-of-text.
-
-    The two differ in some families (Gemma's <end_of_turn>), and the LLM stops at the former.
-    """
-    if not getattr(tokenizer, "chat_template", None):
-        return tokenizer.eos_token_id
-    answer = "AnswerOfTheAssistant"
-    chat = [{"role": "user", "content": "Question"}, {"role": "assistant", "content": answer}]
-    rest = _render(tokenizer, chat, ask=False).rpartition(answer)[2]
-    special = {*tokenizer.all_special_ids, *getattr(tokenizer, "added_tokens_decoder", {})}
-    ids = tokenizer(rest, add_special_tokens=False)["input_ids"]
-    return next((i for i in ids if i in special), tokenizer.eos_token_id)
-
-
-def response_ids(tokenizer: Any, caption: str, max_tokens: int | None = None) -> list[int]:
-    """Token ids of the answer, closed by the end token.
-
-    `max_tokens` cuts the caption, not the end.
-    """
-    text = caption if getattr(tokenizer, "chat_template", None) else " " + caption
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    if max_tokens is not None:
-        ids = ids[: max_tokens - 1]
-    return [*ids, end_token_id(tokenizer)]
 
 
 def measured_cues(cue_words: Mapping[str, str] | None) -> str:
@@ -112,7 +89,7 @@ def measured_cues(cue_words: Mapping[str, str] | None) -> str:
 
 
 def acoustic_prompt(clues: Sequence[str], template: str = "voice", language: str | None = None) -> str:
-    """Clues e_1..n inserted into the template P_T at its slot.
+    """P_act: clues e_1..n inserted into the template P_T at its slot.
 
     Args:
         clues: clues in the order of the caption, as `ClueParser.parse` gives them. None at all gives the
@@ -142,3 +119,29 @@ def acoustic_prompt(clues: Sequence[str], template: str = "voice", language: str
         return str(words["none"])
     # not str.format: a clue is taken from a caption and may hold braces
     return str(words["text"]).replace("{clues}", str(words["separator"]).join(kept))
+
+
+def end_token_id(tokenizer: Any) -> int:
+    """What closes an answer: the token after an assistant turn of the chat template, or end-of-text.
+
+    The two differ in some families (Gemma's <end_of_turn>), and the LLM stops at the former.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        return tokenizer.eos_token_id
+    answer = "AnswerOfTheAssistant"
+    chat = [{"role": "user", "content": "Question"}, {"role": "assistant", "content": answer}]
+    rest = _render(tokenizer, chat, ask=False).rpartition(answer)[2]
+    special = {*tokenizer.all_special_ids, *getattr(tokenizer, "added_tokens_decoder", {})}
+    ids = tokenizer(rest, add_special_tokens=False)["input_ids"]
+    return next((i for i in ids if i in special), tokenizer.eos_token_id)
+
+
+def response_ids(tokenizer: Any, caption: str, max_tokens: int | None = None) -> list[int]:
+    """Token ids of the answer, closed by the end token.
+
+    An answer of more than `max_tokens` is cut and then has no end token: a model must not learn to stop where
+    the text goes on.
+    """
+    text = caption if getattr(tokenizer, "chat_template", None) else " " + caption
+    ids = [*tokenizer(text, add_special_tokens=False)["input_ids"], end_token_id(tokenizer)]
+    return ids[:max_tokens]

@@ -1,12 +1,13 @@
 """The offline judge: a caption's marks from its words, the references' emotion and the measured audio.
 
 No model is needed; fluency is a number that the caller may bring (`aligncap.inference.fluency`). Points and
-thresholds are those of data/rubric.yaml. What is unknown of a clip leaves its criterion out.
+thresholds are those of `data/rubric.yaml`. What is unknown of a clip leaves its criterion out.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -24,34 +25,40 @@ from aligncap.text.claims import (
     relative_cues,
 )
 from aligncap.text.emotions import Mention, affect, emotion_of, emotion_words, labels
-from aligncap.text.lexicon import inflect, is_chinese, mask_quotes, tokenise
-from aligncap.utils.io import data_path, load_data
+from aligncap.text.lexicon import (
+    caption_words,
+    is_chinese,
+    mask_quotes,
+    phrase_pattern,
+    tokenise,
+    voice_words,
+    weak_degrees,
+    word_list,
+)
+from aligncap.utils.io import load_data
 
+FILE = "rubric.yaml"
+CRITERIA = ("faithful", "emotion", "acoustics", "fluent", "specific")
+TOP = 10.0
+_DATA = (FILE, "claim_words.yaml", "cue_words.yaml", "emotions.yaml", "voice_words.yaml")
 _RUN = 4  # characters of a Chinese transcript that no caption shares by chance
 _RUNS = range(2, 6)  # words of a run shared with an English transcript
 _APART = 3  # content words shared out of order that are no chance
 
 
 def length(caption: str) -> float:
-    """Words of a caption; two Chinese characters stand for one."""
-    words = sum(token.text[0].isalnum() for token in tokenise(caption) if not is_chinese(token.text))
-    return words + len(re.findall("[\u3400-\u9fff]", caption)) / 2
-
-
-@cache
-def _phrases(name: str) -> re.Pattern[str]:
-    words = sorted(load_data(FILE)[name], key=len, reverse=True)
-    return re.compile(rf"(?<![\w-])(?:{'|'.join(map(re.escape, words))})(?![\w-])", re.IGNORECASE)
+    """Words of a caption where two Chinese characters are one, so that one limit serves both languages."""
+    return sum(0.5 if is_chinese(word) else 1 for word in caption_words(caption))
 
 
 def tells_the_unheard(caption: str) -> bool:
     """Whether a caption tells what only eyes know."""
-    return _phrases("unheard").search(caption) is not None
+    return phrase_pattern(FILE, "unheard").search(caption) is not None
 
 
 def speaks_of_itself(caption: str) -> bool:
     """Whether a caption is an assistant's answer ("Here is a description …") and no description."""
-    return _phrases("about_itself").search(caption) is not None
+    return phrase_pattern(FILE, "about_itself").search(caption) is not None
 
 
 def quotes(caption: str) -> bool:
@@ -59,21 +66,14 @@ def quotes(caption: str) -> bool:
     return length(caption) - length(mask_quotes(caption)) >= 2
 
 
-@cache
-def _describing() -> frozenset[str]:
-    """Words that describe any voice, so no sign of a leak."""
-    return frozenset(load_data(FILE)["small_words"]) | inflect(load_data("voice_words.yaml")["en"]["words"])
-
-
 @lru_cache(maxsize=1 << 12)
-def _words(text: str) -> list[str]:
-    """Words in order; small words, emotion words and words for voices as "", so that content stands out."""
-    feelings = [(m.start, m.start + len(m.word)) for m in emotion_words(text)]
-    return [
-        "" if t.text in _describing() or any(a <= t.start < b for a, b in feelings) else t.text
-        for t in tokenise(text)
-        if t.text[0].isalpha()
-    ]
+def _content_words(text: str) -> tuple[list[str], list[str]]:
+    """Words in order; and the same with "" for those that describe any voice or feeling: no leaks."""
+    small, describing = word_list(FILE, "small_words"), voice_words()
+    feelings = [range(m.start, m.start + len(m.word)) for m in emotion_words(text)]
+    words = [t for t in tokenise(text) if t.text[0].isalpha()]
+    plain = [t.text in small or t.text in describing or any(t.start in f for f in feelings) for t in words]
+    return [t.text for t in words], ["" if p else t.text for t, p in zip(words, plain, strict=True)]
 
 
 @lru_cache(maxsize=1 << 16)
@@ -89,17 +89,15 @@ def leaks(caption: str, transcript: str | None) -> bool:
     if is_chinese(transcript):
         plain = re.sub(r"\W", "", transcript)
         return any(plain[i : i + _RUN] in caption for i in range(len(plain) - _RUN + 1))
-    said, source = _words(caption), _words(transcript)
-    shared = (set(said) & set(source)) - {""}
+    (told, content), (spoken, source) = _content_words(caption), _content_words(transcript)
+    shared = (set(content) & set(source)) - {""}
     if len(shared) < 2:
         return False
     if len(shared) >= min(_APART, len(set(source) - {""}) / 2):
         return True
-    spoken = [t.text for t in tokenise(transcript) if t.text[0].isalpha()]
     runs = {tuple(spoken[i : i + n]) for n in _RUNS for i in range(len(spoken) - n + 1)}
-    told = [t.text for t in tokenise(caption) if t.text[0].isalpha()]
     return any(
-        tuple(told[i : i + n]) in runs and len(set(said[i : i + n]) & shared) > 1
+        tuple(told[i : i + n]) in runs and len(set(content[i : i + n]) & shared) > 1
         for n in _RUNS
         for i in range(len(told) - n + 1)
     )
@@ -109,26 +107,20 @@ def disfluencies(caption: str) -> list[tuple[str, str]]:
     """(name of the rule, reason) of everything wrong with the language, by rules alone."""
     found: list[tuple[str, str]] = []
     words = [t.text for t in tokenise(caption) if t.text[0].isalnum()]
-    if words and words[-1] in load_data(FILE)["dangling"]:
+    if words and words[-1] in word_list(FILE, "dangling"):
         found.append(("unfinished", "breaks off"))
     elif not caption.rstrip(" \"'”’").endswith((".", "!", "?", "。", "！", "？")):
         found.append(("no_stop", "has no full stop"))
     joined = [w for w in words if w not in ("and", "but", "or", "very", "a", "so")]  # "lively and lively"
     if any(a == b for a, b in zip(joined, joined[1:], strict=False)):
         found.append(("doubled_word", "doubles a word"))
-    content = [word for word in words if word not in load_data(FILE)["small_words"]]
+    content = [word for word in words if word not in word_list(FILE, "small_words")]
     runs = list(zip(words, words[1:], words[2:], strict=False))
     if len(set(runs)) < len(runs) or any(content.count(word) > 2 for word in content):
         found.append(("repeated", "repeats itself"))
     elif len(set(content)) < len(content):
         found.append(("echo", "uses a word twice"))
     return found
-
-
-FILE = "rubric.yaml"
-CRITERIA = ("faithful", "emotion", "acoustics", "fluent", "specific")
-TOP = 10.0
-_DATA = (FILE, "claim_words.yaml", "cue_words.yaml", "emotions.yaml", "voice_words.yaml")
 
 
 @dataclass(frozen=True)
@@ -164,11 +156,9 @@ def version() -> str:
 
 @cache
 def data_hash() -> str:
-    """SHA-256 over every data file that the marks depend on."""
-    digest = hashlib.sha256()
-    for name in _DATA:
-        digest.update(data_path(name).read_bytes())
-    return digest.hexdigest()
+    """SHA-256 over the content of every data file that the marks depend on, comments left out."""
+    content = [load_data(name) for name in _DATA]
+    return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).hexdigest()
 
 
 def evidence_of(
@@ -180,22 +170,30 @@ def evidence_of(
     """Evidence about one clip; `references` instead of the utterance's own captions."""
     captions = utterance.captions if references is None else references
     said = [label for label in map(emotion_of, captions) if label]
-    return Evidence(
-        utterance.emotion,
-        {label: said.count(label) / len(captions) for label in said},
-        relative,
-        utterance.gender,
-        utterance.transcript,
-        known,
-    )
+    named = {label: said.count(label) / len(captions) for label in said}
+    return Evidence(utterance.emotion, named, relative, utterance.gender, utterance.transcript, known)
 
 
 def evidence(utterances: Sequence[Utterance]) -> list[Evidence]:
     """Evidence about every clip of a set: cues against each speaker's norm in it, labels that occur in it."""
     known = frozenset(u.emotion for u in utterances if u.emotion)
-    return [
-        evidence_of(u, cues, known) for u, cues in zip(utterances, relative_cues(utterances), strict=True)
-    ]
+    cues = relative_cues(utterances)
+    return [evidence_of(u, relative, known) for u, relative in zip(utterances, cues, strict=True)]
+
+
+@dataclass(frozen=True)
+class _Read:
+    """What a caption says, read once for all criteria."""
+
+    mentions: Sequence[Mention]
+    claims: Sequence[Claim]
+    checked: Checked
+    conflicts: Sequence[str]
+    genders: frozenset[str]
+    wrong_gender: bool
+
+
+_Points = tuple[float | None, list[str]]  # None: the criterion cannot be judged; and reasons in words
 
 
 def score(caption: str, evidence: Evidence, fluency: float | None = None) -> Marks:
@@ -208,28 +206,23 @@ def score(caption: str, evidence: Evidence, fluency: float | None = None) -> Mar
     """
     if not tokenise(mask_quotes(caption)) and not is_chinese(caption):
         return Marks({name: 0.0 for name in CRITERIA}, 0.0, "says nothing")
-    claims = claims_of(caption)
-    genders = genders_of(caption)
-    checked = check(claims, evidence.relative)
-    conflicts = contradictions(claims)
-    heard = bool(evidence.relative) and not is_chinese(caption)  # claims are read in English alone
+    claims, genders = claims_of(caption), genders_of(caption)
     wrong_gender = evidence.gender is not None and bool(genders - {evidence.gender})
-    emotion, feeling = _emotion(caption, evidence)
-    parts: dict[str, tuple[float | None, list[str]]] = {
-        "faithful": _faithful(caption, evidence, bool(claims), genders, wrong_gender, conflicts),
-        "emotion": (emotion, feeling),
-        "acoustics": _acoustics(checked, conflicts) if heard else (None, []),
+    checked = check(claims, evidence.relative)
+    read = _Read(emotion_words(caption), claims, checked, contradictions(claims), genders, wrong_gender)
+    measured = bool(evidence.relative) and not is_chinese(caption)  # claims are read in English alone
+    emotion = _emotion(read, evidence)
+    parts: dict[str, _Points] = {
+        "faithful": _faithful(caption, read, evidence),
+        "emotion": emotion,
+        "acoustics": _acoustics(read) if measured else (None, []),
         "fluent": _fluent(caption, fluency),
-        "specific": (_specific(caption, emotion, genders, wrong_gender, checked, conflicts), []),
+        "specific": (_specific(read, emotion[0]), []),
     }
-    scores = {
-        name: round(min(TOP, max(0.0, points)), 2)
-        for name, (points, _) in parts.items()
-        if points is not None
-    }
+    scores = {n: round(min(TOP, max(0.0, p)), 2) for n, (p, _) in parts.items() if p is not None}
     weights = load_data(FILE)["weights"]
-    total = sum(weights[name] for name in scores)
-    overall = sum(weights[name] * mark for name, mark in scores.items()) / total
+    overall = sum(weights[name] * mark for name, mark in scores.items())
+    overall /= sum(weights[name] for name in scores)
     overall *= 1 - load_data(FILE)["drag"] * (1 - scores["fluent"] / TOP)
     reasons = [reason for _, reasons in parts.values() for reason in reasons]
     return Marks(scores, round(overall, 3), "; ".join(reasons) or "nothing to object to")
@@ -244,20 +237,10 @@ def agreement(label: str, evidence: Evidence) -> float | None:
         return None
     if label in truths or evidence.named.get(label, 0.0) >= 0.5:
         return TOP
-    best = 0.0
-    for truth in truths:
-        if truth in labels():
-            distance = math.dist(affect(label), affect(truth))
-            best = max(best, rules["near"] * (1 - distance / rules["far"]))
-    if label in evidence.known:
-        best *= rules["rival"]
+    distances = [math.dist(affect(label), affect(truth)) for truth in truths if truth in labels()]
+    best = max((rules["near"] * (1 - d / rules["far"]) for d in distances), default=0.0)
+    best = max(0.0, best) * (rules["rival"] if label in evidence.known else 1)
     return max(best, TOP * evidence.named.get(label, 0.0))
-
-
-@cache
-def _weak() -> frozenset[str]:
-    words = load_data("voice_words.yaml")
-    return frozenset((*words["en"]["weak"], *words["zh"]["weak"]))
 
 
 def emotions_said(mentions: Sequence[Mention]) -> dict[str, bool]:
@@ -265,117 +248,91 @@ def emotions_said(mentions: Sequence[Mention]) -> dict[str, bool]:
     said: dict[str, bool] = {}
     for m in mentions:
         if not m.negated:
-            said[m.label] = said.get(m.label, True) and m.degree in _weak()
+            said[m.label] = said.get(m.label, True) and m.degree in weak_degrees()
     return said
 
 
-def _emotion(caption: str, evidence: Evidence) -> tuple[float | None, list[str]]:
+def _emotion(read: _Read, evidence: Evidence) -> _Points:
     if agreement("neutral", evidence) is None:
         return None, []
-    mentions = emotion_words(caption)
-    said = emotions_said(mentions)
+    said = emotions_said(read.mentions)
     truth = evidence.emotion or ", ".join(sorted(evidence.named))
-    denied = {m.label for m in mentions if m.negated and agreement(m.label, evidence) == TOP}
-    if denied:
+    if any(m.negated and agreement(m.label, evidence) == TOP for m in read.mentions):
         return 0.0, [f"denies that the speaker is {truth}"]
     if not said:
         return load_data(FILE)["emotion"]["none"], [f"names no emotion, where it is {truth}"]
     firm = not all(said.values())
-    points: dict[str, float] = {}
-    for label, weak in said.items():
-        fit = agreement(label, evidence) or 0.0
-        points[label] = (fit + TOP) / 2 if weak and firm else fit
+    fits = {label: agreement(label, evidence) or 0.0 for label in said}
+    points = {label: (fit + TOP) / 2 if said[label] and firm else fit for label, fit in fits.items()}
     worst = min(points, key=lambda label: points[label])
-    if points[worst] == TOP:
-        return TOP, []
-    return points[worst], [f"says {worst}, where it is {truth}"]
+    return points[worst], [f"says {worst}, where it is {truth}"] if points[worst] < TOP else []
 
 
-def _by_dimension(checked: Checked, conflicts: Sequence[str]) -> dict[str, tuple[str, Claim]]:
+def _by_dimension(
+    right: Sequence[Claim], wrong: Sequence[Claim], conflicts: Sequence[str]
+) -> dict[str, tuple[str, Claim]]:
     """One verdict a dimension: contradicted, wrong, or the kind of its most telling claim that is right."""
     found: dict[str, tuple[str, Claim]] = {}
     order = ("denied", "near", "away")
-    for claim in checked.right:
+    for claim in right:
         kind = "denied" if claim.negated else "away" if claim.rank else "near"
         if claim.dimension not in found or order.index(kind) > order.index(found[claim.dimension][0]):
             found[claim.dimension] = kind, claim
-    found |= {claim.dimension: ("wrong", claim) for claim in checked.wrong}
-    every = (*checked.right, *checked.wrong)
-    return found | {c.dimension: ("contradicted", c) for c in every if c.dimension in conflicts}
+    found |= {claim.dimension: ("wrong", claim) for claim in wrong}
+    return found | {c.dimension: ("contradicted", c) for c in (*right, *wrong) if c.dimension in conflicts}
 
 
-def _acoustics(checked: Checked, conflicts: Sequence[str]) -> tuple[float | None, list[str]]:
+def _acoustics(read: _Read) -> _Points:
     rules = load_data(FILE)["acoustics"]
-    found = _by_dimension(checked, conflicts)
-    reasons = [f"{claim} is not what was measured" for kind, claim in found.values() if kind == "wrong"]
-    if not found and checked.unknown:
+    found = _by_dimension(read.checked.right, read.checked.wrong, read.conflicts)
+    if not found and read.checked.unknown:
         return None, []
+    reasons = [f"{claim} is not what was measured" for kind, claim in found.values() if kind == "wrong"]
     if not found:
         reasons = ["says nothing of how the voice sounds"]
     gains = sum(rules[kind] for kind, _ in found.values() if rules[kind] > 0)
     costs = sum(rules[kind] for kind, _ in found.values() if rules[kind] < 0)
     # earnings stop at the top before costs come off: more right claims never buy a wrong one
-    return _eased(min(TOP, rules["start"] + gains) + costs, rules["soft"]), reasons
+    points, soft = min(TOP, rules["start"] + gains) + costs, rules["soft"]
+    # below `soft` points fall off towards 0 instead of stopping there: a second error still costs
+    return points if points >= soft else soft * math.exp(points / soft - 1), reasons
 
 
-def _eased(points: float, soft: float) -> float:
-    """Points below `soft` fall off towards 0 instead of stopping there: a second error still costs."""
-    return points if points >= soft else soft * math.exp(points / soft - 1)
-
-
-def _specific(
-    caption: str,
-    emotion: float | None,
-    genders: frozenset[str],
-    wrong_gender: bool,
-    checked: Checked,
-    conflicts: Sequence[str],
-) -> float:
+def _specific(read: _Read, emotion: float | None) -> float:
     rules = load_data(FILE)["specific"]
     points = 0.0
-    if emotions_said(emotion_words(caption)) and (emotion is None or emotion >= TOP / 2):
+    if emotions_said(read.mentions) and (emotion is None or emotion >= TOP / 2):
         points += rules["emotion"]
-    if len(genders) == 1 and not wrong_gender:
+    if len(read.genders) == 1 and not read.wrong_gender:
         points += rules["gender"]
-    found = _by_dimension(Checked((*checked.right, *checked.unknown), checked.wrong), conflicts)
-    points += sum(rules[kind] for kind, _ in found.values())
+    right = (*read.checked.right, *read.checked.unknown)
+    points += sum(
+        rules[kind] for kind, _ in _by_dimension(right, read.checked.wrong, read.conflicts).values()
+    )
     return TOP * points / rules["enough"]
 
 
-def _faithful(
-    caption: str,
-    evidence: Evidence,
-    claims: bool,
-    genders: frozenset[str],
-    wrong_gender: bool,
-    conflicts: Sequence[str],
-) -> tuple[float | None, list[str]]:
-    rules = load_data(FILE)["faithful"]
-    costs: list[tuple[float, str]] = []
-    if wrong_gender:
-        costs.append((rules["wrong_gender"], f"the speaker is {evidence.gender}"))
-    elif len(genders) > 1:
-        costs.append((rules["two_genders"], "calls the speaker he and she"))
-    costs += [(rules["contradiction"], f"contradicts itself about {name}") for name in conflicts]
-    if leaks(caption, evidence.transcript):
-        costs.append((rules["leak"], "repeats what was said"))
-    if quotes(caption):
-        costs.append((rules["quote"], "quotes speech"))
-    if tells_the_unheard(caption):
-        costs.append((rules["unheard"], "tells what cannot be heard"))
-    if speaks_of_itself(caption):
-        costs.append((rules["about_itself"], "is an answer, no description"))
-    if not (claims or emotion_words(caption) or genders):
-        costs.append((rules["nothing_said"], "does not say how the speaker sounds"))
-    words = length(caption)
-    if words < rules["least"]:
-        costs.append((rules["per_word"] * (rules["least"] - words), "too short"))
-    if words > rules["most"]:
-        costs.append((rules["per_word"] * (words - rules["most"]), "too long"))
-    return TOP - sum(cost for cost, _ in costs), [reason for _, reason in costs]
+def _faithful(caption: str, read: _Read, evidence: Evidence) -> _Points:
+    rules, words = load_data(FILE)["faithful"], length(caption)
+    two = len(read.genders) > 1 and not read.wrong_gender
+    silent = not (read.claims or read.mentions or read.genders)
+    costs = [
+        (read.wrong_gender, rules["wrong_gender"], f"the speaker is {evidence.gender}"),
+        (two, rules["two_genders"], "calls the speaker he and she"),
+        *((True, rules["contradiction"], f"contradicts itself about {name}") for name in read.conflicts),
+        (leaks(caption, evidence.transcript), rules["leak"], "repeats what was said"),
+        (quotes(caption), rules["quote"], "quotes speech"),
+        (tells_the_unheard(caption), rules["unheard"], "tells what cannot be heard"),
+        (speaks_of_itself(caption), rules["about_itself"], "is an answer, no description"),
+        (silent, rules["nothing_said"], "does not say how the speaker sounds"),
+        (words < rules["least"], rules["per_word"] * (rules["least"] - words), "too short"),
+        (words > rules["most"], rules["per_word"] * (words - rules["most"]), "too long"),
+    ]
+    found = [(cost, reason) for holds, cost, reason in costs if holds]
+    return TOP - sum(cost for cost, _ in found), [reason for _, reason in found]
 
 
-def _fluent(caption: str, fluency: float | None) -> tuple[float | None, list[str]]:
+def _fluent(caption: str, fluency: float | None) -> _Points:
     rules = load_data(FILE)["fluent"]
     points, reasons = TOP, []
     if fluency is not None:

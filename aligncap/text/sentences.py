@@ -1,4 +1,4 @@
-"""Sentences that say an emotion and measured facts, from the patterns of data/caption_templates.yaml."""
+"""Sentences that state an emotion and measured facts, from the patterns of `data/caption_templates.yaml`."""
 
 from __future__ import annotations
 
@@ -11,46 +11,24 @@ from string import Formatter
 from typing import Any
 
 from aligncap.text.claims import Level, dimensions
+from aligncap.text.lexicon import word_list
 from aligncap.utils.io import load_data
 
 FILE = "caption_templates.yaml"
 PLAIN_SHARE = 0.5  # how often the plain word of an emotion is chosen
 ADD_SHARE = 0.7  # how often a slot with room takes one more fact
 STRONG_WORD_SHARE = 0.3  # of strong clips: a stronger synonym instead of a degree word
-_FACT_FORMS = ("voice", "quality", "manner", "phrase")
 _SLOT = re.compile(r"(voice|quality|manner|phrase)(\d?)")
 _WORD = re.compile(r"[A-Za-z][\w'-]*")
-# words that may stand twice in one caption
-_SMALL = frozenset("a an the is it in at of to and but with his her their he she who".split())
-_PEOPLE: dict[str | None, dict[str, Any]] = {
-    "female": {
-        "he": ["she"] * 4 + ["the woman"] * 2 + ["the speaker"],
-        "his": "her",
-        "person": "woman",
-        "sex": "female",
-    },
-    "male": {
-        "he": ["he"] * 4 + ["the man"] * 2 + ["the speaker"],
-        "his": "his",
-        "person": "man",
-        "sex": "male",
-    },
-    None: {
-        "he": ["the speaker", "the speaker", "this person"],
-        "his": "their",
-        "person": "person",
-        "sex": None,
-    },
-}
 
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """A caption with the dimensions that it speaks of and the emotion word it uses."""
+    """A caption with its pattern and the dimensions that it speaks of."""
 
     text: str
-    said: frozenset[str]
-    feeling: str
+    pattern: str
+    dimensions: frozenset[str]
 
 
 def write_captions(
@@ -69,53 +47,61 @@ def write_captions(
         emotion: label of data/labels.yaml, or None.
         intensity: "strong" adds a degree word or takes a stronger synonym.
         gender: "female", "male" or None.
-        facts: measured level names by dimension (`cue_words.word_cues`). Levels away from the norm are said;
+        facts: measured level names by dimension (`claims.word_cues`). Levels away from the norm are said;
             levels near it only when fewer than two others are there to be said.
         rng: the source of every choice.
     """
-    levels = _levels(facts)
+    found = {name: dimensions()[name].level(word) for name, word in facts.items() if name in dimensions()}
+    # levels without words to say them are left out
+    levels = {n: lev for n, lev in found.items() if lev and (lev.voice or lev.adverb or lev.phrase)}
     outer = {name: level for name, level in levels.items() if level.rank}
     sayable = outer if len(outer) > 1 else levels
-    patterns = _patterns(emotion is not None, bool(sayable))
+    templates = load_data(FILE)
+    patterns = templates["patterns" if sayable else "feeling_only"]
+    if emotion is None:
+        patterns = templates["facts_only"] if sayable else []
     drafts: list[Draft] = []
-    texts: set[str] = set()
-    used: dict[str, set[Any]] = {"pattern": set(), "said": set()}
-    for strictness in ("pattern and facts", "pattern", "", "", "", ""):
+    for fresh_pattern, fresh_facts in ((True, True), (True, False), *[(False, False)] * 4):
         for pattern in rng.sample(patterns, len(patterns)):
             # several tries: a pattern may miss only because of an unlucky word or too many facts
             for _ in range(4):
                 if len(drafts) == count:
                     return [draft.text for draft in drafts]
                 draft = _draft(pattern, emotion, intensity, gender, sayable, rng)
-                if draft is None or draft.text in texts:
-                    continue
-                if (pattern in used["pattern"] and "pattern" in strictness) or (
-                    draft.said in used["said"] and "facts" in strictness
+                if draft is None or any(
+                    draft.text == other.text
+                    or (fresh_pattern and draft.pattern == other.pattern)
+                    or (fresh_facts and draft.dimensions == other.dimensions)
+                    for other in drafts
                 ):
                     continue
                 drafts.append(draft)
-                texts.add(draft.text)
-                used["pattern"].add(pattern)
-                used["said"].add(draft.said)
                 break
     return [draft.text for draft in drafts]
 
 
-def _levels(facts: Mapping[str, str]) -> dict[str, Level]:
-    """Levels by dimension, those left out that have no words to say them."""
-    found = {name: dimensions()[name].level(word) for name, word in facts.items() if name in dimensions()}
-    return {
-        name: level
-        for name, level in found.items()
-        if level and (level.voice or level.adverb or level.phrase)
-    }
+def emotion_entry(label: str) -> dict[str, Any]:
+    """The words that generated captions have for a label: by form, degrees, strong synonyms."""
+    return load_data(FILE)["emotions"].get(label, {"adjective": [label]})
 
 
-def _patterns(feeling: bool, facts: bool) -> Sequence[str]:
-    templates = load_data(FILE)
-    if feeling:
-        return templates["patterns"] if facts else templates["feeling_only"]
-    return templates["facts_only"] if facts else []
+def emotion_forms(entry: Mapping[str, Any], slot: str) -> list[str]:
+    """Words of an `emotion_entry` that fit a slot, the plain one first; none where it has no such form.
+
+    Args:
+        slot: "noun", "adverb", "tone", "feeling" (after "sounds"), "state" (after "is") or another.
+    """
+    if slot in ("noun", "adverb"):
+        return entry.get(slot, [])
+    if slot == "tone" and entry.get("tone"):
+        return entry["tone"]
+    return entry["adjective"] + (entry.get("predicate", []) if slot in ("feeling", "state") else [])
+
+
+def degrees(entry: Mapping[str, Any], noun: bool) -> list[str]:
+    """Words that grade the adjectives, or the nouns, of an `emotion_entry`."""
+    key = "noun_degree" if noun else "degree"
+    return entry.get(key, load_data(FILE)["default"][key])
 
 
 def _draft(
@@ -132,18 +118,17 @@ def _draft(
     shares = _share_out([slot for slot in slots if _SLOT.fullmatch(slot)], levels, rng)
     if filled is None or shares is None:
         return None
-    feeling = ""
     for slot in slots:
         if slot in shares:
-            filled[slot] = _say(_SLOT.fullmatch(slot)[1], shares[slot], levels, rng)  # type: ignore[index]
+            filled[slot] = _say(slot.rstrip("0123456789"), shares[slot], levels, rng)
         elif slot not in filled:
-            said = _feel(slot, emotion or "", intensity, rng)
-            if said is None:
+            feeling = _feel(slot, emotion or "", intensity == "strong", rng)
+            if feeling is None:
                 return None
-            filled[slot] = feeling = said
+            filled[slot] = feeling
     text = _finish(pattern.format_map(filled))
-    said_of = frozenset(name for names in shares.values() for name in names)
-    return Draft(text, said_of, feeling) if _reads_well(text) else None
+    said = frozenset(name for names in shares.values() for name in names)
+    return Draft(text, pattern, said) if _reads_well(text) else None
 
 
 @cache
@@ -153,19 +138,15 @@ def _slots(pattern: str) -> tuple[str, ...]:
 
 def _people(pattern: str, gender: str | None, rng: Random) -> dict[str, str] | None:
     """Words for the speaker; None when the pattern needs a gender that is not known."""
-    people = _PEOPLE.get(gender, _PEOPLE[None])
-    if people["sex"] is None and "{sex" in pattern:
+    everybody, known = load_data(FILE)["people"], gender in ("female", "male")
+    people = everybody[gender if known else "unknown"]
+    if not known and "{sex" in pattern:
         return None
     his = people["his"]
-    if pattern.startswith("{his}") and (people["sex"] is None or rng.random() < 0.3):
+    if pattern.startswith("{his}") and (not known or rng.random() < 0.3):
         his = f"the {people['person']}'s"
-    return {
-        "he": rng.choice(people["he"]),
-        "his": his,
-        "person": people["person"],
-        "sex": str(people["sex"]),
-        "sex_person": people["person"],
-    }
+    words = {"person": people["person"], "sex": str(gender), "sex_person": people["person"], "his": his}
+    return words | {"he": rng.choice(people["he"])}
 
 
 def _forms(level: Level, form: str) -> tuple[str, ...]:
@@ -178,7 +159,7 @@ def _share_out(slots: Sequence[str], levels: Mapping[str, Level], rng: Random) -
     """Dimensions for every fact slot, each dimension at most once; None when a slot stays empty."""
     # levels near the norm are said only where no other fits
     free = sorted(rng.sample(list(levels), len(levels)), key=lambda name: levels[name].rank == 0)
-    parsed = [(slot, *_SLOT.fullmatch(slot).groups()) for slot in slots]  # type: ignore[union-attr]
+    parsed = [(slot, slot.rstrip("0123456789"), int(slot[-1]) if slot[-1].isdigit() else 1) for slot in slots]
     shares: dict[str, list[str]] = {}
     # the slot with the fewest candidates chooses first
     for slot, form, _ in sorted(parsed, key=lambda row: sum(bool(_forms(levels[n], row[1])) for n in free)):
@@ -191,7 +172,7 @@ def _share_out(slots: Sequence[str], levels: Mapping[str, Level], rng: Random) -
         free.remove(name)
     for slot, form, most in parsed:
         for name in list(free):
-            if len(shares[slot]) < int(most or 1) and _forms(levels[name], form) and rng.random() < ADD_SHARE:
+            if len(shares[slot]) < most and _forms(levels[name], form) and rng.random() < ADD_SHARE:
                 shares[slot].append(name)
                 free.remove(name)
     return shares
@@ -199,41 +180,29 @@ def _share_out(slots: Sequence[str], levels: Mapping[str, Level], rng: Random) -
 
 def _say(form: str, names: Sequence[str], levels: Mapping[str, Level], rng: Random) -> str:
     """Words of the facts, joined: "low, soft", "loud and fast", "soft but high"."""
-    words = [(rng.choice(_forms(levels[name], form)), levels[name].rank, name) for name in names]
-    if len({rank for _, rank, name in words if name != "steadiness"}) > 1 and len(words) == 2:
+    words = [rng.choice(_forms(levels[name], form)) for name in names]
+    if len(words) == 2 and len({levels[name].rank for name in names if name != "steadiness"}) > 1:
         # contrast: one sounds more aroused than usual, the other less
-        return " but ".join(word for word, *_ in words)
-    if form == "voice":
-        return ", ".join(word for word, *_ in words)
-    *first, last = [word for word, *_ in words]
-    return f"{', '.join(first)} and {last}" if first else last
+        return " but ".join(words)
+    if form == "voice" or len(words) == 1:
+        return ", ".join(words)
+    return f"{', '.join(words[:-1])} and {words[-1]}"
 
 
-def _feel(slot: str, emotion: str, intensity: str | None, rng: Random) -> str | None:
+def _feel(slot: str, emotion: str, strong: bool, rng: Random) -> str | None:
     """Words of the emotion for a slot; None when it has no such form."""
-    default, entry = (
-        load_data(FILE)["default"],
-        load_data(FILE)["emotions"].get(emotion, {"adjective": [emotion]}),
-    )
-    strong = intensity == "strong"
+    entry = emotion_entry(emotion)
     if slot in ("person_feeling", "state") and not entry.get("person", True):
         return None
-    if slot in ("noun", "adverb"):
-        words = entry.get(slot, [])
-    else:
-        words = entry.get(slot) or entry["adjective"] + (
-            entry.get("predicate", []) if slot in ("feeling", "state") else []
-        )
-        if strong and entry.get("strong") and rng.random() < STRONG_WORD_SHARE:
+    words = emotion_forms(entry, slot)
+    if slot not in ("noun", "adverb") and strong and entry.get("strong"):
+        if rng.random() < STRONG_WORD_SHARE:
             return rng.choice(entry["strong"])
     if not words:
         return None
     plain = rng.random() < PLAIN_SHARE + (STRONG_WORD_SHARE / 2 if strong else 0)
     word = words[0] if plain or len(words) == 1 else rng.choice(words[1:])
-    if not strong:
-        return word
-    degrees = "noun_degree" if slot == "noun" else "degree"
-    return f"{rng.choice(entry.get(degrees, default[degrees]))} {word}"
+    return f"{rng.choice(degrees(entry, slot == 'noun'))} {word}" if strong else word
 
 
 def _finish(text: str) -> str:
@@ -247,7 +216,7 @@ def _reads_well(text: str) -> bool:
     """Right length, no content word twice, no pile of "in a …" or "with …" phrases, no list of one."""
     words = [word.lower() for word in _WORD.findall(text)]
     length = load_data(FILE)["length"]
-    content = [word for word in words if word not in _SMALL]
+    content = [word for word in words if word not in word_list(FILE, "small_words")]
     return (
         length["least"] <= len(words) <= length["most"]
         and len(content) == len(set(content))

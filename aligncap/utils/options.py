@@ -170,11 +170,23 @@ class _Parser(HfArgumentParser):
 
 
 def _name_positional(words: list[str], positional: Sequence[str], kind: Any) -> list[str]:
-    """`words` whose leading ones, that have no flag, are given the flags of the positional fields."""
-    count = next((i for i, word in enumerate(words) if word.startswith("--")), len(words))
-    given, rest = words[:count], words[count:]
-    named: list[str] = []
+    """`words`, of which those that no flag takes are given the flags of the positional fields."""
     hints = get_type_hints(kind)
+    hint: Any = None
+    given: list[str] = []
+    rest: list[str] = []
+    room = 0  # words that the flag before may still take; below 0: any number
+    for word in words:
+        if word.startswith("--"):
+            hint = hints.get(word[2:].partition("=")[0])
+            room = 0 if "=" in word or hint is None else -1 if "list[" in str(hint) else 1
+            rest.append(word)
+        elif room and (hint is not bool or word.lower() in ("true", "false")):
+            rest.append(word)
+            room -= 1
+        else:
+            given.append(word)
+    named: list[str] = []
     for name in positional:
         several = str(hints[name]).startswith("list")
         own, given = (given, []) if several else (given[:1], given[1:])
@@ -229,6 +241,18 @@ def read_config(path: str) -> dict[str, Any]:
     return {str(key): value for key, value in content.items()}
 
 
+def named_values(words: Sequence[str], name: str) -> list[tuple[str, str]]:
+    """(NAME, VALUE) of each word NAME=VALUE of the option `name`.
+
+    Raises:
+        UserErrors: every word that is not of this form.
+    """
+    pairs = [word.partition("=") for word in words]
+    if errors := [f"--{name} {''.join(p)}: write NAME=VALUE" for p in pairs if not (p[0] and p[1] and p[2])]:
+        raise UserErrors(errors)
+    return [(left, right) for left, _, right in pairs]
+
+
 def usage(command: str, kind: Any) -> str:
     """Help of a command: what its configuration's docstring says, then its options with their defaults.
 
@@ -236,7 +260,8 @@ def usage(command: str, kind: Any) -> str:
     listed.
     """
     positional = kind.POSITIONAL if hasattr(kind, "POSITIONAL") else ()
-    own = {n for b in kind.__mro__ if b.__module__.startswith("aligncap") for n in b.__annotations__}
+    ours = [b for b in kind.__mro__ if b.__module__.split(".")[0] not in ("transformers", "trl")]
+    own = {name for base in ours for name in getattr(base, "__annotations__", ())}
     shown = [f for f in fields(kind) if f.init and f.name in own and f.name not in getattr(kind, "IDLE", ())]
     doc = "\n".join(line.removeprefix("    ") for line in (kind.__doc__ or "").splitlines())
     lines = [

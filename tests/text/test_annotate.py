@@ -8,13 +8,13 @@ from random import Random
 
 import pytest
 
-from aligncap.audio import cues as cue_module
-from aligncap.data.manifest import Utterance
-from aligncap.text.annotate import annotate
+from aligncap.data.manifest import Utterance, read_manifest, write_manifest
+from aligncap.text import annotate as module
+from aligncap.text.annotate import AnnotateConfig, run_annotate
 from aligncap.text.claims import dimensions, manner_mentions
 from aligncap.text.emotions import emotion_of, emotion_words, labels
 from aligncap.text.sentences import write_captions
-from aligncap.utils.errors import UserError
+from aligncap.utils.errors import UserErrors
 from aligncap.utils.io import load_data
 
 GENDERS = ("female", "male", None)
@@ -186,9 +186,15 @@ def clip(number: int, **values: object) -> Utterance:
     return Utterance(**(base | values))
 
 
+def annotate(
+    manifest: str | Path, clips: list[Utterance], **options: int
+) -> tuple[list[Utterance], list[str]]:
+    return module.annotate(manifest, clips, **({"references": 5, "seed": 0, "workers": 1} | options))
+
+
 def test_cues_are_worded_against_the_speakers_norm_and_the_input_stays_untouched() -> None:
     clips = [clip(number) for number in range(12)]
-    done, errors = annotate("m.jsonl", clips, progress=False)
+    done, errors = annotate("m.jsonl", clips)
     assert errors == []
     by_pitch = sorted(done, key=lambda u: u.cues["f0_median_hz"])
     assert (by_pitch[0].cue_words["pitch"], by_pitch[-1].cue_words["pitch"]) == ("low", "high")
@@ -199,9 +205,9 @@ def test_cues_are_worded_against_the_speakers_norm_and_the_input_stays_untouched
 
 def test_captions_depend_on_seed_and_id_but_not_on_order() -> None:
     clips = [clip(number) for number in range(12)]
-    first, _ = annotate("m.jsonl", clips, progress=False)
-    again, _ = annotate("m.jsonl", clips[::-1], progress=False)
-    other, _ = annotate("m.jsonl", clips, seed=1, progress=False)
+    first, _ = annotate("m.jsonl", clips)
+    again, _ = annotate("m.jsonl", clips[::-1])
+    other, _ = annotate("m.jsonl", clips, seed=1)
     assert {u.id: u.captions for u in first} == {u.id: u.captions for u in again}
     assert [u.id for u in again] == [u.id for u in clips[::-1]]
     assert all(a.captions != b.captions for a, b in zip(first, other, strict=True))
@@ -210,11 +216,11 @@ def test_captions_depend_on_seed_and_id_but_not_on_order() -> None:
 def test_annotating_twice_rewrites_its_own_captions_but_keeps_those_of_people() -> None:
     own = [clip(number) for number in range(8)]
     human = clip(8, captions=["Somebody else wrote this."], clues=[["else"]])
-    done, _ = annotate("m.jsonl", [*own, human], progress=False)
+    done, _ = annotate("m.jsonl", [*own, human])
     assert done[-1].captions == ["Somebody else wrote this."] and done[-1].clues == [["else"]]
     assert done[-1].cue_words
     done[0].clues = [["sad"]] * 5
-    again, _ = annotate("m.jsonl", done, references=3, seed=4, progress=False)
+    again, _ = annotate("m.jsonl", done, references=3, seed=4)
     assert len(again[0].captions) == 3 and again[0].clues == []
     assert again[-1].captions == ["Somebody else wrote this."]
 
@@ -224,7 +230,7 @@ def test_unusable_files_are_faults_and_the_rest_is_annotated(
 ) -> None:
     clips = [clip(number) for number in range(9)]
     clips += [clip(20, cues={}), clip(21, cues={}, audio="../out.wav"), clip(22, cues={}, emotion=None)]
-    done, errors = annotate(tmp_path / "m.jsonl", clips, workers=1, progress=False)
+    done, errors = annotate(tmp_path / "m.jsonl", clips)
     assert [u.id for u in done] == [f"clip-{n}" for n in range(9)]
     assert len(errors) == 3
     assert "20.wav" in errors[0] and "outside root" in errors[1] and "22.wav" in errors[2]
@@ -233,10 +239,8 @@ def test_unusable_files_are_faults_and_the_rest_is_annotated(
 def test_a_clip_without_label_and_without_cues_is_a_error(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(cue_module, "measure_many", lambda paths, **_: [{"duration_s": 1.0} for _ in paths])
-    done, errors = annotate(
-        tmp_path / "m.jsonl", [clip(0, cues={}, emotion=None), clip(1, cues={})], progress=False
-    )
+    monkeypatch.setattr(module, "measure_many", lambda paths, **_: [{"duration_s": 1.0} for _ in paths])
+    done, errors = annotate(tmp_path / "m.jsonl", [clip(0, cues={}, emotion=None), clip(1, cues={})])
     assert [u.id for u in done] == ["clip-1"]
     assert "clip-0" in errors[0] and "add a label" in errors[0]
     assert all(emotion_of(caption) == "angry" for caption in done[0].captions)
@@ -260,7 +264,7 @@ def test_real_anger_takes_more_effort_than_calm_and_all_captions_hold(corpora: P
                     emotion=emotion,
                 )
             )
-    done, errors = annotate(tmp_path / "m.jsonl", clips, workers=1, progress=False)
+    done, errors = annotate(tmp_path / "m.jsonl", clips)
     assert errors == [] and len(done) == len(clips) > 40
     forceful = {
         e: sum(u.cue_words["effort"] == "forceful" for u in done if u.emotion == e) for e in ("angry", "calm")
@@ -273,5 +277,26 @@ def test_real_anger_takes_more_effort_than_calm_and_all_captions_hold(corpora: P
 
 
 def test_fewer_than_one_reference_is_refused() -> None:
-    with pytest.raises(UserError, match="--references 0"):
-        annotate("m.jsonl", [clip(0)], references=0)
+    with pytest.raises(UserErrors, match="references=0"):
+        AnnotateConfig("m.jsonl", "out.jsonl", references=0)
+
+
+def test_the_command_writes_captions_and_counts_rewordings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def reword(captions: list[str], model: str, base_url: str | None) -> module.Paraphrased:
+        kept = Counter({"emotion": len(captions) - 1})
+        return module.Paraphrased(
+            ["He sounds sad.", *captions[1:]], [True] + [False] * len(captions[1:]), kept
+        )
+
+    monkeypatch.setattr(module, "paraphrase", reword)
+    write_manifest(tmp_path / "in.jsonl", [clip(number) for number in range(9)])
+    source, target = str(tmp_path / "in.jsonl"), str(tmp_path / "out.jsonl")
+    assert run_annotate(AnnotateConfig(source, target, references=2, paraphrase="m")) == 0
+    done = read_manifest(tmp_path / "out.jsonl")
+    assert len(done) == 9 and all(len(u.captions) == 2 and u.cue_words for u in done)
+    assert done[0].captions[0] == "He sounds sad."
+    out = capsys.readouterr().out
+    assert "paraphrased: 1 captions; kept as they were: emotion 17" in out
+    assert "9 clips, 18 captions, 0 errors" in out

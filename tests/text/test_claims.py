@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from random import Random
 
@@ -24,7 +23,7 @@ from aligncap.text.claims import (
     relative_cues,
 )
 from aligncap.text.sentences import write_captions
-from aligncap.utils.io import data_path
+from aligncap.utils.io import data_path, read_jsonl
 
 
 def said(caption: str) -> list[str]:
@@ -32,10 +31,7 @@ def said(caption: str) -> list[str]:
 
 
 def gold(part: str) -> list[dict]:
-    rows = [
-        json.loads(line) for line in data_path("claims_check.jsonl").read_text(encoding="utf-8").splitlines()
-    ]
-    return [row for row in rows if row["part"] == part]
+    return [row for row in read_jsonl(data_path("gold/claims_check.jsonl")) if row["part"] == part]
 
 
 @pytest.mark.parametrize(

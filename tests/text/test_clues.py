@@ -10,14 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aligncap.models.hub import DEFAULT_SPACY, resolve
-from aligncap.text.clues import ClueParser
+from aligncap.data.manifest import Utterance, read_manifest, write_manifest
+from aligncap.text.clues import ClueParser, CluesConfig, load_spacy, run_clues
 from aligncap.text.emotions import words_of
 from aligncap.text.lexicon import is_chinese, mask_quotes
 from aligncap.utils.errors import UserError
 from aligncap.utils.io import data_path, read_jsonl
 
-GOLD = read_jsonl(data_path("clue_gold.jsonl"))
+GOLD = read_jsonl(data_path("gold/clue_gold.jsonl"))
 
 BOTH_PATHS = [
     ("She sounds angry and loud.", ["angry", "loud"]),
@@ -63,10 +63,8 @@ def rules():
 
 @pytest.fixture(scope="module")
 def grammar():
-    try:
-        resolve(DEFAULT_SPACY, fetch=False)
-    except UserError:
-        pytest.skip(f"the spaCy model is not here; run `aligncap models fetch {DEFAULT_SPACY}`")
+    if load_spacy("default") is None:
+        pytest.skip("the spaCy model is not here; run `aligncap models fetch en_core_web_sm`")
     return ClueParser()
 
 
@@ -257,3 +255,15 @@ def test_negated_chinese_words_never_appear_bare(rules, pattern, word):
     (clues,) = rules.parse([pattern.format(word)])
     assert word not in clues
     assert any(clue in (f"不{word}", f"没有{word}") for clue in clues)
+
+
+def test_the_command_writes_clues_and_acoustic_prompts(tmp_path, capsys):
+    texts = ("Sad, slow.", "很生气")
+    rows = [Utterance(f"c{i}", ".", f"{i}.wav", "synthetic", captions=[c]) for i, c in enumerate(texts)]
+    write_manifest(tmp_path / "in.jsonl", rows)
+    config = CluesConfig(str(tmp_path / "in.jsonl"), str(tmp_path / "out.jsonl"), parser="rules")
+    assert run_clues(config) == 0
+    done = read_manifest(tmp_path / "out.jsonl")
+    assert [u.clues for u in done] == [[["sad", "slow"]], [["很生气"]]]
+    assert [u.p_act for u in done] == [["Voice: sad, slow."], ["声音：很生气。"]]
+    assert "3 clues in 2 captions, 0 captions without any" in capsys.readouterr().out

@@ -23,7 +23,7 @@ def test_captions_that_this_project_writes_have_no_breach() -> None:
 
 
 def test_captions_of_the_claims_check_set_have_none_either_but_lists_and_bare_words() -> None:
-    rows = map(json.loads, data_path("claims_check.jsonl").read_text(encoding="utf-8").splitlines())
+    rows = map(json.loads, data_path("gold/claims_check.jsonl").read_text(encoding="utf-8").splitlines())
     found = {row["caption"]: breaches(row["caption"]) for row in rows}
     bad = {caption: names for caption, names in found.items() if names}
     assert set(bad.values()) == {("list",), ("fragment",), ("not_the_voice",), ("first_person",)}, bad

@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from aligncap.text.paraphrase import paraphrase, refusal
+from aligncap.text.annotate import paraphrase, refusal
 from aligncap.utils.errors import UserError
 
 ORIGINAL = "He sounds angry, with a loud voice."
@@ -58,8 +58,9 @@ class Stub:
 
 @pytest.fixture
 def stub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stub]:
-    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+    for name in ("OPENAI_BASE_URL", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     made = Stub()
     yield made
@@ -69,7 +70,7 @@ def stub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stub]:
 
 def test_keeps_a_faithful_rewording_and_sends_the_caption_to_the_model(stub: Stub) -> None:
     stub.answer = lambda caption: " \u201cThe man sounds angry and loud.\u201d\n"
-    result = paraphrase([ORIGINAL], "some-model", stub.url, KEY, progress=False)
+    result = paraphrase([ORIGINAL], "some-model", stub.url)
     assert result.captions == ["The man sounds angry and loud."]
     assert result.reworded == [True]
     assert not result.kept_original
@@ -102,7 +103,7 @@ def test_keeps_the_original_where_a_rewording_changes_what_is_said(answer: str, 
 def test_counts_refused_answers_and_keeps_order(stub: Stub) -> None:
     originals = [ORIGINAL.replace("He", who) for who in ("He", "The man", "This man")]
     stub.answer = lambda c: c.replace("angry", "sad") if c.startswith("The") else c.replace("sounds", "seems")
-    result = paraphrase(originals, "m", stub.url, KEY, progress=False)
+    result = paraphrase(originals, "m", stub.url)
     assert result.captions == [
         originals[0].replace("sounds", "seems"),
         originals[1],
@@ -113,41 +114,42 @@ def test_counts_refused_answers_and_keeps_order(stub: Stub) -> None:
 
 
 def test_never_has_more_requests_open_than_allowed(stub: Stub) -> None:
-    paraphrase([ORIGINAL] * 12, "m", stub.url, KEY, concurrency=3, progress=False)
+    paraphrase([ORIGINAL] * 12, "m", stub.url, concurrency=3)
     assert len(stub.requests) == 12
     assert 1 < stub.most <= 3
 
 
 def test_a_failing_request_leaves_the_original_and_is_counted(stub: Stub) -> None:
     stub.status = 500
-    result = paraphrase([ORIGINAL], "m", stub.url, KEY, retries=0, progress=False)
+    result = paraphrase([ORIGINAL], "m", stub.url, retries=0)
     assert result.captions == [ORIGINAL]
     assert result.kept_original == {"request failed": 1}
 
 
-def test_a_missing_key_names_what_to_set(stub: Stub) -> None:
+def test_a_missing_key_names_what_to_set(stub: Stub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY")
     with pytest.raises(UserError, match="OPENAI_API_KEY"):
         paraphrase([ORIGINAL], "m", stub.url)
 
 
 def test_a_closed_endpoint_names_what_to_set(stub: Stub) -> None:
     with pytest.raises(UserError, match="OPENAI_BASE_URL"):
-        paraphrase([ORIGINAL], "m", "http://127.0.0.1:9/v1", KEY, retries=0, progress=False)
+        paraphrase([ORIGINAL], "m", "http://127.0.0.1:9/v1", retries=0)
     with pytest.raises(UserError, match="OPENAI_BASE_URL"):
-        paraphrase([ORIGINAL], "m", "localhost:8000", KEY, progress=False)
+        paraphrase([ORIGINAL], "m", "localhost:8000")
 
 
 def test_an_unknown_model_is_named(stub: Stub) -> None:
     stub.status = 404
     with pytest.raises(UserError, match="no-such-model"):
-        paraphrase([ORIGINAL], "no-such-model", stub.url, KEY, progress=False)
+        paraphrase([ORIGINAL], "no-such-model", stub.url)
 
 
 def test_a_refused_key_is_neither_shown_nor_logged(stub: Stub, caplog: pytest.LogCaptureFixture) -> None:
     stub.status = 401
     caplog.set_level(logging.DEBUG)
     with pytest.raises(UserError, match="OPENAI_API_KEY") as caught:
-        paraphrase([ORIGINAL], "m", stub.url, KEY, progress=False)
+        paraphrase([ORIGINAL], "m", stub.url)
     assert KEY not in str(caught.value)
     assert KEY not in caplog.text
     assert caught.value.__cause__ is None
@@ -155,7 +157,6 @@ def test_a_refused_key_is_neither_shown_nor_logged(stub: Stub, caplog: pytest.Lo
 
 
 def test_environment_variables_give_key_and_endpoint(stub: Stub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
     monkeypatch.setenv("OPENAI_BASE_URL", stub.url)
     stub.answer = lambda caption: caption.replace("sounds", "seems")
-    assert paraphrase([ORIGINAL], "m", progress=False).reworded == [True]
+    assert paraphrase([ORIGINAL], "m").reworded == [True]

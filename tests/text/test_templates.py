@@ -34,10 +34,14 @@ def test_an_answer_ends_with_the_token_that_ends_a_turn():
     assert end_token_id(tokenizer) == turn and response_ids(tokenizer, "He sounds calm.")[-1] == turn
 
 
-def test_a_long_caption_is_cut_and_its_end_kept():
+def test_a_caption_that_is_cut_has_no_end_token_and_one_that_fits_has():
     tokenizer = make_tokenizer()
-    ids = response_ids(tokenizer, "He sounds angry, with a loud voice.", max_tokens=4)
-    assert len(ids) == 4 and ids[-1] == tokenizer.eos_token_id
+    caption = "He sounds angry, with a loud voice."
+    whole = response_ids(tokenizer, caption)
+    assert whole[-1] == tokenizer.eos_token_id and whole == response_ids(tokenizer, caption, len(whole))
+    for limit in (4, len(whole) - 1):
+        cut = response_ids(tokenizer, caption, max_tokens=limit)
+        assert cut == whole[:limit] and tokenizer.eos_token_id not in cut
 
 
 def test_the_teacher_is_told_who_speaks_where_that_is_known():
