@@ -1,18 +1,7 @@
 """How a voice sounds, measured from samples: pitch, movement, effort, rate, pauses, steadiness.
 
-F0 comes from swift-f0 (MIT, a 135 kB network). `scripts/bench_f0.py` made the choice, on 255 made sounds of
-known F0 (sines, pulse trains and vowels, 70 to 500 Hz, sweeps, vibrato; clean, 20 and 10 dB SNR):
-
-| library         | off by > 20 % | octave errors | median error | missed | false | CPU s per s |
-|-----------------|---------------|---------------|--------------|--------|-------|-------------|
-| swift-f0        | 0.03 %        | 0.03 %        | 2.1 cents    | 1.9 %  | 0.0 % | 0.006       |
-| pyworld dio     | 0.04 %        | 0.00 %        | 1.3 cents    | 0.9 %  | 0.1 % | 0.005       |
-| pyworld harvest | 0.17 %        | 0.01 %        | 0.4 cents    | 4.1 %  | 11.7 % | 0.118      |
-| librosa pYIN    | 1.18 %        | 0.00 %        | 3.1 cents    | 0.0 %  | 12.6 % | 0.075      |
-
-dio is as good on these, but loses 13 % of the frames of a pulse train at 10 dB SNR (swift-f0: 4 %), and
-pyworld needs `pkg_resources`, which setuptools has given up. swift-f0 misses a quarter of the frames of
-noiseless sines, which no voice is; 2 cents are far below what is worded.
+F0 comes from swift-f0 (MIT, a 135 kB network), chosen of four libraries by a benchmark in `scripts`: on 255
+synthetic sounds of known F0 it is off by more than 20 % in 0.03 % of the frames and by 2 cents in the median.
 """
 
 from __future__ import annotations
@@ -20,71 +9,43 @@ from __future__ import annotations
 import math
 import multiprocessing
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
 from aligncap.audio.files import SAMPLE_RATE, level_dbfs, load_audio, normalise_level
 from aligncap.utils.errors import UserError
-from aligncap.utils.io import data_path, load_data
+from aligncap.utils.io import Row, load_data
+from aligncap.utils.progress import track
 
 if TYPE_CHECKING:
     from swift_f0 import SwiftF0
 
-FILE = "cues.yaml"
+T = TypeVar("T")
+
+HOP = 256  # samples, 16 ms: the frames of swift-f0
+WINDOW = 2 * HOP
+F0_MIN, F0_MAX = 60.0, 700.0  # Hz; screamed vowels of women reach 600
+MIN_RUN = 3  # frames; shorter voiced stretches are clicks and closures
+MIN_VOICED = 5  # frames, 80 ms of voice, before anything is said of it
+MIN_PAUSE = 10  # frames, 160 ms; shorter gaps are closures of stops
+MIN_SPEECH = 0.3  # seconds, before a rate is stated
+F0_TURN_ST, LEVEL_TURN_DB = 0.03, 1.0  # smallest turns that count as unsteady, per frame
+NUCLEUS_SIGMA = 0.02  # seconds, smoothing of the syllable envelope
+NUCLEUS_DIP_DB, NUCLEUS_RANGE_DB = 2.0, 25.0
+_IN_PROCESS = 16  # fewer files than this are not worth starting processes for
 
 
-@dataclass(frozen=True, slots=True)
-class CueNorm:
-    """How one cue is compared: its scale, the narrowest spread, (centre, spread) by gender in raw units.
-
-    Spreads are in units of the scale: semitones, octaves (factors of two), or raw units for `linear`.
-    """
-
-    scale: str
-    smallest: float  # raw values below are taken as this, so that a logarithm exists
-    min_spread: float
-    genders: Mapping[str, tuple[float, float]]  # "female", "male", "any"
-
-    def scaled(self, value: float) -> float:
-        """The value on the scale on which differences are counted."""
-        if self.scale == "linear":
-            return value
-        steps = 12 if self.scale == "semitones" else 1
-        return steps * math.log2(max(value, self.smallest))
-
-
-@cache
-def norms() -> dict[str, CueNorm]:
-    """Norms of data/cues.yaml by cue.
-
-    Raises:
-        UserError: an unknown scale or a spread that is not positive.
-    """
-    data: dict[str, Any] = load_data(FILE)
-    found: dict[str, CueNorm] = {}
-    for cue, entry in data["cues"].items():
-        genders = {name: (float(pair[0]), float(pair[1])) for name, pair in entry["norm"].items()}
-        spreads = [float(entry["min_spread"]), *(spread for _, spread in genders.values())]
-        if entry["scale"] not in ("linear", "semitones", "octaves") or min(spreads) <= 0:
-            raise UserError(
-                f"{data_path(FILE)}: {cue}: scale must be linear, semitones or octaves, spreads above 0"
-            )
-        found[cue] = CueNorm(
-            entry["scale"], float(entry.get("smallest", 0.0)), float(entry["min_spread"]), genders
-        )
-    return found
-
-
-def min_clips() -> int:
-    """Clips of a speaker needed before the speaker's own norm is used."""
-    return int(load_data(FILE)["min_clips"])
+def _scaled(norm: Row, value: float) -> float:
+    """A raw value on the scale of data/cues.yaml on which differences are counted."""
+    if norm["scale"] == "linear":
+        return value
+    return (12 if norm["scale"] == "semitones" else 1) * math.log2(max(value, norm["smallest"]))
 
 
 def relative(
@@ -113,41 +74,22 @@ def relative(
     for index, speaker in enumerate(speakers):
         if speaker is not None:
             clips[speaker].append(index)
-    needed = min_clips()
+    data = load_data("cues.yaml")
     result: list[dict[str, float]] = [{} for _ in utterances_cues]
-    for cue, norm in norms().items():
-        values = {i: norm.scaled(c[cue]) for i, c in enumerate(utterances_cues) if cue in c}
-        own: dict[str, tuple[float, float]] = {}
+    for cue, norm in data["cues"].items():
+        values = {i: _scaled(norm, c[cue]) for i, c in enumerate(utterances_cues) if cue in c}
+        own: dict[str | None, tuple[float, float]] = {}
         for speaker, indices in clips.items():
             measured = np.array([values[i] for i in indices if i in values])
-            if len(measured) >= needed:
+            if len(measured) >= data["min_clips"]:
                 centre = float(np.median(measured))
-                spread = 1.4826 * float(np.median(np.abs(measured - centre)))
-                own[speaker] = centre, max(spread, norm.min_spread)
+                width = 1.4826 * float(np.median(np.abs(measured - centre)))
+                own[speaker] = centre, max(width, norm["min_spread"])
         for i, value in values.items():
-            speaker = speakers[i]
-            if speaker in own:
-                centre, spread = own[speaker]
-            else:
-                raw, spread = norm.genders.get(genders[i] or "any", norm.genders["any"])
-                centre = norm.scaled(raw)
-            result[i][cue] = round((value - centre) / spread, 4)
+            usual, width = norm["norm"].get(genders[i] or "any", norm["norm"]["any"])
+            centre, width = own.get(speakers[i]) or (_scaled(norm, usual), width)
+            result[i][cue] = round((value - centre) / width, 4)
     return result
-
-
-__all__ = ["measure", "measure_many", "relative"]
-
-HOP = 256  # samples, 16 ms: the frames of swift-f0
-WINDOW = 2 * HOP
-F0_MIN, F0_MAX = 60.0, 700.0  # Hz; screamed vowels of women reach 600
-MIN_RUN = 3  # frames; shorter voiced stretches are clicks and closures
-MIN_VOICED = 5  # frames, 80 ms of voice, before anything is said of it
-MIN_PAUSE = 10  # frames, 160 ms; shorter gaps are closures of stops
-MIN_SPEECH = 0.3  # seconds, before a rate is stated
-F0_TURN_ST, LEVEL_TURN_DB = 0.03, 1.0  # smallest turns that count as unsteady, per frame
-NUCLEUS_SIGMA = 0.02  # seconds, smoothing of the syllable envelope
-NUCLEUS_DIP_DB, NUCLEUS_RANGE_DB = 2.0, 25.0
-_IN_PROCESS = 16  # fewer files than this are not worth starting processes for
 
 
 def measure(samples: np.ndarray) -> dict[str, float]:
@@ -229,19 +171,12 @@ def measure_many(
     Raises:
         UserError: a worker process was killed.
     """
-    from rich.console import Console
-    from rich.progress import track
 
-    console = Console(stderr=True)
-    show = partial(
-        track,
-        description="measuring",
-        total=len(paths),
-        console=console,
-        disable=not (progress and console.is_terminal),
-    )
+    def show(items: Iterable[T]) -> Iterable[T]:
+        return track(items, len(paths), "measuring") if progress else items
+
     if workers <= 1 or len(paths) < _IN_PROCESS:
-        return [_measure_file(path) for path in show(paths)]
+        return list(show(map(_measure_file, paths)))
     # Processes are started afresh: a fork would copy the locks of threads that torch may have started.
     context = multiprocessing.get_context("spawn")
     try:
@@ -300,11 +235,11 @@ def _effort(spectra: np.ndarray) -> float:
 
 def _unsteadiness(semitones: np.ndarray, energy: np.ndarray, voiced: np.ndarray) -> float | None:
     shares = []
-    for track, smallest in ((semitones, F0_TURN_ST), (energy, LEVEL_TURN_DB)):
+    for values, smallest in ((semitones, F0_TURN_ST), (energy, LEVEL_TURN_DB)):
         turns: list[np.ndarray] = []
         for start, end in _runs(voiced):
             # The outermost steps of a stretch are onset and release, not perturbation.
-            steps = np.diff(track[start:end])[1:-1]
+            steps = np.diff(values[start:end])[1:-1]
             before, after = steps[:-1], steps[1:]
             size = np.minimum(np.abs(before), np.abs(after))
             turns.append((before * after < 0) & (size > smallest))

@@ -6,16 +6,76 @@ import logging
 import random
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import ClassVar, Literal
 
 from aligncap.data.manifest import Utterance, read_manifest, rebase, write_manifest
 from aligncap.utils.errors import UserError, UserErrors, natural, nearest
-
-if TYPE_CHECKING:
-    from aligncap.data.manifest import Utterance
+from aligncap.utils.options import Config, NaturalInt, option
 
 _log = logging.getLogger(__name__)
+
+
+@dataclass
+class SplitConfig(Config):
+    """Split a manifest into train, dev and test so that no speaker is in two of them.
+
+    Examples:
+        aligncap split clued.jsonl --dev 2 --test 4 --out runs/data
+        aligncap split clued.jsonl --test_speakers 21 22 23 24 --dev 2 --out runs/data
+    """
+
+    POSITIONAL: ClassVar[tuple[str, ...]] = ("manifest",)
+
+    manifest: str = option(help="Manifest to split.")
+    out: str = option(help="Folder for train.jsonl, dev.jsonl and test.jsonl.")
+    by: Literal["speaker"] = option("speaker", "What no two parts share.")
+    dev: NaturalInt = option(2, "Number of dev speakers: those before the test speakers.")
+    test: NaturalInt = option(4, "Number of test speakers: the last in natural order.")
+    dev_speakers: list[str] = option([], "Dev speakers by name, in place of a number.")
+    test_speakers: list[str] = option([], "Test speakers by name, in place of a number.")
+    seed: NaturalInt | None = option(None, "Shuffle the speakers first.")
+
+
+@dataclass
+class JoinConfig(Config):
+    """Write several manifests into one, in their order. An id that two of them use is an error.
+
+    Examples:
+        aligncap join ravdess.jsonl crema-d.jsonl --out train.jsonl
+    """
+
+    POSITIONAL: ClassVar[tuple[str, ...]] = ("manifests",)
+
+    manifests: list[str] = option(help="Manifests to join.")
+    out: str = option(help="Manifest to write.")
+
+
+def run_split(config: SplitConfig) -> int:
+    """`aligncap split`."""
+    parts = split_by_speaker(
+        read_manifest(config.manifest),
+        config.dev,
+        config.test,
+        config.seed,
+        dev_speakers=config.dev_speakers,
+        test_speakers=config.test_speakers,
+    )
+    for name, utterances in parts.items():
+        out = Path(config.out) / f"{name}.jsonl"
+        write_manifest(out, rebase(utterances, config.manifest, out))
+        speakers = sorted({str(u.speaker) for u in utterances})
+        print(f"{out}: {len(utterances)} clips of {len(speakers)} speakers: {', '.join(speakers)}")
+    return 0
+
+
+def run_join(config: JoinConfig) -> int:
+    """`aligncap join`."""
+    joined = join_manifests(config.manifests, config.out)
+    corpora = ", ".join(sorted({u.corpus for u in joined}))
+    print(f"{config.out}: {len(joined)} clips of {corpora}")
+    return 0
 
 
 def duplicates(utterances: Iterable[Utterance]) -> list[list[str]]:
@@ -36,11 +96,6 @@ def duplicates(utterances: Iterable[Utterance]) -> list[list[str]]:
     return [ids for ids in groups if len(ids) > 1]
 
 
-def duplicate_notes(utterances: Iterable[Utterance]) -> list[str]:
-    """A line for each group of identical clips."""
-    return [f"identical clips: {', '.join(ids)}" for ids in duplicates(utterances)]
-
-
 def straddling(parts: Mapping[str, Sequence[Utterance]]) -> list[str]:
     """A line for each group of identical clips of which more than one part of a split holds one."""
     part_of = {u.id: name for name, part in parts.items() for u in part}
@@ -57,8 +112,8 @@ def split_by_speaker(
     dev: int = 0,
     test: int = 0,
     seed: int | None = None,
-    dev_speakers: Sequence[str] | None = None,
-    test_speakers: Sequence[str] | None = None,
+    dev_speakers: Sequence[str] = (),
+    test_speakers: Sequence[str] = (),
 ) -> dict[str, list[Utterance]]:
     """Split into train, dev and test so that no speaker is in two parts.
 
@@ -76,25 +131,23 @@ def split_by_speaker(
     speakers = sorted({str(u.speaker) for u in utterances}, key=natural)
     chosen_dev = _named(dev_speakers, speakers, utterances)
     chosen_test = _named(test_speakers, speakers, utterances)
-    both = sorted(set(chosen_dev or []) & set(chosen_test or []), key=natural)
-    if both:
+    if both := sorted(set(chosen_dev) & set(chosen_test), key=natural):
         raise UserError(f"speaker {', '.join(both)} is named for dev and for test; name each once")
     if min(dev, test) < 0:
-        raise UserError("--dev and --test are numbers of speakers, 0 or more")
-    free = [s for s in speakers if s not in {*(chosen_dev or []), *(chosen_test or [])}]
-    wanted = (0 if chosen_dev is not None else dev) + (0 if chosen_test is not None else test)
-    if wanted >= len(free):
+        raise UserError("dev and test are numbers of speakers, 0 or more")
+    free = [s for s in speakers if s not in {*chosen_dev, *chosen_test}]
+    dev, test = 0 if chosen_dev else dev, 0 if chosen_test else test
+    if dev + test >= len(free):
+        taken = len(speakers) - len(free) + dev + test
         raise UserError(
-            f"{len(speakers)} speakers are too few: dev and test take {len(speakers) - len(free) + wanted} "
+            f"{len(speakers)} speakers are too few: dev and test take {taken} "
             "and at least one must be left for training; ask for fewer"
         )
     if seed is not None:
         random.Random(seed).shuffle(free)
-    if chosen_test is None:
-        chosen_test = free[len(free) - test :]
-        free = free[: len(free) - test]
-    if chosen_dev is None:
-        chosen_dev = free[len(free) - dev :]
+    chosen_test = chosen_test or free[len(free) - test :]
+    free = free[: len(free) - test]
+    chosen_dev = chosen_dev or free[len(free) - dev :]
     part = {**dict.fromkeys(chosen_dev, "dev"), **dict.fromkeys(chosen_test, "test")}
     parts: dict[str, list[Utterance]] = {"train": [], "dev": [], "test": []}
     for u in utterances:
@@ -104,11 +157,8 @@ def split_by_speaker(
     return parts
 
 
-def _named(
-    names: Sequence[str] | None, speakers: Sequence[str], utterances: Sequence[Utterance]
-) -> list[str] | None:
-    if names is None:
-        return None
+def _named(names: Sequence[str], speakers: Sequence[str], utterances: Sequence[Utterance]) -> list[str]:
+    """Full names of the speakers named, which may lack their corpus."""
     aliases: dict[str, set[str]] = defaultdict(set)
     for u in utterances:
         aliases[str(u.speaker)].add(str(u.speaker))

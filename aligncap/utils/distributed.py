@@ -1,9 +1,9 @@
 """Work shared over the processes that `accelerate launch` or torchrun starts.
 
-Every long stage has one form: batches that the data alone fix are dealt out in turn, what is finished is kept
-on disk, and when all are done every process reads what the others wrote. So neither the number of processes
-nor a lost one changes what comes out, and a later run, of any number, goes on from what is on disk. The
-processes need one file system.
+Every long stage has one form: batches that depend on the data alone are dealt out in turn, what is finished
+is kept on disk, and when all are done every process reads what the others wrote. So neither the number of
+processes nor a lost one changes the result, and a later run, of any number, goes on from what is on disk.
+The processes need one file system.
 """
 
 from __future__ import annotations
@@ -18,16 +18,17 @@ from aligncap.utils.progress import track
 
 K = TypeVar("K", bound=Hashable)
 T = TypeVar("T")
+Rows = dict[Any, Any]  # what was computed, by key
 
 
 class Store(Protocol):
     """Rows by key, kept where other processes find them: a `Journal`, a `TensorCache` or `Gathered`."""
 
-    def __contains__(self, key: Any, /) -> bool: ...
+    def __contains__(self, key: object, /) -> bool: ...
 
     def __getitem__(self, key: Any, /) -> Any: ...
 
-    def write(self, rows: dict[Any, Any]) -> None:
+    def write(self, rows: Rows) -> None:
         """Keep finished rows."""
 
     def reread(self) -> None:
@@ -65,7 +66,7 @@ class Group:
         self,
         store: Store,
         batches: Sequence[Sequence[K]],
-        compute: Callable[[Sequence[K]], dict[K, Any]],
+        compute: Callable[[Sequence[K]], Rows],
         title: str,
         at_once: int = 1,
     ) -> None:
@@ -82,7 +83,7 @@ class Group:
         # The first process's list counts: others may have looked after it began to write.
         todo = self.first([batch for batch in batches if any(key not in store for key in batch)])
         own = todo[self.rank :: self.count]
-        rows: dict[K, Any] = {}
+        rows: Rows = {}
         for batch in track(own, None, title) if self.rank == 0 else own:
             rows |= compute(batch)
             if len(rows) >= at_once:
@@ -97,14 +98,14 @@ class Group:
 ALONE = Group()
 
 
-class Gathered(dict[Any, Any]):
+class Gathered(Rows):
     """A store in memory, for what is sooner made again than kept."""
 
     def __init__(self, group: Group) -> None:
         super().__init__()
         self.group = group
 
-    def write(self, rows: dict[Any, Any]) -> None:
+    def write(self, rows: Rows) -> None:
         self.update(rows)
 
     def reread(self) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from io import BytesIO
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 INK, GREY, PALE, BLUE, ORANGE = "#1f2933", "#66707b", "#c5ccd3", "#2563a8", "#d9822b"
@@ -37,7 +38,7 @@ def cycle(number: int) -> list[str]:
     return [COLOURS[i % len(COLOURS)] for i in range(number)]
 
 
-def bare(axes: Any) -> None:
+def bare(axes: Axes) -> None:
     """Only the left and the lower spine, both pale."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(PALE)

@@ -17,8 +17,9 @@ from typing import IO, Any
 
 import yaml
 
-from aligncap.utils.errors import UserError
+from aligncap.utils.errors import UserError, UserErrors
 
+Row = dict[str, Any]  # an object of a JSON or JSONL file
 _PACKAGE = Path(__file__).resolve().parents[1]
 
 
@@ -28,6 +29,12 @@ def data_path(name: str) -> Path:
         if (folder / name).exists():
             return folder / name
     raise FileNotFoundError(f"data/{name} is missing from this installation of aligncap; install it again")
+
+
+def cache_folder() -> Path:
+    """Folder of the fetched default models: `$ALIGNCAP_HOME/models`, else `~/.cache/aligncap/models`."""
+    home = os.environ.get("ALIGNCAP_HOME")
+    return (Path(home).expanduser() if home else Path.home() / ".cache" / "aligncap") / "models"
 
 
 def config_path(name: str) -> Path:
@@ -66,11 +73,9 @@ def workplace(path: str | Path) -> Iterator[Path]:
         owner = left.name[len(stem) :].partition("-")[0]
         if owner.isdigit() and not _runs(int(owner)):
             shutil.rmtree(left, ignore_errors=True)
-    folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=f"{stem}{os.getpid()}-"))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    prefix = f"{stem}{os.getpid()}-"
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=path.parent, ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
 
 
 def _runs(process: int) -> bool:
@@ -100,7 +105,7 @@ def atomic_open(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
             os.replace(folder / path.name, path)
     except OSError as error:
         raise UserError(
-            f"{path}: cannot be written: {error.strerror or error}. Free space or choose another --out"
+            f"{path}: cannot be written: {error.strerror or error}; free space or choose another place"
         ) from error
 
 
@@ -110,12 +115,12 @@ def write_text(path: str | Path, text: str) -> None:
         file.write(text)
 
 
-def write_json(path: str | Path, value: Any) -> None:
+def write_json(path: str | Path, value: object) -> None:
     """Write indented UTF-8 JSON atomically."""
     write_text(path, json.dumps(value, ensure_ascii=False, indent=2) + "\n")
 
 
-def write_jsonl(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
+def write_jsonl(path: str | Path, rows: Iterable[Mapping[str, object]]) -> None:
     """Write one JSON object a line, atomically."""
     with atomic_open(path) as file:
         for row in rows:
@@ -124,39 +129,30 @@ def write_jsonl(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 def file_sha256(path: str | Path) -> str:
     """Hex SHA-256 of a file's bytes."""
-    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
+def read_jsonl(path: str | Path) -> list[Row]:
     """Objects of a JSONL file, blank lines passed over.
 
     Raises:
         UserError: the file is missing, or lines are not JSON objects; every such line is named.
     """
-    from aligncap.utils.errors import UserErrors
-
-    path = Path(path)
-    if not path.is_file():
+    if not Path(path).is_file():
         raise UserError(f"{path}: no such file")
-    rows: list[dict[str, Any]] = []
+    rows: list[Row] = []
     errors: list[str] = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
-        if not line.strip():
-            continue
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8").split("\n"), 1):
         try:
-            row = json.loads(line)
+            row = json.loads(line) if line.strip() else None
         except json.JSONDecodeError as error:
-            errors.append(
-                f"{path}:{number}: broken JSON ({error.msg} at column {error.colno}); mend or delete the line"
-            )
+            what = f"broken JSON ({error.msg} at column {error.colno}); mend or delete the line"
+            errors.append(f"{path}:{number}: {what}")
             continue
         if isinstance(row, dict):
             rows.append(row)
-        else:
+        elif line.strip():
             errors.append(f"{path}:{number}: a JSON object is needed, found {type(row).__name__}")
     if errors:
         raise UserErrors(errors)

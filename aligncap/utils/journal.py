@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 from collections.abc import Iterator
@@ -11,6 +12,8 @@ from typing import IO, Any
 
 from aligncap.utils.distributed import Group
 from aligncap.utils.errors import UserError
+from aligncap.utils.io import Row
+from aligncap.utils.locks import locked
 
 
 class Journal:
@@ -26,22 +29,20 @@ class Journal:
         part: the process's own number.
     """
 
-    def __init__(self, out: Path | None, settings: dict[str, Any], part: int = 0) -> None:
-        self.rows: dict[str, Any] = {}
-        self.path = Path(os.devnull)
-        self._stem: Path | None = None
+    def __init__(self, out: Path | None, settings: Row, part: int = 0) -> None:
+        self.rows: Row = {}  # any JSON by key
+        self._stem = out and out.with_name(f"{out.name}.partial")
         self._file: IO[str] | None = None
-        if out is None:
+        if self._stem is None:
             return
-        self._stem = out.with_name(out.name + ".partial")
         self._head = json.dumps({"settings": settings}, sort_keys=True)
-        self.path = self._stem if part == 0 else self._stem.with_name(f"{self._stem.name}.{part}")
         self.reread()
-        resumed = _head(self.path) == self._head
-        out.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self.path.open("a" if resumed else "w", encoding="utf-8")
+        self._stem.parent.mkdir(parents=True, exist_ok=True)
+        path = self._stem.with_name(f"{self._stem.name}.{part}") if part else self._stem
+        resumed = _head(path) == self._head
+        self._file = path.open("a" if resumed else "w", encoding="utf-8")
         # After a kill in mid-line the next row must not join the torn one.
-        self._file.write("\n" if resumed else self._head + "\n")
+        self._file.write("\n" if resumed else f"{self._head}\n")
         self._file.flush()
 
     def __contains__(self, key: object) -> bool:
@@ -54,8 +55,8 @@ class Journal:
         """Files of all processes, whatever settings they are of."""
         if self._stem is None:
             return []
-        others = self._stem.parent.glob(self._stem.name.replace("[", "[[]") + ".*")
-        return [p for p in (self._stem, *sorted(others)) if p.is_file()]
+        others = sorted(self._stem.parent.glob(f"{glob.escape(self._stem.name)}.*"))
+        return [path for path in (self._stem, *others) if path.is_file()]
 
     def reread(self) -> None:
         """Take up what other processes have written meanwhile."""
@@ -70,48 +71,48 @@ class Journal:
                     continue  # the line under way when a run was killed
                 self.rows[row["key"]] = row["row"]
 
-    def write(self, rows: dict[str, Any]) -> None:
+    def write(self, rows: Row) -> None:
         """Keep rows; they are on the disk when this returns."""
         self.rows.update(rows)
-        if self._file is None:
-            return
-        self._file.write("".join(json.dumps({"key": key, "row": row}) + "\n" for key, row in rows.items()))
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        if self._file is not None:
+            self._file.writelines(json.dumps({"key": key, "row": row}) + "\n" for key, row in rows.items())
+            self._file.flush()
+            os.fsync(self._file.fileno())
 
     def close(self, *, done: bool) -> None:
         """Stop writing; `done` removes every part, since the finished file is there."""
         if self._file is not None:
             self._file.close()
-            if done:
-                for path in self._parts():
-                    path.unlink(missing_ok=True)
+            for path in self._parts() if done else ():
+                path.unlink(missing_ok=True)
 
 
 @contextmanager
-def journaled(out: Path | None, settings: dict[str, Any], group: Group) -> Iterator[Journal]:
-    """A journal for a block that ends with the first process writing `out`.
+def journaled(out: Path | None, settings: Row, group: Group) -> Iterator[Journal]:
+    """A journal for a block that ends with the first process writing `out`, and a lock on `out` meanwhile.
 
     The parts are removed when every process has come to the end of the block; an error leaves them.
 
     Raises:
-        UserError: `out` cannot be written.
+        UserError: `out` cannot be written, or another command is writing it.
     """
-    try:
-        journal = Journal(out, settings, group.rank)
+    with locked(out):
+        group.gather(None)  # no process opens its part before the first has the lock
         try:
-            yield journal
-        except BaseException:
-            journal.close(done=False)
-            raise
-        group.gather(None)
-        journal.close(done=group.rank == 0)
-    except OSError as error:
-        if error.errno is None:  # a library's own, about something else
-            raise
-        raise UserError(
-            f"{out}: cannot be written: {error.strerror}; what is done is kept beside it"
-        ) from error
+            journal = Journal(out, settings, group.rank)
+            try:
+                yield journal
+            except BaseException:
+                journal.close(done=False)
+                raise
+            group.gather(None)
+            journal.close(done=group.rank == 0)
+        except OSError as error:
+            if error.errno is None:  # a library's own, about something else
+                raise
+            raise UserError(
+                f"{out}: cannot be written: {error.strerror}; what is done is kept beside it"
+            ) from error
 
 
 def _head(path: Path) -> str | None:

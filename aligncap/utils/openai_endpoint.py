@@ -23,12 +23,12 @@ def key_and_url(what: str, base_url: str | None, api_key: str | None) -> tuple[s
     if not key:
         raise UserError(
             f"{what} needs a key: set the environment variable {KEY_VARIABLE} (any text for a local "
-            f"server without keys), and {URL_VARIABLE} or --base-url for a server other than OpenAI's"
+            f"server without keys), and {URL_VARIABLE} or --base_url for a server other than OpenAI's"
         )
     url = base_url or os.environ.get(URL_VARIABLE) or None
     if url and not url.startswith(("http://", "https://")):
+        example = "like http://localhost:8000/v1"
         raise UserError(
-            f"endpoint {url!r} is no http(s) address; set {URL_VARIABLE} or give --base-url, "
-            "like http://localhost:8000/v1"
+            f"endpoint {url!r} is no http(s) address; set {URL_VARIABLE} or give --base_url, {example}"
         )
     return key, url

@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
 T = TypeVar("T")
 
 
 def track(items: Iterable[T], total: int | None, what: str) -> Iterator[T]:
-    """Yield `items`; when standard error is a terminal, show how many of `total` are done.
-
-    `total` None is the length of `items`.
-    """
+    """Yield `items`; when standard error is a terminal, show how many of `total` (None: all) are done."""
     from rich.console import Console
     from rich.progress import track as bar
 
     console = Console(stderr=True)
-    if not console.is_terminal:
-        yield from items
-        return
-    if total is None and isinstance(items, Sized):
-        total = len(items)
-    yield from bar(items, description=what, total=total, console=console, transient=True)
+    yield from bar(items, what, total, console=console, transient=True, disable=not console.is_terminal)

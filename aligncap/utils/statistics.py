@@ -1,4 +1,4 @@
-"""95 % intervals by resampling speakers, and paired differences between two systems.
+"""95 % intervals by resampling speakers, paired differences between two systems, UAR, and judges' agreement.
 
 Clips of one speaker are not independent, so speakers are drawn with replacement, each with all of its clips
 (Efron & Tibshirani 1993, percentile interval; cluster bootstrap). Every score is a function of sums over
@@ -9,13 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import kendalltau
+from scipy.stats import kendalltau, t
 
-from aligncap.data.manifest import Utterance
 from aligncap.utils.errors import UserError
 
 Floats = NDArray[np.float64]
@@ -24,6 +23,13 @@ Interval = dict[str, float | None]
 
 FEW = 10  # fewer clusters than this make a coarse interval, usually too narrow
 _CELLS = 4_000_000  # of the matrix of draws held at a time
+
+
+class Spoken(Protocol):
+    """A clip, such as an utterance of a manifest, with its speaker's name within its corpus."""
+
+    corpus: str
+    speaker: str | None
 
 
 @dataclass(frozen=True)
@@ -36,12 +42,102 @@ class Statistic:
     sums: Floats
     score: Callable[[Floats], Floats]
 
+    @property
+    def value(self) -> float:
+        """The score of all clips."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return float(self.score(self.sums.sum(axis=0)))
+
+
+Run = Mapping[str, Statistic]  # what was scored of one training seed, by the name of the score
+
 
 def mean(values: Floats) -> Statistic:
     """The mean of one value a clip (clips,)."""
-    return Statistic(
-        np.column_stack([values, np.ones(len(values))]), lambda sums: sums[..., 0] / sums[..., 1]
-    )
+    return ratio(values, np.ones(len(values)))
+
+
+def ratio(above: Floats, below: Floats) -> Statistic:
+    """Sum over clips of `above` by that of `below`, (clips,) each."""
+    return Statistic(np.column_stack([above, below]), lambda sums: sums[..., 0] / sums[..., 1])
+
+
+def recall_sums(truth: Sequence[object], said: Sequence[object], labels: Sequence[object]) -> Floats:
+    """What `uar` needs of each clip, (clips, 2 x labels): named rightly as each label, and of each label."""
+    count = np.array([[own == label for label in labels] for own in truth], dtype=np.float64)
+    right = np.array([own == other for own, other in zip(truth, said, strict=True)], dtype=np.float64)
+    count = count.reshape(len(truth), len(labels))
+    return np.concatenate([count * right[:, None], count], axis=1)
+
+
+def uar(sums: Floats) -> Floats:
+    """Unweighted average recall of sums of `recall_sums`, (..., 2 x labels) to (...).
+
+    The mean over labels of the share of their clips that are named rightly. Labels without clips are left
+    out; NaN where none has any.
+
+    >>> float(uar(np.array([3, 1, 4, 2])))  # 3 of 4 and 1 of 2
+    0.625
+    """
+    hits, total = np.split(np.asarray(sums, dtype=np.float64), 2, axis=-1)
+    recall = np.divide(hits, total, out=np.zeros_like(hits), where=total > 0)
+    return _ratio(recall.sum(axis=-1), (total > 0).sum(axis=-1))
+
+
+def over_seeds(runs: Sequence[Run]) -> dict[str, Statistic]:
+    """One statistic a score: the mean over training seeds of each seed's score, all on the same clips.
+
+    This is the one way in which seeds are pooled. Speakers are drawn once for all seeds: a resample scores
+    every seed on the same speakers and takes the mean. An interval of it so tells what other speakers would
+    change, and not what other seeds would. Scores that a run lacks are left out.
+    """
+    return {name: averaged([run[name] for run in runs]) for name in runs[0] if all(name in r for r in runs)}
+
+
+def averaged(parts: Sequence[Statistic]) -> Statistic:
+    """The mean of several scores of the same clips; each keeps sums of its own."""
+    if len(parts) == 1:
+        return parts[0]
+    ends = np.cumsum([part.sums.shape[1] for part in parts])[:-1]
+
+    def score(sums: Floats) -> Floats:
+        pieces = np.split(sums, ends, axis=-1)
+        scores = [part.score(piece) for part, piece in zip(parts, pieces, strict=True)]
+        return np.asarray(np.mean(scores, axis=0))
+
+    return Statistic(np.concatenate([part.sums for part in parts], axis=1), score)
+
+
+def pooled(runs: Sequence[Run], clusters: Clusters, *, resamples: int, seed: int) -> dict[str, Interval]:
+    """Scores over training seeds: {"name": {"value", "low", "high", "spread", "runs"}}.
+
+    Value and 95 % interval are those of `over_seeds`; `spread` is the standard deviation over seeds (divided
+    by n - 1), None where there is one seed or where the score is not defined; `runs` is the number of seeds.
+    """
+    cells = intervals(over_seeds(runs), clusters, resamples=resamples, seed=seed)
+    for name, cell in cells.items():
+        cell |= {"spread": spread([run[name].value for run in runs]), "runs": len(runs)}
+    return cells
+
+
+def spread(values: Sequence[float]) -> float | None:
+    """Standard deviation over seeds (divided by n - 1); None where there is one or one is undefined."""
+    return float(np.std(values, ddof=1)) if len(values) > 1 and np.isfinite(values).all() else None
+
+
+def jackknife(value: float, without: Floats) -> Interval:
+    """`value` and its 95 % interval by leaving out one cluster at a time (± t · standard error), 0 to 1.
+
+    For scores that are no sums over clips. `without` holds the score without each cluster, (clusters,); those
+    that are not defined are left out.
+    """
+    without = without[np.isfinite(without)]
+    n = len(without)
+    if n < 2:
+        return {"value": value, "low": None, "high": None}
+    error = np.sqrt((n - 1) / n * ((without - without.mean()) ** 2).sum())
+    reach = float(t.ppf(0.975, n - 1) * error)
+    return {"value": value, "low": max(0.0, value - reach), "high": min(1.0, value + reach)}
 
 
 @dataclass(frozen=True)
@@ -55,9 +151,9 @@ class Clusters:
     note: str
 
 
-def clusters_of(utterances: Sequence[Utterance]) -> Clusters:
+def clusters_of(clips: Sequence[Spoken]) -> Clusters:
     """Speakers as clusters; clips of unknown speaker, and those of a lone speaker, stand for themselves."""
-    names = [None if u.speaker is None else (u.corpus, u.speaker) for u in utterances]
+    names = [None if u.speaker is None else (u.corpus, u.speaker) for u in clips]
     speakers = len({name for name in names if name is not None})
     unknown = names.count(None)
     if speakers < 2 and not (speakers and unknown):
@@ -90,6 +186,8 @@ def _resampled(
     if resamples < 1:
         raise UserError(f"resamples is {resamples}; at least 1 is needed, 1000 is usual")
     parts = [statistic.sums for system in statistics for statistic in system.values()]
+    if not parts:
+        return [{} for _ in statistics]
     flat = np.concatenate(parts, axis=1)
     by_cluster = np.zeros((clusters.count, flat.shape[1]))
     np.add.at(by_cluster, clusters.index, flat)
@@ -106,180 +204,100 @@ def _resampled(
     return result
 
 
-def _bounds(scores: Floats) -> tuple[float | None, float | None]:
+def _cell(value: float, scores: Floats) -> Interval:
+    """Value and percentile interval; None for what is no number, such as a share of nothing."""
     scores = scores[np.isfinite(scores)]
-    if not len(scores):
-        return None, None
-    low, high = np.quantile(scores, [0.025, 0.975])
-    return float(low), float(high)
+    low, high = np.quantile(scores, [0.025, 0.975]).tolist() if len(scores) else (None, None)
+    return {"value": value if np.isfinite(value) else None, "low": low, "high": high}
 
 
 def intervals(
-    statistics: Mapping[str, Statistic], clusters: Clusters, *, resamples: int = 1000, seed: int = 0
+    statistics: Run, clusters: Clusters, *, resamples: int = 1000, seed: int = 0
 ) -> dict[str, Interval]:
-    """Value and 95 % interval of each statistic: {"name": {"value", "low", "high"}}."""
-    drawn = _resampled([statistics], clusters, resamples, seed)[0]
-    result: dict[str, Interval] = {}
-    for name, statistic in statistics.items():
-        low, high = _bounds(drawn[name])
-        result[name] = {"value": float(statistic.score(statistic.sums.sum(axis=0))), "low": low, "high": high}
-    return result
+    """Value and 95 % interval of each statistic: {"name": {"value", "low", "high"}}, None where undefined."""
+    (drawn,) = _resampled([statistics], clusters, resamples, seed)
+    return {name: _cell(statistic.value, drawn[name]) for name, statistic in statistics.items()}
 
 
 def paired_differences(
-    first: Mapping[str, Statistic],
-    second: Mapping[str, Statistic],
-    clusters: Clusters,
-    *,
-    resamples: int = 1000,
-    seed: int = 0,
+    first: Run, second: Run, clusters: Clusters, *, resamples: int = 1000, seed: int = 0
 ) -> dict[str, Interval]:
     """Second minus first on the same clips: {"name": {"value", "low", "high", "p"}}.
 
-    Both systems are scored on the same draws, which takes out what speakers have in common. `p` is the
-    two-sided share of resamples on the other side of zero (twice the smaller tail, at most 1 and at least
-    1/resamples).
+    Only of scores that both have. Both systems are scored on the same draws, which takes out what speakers
+    have in common. `p` is the two-sided share of resamples on the other side of zero (twice the smaller tail,
+    at most 1 and at least 1/resamples).
     """
-    a, b = _resampled([first, second], clusters, resamples, seed)
+    both = [name for name in first if name in second]
+    systems = [{name: system[name] for name in both} for system in (first, second)]
+    a, b = _resampled(systems, clusters, resamples, seed)
     result: dict[str, Interval] = {}
-    for name in first:
+    for name in both:
         gap = b[name] - a[name]
         gap = gap[np.isfinite(gap)]
-        low, high = _bounds(gap)
-        values = [float(s[name].score(s[name].sums.sum(axis=0))) for s in (first, second)]
         tail = min(np.mean(gap <= 0), np.mean(gap >= 0)) if len(gap) else 0.5
-        result[name] = {
-            "value": values[1] - values[0],
-            "low": low,
-            "high": high,
-            "p": float(min(1, max(2 * tail, 1 / resamples))),
-        }
+        result[name] = _cell(second[name].value - first[name].value, gap)
+        result[name]["p"] = float(min(1, max(2 * tail, 1 / resamples)))
     return result
 
 
-MOST_CLIPS = 4000  # beyond it the overall tau gets no interval: a matrix of clips by clips is needed
+# ---- agreement of two judges
+
+MOST_CLIPS = 4000  # clips beyond which the overall tau gets no interval: each resample sorts all captions
 
 
-@dataclass(frozen=True)
-class Scored:
-    """Captions scored by two judges, sorted by clip: `starts` are the first places of the clips."""
-
-    a: Floats
-    b: Floats
-    starts: Ints
-
-    @property
-    def clips(self) -> int:
-        return len(self.starts)
+def noted_intervals(
+    statistics: Run, clusters: Clusters, why: str, *, resamples: int, seed: int
+) -> dict[str, dict[str, Any]]:
+    """`intervals` with a "note": `why` where a value is undefined, or in how many resamples it is."""
+    (drawn,) = _resampled([statistics], clusters, resamples, seed)
+    return {name: _noted(statistic.value, drawn[name], why) for name, statistic in statistics.items()}
 
 
-def starts_of(ids: Sequence[str]) -> Ints:
-    """First place of each clip in a list sorted by clip."""
-    return np.array([i for i, name in enumerate(ids) if not i or name != ids[i - 1]], dtype=np.int64)
-
-
-def draws(clips: int, resamples: int, seed: int) -> Floats:
-    """How often each clip is drawn in each resample: (resamples, clips)."""
-    rng = np.random.default_rng(seed)
-    return rng.multinomial(clips, np.full(clips, 1 / clips), size=resamples).astype(np.float64)
-
-
-def estimate(value: float, resampled: Floats, why: str) -> dict[str, Any]:
-    """{"value", "low", "high", "note"}: 95 % percentile interval; None and the reason where undefined."""
+def _noted(value: float, drawn: Floats, why: str) -> dict[str, Any]:
     if not np.isfinite(value):
         return {"value": None, "low": None, "high": None, "note": why}
-    finite = resampled[np.isfinite(resampled)]
-    low, high = np.quantile(finite, [0.025, 0.975]) if len(finite) else (np.nan, np.nan)
-    bounds = [float(x) if np.isfinite(x) else None for x in (low, high)]
-    undefined = 1 - len(finite) / max(1, len(resampled))
+    undefined = np.mean(~np.isfinite(drawn)) if len(drawn) else 0.0
     note = f"undefined in {undefined:.0%} of resamples" if undefined > 0.005 else ""
-    return {"value": float(value), "low": bounds[0], "high": bounds[1], "note": note}
+    return {**_cell(value, drawn), "note": note}
 
 
-def pair_counts(scored: Scored) -> Floats:
-    """Pairs of captions within each clip: (clips, 5), columns as below.
+def tau_b(a: Floats, b: Floats) -> float:
+    """Kendall's tau-b of two judges' scores (captions,); NaN where a judge ties all."""
+    return float(kendalltau(a, b).statistic) if len(a) > 1 else np.nan
 
-    Ordered alike, ordered the other way, tied by A alone, tied by B alone, tied by both.
+
+def overall_tau(
+    a: Floats, b: Floats, clusters: Clusters, why: str, *, resamples: int, seed: int
+) -> dict[str, Any]:
+    """Kendall's tau-b over all captions, (captions,) each, with an interval up to MOST_CLIPS clusters."""
+    value = tau_b(a, b)
+    if not np.isfinite(value):
+        return _noted(value, np.empty(0), why)
+    if clusters.count > MOST_CLIPS:
+        note = f"no interval for more than {MOST_CLIPS} clips"
+        return {"value": value, "low": None, "high": None, "note": note}
+    times = (row[clusters.index] for rows in _draws(clusters.count, resamples, seed) for row in rows)
+    picked = (np.repeat(np.arange(len(a)), count.astype(np.int64)) for count in times)
+    return _noted(value, np.array([tau_b(a[places], b[places]) for places in picked]), why)
+
+
+def weighted_kappa(a: Floats, b: Floats) -> Statistic:
+    """Quadratic-weighted kappa (Cohen 1968) of two judges' scores (captions,), rounded half up.
+
+    1 - mean (a - b)² / mean (a - b')², b' being B's score of any caption; NaN where the latter is 0. The same
+    as `sklearn.metrics.cohen_kappa_score` with weights="quadratic", which takes seconds for a thousand
+    resamples; sums take milliseconds.
     """
-    counts = np.zeros((scored.clips, 5))
-    for clip, (start, end) in enumerate(_spans(scored)):
-        i, j = np.triu_indices(end - start, 1)
-        a = np.sign(scored.a[start:end][i] - scored.a[start:end][j])
-        b = np.sign(scored.b[start:end][i] - scored.b[start:end][j])
-        counts[clip] = [
-            (a * b > 0).sum(),
-            (a * b < 0).sum(),
-            ((a == 0) & (b != 0)).sum(),
-            ((a != 0) & (b == 0)).sum(),
-            ((a == 0) & (b == 0)).sum(),
-        ]
-    return counts
+    a, b = (np.floor(x + 0.5) for x in (a, b))
 
+    def score(sums: Floats) -> Floats:
+        n, a, b, squares, apart = (sums[..., k] for k in range(5))
+        return 1 - _ratio(apart * n, squares * n - 2 * a * b)
 
-def agreement_of(counts: Floats) -> Floats:
-    """Share of pairs ordered alike, of those that neither judge ties; (..., 5) to (...)."""
-    return _ratio(counts[..., 0], counts[..., 0] + counts[..., 1])
-
-
-def agreement_with_ties(counts: Floats) -> Floats:
-    """Share ordered alike, of the pairs that B orders; a tie of A's counts half, as a coin would do."""
-    return _ratio(counts[..., 0] + counts[..., 2] / 2, counts[..., :3].sum(-1))
-
-
-def clip_taus(counts: Floats) -> Floats:
-    """Kendall's tau-b within each clip; NaN where a judge scores all captions of the clip alike."""
-    alike, other, tied_a, tied_b = (counts[:, k] for k in range(4))
-    return _ratio(alike - other, np.sqrt((alike + other + tied_b) * (alike + other + tied_a)))
-
-
-def mean_clip_tau(taus: Floats, drawn: Floats) -> tuple[float, Floats]:
-    """Mean tau-b of the clips that have one, and the same of each resample."""
-    has = np.isfinite(taus)
-    values = np.where(has, taus, 0.0)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return float(_ratio(values.sum(), np.float64(has.sum()))), _ratio(drawn @ values, drawn @ has)
-
-
-def overall_tau(scored: Scored, drawn: Floats) -> tuple[float, Floats]:
-    """Kendall's tau-b over all captions, and the same of each resample (empty beyond MOST_CLIPS).
-
-    tau-b of a resample is w'Sw / sqrt(w'Aw · w'Bw): S, A and B sum sign(a_i - a_j) sign(b_i - b_j), and the
-    pairs that A and that B do not tie, over the captions of two clips; w counts how often each clip is drawn.
-    """
-    value = float(kendalltau(scored.a, scored.b).statistic) if len(scored.a) > 1 else np.nan
-    if scored.clips > MOST_CLIPS:
-        return value, np.empty(0)
-    sums = [np.zeros((scored.clips, scored.clips)) for _ in range(3)]
-    for clip, (start, end) in enumerate(_spans(scored)):
-        a = np.sign(scored.a[start:end, None] - scored.a)
-        b = np.sign(scored.b[start:end, None] - scored.b)
-        for matrix, signs in zip(sums, (a * b, np.abs(a), np.abs(b)), strict=True):
-            matrix[clip] = np.add.reduceat(signs.sum(0), scored.starts)
-    s, in_a, in_b = (((drawn @ matrix) * drawn).sum(1) for matrix in sums)
-    return value, _ratio(s, np.sqrt(in_a * in_b))
-
-
-def kappa_sums(scored: Scored) -> Floats:
-    """Sums over each clip that `kappa_of` needs, of scores rounded half up to integers: (clips, 6)."""
-    a, b = (np.floor(x + 0.5) for x in (scored.a, scored.b))
-    columns = np.column_stack([np.ones_like(a), a, b, a * a, b * b, (a - b) ** 2])
-    return np.add.reduceat(columns, scored.starts, axis=0)
-
-
-def kappa_of(sums: Floats) -> Floats:
-    """Quadratic-weighted kappa (Cohen 1968); (..., 6) to (...).
-
-    1 - mean (a - b)² / mean (a - b')², b' being B's score of any caption; NaN where the latter is 0.
-    """
-    n, a, b, aa, bb, squares = (sums[..., k] for k in range(6))
-    return 1 - _ratio(squares * n, (aa + bb) * n - 2 * a * b)
+    return Statistic(np.column_stack([np.ones_like(a), a, b, a * a + b * b, (a - b) ** 2]), score)
 
 
 def _ratio(part: Any, whole: Any) -> Floats:
     part, whole = np.asarray(part, dtype=np.float64), np.asarray(whole, dtype=np.float64)
     return np.divide(part, whole, out=np.full(np.broadcast(part, whole).shape, np.nan), where=whole > 0)
-
-
-def _spans(scored: Scored) -> list[tuple[int, int]]:
-    starts = scored.starts.tolist()
-    return list(zip(starts, [*starts[1:], len(scored.a)], strict=True))

@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import safe_open
@@ -15,7 +15,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from aligncap.utils.distributed import ALONE, Group
-from aligncap.utils.io import workplace, write_json
+from aligncap.utils.io import Row, workplace, write_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 SHARD_ROWS = 256
 AUDIO_VERSION = 1  # raise when loading, levelling or log-mel change what they give
@@ -26,20 +29,17 @@ def digest(*parts: object) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:24]
 
 
-def fingerprint(model: Any) -> str:
+def fingerprint(model: PreTrainedModel) -> str:
     """Hash of a transformers model: its weights, as they are in memory, and its configuration.
 
     The folder that it was loaded from, which transformers keeps in the configuration, does not count.
     """
-    return digest(_without_place(model.config.to_dict()), hash_of(model.state_dict()))
 
+    def without_folder(config: Row) -> Row:
+        pairs = ((k, without_folder(v) if isinstance(v, dict) else v) for k, v in config.items())
+        return {key: value for key, value in pairs if key != "_name_or_path"}
 
-def _without_place(config: dict[str, Any]) -> dict[str, Any]:
-    return {
-        name: _without_place(value) if isinstance(value, dict) else value
-        for name, value in config.items()
-        if name != "_name_or_path"
-    }
+    return digest(without_folder(model.config.to_dict()), hash_of(model.state_dict()))
 
 
 def hash_of(tensors: Mapping[str, Tensor]) -> str:
@@ -54,11 +54,11 @@ def hash_of(tensors: Mapping[str, Tensor]) -> str:
 class TensorCache:
     """Read-mostly mapping from a key to a tensor, over the shards of one folder."""
 
-    def __init__(self, folder: Path, description: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, description: Row) -> None:
         self.folder = folder
         self.description = description
         self._where: dict[str, Path] = {}
-        self._open: dict[tuple[int, Path], Any] = {}
+        self._open: dict[tuple[int, Path], safe_open] = {}
         self.reread()
 
     def reread(self) -> None:
@@ -70,7 +70,7 @@ class TensorCache:
         with safe_open(shard, "pt") as file:
             self._where.update(dict.fromkeys(file.keys(), shard))
 
-    def __contains__(self, key: str) -> bool:
+    def __contains__(self, key: object) -> bool:
         return key in self._where
 
     def __getitem__(self, key: str) -> Tensor:
@@ -80,7 +80,7 @@ class TensorCache:
         """First dimension of a tensor, from its shard's header: the tensor is not read."""
         return int(self._file(key).get_slice(key).get_shape()[0])
 
-    def _file(self, key: str) -> Any:
+    def _file(self, key: str) -> safe_open:
         if key not in self._where:
             raise KeyError(f"{self.folder}: no row {key}; the cache was not filled for these settings")
         # A handle opened before a fork must not be shared with the child.

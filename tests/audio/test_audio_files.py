@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,14 +19,13 @@ from hypothesis import strategies as st
 from aligncap.audio import files as errors
 from aligncap.audio.files import (
     SAMPLE_RATE,
-    array_to_16k,
     check,
+    fingerprint,
     info,
-    inspect,
     level_dbfs,
     load_audio,
-    load_bytes,
     normalise_level,
+    prepare_samples,
 )
 from aligncap.utils.errors import UserError
 
@@ -80,7 +82,7 @@ def test_frequencies_above_the_new_nyquist_do_not_fold_back(tmp_path: Path) -> N
 
 
 def test_channels_of_opposite_polarity_do_not_cancel() -> None:
-    assert level_dbfs(array_to_16k(np.stack([tone(), -tone()], axis=1), SAMPLE_RATE, normalise=False)) == (
+    assert level_dbfs(prepare_samples(np.stack([tone(), -tone()], axis=1), SAMPLE_RATE, normalise=False)) == (
         pytest.approx(level_dbfs(tone()), abs=0.1)
     )
 
@@ -93,15 +95,15 @@ def test_without_normalisation_the_level_is_the_files_own(tmp_path: Path) -> Non
 
 def test_bytes_give_what_the_file_gives(tmp_path: Path) -> None:
     path = write(tmp_path / "a.flac", tone())
-    np.testing.assert_array_equal(load_bytes(path.read_bytes()), load_audio(path))
+    np.testing.assert_array_equal(load_audio(path.read_bytes()), load_audio(path))
     with pytest.raises(errors.UnreadableAudio, match="upload 3: not a sound file"):
-        load_bytes(b"no sound at all", name="upload 3")
+        load_audio(b"no sound at all", name="upload 3")
 
 
 def test_integers_are_scaled_by_their_type_and_time_is_the_longer_axis() -> None:
     x = tone()
     for array in (np.round(x * 32768).astype(np.int16), np.stack([x, x]), np.stack([x, x], axis=1)):
-        np.testing.assert_allclose(array_to_16k(array, SAMPLE_RATE, normalise=False), x, atol=2e-5)
+        np.testing.assert_allclose(prepare_samples(array, SAMPLE_RATE, normalise=False), x, atol=2e-5)
 
 
 @pytest.mark.parametrize(
@@ -109,7 +111,7 @@ def test_integers_are_scaled_by_their_type_and_time_is_the_longer_axis() -> None
 )
 def test_arrays_that_are_not_sound_are_refused(bad: np.ndarray) -> None:
     with pytest.raises(errors.UnreadableAudio, match="audio array: "):
-        array_to_16k(bad, SAMPLE_RATE)
+        prepare_samples(bad, SAMPLE_RATE)
 
 
 def test_info_reads_the_header(tmp_path: Path) -> None:
@@ -143,7 +145,7 @@ def test_faulty_samples_are_refused_by_name_from_file_and_array(tmp_path: Path, 
     assert isinstance(caught.value, UserError)
     assert check(path) == [str(caught.value)]
     with pytest.raises(kind, match=message):
-        array_to_16k(samples, SAMPLE_RATE)
+        prepare_samples(samples, SAMPLE_RATE)
 
 
 def test_check_names_every_fault_at_once(tmp_path: Path) -> None:
@@ -160,7 +162,7 @@ def test_a_cut_file_is_refused(tmp_path: Path, extension: str, share: float) -> 
     path.write_bytes(content[: int(len(content) * share)])
     with pytest.raises((errors.TruncatedAudio, errors.UnreadableAudio), match="cut off|corrupt") as caught:
         load_audio(path)
-    assert check(path) == [str(caught.value)]
+    assert check(path) == check(path, data=path.read_bytes()) == [str(caught.value)]
 
 
 def test_a_streamed_wav_of_unknown_length_is_read(tmp_path: Path) -> None:
@@ -190,6 +192,54 @@ def test_missing_files_and_folders_are_named(tmp_path: Path) -> None:
         assert len(check(path)) == 1
 
 
+def damaged_mp3(path: Path) -> Path:
+    """Two seconds of which some bytes in the middle are noise."""
+    write(path, tone(2.0), **FORMATS["mp3"])
+    content = bytearray(path.read_bytes())
+    content[1000:1300] = np.random.default_rng(0).bytes(300)
+    path.write_bytes(content)
+    return path
+
+
+DECODE = """
+import sys, threading
+from aligncap.audio.files import check, info
+for _ in range(3):
+    info(sys.argv[1])
+threads = [threading.Thread(target=check, args=(sys.argv[1],)) for _ in range(4)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+print(check(sys.argv[1])[0])
+print("ours", file=sys.stderr)
+import ctypes
+library = ctypes.CDLL(None)
+library.perror(b"theirs")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the decoder is quietened by glibc's stderr")
+def test_notes_of_the_mp3_decoder_do_not_reach_the_terminal(tmp_path: Path) -> None:
+    path = damaged_mp3(tmp_path / "a.mp3")
+    done = subprocess.run([sys.executable, "-c", DECODE, str(path)], capture_output=True, text=True)
+    assert done.returncode == 0 and str(path) in done.stdout
+    # Python's messages get through, and afterwards those of C libraries too.
+    assert done.stderr.splitlines()[0] == "ours" and done.stderr.splitlines()[1].startswith("theirs: ")
+    assert len(done.stderr.splitlines()) == 2
+
+
+def test_a_fingerprint_is_of_the_file_and_of_what_it_sounds_like(tmp_path: Path) -> None:
+    integers = np.round(tone() * 32768).astype(np.int16)
+    wav, flac = write(tmp_path / "a.wav", integers), write(tmp_path / "a.flac", integers)
+    one, two = fingerprint(wav), fingerprint(flac)
+    assert (one.duration_s, one.bytes) == (1.0, wav.stat().st_size)
+    assert one.mtime_ns == wav.stat().st_mtime_ns
+    assert one.sha256 == hashlib.sha256(wav.read_bytes()).hexdigest() != two.sha256
+    assert one.samples_sha256 == two.samples_sha256
+    wav.write_bytes(b"no sound")
+    with pytest.raises(errors.UnreadableAudio, match="a.wav: not a sound file"):
+        fingerprint(wav)
+
+
 def test_the_length_limit_is_the_callers(tmp_path: Path) -> None:
     path = write(tmp_path / "a.wav", tone(2.0))
     assert len(load_audio(path, max_seconds=2)) == 2 * SAMPLE_RATE
@@ -208,12 +258,11 @@ def test_some_clipping_is_a_warning_not_an_error(tmp_path: Path, caplog: pytest.
     path = write(tmp_path / "a.wav", np.clip(tone(peak=1.02), -1, 1), subtype="PCM_16")
     with caplog.at_level(logging.WARNING):
         load_audio(path)
-    errors, warnings = inspect(path)
-    assert errors == [] and len(warnings) == 1 and "clipped" in caplog.text
+    assert check(path) == [] and len(caplog.records) == 1 and "clipped" in caplog.text
 
 
 def test_floats_above_one_are_not_clipped() -> None:
-    assert np.abs(array_to_16k(tone(peak=3.0) * np.linspace(0.2, 1, 16_000), SAMPLE_RATE)).max() < 1
+    assert np.abs(prepare_samples(tone(peak=3.0) * np.linspace(0.2, 1, 16_000), SAMPLE_RATE)).max() < 1
 
 
 bursts = st.integers(0, 2**32 - 1).map(
@@ -248,7 +297,7 @@ def test_gain_moves_the_measured_level_by_itself(x: np.ndarray, gain_db: float) 
 def test_resampling_keeps_the_duration(frames: int, rate: int, channels: int) -> None:
     frames = max(frames, rate // 8)
     x = np.random.default_rng(frames).standard_normal((frames, channels)) * 0.1
-    heard = array_to_16k(x, rate)
+    heard = prepare_samples(x, rate)
     assert len(heard) == pytest.approx(frames * SAMPLE_RATE / rate, abs=1)
     assert np.isfinite(heard).all()
 

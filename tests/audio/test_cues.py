@@ -11,7 +11,7 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aligncap.audio.cues import measure, measure_many, norms, relative
+from aligncap.audio.cues import measure, measure_many, relative
 from aligncap.utils.io import load_data
 
 RATE = 16_000
@@ -188,8 +188,12 @@ def test_sequences_of_unequal_length_are_refused() -> None:
 
 
 def test_every_relative_cue_has_a_norm_for_each_gender() -> None:
-    assert norms().keys() == CUES.keys() - {"duration_s", "level_dbfs"}
-    assert all(norm.genders.keys() == {"female", "male", "any"} for norm in norms().values())
+    norms = load_data("cues.yaml")["cues"]
+    assert norms.keys() == CUES.keys() - {"duration_s", "level_dbfs"}
+    for norm in norms.values():
+        assert norm["norm"].keys() == {"female", "male", "any"}
+        assert norm["scale"] in ("linear", "semitones", "octaves")
+        assert min(norm["min_spread"], *(width for _, width in norm["norm"].values())) > 0
     assert load_data("cues.yaml")["min_clips"] == 8
 
 

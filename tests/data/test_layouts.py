@@ -1,4 +1,4 @@
-"""Corpora that are not at hand, on made folders with their real naming."""
+"""Corpora that are not at hand, on synthetic folders with their real naming."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Corpus:
 
     def prepare(self, corpus: str, **options: Any) -> tuple[dict[str, Utterance], PrepareReport]:
         report = prepare(corpus, self.folder, self.out, **options)
-        assert validate(self.out) == []
+        assert validate(self.out).errors == []
         return {u.id: u for u in read_manifest(self.out)}, report
 
 
@@ -283,7 +283,7 @@ def test_faults_of_a_table_are_named(corpus: Corpus, table: str, columns: dict[s
         corpus.prepare("csv", columns=columns)
 
 
-@pytest.mark.parametrize("name", [c for c in corpora() if c != "made"])
+@pytest.mark.parametrize("name", [c for c in corpora() if c != "synthetic"])
 def test_a_folder_that_is_another_thing_is_refused_and_nothing_written(corpus: Corpus, name: str) -> None:
     corpus.clips("holiday/beach.wav")
     with pytest.raises(UserError) as caught:
@@ -301,7 +301,7 @@ def test_unknown_corpus_suggests_the_nearest_and_a_missing_folder_is_named(tmp_p
 
 def test_an_archive_in_place_of_the_folder_is_refused(corpus: Corpus) -> None:
     corpus.text("ravdess.zip", "PK")
-    for name in ("ravdess", "made"):
+    for name in ("ravdess", "synthetic"):
         with pytest.raises(UserError, match="is a file"):
             prepare(name, corpus.folder / "ravdess.zip", corpus.out)
 

@@ -10,7 +10,7 @@ import soundfile
 
 from aligncap.data.manifest import Utterance, audio_path, read_manifest, write_manifest
 from aligncap.data.split import duplicates, split_by_speaker, straddling
-from aligncap.data.validate import examine, validate
+from aligncap.data.validate import validate
 from aligncap.utils.errors import UserError, UserErrors
 from aligncap.utils.io import file_sha256
 
@@ -46,7 +46,7 @@ def tone(path: Path, hz: float = 220.0, seconds: float = 0.5) -> Path:
 def test_what_is_written_is_read_back_and_empty_fields_are_left_out(tmp_path: Path) -> None:
     full = utterance(
         "a", language="zh", speaker="s", gender="female", transcript="你好\u2028嗨", emotion="sad",
-        duration=0.0, intensity="strong", sha256="0" * 64, captions=["她很伤心"],
+        duration=0.0, intensity="strong", sha256="0" * 64, bytes=0, mtime_ns=1, captions=["她很伤心"],
         clues=[["伤心"]], p_act=["x"], cues={"f0_median_hz": 201.5},
         cue_words={"pitch": "high"}, extra={"n": 1},
     )  # fmt: skip
@@ -129,19 +129,20 @@ def test_validate_lists_missing_outside_changed_and_corrupt_audio(tmp_path: Path
         row("noise"),
         row("changed", audio="good.wav", sha256="0" * 64),
     )
-    errors = validate(path)
+    errors = validate(path).errors
     assert [int(f.removeprefix(f"{path}:").split(":")[0]) for f in errors] == [2, 3, 4, 5, 6]
     for error, words in zip(
         errors, ["broken JSON", "no such file", "outside root", "noise.wav", "sha256"], strict=True
     ):
         assert words in error
-    assert [2, 3, 4] == [int(f.removeprefix(f"{path}:").split(":")[0]) for f in validate(path, deep=False)]
+    shallow = validate(path, deep=False).errors
+    assert [2, 3, 4] == [int(f.removeprefix(f"{path}:").split(":")[0]) for f in shallow]
 
 
 def test_identical_clips_are_notes_not_errors(tmp_path: Path) -> None:
     same = file_sha256(tone(tmp_path / "a.wav"))
     path = manifest(tmp_path, row("a", sha256=same), row("b", audio="a.wav", sha256=same))
-    found = examine(path)
+    found = validate(path)
     assert found.errors == []
     assert found.notes == ["identical clips: a, b"]
     assert found.clips == 2

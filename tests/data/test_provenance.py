@@ -1,4 +1,4 @@
-"""What a model has heard: kept, traced, and refused in a zero-shot test."""
+"""What a model was trained on: kept, traced, and refused in a zero-shot test."""
 
 from __future__ import annotations
 
@@ -55,24 +55,24 @@ def run_record(folder: Path, verb: str, config: dict, data: list[Path]) -> Path:
     return folder
 
 
-def test_corpora_speakers_and_hashes_of_a_manifest_are_what_was_heard(train: Path) -> None:
-    heard = manifests_provenance([train])
-    assert heard.corpora == {"sea"} and heard.speakers == {"sea/sea-1", "sea/sea-2"}
-    assert heard.clips == {ONE, TWO} and heard.samples == {"first"}
-    assert heard.unhashed == {"sea"}  # clip c has no hash
-    assert heard.manifests == {f"{file_sha256(train)} {train.resolve()}"}
+def test_corpora_speakers_and_hashes_of_a_manifest_are_what_was_trained_on(train: Path) -> None:
+    found = manifests_provenance([train])
+    assert found.corpora == {"sea"} and found.speakers == {"sea/sea-1", "sea/sea-2"}
+    assert found.clips == {ONE, TWO} and found.samples == {"first"}
+    assert found.unhashed == {"sea"}  # clip c has no hash
+    assert found.manifests == {f"{file_sha256(train)} {train.resolve()}"}
 
 
 def test_what_is_written_is_read_back_and_writing_twice_gives_the_same_bytes(
     train: Path, tmp_path: Path
 ) -> None:
-    heard = merge_provenance(
+    found = merge_provenance(
         manifests_provenance([train]), Provenance(corpora=frozenset({"land"}), unknown=frozenset({"who?"}))
     )
-    write_provenance(tmp_path / "run", heard)
+    write_provenance(tmp_path / "run", found)
     first = (tmp_path / "run" / "provenance.json").read_bytes()
-    assert read_provenance(tmp_path / "run") == heard and heard.corpora == {"sea", "land"}
-    write_provenance(tmp_path / "run", heard)
+    assert read_provenance(tmp_path / "run") == found and found.corpora == {"sea", "land"}
+    write_provenance(tmp_path / "run", found)
     assert (tmp_path / "run" / "provenance.json").read_bytes() == first
     assert read_provenance(tmp_path) is None
 
@@ -80,11 +80,25 @@ def test_what_is_written_is_read_back_and_writing_twice_gives_the_same_bytes(
 @pytest.mark.parametrize("content", ["[]", "{", '{"corpora": "sea"}'])
 def test_a_broken_record_is_named_and_never_taken_for_nothing(tmp_path: Path, content: str) -> None:
     (tmp_path / "provenance.json").write_text(content)
-    with pytest.raises(UserError, match=r"heard\.json: no record"):
+    with pytest.raises(UserError, match=r"provenance\.json: no record"):
         read_provenance(tmp_path)
 
 
-def test_base_and_checkpoints_have_heard_what_their_run_has(train: Path, tmp_path: Path) -> None:
+def test_the_record_of_an_older_checkpoint_is_read_under_its_former_name(train: Path, tmp_path: Path) -> None:
+    write_provenance(tmp_path / "run", manifests_provenance([train]))
+    (tmp_path / "run" / "provenance.json").rename(tmp_path / "run" / "heard.json")
+    assert read_provenance(tmp_path / "run") == manifests_provenance([train])
+
+
+def test_manifests_that_were_read_are_not_read_again(train: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, known = manifests_provenance([train]), {train: read_manifest(train)}
+    monkeypatch.setattr("aligncap.data.provenance.read_manifest", None)
+    assert manifests_provenance(known) == plain == training_provenance(known, [])
+    with pytest.raises(UserErrors, match='corpus "sea"'):
+        refuse_overlap(plain, known)
+
+
+def test_base_and_checkpoints_share_their_runs_provenance(train: Path, tmp_path: Path) -> None:
     write_provenance(tmp_path / "run", manifests_provenance([train]))
     for part in ("base", "checkpoint-50"):
         (tmp_path / "run" / part).mkdir()
@@ -99,8 +113,8 @@ def test_older_checkpoints_are_traced_through_merges_and_starts(train: Path, tmp
     merged = run_record(
         tmp_path / "model", "merge", {"checkpoint": str(run)}, [run / "adapter_model.safetensors"]
     )
-    heard = checkpoint_provenance(merged)
-    assert heard.corpora == {"sea", "land"} and heard.clips == {ONE, TWO, THREE} and not heard.unknown
+    found = checkpoint_provenance(merged)
+    assert found.corpora == {"sea", "land"} and found.clips == {ONE, TWO, THREE} and not found.unknown
     # the pairs are no manifest, the manifest beside them is
     (tmp_path / "pairs.jsonl").write_text('{"id": "a"}\n')
     config = {"model": str(merged), "train_pairs": str(tmp_path / "pairs.jsonl")}
@@ -130,17 +144,17 @@ def test_what_cannot_be_traced_is_refused_unless_the_user_names_the_training(
     with pytest.raises(UserErrors) as caught:
         known_provenance([run, bare])
     message = str(caught.value)
-    assert len(caught.value.errors) == 3 and message.count("--trained-on") == 3
+    assert len(caught.value.errors) == 3 and message.count("--trained_on") == 3
     assert (
         "changed.jsonl: has changed" in message
         and "gone: " in message
         and "neither provenance.json" in message
     )
-    heard = known_provenance([run, bare], [changed])
-    assert heard.corpora == {"sea", "land"} and not heard.unknown  # what is known stays known
+    found = known_provenance([run, bare], [changed])
+    assert found.corpora == {"sea", "land"} and not found.unknown  # what is known stays known
 
 
-def test_a_pretrained_language_model_has_heard_nothing(train: Path, tmp_path: Path) -> None:
+def test_a_pretrained_language_model_counts_as_trained_on_nothing(train: Path, tmp_path: Path) -> None:
     (tmp_path / "llm").mkdir()
     (tmp_path / "llm" / "config.json").write_text('{"model_type": "llama"}')
     assert training_provenance(
@@ -163,15 +177,16 @@ def test_whatever_is_shared_is_refused_in_one_message(train: Path, tmp_path: Pat
         refuse_overlap(manifests_provenance([train]), [same_corpus, disguised])
     corpus, speakers, clips = caught.value.errors
     assert "same.jsonl" in corpus and '"Sea" (1 clips)' in corpus
-    assert "disguised.jsonl" in speakers and "1 speaker: sea-1 (2 clips)" in speakers
-    assert "2 clips: same-bytes (same file), same-samples (same samples)" in clips
+    assert "disguised.jsonl" in speakers and "1 speaker was trained on: sea-1 (2 clips)" in speakers
+    assert "2 clips were trained on: same-bytes (same file), same-samples (same samples)" in clips
 
 
 def test_speakers_are_counted_and_long_lists_cut(tmp_path: Path) -> None:
     utterances = [clip(f"c{i}", "sea", f"sea-{i % 8}", None) for i in range(16)]
     path = written(tmp_path / "m.jsonl", *utterances)
     with pytest.raises(
-        UserErrors, match=r"8 speakers: sea-0 \(2 clips\), .*sea-4 \(2 clips\) and 3 more were heard"
+        UserErrors,
+        match=r"8 speakers were trained on: sea-0 \(2 clips\), .*sea-4 \(2 clips\) and 3 more; leave",
     ):
         refuse_overlap(manifests_provenance([path]), [path])
 

@@ -10,9 +10,9 @@ import pytest
 from aligncap.data.corpora import prepare
 from aligncap.data.manifest import read_manifest
 from aligncap.data.split import split_by_speaker
-from aligncap.data.validate import examine
+from aligncap.data.validate import validate
 
-CORPORA = Path(os.environ.get("ALIGNCAP_CORPORA", Path(__file__).resolve().parents[2] / "../shared/corpora"))
+CORPORA = Path(os.environ.get("ALIGNCAP_CORPORA", Path(__file__).resolve().parents[3] / "shared" / "corpora"))
 
 
 def folder(name: str) -> Path:
@@ -44,4 +44,4 @@ def test_nemo_gives_the_clips_that_are_there(tmp_path: Path) -> None:
     assert report.clips == there
     assert len(report.speakers) == 9 and report.languages == {"pl": there}
     assert set(report.emotions) == {"angry", "fearful", "happy", "neutral", "sad", "surprised"}
-    assert examine(tmp_path / "m.jsonl", deep=False).errors == []
+    assert validate(tmp_path / "m.jsonl", deep=False).errors == []

@@ -23,7 +23,9 @@ EIGHT = {"neutral", "calm", "happy", "sad", "angry", "fearful", "disgusted", "su
 
 @pytest.fixture(scope="module")
 def speech(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_speech(tmp_path_factory.mktemp("made") / "speech", speakers=2, clips_per_speaker=16, seed=3)
+    return make_speech(
+        tmp_path_factory.mktemp("synthetic") / "speech", speakers=2, clips_per_speaker=16, seed=3
+    )
 
 
 def mean_of(speech: Path, emotion: str, key: str) -> float:
@@ -37,11 +39,11 @@ def clip_of(speech: Path, emotion: str) -> tuple[Utterance, np.ndarray, int]:
     return u, samples, rate
 
 
-def test_made_speech_is_a_valid_manifest_that_calls_itself_synthetic(speech: Path) -> None:
+def test_synthetic_speech_is_a_valid_manifest_that_calls_itself_synthetic(speech: Path) -> None:
     clips = read_manifest(speech)
-    assert validate(speech) == []
+    assert validate(speech).errors == []
     assert len(clips) == 32
-    assert all(u.extra["synthetic"] is True and u.corpus == "made-speech" for u in clips)
+    assert all(u.extra["synthetic"] is True and u.corpus == "synthetic" for u in clips)
     assert {u.emotion for u in clips} == EIGHT <= set(load_data("labels.yaml")["labels"])
     assert {u.gender for u in clips} == {"male", "female"}
     assert all(u.transcript in SENTENCES for u in clips)
@@ -84,18 +86,18 @@ def test_prepare_fills_an_absent_folder_once_and_then_reads_it(
 ) -> None:
     fewer = partial(make_speech, speakers=2, clips_per_speaker=3)
     monkeypatch.setattr("aligncap.data.synthetic.speech.make_speech", fewer)
-    report = prepare("made", tmp_path / "speech", tmp_path / "m.jsonl")
-    assert (report.clips, list(report.speakers)) == (6, ["made-speech-01", "made-speech-02"])
+    report = prepare("synthetic", tmp_path / "speech", tmp_path / "m.jsonl")
+    assert (report.clips, list(report.speakers)) == (6, ["synthetic-01", "synthetic-02"])
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "speech").rglob("*.wav")}
-    assert prepare("made", tmp_path / "speech", tmp_path / "m.jsonl").clips == 6
+    assert prepare("synthetic", tmp_path / "speech", tmp_path / "m.jsonl").clips == 6
     assert before == {p: p.stat().st_mtime_ns for p in (tmp_path / "speech").rglob("*.wav")}
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m.jsonl", "speech"]
 
 
 def test_a_folder_of_something_else_is_neither_read_nor_written(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("x")
-    with pytest.raises(UserError, match="not the made corpus"):
-        prepare("made", tmp_path, tmp_path / "m.jsonl")
+    with pytest.raises(UserError, match="not the synthetic corpus"):
+        prepare("synthetic", tmp_path, tmp_path / "m.jsonl")
     with pytest.raises(UserError, match="not an empty folder"):
         make_speech(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]

@@ -9,7 +9,19 @@ import pytest
 
 from aligncap.data.manifest import Utterance
 from aligncap.utils.errors import UserError
-from aligncap.utils.statistics import Statistic, clusters_of, intervals, mean, paired_differences
+from aligncap.utils.statistics import (
+    Statistic,
+    clusters_of,
+    intervals,
+    jackknife,
+    mean,
+    over_seeds,
+    paired_differences,
+    pooled,
+    ratio,
+    recall_sums,
+    uar,
+)
 
 
 def clips(speakers: list[str | None], corpus: str = "made") -> list[Utterance]:
@@ -114,3 +126,65 @@ def test_a_thousand_resamples_of_ten_thousand_clips_take_seconds() -> None:
     start = time.process_time()
     intervals(values, clusters_of(clips([None] * 10_000)))
     assert time.process_time() - start < 5
+
+
+def test_seeds_are_pooled_by_the_mean_of_their_scores_on_the_same_draw_of_speakers() -> None:
+    rng = np.random.default_rng(5)
+    truth = rng.integers(0, 3, 60)
+    seeds = [np.where(rng.random(60) < share, truth, rng.integers(0, 3, 60)) for share in (0.3, 0.6, 0.9)]
+    clusters = clusters_of(clips([f"s{i % 5}" for i in range(60)]))
+    runs = [{"uar": Statistic(recall_sums(truth.tolist(), said.tolist(), [0, 1, 2]), uar)} for said in seeds]
+    found = pooled(runs, clusters, resamples=100, seed=4)["uar"]
+    alone = [run["uar"].value for run in runs]
+    assert found["value"] == pytest.approx(np.mean(alone)) and found["runs"] == 3
+    assert found["spread"] == pytest.approx(np.std(alone, ddof=1))
+    plain = []
+    for draw in np.random.default_rng(4).integers(0, 5, (100, 5)):
+        places = np.concatenate([np.flatnonzero(np.arange(60) % 5 == s) for s in draw])
+        plain.append(
+            np.mean([uar(recall_sums(truth[places], said[places], [0, 1, 2]).sum(0)) for said in seeds])
+        )
+    assert [found["low"], found["high"]] == pytest.approx(list(np.quantile(plain, [0.025, 0.975])))
+
+
+def test_seeds_that_err_on_other_speakers_have_a_narrow_interval_together() -> None:
+    # each seed fails on one speaker: alone each interval is wide, their mean is the same for every speaker
+    clusters = clusters_of(clips(["a", "a", "b", "b"]))
+    runs = [{"x": mean(np.array([0.0, 0, 1, 1]))}, {"x": mean(np.array([1.0, 1, 0, 0]))}]
+    found = pooled(runs, clusters, resamples=200, seed=0)["x"]
+    assert (found["low"], found["value"], found["high"]) == (0.5, 0.5, 0.5)
+    alone = intervals(runs[0], clusters)["x"]
+    assert (alone["low"], alone["high"]) == (0, 1)
+
+
+def test_one_seed_is_itself_and_scores_that_a_seed_lacks_are_left_out() -> None:
+    one = {"x": mean(np.arange(4.0)), "y": mean(np.ones(4))}
+    clusters = clusters_of(clips(list("abcd")))
+    found = pooled([one], clusters, resamples=50, seed=0)
+    plain = intervals(one, clusters, resamples=50, seed=0)
+    assert {k: found["x"][k] for k in ("value", "low", "high")} == plain["x"]
+    assert found["x"]["spread"] is None
+    assert over_seeds([one, {"x": one["x"]}]).keys() == {"x"}
+
+
+def test_a_score_that_one_seed_does_not_define_has_no_value() -> None:
+    defined, none = ratio(np.ones(4), np.ones(4)), ratio(np.zeros(4), np.zeros(4))
+    found = pooled([{"x": defined}, {"x": none}], clusters_of(clips(list("abcd"))), resamples=20, seed=0)["x"]
+    assert (found["value"], found["low"], found["high"], found["spread"]) == (None, None, None, None)
+
+
+def test_uar_leaves_out_labels_without_clips_and_clips_without_label() -> None:
+    sums = recall_sums(["a", "a", "b", None], ["a", "b", "b", "a"], ["a", "b", "c"])
+    assert sums.shape == (4, 6) and not sums[3].any()
+    assert uar(sums.sum(axis=0)) == pytest.approx(0.75)
+    assert np.isnan(uar(np.zeros(6)))
+    assert uar(sums.sum(axis=0)[None].repeat(2, 0)).shape == (2,)
+
+
+def test_leaving_out_clusters_gives_the_textbook_error_of_a_mean() -> None:
+    values = np.random.default_rng(0).random(30) * 0.2 + 0.4
+    without = (values.sum() - values) / 29
+    found = jackknife(float(values.mean()), without)
+    half = 2.0452296 * values.std(ddof=1) / np.sqrt(30)  # t of 29 degrees of freedom
+    assert [found["low"], found["high"]] == pytest.approx([values.mean() - half, values.mean() + half])
+    assert jackknife(0.5, np.array([np.nan, 0.4]))["low"] is None

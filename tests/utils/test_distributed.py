@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ from aligncap.data.manifest import Utterance, audio_path, read_manifest, write_m
 from aligncap.inference.batch import caption_jobs, jobs_of_manifest
 from aligncap.inference.captioner import Captioner
 from aligncap.preferences import candidates, judge
-from aligncap.preferences.candidates import write_candidates
-from aligncap.preferences.judge import judge_candidates
+from aligncap.preferences.candidates import CandidatesConfig, write_candidates
+from aligncap.preferences.judge import JudgeConfig, judge_candidates
+from aligncap.preferences.judges.rubric import judge_rubric
 from aligncap.training.caches import feature_cache, fill_features, fill_states
 from aligncap.utils.distributed import ALONE, Gathered, Group, launched
 from aligncap.utils.errors import UserError, UserErrors
@@ -29,7 +31,7 @@ from aligncap.utils.io import write_jsonl
 from aligncap.utils.journal import Journal, journaled
 from aligncap.utils.tensor_cache import TensorCache
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 BATCHES = [["a", "b"], ["c", "d"], ["e", "f"], ["g"]]
 
 
@@ -220,13 +222,16 @@ def test_candidates_and_verdicts_of_processes_are_those_of_one(
             for module in (candidates, judge):
                 monkeypatch.setattr(module, "launched", lambda device="cpu": (by_thread[ident()], "cpu"))
             by_thread[ident()] = group
-            write_candidates(tmp_path / "model", manifest, c, num=3, max_new_tokens=6, batch_size=2)
-            return judge_candidates(c, s, references=1, fluency_model=parts["llm"], batch_tokens=64).mean
+            files = {"model": str(tmp_path / "model"), "manifest": str(manifest), "out": str(c)}
+            write_candidates(CandidatesConfig(**files, num=3, max_new_tokens=6, batch_size=2))
+            config = JudgeConfig(candidates=str(c), out=str(s), references=1, fluency_model=parts["llm"])
+            return judge_candidates(config).mean
 
         return both
 
     from threading import get_ident as ident
 
+    monkeypatch.setattr(judge, "judge_rubric", partial(judge_rubric, batch_tokens=64))
     by_thread: dict[int, Group] = {}
     one = stages("one")(ALONE)
     assert run(2, stages("two")) == [one, one]
@@ -313,14 +318,14 @@ def test_clips_that_cannot_be_encoded_are_all_named_by_all(manifest: Path, tmp_p
     assert len(feature_cache(tmp_path, model, processor)._where) == 8  # what could be read is kept
 
 
-def test_other_verbs_and_judges_are_refused_under_a_launcher(
+def test_other_commands_and_judges_are_refused_under_a_launcher(
     manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert main(["validate", str(manifest)]) == 2
     assert "validate: runs in one process" in capsys.readouterr().err
     with pytest.raises(UserError, match="--concurrency"):
-        judge_candidates(tmp_path / "c.jsonl", tmp_path / "s.jsonl", "openai", model="m")
+        judge_candidates(JudgeConfig(candidates="c.jsonl", out="s.jsonl", judge="openai", model="m"))
 
 
 KILLED = """

@@ -1,10 +1,7 @@
-"""Corpora people have, each read from its own layout into utterances.
+"""Corpora that people have, each read from its own layout into utterances; see `registry` to add one."""
 
-A reader is one small module with `read(folder) -> (utterances, problems)`; `prepare` adds what the sound
-files say and writes the manifest.
-"""
-
+from aligncap.data.corpora import listed, named, table  # noqa: F401  (they register their readers)
 from aligncap.data.corpora.prepare import PrepareReport, prepare
-from aligncap.data.corpora.registry import corpora, reader
+from aligncap.data.corpora.registry import Corpus, CorpusFolder, corpora
 
-__all__ = ["PrepareReport", "corpora", "prepare", "reader"]
+__all__ = ["Corpus", "CorpusFolder", "PrepareReport", "corpora", "prepare"]

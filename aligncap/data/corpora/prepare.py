@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
-import numpy as np
-
-from aligncap.data.corpora.common import Problem
-from aligncap.data.corpora.registry import is_folder, reader, takes_columns
+from aligncap.audio.files import Fingerprint, fingerprint
+from aligncap.data.corpora.registry import Problem, read_corpus
 from aligncap.data.manifest import Utterance, audio_path, write_manifest
 from aligncap.data.split import duplicates
 from aligncap.utils.errors import UserError, UserErrors, natural
-from aligncap.utils.io import file_sha256
+from aligncap.utils.options import Config, named_values, option
 from aligncap.utils.progress import track
 
 _SHOWN = 5  # examples of each kind of problem in the summary
@@ -51,19 +48,50 @@ class PrepareReport:
 
     def summary(self) -> str:
         """The report for people, a few lines."""
+        emotions, genders, languages = (
+            ", ".join(f"{key} {value}" for key, value in counts.items())
+            for counts in (self.emotions, self.genders, self.languages)
+        )
+        size = f"{self.clips} clips of {self.corpus}, {self.hours:.2f} hours, {len(self.speakers)} speakers"
         lines = [
-            f"{self.out}: {self.clips} clips of {self.corpus}, {self.hours:.2f} hours, "
-            f"{len(self.speakers)} speakers",
-            "emotions: " + _counts(self.emotions),
-            "genders: " + _counts(self.genders) + "; languages: " + _counts(self.languages),
+            f"{self.out}: {size}",
+            f"emotions: {emotions}",
+            f"genders: {genders}; languages: {languages}",
         ]
         for kind, meaning in _KINDS.items():
-            found = self.of_kind(kind)
-            if found:
+            if found := self.of_kind(kind):
                 more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
                 lines.append(f"left out, {meaning}: {len(found)} ({'; '.join(found[:_SHOWN])}{more})")
-        lines += [f"identical clips: {', '.join(ids)}" for ids in self.duplicates]
-        return "\n".join(lines)
+        return "\n".join([*lines, *(f"identical clips: {', '.join(ids)}" for ids in self.duplicates)])
+
+
+@dataclass
+class PrepareConfig(Config):
+    """Write the manifest of a corpus folder: who speaks which words in which emotion, for every sound file.
+
+    Corpora are ravdess, nemo, crema-d, emodb, esd, jl-corpus, savee, tess, meld, iemocap, secap, emosec, csv
+    and jsonl (a table of your own), synthetic (speech that is made on your machine), and those that installed
+    packages add. Files that are listed but absent, or cannot be decoded, are left out and named.
+
+    Examples:
+        aligncap prepare ravdess ~/corpora/ravdess --out ravdess.jsonl
+        aligncap prepare synthetic runs/speech --out synthetic.jsonl
+        aligncap prepare csv clips.csv --columns audio=clip captions=one+two --out clips.jsonl
+    """
+
+    POSITIONAL: ClassVar[tuple[str, ...]] = ("corpus", "folder")
+
+    corpus: str = option(help="Name of the corpus.")
+    folder: str = option(help="Its folder; of csv and jsonl the table itself or its folder.")
+    out: str = option(help="Manifest to write.")
+    columns: list[str] = option([], "FIELD=COLUMN of csv and jsonl; COLUMN+COLUMN for several captions.")
+
+
+def run_prepare(config: PrepareConfig) -> int:
+    """`aligncap prepare`."""
+    columns = dict(named_values(config.columns, "columns"))
+    print(prepare(config.corpus, config.folder, config.out, columns=columns).summary())
+    return 0
 
 
 def prepare(
@@ -83,33 +111,29 @@ def prepare(
         UserError: unknown corpus, or the folder is not that corpus; nothing is written.
         UserErrors: two clips with the same id; nothing is written.
     """
-    out = Path(out)
-    folder = is_folder(corpus, Path(folder))
-    if columns and not takes_columns(corpus):
-        raise UserError(f"{corpus} has a fixed layout; columns are for csv and jsonl")
-    read = reader(corpus)
-    utterances, problems = read(folder, columns) if takes_columns(corpus) else read(folder)
+    utterances, problems = read_corpus(corpus, folder, columns)
     _refuse_equal_ids(utterances)
-    manifest_folder = out.resolve().parent
+    beside = Path(out).resolve().parent
     for u in utterances:
-        root = Path(u.root)
-        u.root = (
-            root.relative_to(manifest_folder).as_posix()
-            if root.is_relative_to(manifest_folder)
-            else str(root)
-        )
+        if Path(u.root).is_relative_to(beside):
+            u.root = Path(u.root).relative_to(beside).as_posix()
     utterances.sort(key=lambda u: natural(u.id))
-    kept, silent = _listen(utterances, out)
-    problems = [*problems, *silent]
+    kept: list[Utterance] = []
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        facts = pool.map(lambda u: _facts(u, out), utterances)
+        for u, found in zip(utterances, track(facts, len(utterances), "reading clips"), strict=True):
+            if isinstance(found, str):
+                problems.append(Problem("audio", found))
+                continue
+            u.duration, u.bytes, u.mtime_ns, u.sha256, u.extra["samples_sha256"] = found
+            kept.append(u)
     if not kept:
-        raise UserError(
-            f"{folder}: none of the {len(utterances)} clips can be used: {silent[0].what}. "
-            "Nothing was written"
-        )
+        why = problems[-1].what
+        raise UserError(f"{folder}: no clip of {len(utterances)} can be used: {why}. Nothing was written")
     write_manifest(out, kept)
     return PrepareReport(
         corpus=corpus,
-        out=out,
+        out=Path(out),
         clips=len(kept),
         hours=sum(u.duration or 0.0 for u in kept) / 3600,
         emotions=_count(u.emotion for u in kept),
@@ -121,52 +145,24 @@ def prepare(
     )
 
 
-def _refuse_equal_ids(utterances: list[Utterance]) -> None:
+def _facts(utterance: Utterance, out: str | Path) -> Fingerprint | str:
+    """What the sound file says, or why the clip is unusable."""
+    try:
+        return fingerprint(audio_path(out, utterance))
+    except UserError as error:
+        return str(error)
+
+
+def _refuse_equal_ids(utterances: Iterable[Utterance]) -> None:
     audio: dict[str, list[str]] = defaultdict(list)
     for u in utterances:
         audio[u.id].append(u.audio)
     errors = [f"{id}: {' and '.join(paths)} have this id" for id, paths in audio.items() if len(paths) > 1]
     if errors:
-        raise UserErrors(
-            [
-                *errors[:20],
-                f"{len(errors)} ids are used twice; nothing was written: leave one copy of each out",
-            ]
-        )
+        many = f"{len(errors)} ids are used twice; nothing was written: leave one copy of each out"
+        raise UserErrors([*errors[:20], many])
 
 
-def _listen(utterances: list[Utterance], out: Path) -> tuple[list[Utterance], list[Problem]]:
-    """Fill duration and hashes from the sound files; those that cannot be used become problems."""
-    kept: list[Utterance] = []
-    problems: list[Problem] = []
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        heard = pool.map(lambda u: _hear(u, out), utterances)
-        for u, found in zip(utterances, track(heard, len(utterances), "reading clips"), strict=True):
-            if isinstance(found, str):
-                problems.append(Problem("audio", found))
-                continue
-            u.duration, u.sha256, u.extra["samples_sha256"] = found
-            kept.append(u)
-    return kept, problems
-
-
-def _hear(utterance: Utterance, out: Path) -> tuple[float, str, str] | str:
-    """Duration (s), hash of the bytes, hash of the 16-bit samples at 16 kHz; or why the clip is unusable."""
-    from aligncap.audio.files import info, load_audio
-
-    try:
-        path = audio_path(out, utterance)
-        samples = load_audio(path, normalise=False)
-        pcm = np.round(samples * 32768).astype("<i4")
-        return round(info(path).duration_s, 4), file_sha256(path), hashlib.sha256(pcm.tobytes()).hexdigest()
-    except UserError as error:
-        return str(error)
-
-
-def _count(values: Any) -> dict[str, int]:
+def _count(values: Iterable[str | None]) -> dict[str, int]:
     counts = Counter("?" if value is None else value for value in values)
     return {key: counts[key] for key in sorted(counts, key=natural)}
-
-
-def _counts(counts: dict[str, int]) -> str:
-    return ", ".join(f"{key} {value}" for key, value in counts.items())

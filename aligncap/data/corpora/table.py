@@ -6,11 +6,11 @@ Columns are found by the manifest's field names or common other names; a map say
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from aligncap.data.corpora.common import Problem, Reading, canonical, not_the_corpus, read_table
+from aligncap.data.corpora.files import canonical, read_table
+from aligncap.data.corpora.registry import Corpus, CorpusFolder
 from aligncap.data.manifest import Utterance
 from aligncap.utils.errors import UserError, UserErrors, nearest
 from aligncap.utils.io import read_jsonl
@@ -29,94 +29,77 @@ _FIELDS: dict[str, tuple[str, ...]] = {
 }
 _GENDERS = {"f": "female", "female": "female", "woman": "female", "m": "male", "male": "male", "man": "male"}
 _INTENSITIES = {"normal": "normal", "strong": "strong", "01": "normal", "02": "strong"}
+_LAYOUT = "a .csv, .tsv or .jsonl file beside the clips"
 
 
-def read(folder: Path, columns: Mapping[str, str] | None = None) -> Reading:
+@Corpus("csv", _LAYOUT, is_table=True)
+@Corpus("jsonl", _LAYOUT, is_table=True)
+def table(folder: CorpusFolder) -> Iterator[Utterance]:
     """Rows of the one table of a folder, or of the table given itself; clips are relative to its folder.
 
-    Args:
-        columns: field -> column; fields are those of the manifest.
-
     Raises:
-        UserError: no table or several, an unknown field or column.
+        UserError: several tables, an unknown field or column.
         UserErrors: rows without a clip name, with an unknown emotion, gender or intensity.
     """
-    path = _table(folder)
-    rows = read_jsonl(path) if path.suffix == ".jsonl" else _csv(path)
+    path = folder.path
+    if path.is_dir():
+        found = sorted(p for p in path.iterdir() if p.suffix in (".csv", ".tsv", ".jsonl"))
+        if len(found) > 1:
+            names = ", ".join(p.name for p in found)
+            raise UserError(f"{path}: {len(found)} tables ({names}); give one of them")
+        if not found:
+            return
+        path = found[0]
+    delimiter = "\t" if path.suffix == ".tsv" else ","
+    rows: Sequence[Mapping[str, object]]
+    rows = read_jsonl(path) if path.suffix == ".jsonl" else read_table(path, delimiter)
     if not rows:
         raise UserError(f"{path}: holds no row")
-    columns_of = _columns(path, list(dict.fromkeys(key for row in rows for key in row)), columns or {})
+    columns = _columns(path, list(dict.fromkeys(key for row in rows for key in row)), folder.columns)
     utterances: list[Utterance] = []
-    problems: list[Problem] = []
     errors: list[str] = []
     for number, row in enumerate(rows, 1):
         try:
-            utterance = _utterance(row, columns_of, path)
-        except ValueError as error:
-            errors.append(f"{path}: row {number}: {error}")
+            utterance = _utterance(row, columns, path)
+        except (ValueError, KeyError) as error:
+            errors.append(f"{path}: row {number}: {error.args[0]}")
             continue
         if (path.parent / utterance.audio).is_file():
             utterances.append(utterance)
         else:
-            problems.append(Problem("missing", utterance.audio))
+            folder.leave_out("missing", utterance.audio)
     if errors:
         raise UserErrors(errors)
     if not utterances:
-        raise UserError(
-            f"{path}: none of the {len(rows)} clips is there, such as {problems[0].what}; "
-            f"paths are relative to {path.parent}"
-        )
-    return utterances, problems
-
-
-def _csv(path: Path) -> list[dict[str, Any]]:
-    return [dict(row) for row in read_table(path, "\t" if path.suffix == ".tsv" else ",")]
-
-
-def _table(folder: Path) -> Path:
-    if folder.is_file():
-        return folder
-    found = sorted(p for p in folder.iterdir() if p.suffix in (".csv", ".tsv", ".jsonl"))
-    if not found:
-        raise not_the_corpus("table", folder, "a .csv, .tsv or .jsonl file beside the clips")
-    if len(found) > 1:
-        raise UserError(
-            f"{folder}: {len(found)} tables ({', '.join(p.name for p in found)}); give one of them"
-        )
-    return found[0]
+        example = f"such as {folder.problems[0].what}; paths are relative to {path.parent}"
+        raise UserError(f"{path}: none of the {len(rows)} clips is there, {example}")
+    yield from utterances
 
 
 def _columns(path: Path, names: list[str], given: Mapping[str, str]) -> dict[str, list[str]]:
     """Columns of each field that the table has."""
-    errors = [
-        f'{path}: unknown field "{f}" in the column map{nearest(f, _FIELDS)}'
-        for f in given
-        if f not in _FIELDS
-    ]
+    unknown = [name for name in given if name not in _FIELDS]
+    errors = [f'{path}: unknown field "{f}" in the column map{nearest(f, _FIELDS)}' for f in unknown]
     columns: dict[str, list[str]] = {}
+    listed = ", ".join(names)
     lower = {name.lower(): name for name in reversed(names)}
     for name, usual in _FIELDS.items():
         if name in given:
             columns[name] = given[name].split("+")
-            errors += [
-                f'{path}: no column "{c}"{nearest(c, names)}; there are {", ".join(names)}'
-                for c in columns[name]
-                if c not in names
-            ]
+            absent = [c for c in columns[name] if c not in names]
+            errors += [f'{path}: no column "{c}"{nearest(c, names)}; there are {listed}' for c in absent]
         else:
             columns[name] = [lower[u] for u in usual if u in lower][:1]
     if "captions" not in given and not columns["captions"]:
         columns["captions"] = [n for n in names if n.lower().rstrip("0123456789").rstrip("_") == "caption"]
     if not columns["audio"]:
-        errors.append(
-            f"{path}: no column names the clips; there are {', '.join(names)}: map one, audio=COLUMN"
-        )
+        errors.append(f"{path}: no column names the clips; there are {listed}: map one, audio=COLUMN")
     if errors:
         raise UserErrors(errors)
     return columns
 
 
-def _utterance(row: Mapping[str, Any], columns: Mapping[str, list[str]], path: Path) -> Utterance:
+def _utterance(row: Mapping[str, object], columns: Mapping[str, list[str]], path: Path) -> Utterance:
     def cell(name: str) -> str | None:
         value = row.get(columns[name][0]) if columns[name] else None
         return str(value).strip() or None if value is not None else None
@@ -126,19 +109,14 @@ def _utterance(row: Mapping[str, Any], columns: Mapping[str, list[str]], path: P
         raise ValueError("names no clip")
     audio = audio.replace("\\", "/")
     if Path(audio).is_absolute():
-        try:
-            audio = Path(audio).relative_to(path.parent).as_posix()
-        except ValueError:
-            raise ValueError(f"{audio} lies outside {path.parent}, the table's folder") from None
+        if not Path(audio).is_relative_to(path.parent):
+            raise ValueError(f"{audio} lies outside {path.parent}, the table's folder")
+        audio = Path(audio).relative_to(path.parent).as_posix()
     emotion, gender, intensity = cell("emotion"), cell("gender"), cell("intensity")
     if gender is not None and gender.lower() not in _GENDERS:
         raise ValueError(f'gender "{gender}" is neither female nor male')
     if intensity is not None and intensity.lower() not in _INTENSITIES:
         raise ValueError(f'intensity "{intensity}" is neither normal nor strong')
-    try:
-        label = canonical(emotion) if emotion else None
-    except KeyError as error:
-        raise ValueError(error.args[0]) from None
     captions: list[str] = []
     for column in columns["captions"]:
         value = row.get(column)
@@ -154,7 +132,7 @@ def _utterance(row: Mapping[str, Any], columns: Mapping[str, list[str]], path: P
         speaker=cell("speaker"),
         gender=_GENDERS[gender.lower()] if gender else None,
         transcript=cell("transcript"),
-        emotion=label,
+        emotion=canonical(emotion) if emotion else None,
         intensity=_INTENSITIES[intensity.lower()] if intensity else None,
         captions=[caption for caption in captions if caption],
         extra={key: value for key, value in row.items() if key not in used and value not in (None, "")},

@@ -36,7 +36,7 @@ class Espeak:
             data = os.fsencode(espeakng_loader.get_data_path())
         except (ImportError, OSError) as error:
             raise UserError(
-                f"made speech needs the eSpeak NG library ({error}); pip install espeakng-loader"
+                f"synthetic speech needs the eSpeak NG library ({error}); pip install espeakng-loader"
             ) from None
         self.rate = int(self._library.espeak_Initialize(_SYNCHRONOUS, 0, data, _DONT_EXIT))
         if self.rate <= 0:

@@ -1,42 +1,35 @@
-"""Made speech: a synthetic corpus for trying everything out without downloading recordings.
+"""Synthetic speech: a corpus for trying everything out without downloading recordings.
 
 eSpeak NG speaks neutral sentences in many voices; pitch, pitch range, rate, loudness, spectral tilt and
 tremor follow the emotion, about each voice's own habit and with some chance a clip, so that the emotions
 overlap a little. It is formant synthesis: the emotion is only what these numbers say, and nothing learnt here
 is known to hold for people.
-
-    python -m aligncap.data.synthetic.speech FOLDER --speakers 24 --clips 25 --seed 0
 """
 
 from __future__ import annotations
 
-import argparse
-import os
-import shutil
-import subprocess
-import sys
-import tempfile
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from aligncap.data.corpora.common import Reading, not_the_corpus
 from aligncap.data.manifest import Utterance, read_manifest, write_manifest
 from aligncap.data.synthetic.plan import SENTENCES, Clip, Voice, plan, voices
 from aligncap.utils.errors import UserError
+from aligncap.utils.io import workplace
 
-TABLE = "made.jsonl"
+TABLE = "synthetic.jsonl"
 SPEAKERS, CLIPS_PER_SPEAKER = 24, 25
 
 
-def read(folder: Path) -> Reading:
-    """The clips of a folder that `make_speech` filled; an empty or absent folder is filled first."""
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        make_speech(folder)
+def read_speech(folder: Path) -> list[Utterance]:
+    """The clips of a folder that `make_speech` filled; none where it did not."""
     if not (folder / TABLE).is_file():
-        raise not_the_corpus("made", folder, f"{TABLE} beside the clips, or an empty folder to fill")
-    return [replace(u, root=str(folder)) for u in read_manifest(folder / TABLE)], []
+        return []
+    return [replace(u, root=str(folder)) for u in read_manifest(folder / TABLE)]
 
 
 def make_speech(
@@ -55,30 +48,19 @@ def make_speech(
     """
     out = Path(out_folder)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out}: not an empty folder; give a new one, or delete it to make the speech again")
+        raise UserError(f"{out}: not an empty folder; give a new one, or delete it to synthesise again")
     plan(speakers, clips_per_speaker, seed)  # refuses impossible numbers before a process is started
+    context = multiprocessing.get_context("spawn")  # the library can end the process that it runs in
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+        with workplace(out) as work:
+            with ProcessPoolExecutor(1, mp_context=context) as pool:
+                pool.submit(_synthesise, work, speakers, clips_per_speaker, seed).result()
+            work.chmod(0o755)
+            work.replace(out)
+    except BrokenProcessPool:
+        raise UserError("eSpeak NG ended its process; install espeakng-loader again") from None
     except OSError as error:
         raise UserError(f"{out}: cannot be written: {error.strerror}; choose another folder") from error
-    try:
-        numbers = ["--speakers", str(speakers), "--clips", str(clips_per_speaker), "--seed", str(seed)]
-        command = [sys.executable, "-m", "aligncap.data.synthetic.speech", str(work), *numbers]
-        package = str(Path(__file__).resolve().parents[2])  # found also when not installed
-        search = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
-        environment = {**os.environ, "PYTHONPATH": search}
-        done = subprocess.run(command, capture_output=True, text=True, env=environment)
-        if done.returncode:
-            raise UserError(
-                f"speech could not be made: {(done.stderr.strip() or 'no message').splitlines()[-1]}"
-            )
-        work.chmod(0o755)
-        work.replace(out)
-    except OSError as error:
-        raise UserError(f"{out}: cannot be written: {error.strerror}; choose another folder") from error
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
     return out / TABLE
 
 
@@ -147,35 +129,14 @@ def _trim(x: np.ndarray, rate: int) -> np.ndarray:
 
 def _utterance(clip: Clip, voice: Voice) -> Utterance:
     return Utterance(
-        id=f"made-speech-{clip.name}",
+        id=f"made-speech-{clip.name}",  # the corpus's first name: random draws depend on ids
         root=".",
         audio=f"{clip.speaker}/{clip.name}.wav",
-        corpus="made-speech",
-        speaker=f"made-speech-{clip.speaker}",
+        corpus="synthetic",
+        speaker=f"synthetic-{clip.speaker}",
         gender=voice.gender,
         transcript=SENTENCES[clip.sentence],
         emotion=clip.emotion,
         intensity=clip.intensity,
         extra={"synthetic": True, "voice": voice.name, "parameters": clip.parameters()},
     )
-
-
-def main() -> int:
-    """Command line of the synthesising process."""
-    parser = argparse.ArgumentParser(description="Make synthetic emotional speech with eSpeak NG.")
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--speakers", type=int, default=SPEAKERS)
-    parser.add_argument("--clips", type=int, default=CLIPS_PER_SPEAKER, help="clips a speaker")
-    parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
-    try:
-        given.folder.mkdir(parents=True, exist_ok=True)
-        _synthesise(given.folder, given.speakers, given.clips, given.seed)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,0 +1,126 @@
+"""Files of corpora: sound files, tables in whatever encoding, and words for emotions."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from aligncap.utils.errors import UserError, UserErrors, natural, nearest
+from aligncap.utils.io import load_data
+
+_SOUND = (".wav", ".flac", ".ogg", ".mp3")
+
+
+def sound_files(folder: Path) -> list[Path]:
+    """Sound files anywhere under a folder, in natural order; hidden files and macOS doubles left out."""
+    found: list[Path] = []
+    seen: set[str] = set()  # real paths, since a symlink may lead back up
+
+    def enters(parent: str, name: str) -> bool:
+        if name.startswith((".", "__MACOSX")):
+            return False
+        path = os.path.join(parent, name)
+        if not os.path.islink(path):
+            return True
+        real = os.path.realpath(path)
+        new = real not in seen and not Path(parent).resolve().is_relative_to(real)
+        seen.add(real)
+        return new
+
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if enters(parent, name)]
+        sounds = (name for name in names if name.lower().endswith(_SOUND) and not name.startswith("."))
+        found += [Path(parent, name) for name in sounds]
+    return sorted(found, key=lambda path: natural(str(path)))
+
+
+def by_stem(paths: Iterable[Path]) -> dict[str, Path]:
+    """Paths by file name without its ending.
+
+    Raises:
+        UserErrors: two files of one name.
+    """
+    found: dict[str, Path] = {}
+    errors = []
+    for path in paths:
+        if path.stem in found:
+            errors.append(f"{path}: same name as {found[path.stem]}; leave one of them out")
+        found.setdefault(path.stem, path)
+    if errors:
+        raise UserErrors(errors)
+    return found
+
+
+def read_text(path: Path) -> str:
+    """Text of a file in UTF-8, UTF-16 or GB18030, whichever it is; old corpora mix them."""
+    data = path.read_bytes()
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return data.decode("utf-16")
+    for encoding in ("utf-8-sig", "gb18030"):
+        try:
+            return data.decode(encoding)
+        except UnicodeDecodeError:
+            continue
+    return data.decode("cp1252", errors="replace")
+
+
+def read_table(path: Path, delimiter: str = ",", columns: Iterable[str] = ()) -> list[dict[str, str]]:
+    """Rows of a table with a header line; names and values stripped of stray spaces.
+
+    Raises:
+        UserError: no header, one that names a column twice, or that lacks one of `columns`.
+        UserErrors: rows that are longer than the header.
+    """
+    # not splitlines(): texts may hold line separators of their own
+    lines = csv.reader(io.StringIO(read_text(path), newline=""), delimiter=delimiter)
+    header = [name.strip() for name in next(lines, [])]
+    twice = sorted({name for name in header if name and header.count(name) > 1})
+    if not any(header) or twice:
+        raise UserError(
+            f"{path}:1: a header line with one name a column is needed"
+            + (f'; "{twice[0]}" stands there twice' if twice else "")
+        )
+    if absent := sorted(set(columns) - set(header)):
+        raise UserError(f"{path}:1: column {', '.join(absent)} is missing; copy the table again")
+    errors = []
+    rows = []
+    for row in lines:
+        if any(cell.strip() for cell in row[len(header) :]):
+            errors.append(f"{path}:{lines.line_num}: {len(row)} columns, the header names {len(header)}")
+        if any(cell.strip() for cell in row):
+            rows.append({name: cell.strip() for name, cell in zip(header, row, strict=False) if name})
+    if errors:
+        raise UserErrors(errors)
+    return rows
+
+
+def read_json(path: Path) -> object:
+    """Parsed JSON.
+
+    Raises:
+        UserError: broken JSON, with its line.
+    """
+    try:
+        return json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        what = f"broken JSON ({error.msg}); copy the file again from the corpus"
+        raise UserError(f"{path}:{error.lineno}: {what}") from None
+
+
+def canonical(value: str) -> str:
+    """Label for a free spelling ("Anger", "HAPPY"): a label itself or an alias of data/labels.yaml.
+
+    Raises:
+        KeyError: unknown; the message carries the nearest label.
+    """
+    data = load_data("labels.yaml")
+    word = value.strip().lower()
+    if word in data["labels"]:
+        return word
+    if word in data["aliases"]:
+        return str(data["aliases"][word])
+    raise KeyError(f'unknown emotion "{value}"{nearest(word, [*data["labels"], *data["aliases"]])}')

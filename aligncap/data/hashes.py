@@ -1,0 +1,92 @@
+"""Hashes of sound files that were taken before, so that a start reads no file that has not changed since.
+
+A file is known by its path, size and time of change, as in git's index. What was hashed is kept beside the
+manifest in `.NAME.hashes`, or in the user's cache where that folder cannot be written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from filelock import FileLock
+
+from aligncap.utils.io import file_sha256
+from aligncap.utils.progress import track
+
+
+def hashes_of(manifest: str | Path, files: Mapping[str, os.stat_result]) -> dict[str, str]:
+    """SHA-256 of each file; only those that are new or have changed since the last call are read.
+
+    Of several processes that ask at the same time one reads the files, and the others wait for it.
+
+    Args:
+        files: what `os.stat` gave for each path, before this call.
+    """
+    places = _places(Path(manifest))
+    with _lock(places):
+        known = {path: (size, time, sha256) for path, size, time, sha256 in _lines(places)}
+        found, new = {}, []
+        for path, stat in files.items():
+            size, time, sha256 = known.get(path, (None, None, ""))
+            if (size, time) == (stat.st_size, stat.st_mtime_ns):
+                found[path] = sha256
+            else:
+                new.append(path)
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            found |= zip(new, track(pool.map(file_sha256, new), len(new), "hashing clips"), strict=True)
+        lines = ([path, files[path].st_size, files[path].st_mtime_ns, found[path]] for path in new)
+        _append(places, "".join(json.dumps(line) + "\n" for line in lines))
+    return found
+
+
+def _places(manifest: Path) -> list[Path]:
+    home = os.environ.get("ALIGNCAP_HOME")
+    cache = Path(home).expanduser() if home else Path.home() / ".cache" / "aligncap"
+    name = hashlib.sha256(str(manifest.resolve()).encode()).hexdigest()[:24]
+    return [manifest.with_name(f".{manifest.name}.hashes"), cache / "hashes" / name]
+
+
+@contextmanager
+def _lock(places: list[Path]) -> Iterator[None]:
+    """Hold a lock in the first place that can be written; without one processes only repeat work."""
+    for place in places:
+        file = place.with_name(f"{place.name}.lock")
+        lock = FileLock(file)
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+        except OSError:
+            continue
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                file.unlink()
+            lock.release()
+        return
+    yield
+
+
+def _lines(places: list[Path]) -> Iterator[tuple[str, int, int, str]]:
+    for place in places:
+        try:
+            text = place.read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            continue
+        for line in text.split("\n"):
+            with suppress(ValueError, TypeError):  # torn by a kill
+                path, size, time, sha256 = json.loads(line)
+                yield path, size, time, sha256
+
+
+def _append(places: list[Path], text: str) -> None:
+    for place in places if text else ():
+        with suppress(OSError), place.open("a", encoding="utf-8") as file:
+            file.write("\n" + text)
+            return

@@ -1,0 +1,94 @@
+"""One command at a time writes an output: a lock beside it that names its holder."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from aligncap.utils.errors import UserError
+
+_held: dict[Path, tuple[int, Callable[[], None]]] = {}  # by this process: how many times, how to release
+_guard = threading.Lock()
+
+
+@contextmanager
+def locked(out: str | Path | None) -> Iterator[None]:
+    """Keep other commands from writing `out`, a file or a folder, while the block runs.
+
+    The lock is `.NAME.lock` beside `out`. Its holder removes it; of a killed holder it does not hold. A
+    process may take it several times. Of the processes of one launch the first takes it, for all. Where no
+    lock can be written none is taken, since `out` cannot be written either.
+
+    Raises:
+        UserError: another command holds the lock; the message says which, where and since when.
+    """
+    if out is None or int(os.environ.get("RANK", "0")) > 0:
+        yield
+        return
+    path = Path(os.path.abspath(out))
+    with _guard:
+        count, release = _held.get(path) or (0, _take(path))
+        _held[path] = count + 1, release
+    try:
+        yield
+    finally:
+        with _guard:
+            count, release = _held.pop(path)
+            if count > 1:
+                _held[path] = count - 1, release
+            else:
+                release()
+
+
+def _take(path: Path) -> Callable[[], None]:
+    """Take the lock of `path`; what is returned releases it."""
+    file = path.with_name(f".{path.name}.lock")
+    new = [folder for folder in path.parents if not folder.exists()]
+    lock = FileLock(file, timeout=0, thread_local=False)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout:
+        raise UserError(
+            f"{path}: is being written by {_holder(file)}; wait until it is done, or choose another output"
+        ) from None
+    except OSError:
+        return lambda: None
+    command = shlex.join([os.path.basename(sys.argv[0]), *sys.argv[1:]])
+    holder = {
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+        "since": time.strftime("%Y-%m-%d %H:%M:%S"),
+        "command": command if len(command) <= 200 else f"{command[:200]}…",
+    }
+    with suppress(OSError):
+        file.write_text(json.dumps(holder), encoding="utf-8")
+
+    def release() -> None:
+        with suppress(OSError):
+            file.unlink()
+        lock.release()
+        with suppress(OSError):  # folders that were made for the lock and stayed empty
+            for folder in new:
+                folder.rmdir()
+
+    return release
+
+
+def _holder(file: Path) -> str:
+    try:
+        return "process {pid} on {host} since {since}: {command}".format(
+            **json.loads(file.read_text("utf-8"))
+        )
+    except (OSError, ValueError, KeyError, TypeError):  # it has not said so yet
+        return "another process"
