@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import hashlib
+import subprocess
+import sys
+import time
 from collections import Counter
 from dataclasses import replace
 from functools import partial
@@ -146,3 +149,21 @@ def test_tremor_shakes_the_amplitude() -> None:
         return float(np.std(frames) / np.mean(frames))
 
     assert unrest(0.0) < 0.05 < 0.15 < unrest(0.8)
+
+
+SPEAK = """
+import hashlib
+import subprocess
+import sys
+import time
+from aligncap.data.synthetic.espeak import Espeak
+said = Espeak()("Kids are talking by the door.", "en-us+f3", words_per_minute=150, pitch=50, pitch_range=50)
+print(hashlib.sha256(said.tobytes()).hexdigest())
+"""
+
+
+def test_a_breathy_voice_is_the_same_in_every_run() -> None:
+    """eSpeak seeds the noise in such voices by the time of day unless it is given a seed."""
+    first = subprocess.run([sys.executable, "-c", SPEAK], capture_output=True, text=True, check=True).stdout
+    time.sleep(1.1)
+    assert subprocess.run([sys.executable, "-c", SPEAK], capture_output=True, text=True).stdout == first

@@ -67,6 +67,7 @@ class Espeak:
             (_VOLUME, 60),  # low enough that no voice clips; loudness is set afterwards
         ):
             self._library.espeak_SetParameter(parameter, int(value), 0)
+        self._library.espeak_ng_SetRandSeed(1)  # breathy voices draw noise, else seeded by the time of day
         self._blocks = []
         data = text.encode("utf-8")
         self._library.espeak_Synth(data, ctypes.c_size_t(len(data) + 1), 0, 0, 0, _UTF8, None, None)
