@@ -1,46 +1,190 @@
 """How far two judges agree, whether a judge is better than counting words, and whether it agrees with itself.
 
-A judge's scores train the captioner, so its word is checked before it is trusted: against another judge
+A judge's scores train the captioner, so they are checked before they are trusted: against another judge
 (a person, where there is one), against length alone, and against itself with the order of captions swapped.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
+import pandas as pd
 
-from aligncap.preferences.pair_kinds import words_of_text
-from aligncap.preferences.verdicts import CRITERIA, read_scored
+from aligncap.preferences.judges import CRITERIA, read_scored
+from aligncap.preferences.reports import agreement_tables, show
+from aligncap.text.lexicon import caption_length
 from aligncap.utils.errors import UserError, UserErrors
-from aligncap.utils.io import read_jsonl, write_json
+from aligncap.utils.io import Row, read_jsonl, write_json
+from aligncap.utils.options import Config, PositiveInt, option
 from aligncap.utils.run_record import file_hashes
 from aligncap.utils.statistics import (
-    MOST_CLIPS,
+    Clusters,
     Floats,
-    Scored,
-    agreement_of,
-    agreement_with_ties,
-    clip_taus,
-    draws,
-    estimate,
-    kappa_of,
-    kappa_sums,
-    mean_clip_tau,
+    Ints,
+    Statistic,
+    noted_intervals,
     overall_tau,
-    pair_counts,
-    starts_of,
+    paired_differences,
+    ratio,
+    tau_b,
+    weighted_kappa,
 )
 
+KEY = ["id", "kind", "number", "caption"]  # what tells captions apart
+FEW = 20  # fewer clips than this make a coarse interval
 _WINNERS = ("a", "b", "tie")
 
 
-def self_consistency(
-    rows: Sequence[Mapping[str, Any]], *, resamples: int = 1000, seed: int = 0
-) -> dict[str, Any]:
-    """Whether a judge keeps its word when two captions change places.
+@dataclass
+class AgreeConfig(Config):
+    """How far judge A agrees with judge B over the captions that both scored, and with length alone.
+
+    Examples:
+        aligncap agree scored.jsonl gpt.jsonl --out agreement.json
+        aligncap agree gpt.jsonl ann.jsonl --pairwise compared.jsonl
+    """
+
+    POSITIONAL: ClassVar[tuple[str, ...]] = ("a", "b")
+
+    a: str = option(help="Scored file of the judge in question.")
+    b: str = option(help="Scored file of the judge that it is compared with, such as a person.")
+    pairwise: str | None = option(None, "Pairs compared by A (`judge --compare`): does it agree with itself?")
+    out: str | None = option(None, "JSON file of the result.")
+    resamples: PositiveInt = option(1000, "Resamples of clips behind each interval.")
+    seed: int = option(0, "Seed of the resamples.")
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Captions scored by two judges, sorted by clip: `clip[i]` is the number of caption i's clip."""
+
+    a: Floats
+    b: Floats
+    clip: Ints
+
+    @property
+    def clips(self) -> list[slice]:
+        """Places of each clip's captions."""
+        ends = [*np.flatnonzero(np.diff(self.clip)) + 1, len(self.clip)]
+        return [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
+
+
+def clusters_of_clips(clip: Ints) -> Clusters:
+    """What is resampled: clips, each with all of its captions or pairs."""
+    return Clusters(clip, int(clip.max()) + 1, 0, 0, "clips")
+
+
+def pair_counts(scored: Scored) -> Floats:
+    """Pairs of captions within each clip: (clips, 5), columns as below.
+
+    Ordered alike, ordered the other way, tied by A alone, tied by B alone, tied by both.
+    """
+    rows = []
+    for clip in scored.clips:
+        i, j = np.triu_indices(clip.stop - clip.start, 1)
+        a, b = (np.sign(x[clip][i] - x[clip][j]) for x in (scored.a, scored.b))
+        alike, tied_a, tied_b = a * b, a == 0, b == 0
+        kinds = (alike > 0, alike < 0, tied_a & ~tied_b, ~tied_a & tied_b, tied_a & tied_b)
+        rows.append([kind.sum() for kind in kinds])
+    return np.array(rows, dtype=np.float64)
+
+
+def order_statistics(scored: Scored, counts: Floats) -> dict[str, Statistic]:
+    """How alike the captions of a clip are ordered, of sums over clips.
+
+    "tau_within": mean over clips of Kendall's tau-b (clips where a judge ties all are left out);
+    "pairwise": share of pairs ordered alike, of those that neither judge ties; "pairwise_ties_half": the
+    same of the pairs that B orders, a tie of A's counting half, as a coin would do.
+    """
+    taus = np.array([tau_b(scored.a[clip], scored.b[clip]) for clip in scored.clips])
+    alike, other, tied_a = counts[:, 0], counts[:, 1], counts[:, 2]
+    return {
+        "tau_within": ratio(np.nan_to_num(taus), np.isfinite(taus).astype(np.float64)),
+        "pairwise": ratio(alike, alike + other),
+        "pairwise_ties_half": ratio(alike + tied_a / 2, alike + other + tied_a),
+    }
+
+
+def agree(rows_a: Sequence[Row], rows_b: Sequence[Row], *, resamples: int, seed: int) -> Row:
+    """Agreement of judge A with judge B over the captions that both scored.
+
+    Rows are matched by clip, candidate or reference number, and caption. Every statistic is
+    {"value", "low", "high", "note"} with a 95 % interval over clips; one that cannot be had (a judge that
+    gives one score only) is None and its note says why.
+
+    Returns:
+        "a" and "b" (who they are, how much they vary), "matched", "statistics" of A against B: those of
+        `order_statistics`, "tau_overall" (tau-b of all captions) and "kappa" (quadratic-weighted, of overall
+        scores rounded to integers); "kappa_by_criterion"; "ties"; "length": the same for length alone as a
+        judge, in the direction that agrees better, and "gain": A less length; "warnings".
+
+    Raises:
+        UserError: no caption that both scored.
+    """
+    both = _frame(rows_a).merge(_frame(rows_b), on=KEY, suffixes=("_a", "_b")).sort_values(KEY)
+    if both.empty:
+        raise UserError(
+            "the two judges scored no caption in common (same id, candidate number and caption); "
+            "judge the same candidates file with both"
+        )
+    only = {"only_a": len(rows_a) - len(both), "only_b": len(rows_b) - len(both)}
+    scored = _scored(both, "overall")
+    words = both["caption"].map(caption_length).to_numpy(float)
+    judges = [sorted({row["verdict"]["judge"] for row in rows}) for rows in (rows_a, rows_b)]
+    names = [" and ".join(several) for several in judges]
+    counts = pair_counts(scored)
+    longer = pair_counts(Scored(words, scored.b, scored.clip)).sum(0)
+    better = "longer" if longer[0] >= longer[1] else "shorter"
+    by_length = Scored(words if better == "longer" else -words, scored.b, scored.clip)
+
+    # Kappa of length is left out: a number of words is no score of 0 to 10.
+    own = order_statistics(scored, counts)
+    length = order_statistics(by_length, pair_counts(by_length))
+    why = _why_undefined(scored, names)
+    why_length = "undefined: every caption is equally long" if len(np.unique(words)) == 1 else why
+    clips, every = (clusters_of_clips(index) for index in (np.arange(len(counts)), scored.clip))
+    draw: dict[str, int] = {"resamples": resamples, "seed": seed}
+    gain = paired_differences(length, own, clips, **draw)
+    total, pairs = counts.sum(0), counts.sum()
+    ties = {"tied_by_a": total[2] + total[4], "tied_by_b": total[3] + total[4], "tied_by_both": total[4]}
+    result: Row = {
+        "a": _about(names[0], scored.a),
+        "b": _about(names[1], scored.b),
+        "matched": {"captions": len(both), "clips": len(counts), **only},
+        "statistics": {
+            **noted_intervals(own, clips, why, **draw),
+            "tau_overall": overall_tau(scored.a, scored.b, every, why, **draw),
+            "kappa": _kappa(scored, **draw),
+        },
+        "kappa_by_criterion": {
+            name: {"captions": len(part.a), **_kappa(part, **draw)}
+            for name in CRITERIA
+            if len((part := _scored(both, name)).a)
+        },
+        "ties": {"pairs": int(pairs)} | {k: float(n / pairs) if pairs else None for k, n in ties.items()},
+        "clips_without_tau": int((own["tau_within"].sums[:, 1] == 0).sum()),
+        "length": {
+            "better": better,
+            "statistics": {
+                **noted_intervals(length, clips, why_length, **draw),
+                "tau_overall": overall_tau(by_length.a, scored.b, every, why_length, **draw),
+            },
+        },
+        "gain": {
+            name: {**gain[name], "note": why_length if gain[name]["value"] is None else ""}
+            for name in ("tau_within", "pairwise_ties_half")
+        },
+        **draw,
+    }
+    result["warnings"] = _warnings(result)
+    return result
+
+
+def self_consistency(rows: Sequence[Row], *, resamples: int, seed: int) -> Row:
+    """Whether a judge gives the same answer when two captions change places.
 
     Args:
         rows: {"id", "a", "b", "winner_ab", "winner_ba"}: the winner ("a", "b" or "tie") with a shown first,
@@ -49,7 +193,7 @@ def self_consistency(
     Returns:
         "consistent": share of pairs with the same winner in both orders; "first_preferred": share of
         decisions, ties aside, for the caption shown first (0.5: no preference); both with an interval over
-        clips. "pairs", "ties" (share of decisions) and "warnings".
+        clips. "pairs", "clips", "ties" (share of decisions) and "warnings".
 
     Raises:
         UserError: no row. UserErrors: rows without id or winners.
@@ -65,171 +209,79 @@ def self_consistency(
         raise UserErrors(errors)
     if not rows:
         raise UserError("no pair was judged in both orders; `aligncap judge --compare` writes such a file")
-    if resamples < 1:
-        raise UserError(f"--resamples {resamples}: at least 1 is needed, 1000 is usual")
-    rows = sorted(rows, key=lambda row: str(row["id"]))
     decisions = [(row["winner_ab"], row["winner_ba"]) for row in rows]
-    columns = np.array(
-        [
-            [ab == ba, 1, (ab == "a") + (ba == "b"), (ab != "tie") + (ba != "tie"), (ab, ba).count("tie")]
-            for ab, ba in decisions
-        ],
-        dtype=np.float64,
-    )
-    by_clip = np.add.reduceat(columns, starts_of([row["id"] for row in rows]), axis=0)
-    drawn = draws(len(by_clip), resamples, seed) @ by_clip
-    total = by_clip.sum(0)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        same = estimate(total[0] / total[1], drawn[:, 0] / drawn[:, 1], "")
-        first = estimate(total[2] / total[3], drawn[:, 2] / drawn[:, 3], "every decision is a tie")
+    columns = [(ab == ba, (ab == "a") + (ba == "b"), (ab, ba).count("tie")) for ab, ba in decisions]
+    same, first, ties = np.array(columns, dtype=np.float64).T
+    statistics = {"consistent": ratio(same, np.ones(len(rows))), "first_preferred": ratio(first, 2 - ties)}
+    clips = clusters_of_clips(np.unique([str(row["id"]) for row in rows], return_inverse=True)[1])
+    found = noted_intervals(statistics, clips, "every decision is a tie", resamples=resamples, seed=seed)
     warnings = []
-    if same["low"] is not None and same["low"] <= 0.5:
-        warnings.append(f"the judge keeps its word in {same['value']:.0%} of pairs when they change places")
-    if first["value"] is not None and not first["low"] <= 0.5 <= first["high"]:
-        place = "first" if first["value"] > 0.5 else "second"
-        share = max(first["value"], 1 - first["value"])
+    consistent, preferred = found["consistent"], found["first_preferred"]
+    if consistent["low"] is not None and consistent["low"] <= 0.5:
+        warnings.append(
+            f"the judge agrees with itself in {consistent['value']:.0%} of pairs that change places"
+        )
+    if preferred["value"] is not None and not preferred["low"] <= 0.5 <= preferred["high"]:
+        place = "first" if preferred["value"] > 0.5 else "second"
+        share = max(preferred["value"], 1 - preferred["value"])
         warnings.append(f"the judge prefers the caption shown {place} ({share:.0%}); ask in both orders")
-    return {
-        "pairs": len(rows),
-        "clips": len(by_clip),
-        "consistent": same,
-        "first_preferred": first,
-        "ties": float(total[4] / (2 * len(rows))),
-        "warnings": warnings,
-    }
+    share_of_ties = float(ties.sum() / (2 * len(rows)))
+    return {"pairs": len(rows), "clips": clips.count, **found, "ties": share_of_ties, "warnings": warnings}
 
 
-FEW = 20  # fewer clips than this make a coarse interval
-
-
-def agree(
-    rows_a: Sequence[Mapping[str, Any]],
-    rows_b: Sequence[Mapping[str, Any]],
-    *,
-    resamples: int = 1000,
-    seed: int = 0,
-) -> dict[str, Any]:
-    """Agreement of judge A with judge B over the captions that both scored.
-
-    Rows are matched by clip, candidate or reference number, and caption. Every statistic is
-    {"value", "low", "high", "note"} with a 95 % interval over clips; one that cannot be had (a judge that
-    gives one score only) is None and its note says why.
-
-    Returns:
-        "a" and "b" (who they are, how much they vary), "matched", "statistics" of A against B: "tau_within"
-        (mean over clips of Kendall's tau-b), "tau_overall", "pairwise" (share of a clip's pairs of captions
-        ordered alike, of those that neither ties), "pairwise_ties_half" (of those that B orders, A's ties
-        counted half), "kappa" (quadratic-weighted, of overall scores rounded to integers);
-        "kappa_by_criterion"; "ties"; "length": the same for length alone as a judge, and "gain": A less
-        length; "warnings".
-
-    Raises:
-        UserError: no caption that both scored, or fewer than one resample.
-    """
-    if resamples < 1:
-        raise UserError(f"--resamples {resamples}: at least 1 is needed, 1000 is usual")
-    matched, only_a, only_b = _match(rows_a, rows_b)
-    starts = starts_of([a["id"] for a, _ in matched])
-    overall = [_column(rows) for rows in zip(*matched, strict=True)]
-    scored = Scored(overall[0], overall[1], starts)
-    words = np.array([float(len(words_of_text(a["caption"]))) for a, _ in matched])
-    drawn = draws(scored.clips, resamples, seed)
-    names = [_judge(rows, side) for rows, side in ((rows_a, "A"), (rows_b, "B"))]
-    why = _why_undefined(scored, names)
-    counts = pair_counts(scored)
-    result: dict[str, Any] = {
-        "a": _about(names[0], scored.a),
-        "b": _about(names[1], scored.b),
-        "matched": {"captions": len(matched), "clips": scored.clips, "only_a": only_a, "only_b": only_b},
-        "statistics": {
-            **_order_statistics(scored, counts, drawn, why),
-            "kappa": _kappa(scored, drawn),
-        },
-        "kappa_by_criterion": _kappa_by_criterion(matched, resamples, seed),
-        "ties": _ties(counts),
-        "clips_without_tau": int((~np.isfinite(clip_taus(counts))).sum()),
-        "resamples": resamples,
-        "seed": seed,
-    }
-    result |= _against_length(scored, counts, words, drawn, why)
-    result["warnings"] = _warnings(result)
-    return result
-
-
-def agree_files(
-    a: str | Path,
-    b: str | Path,
-    *,
-    pairwise: str | Path | None = None,
-    out: str | Path | None = None,
-    resamples: int = 1000,
-    seed: int = 0,
-) -> dict[str, Any]:
+def agree_files(config: AgreeConfig) -> Row:
     """`agree` of two scored files, with `self_consistency` of a pairwise file; written to `out` as JSON.
 
     Raises:
         UserError: a file is missing or empty, or no caption was scored by both.
         UserErrors: broken lines.
     """
-    rows_a = read_scored(a)
-    result = agree(rows_a, read_scored(b), resamples=resamples, seed=seed)
-    files = [a, b]
-    if pairwise is not None:
-        rows = read_jsonl(pairwise)
+    draw = {"resamples": config.resamples, "seed": config.seed}
+    rows_a = read_scored(config.a)
+    result = agree(rows_a, read_scored(config.b), **draw)
+    if config.pairwise is not None:
+        rows = read_jsonl(config.pairwise)
         own = rows_a[0]["verdict"]["judge"]
         if others := {str(row["judge"]) for row in rows if row.get("judge")} - {own}:
-            raise UserError(f"{pairwise}: compared by {', '.join(sorted(others))}, and {a} is {own}'s")
+            raise UserError(
+                f"{config.pairwise}: compared by {', '.join(sorted(others))}, and {config.a} is {own}'s"
+            )
         try:
-            result["self"] = self_consistency(rows, resamples=resamples, seed=seed)
+            result["self"] = self_consistency(rows, **draw)
         except UserErrors as error:
-            raise UserErrors(
-                [error.replace("pair ", f"{pairwise}: pair ", 1) for error in error.errors]
-            ) from None
-        files.append(pairwise)
-    result["files"] = file_hashes(files)
-    if out is not None:
-        write_json(out, result)
+            raise UserErrors([f"{config.pairwise}: {line}" for line in error.errors]) from None
+    result["files"] = file_hashes([file for file in (config.a, config.b, config.pairwise) if file])
+    if config.out is not None:
+        write_json(config.out, result)
     return result
 
 
-# ---- parts
+def run_agree(config: AgreeConfig) -> int:
+    """Print how far two judges agree."""
+    show(agreement_tables(agree_files(config)))
+    return 0
 
 
-def _match(
-    rows_a: Sequence[Mapping[str, Any]], rows_b: Sequence[Mapping[str, Any]]
-) -> tuple[list[tuple[Mapping[str, Any], Mapping[str, Any]]], int, int]:
-    """Rows of the same caption, sorted by clip; and how many only A and only B has."""
-
-    def key(row: Mapping[str, Any]) -> tuple[str, str, int, str]:
-        number = row.get("reference") if row["kind"] == "reference" else row.get("candidate")
-        return str(row["id"]), str(row["kind"]), int(number or 0), row["caption"]
-
-    by_a, by_b = ({key(row): row for row in rows} for rows in (rows_a, rows_b))
-    both = sorted(by_a.keys() & by_b.keys())
-    if not both:
-        raise UserError(
-            "the two judges scored no caption in common (same id, candidate number and caption); "
-            "judge the same candidates file with both"
-        )
-    return [(by_a[k], by_b[k]) for k in both], len(by_a) - len(both), len(by_b) - len(both)
+def _frame(rows: Sequence[Row]) -> pd.DataFrame:
+    """A line a caption: KEY, the overall score, and those by criterion."""
+    lines = [
+        {**row, "number": row[row["kind"]], "overall": row["verdict"]["overall"]}
+        | {name: row["verdict"]["scores"].get(name) for name in CRITERIA}
+        for row in rows
+    ]
+    return pd.DataFrame(lines, columns=[*KEY, "overall", *CRITERIA])
 
 
-def _column(rows: Sequence[Mapping[str, Any]], criterion: str | None = None) -> Floats:
-    verdicts = [row["verdict"] for row in rows]
-    return np.array([v["overall"] if criterion is None else v["scores"][criterion] for v in verdicts], float)
+def _scored(both: pd.DataFrame, name: str) -> Scored:
+    """Scores of captions, sorted by clip, that have one of both judges."""
+    part = both[["id", f"{name}_a", f"{name}_b"]].dropna()
+    a, b = (part[f"{name}_{side}"].to_numpy(float) for side in "ab")
+    return Scored(a, b, part["id"].factorize()[0])
 
 
-def _judge(rows: Sequence[Mapping[str, Any]], side: str) -> str:
-    return " and ".join(sorted({str(row["verdict"]["judge"]) for row in rows})) or side
-
-
-def _about(name: str, scores: Floats) -> dict[str, Any]:
-    return {
-        "judge": name,
-        "mean": float(scores.mean()),
-        "sd": float(scores.std()),
-        "different_scores": len(np.unique(scores)),
-    }
+def _about(name: str, scores: Floats) -> Row:
+    spread = {"mean": float(scores.mean()), "sd": float(scores.std())}
+    return {"judge": name, **spread, "different_scores": len(np.unique(scores))}
 
 
 def _why_undefined(scored: Scored, names: Sequence[str]) -> str:
@@ -239,103 +291,25 @@ def _why_undefined(scored: Scored, names: Sequence[str]) -> str:
     return "undefined: no two captions of a clip that both judges tell apart"
 
 
-def _order_statistics(scored: Scored, counts: Floats, drawn: Floats, why: str) -> dict[str, Any]:
-    total, resampled = counts.sum(0), drawn @ counts
-    overall = overall_tau(scored, drawn)
-    found = {
-        "tau_within": estimate(*mean_clip_tau(clip_taus(counts), drawn), why),
-        "tau_overall": estimate(*overall, why),
-        "pairwise": estimate(float(agreement_of(total)), agreement_of(resampled), why),
-        "pairwise_ties_half": estimate(
-            float(agreement_with_ties(total)), agreement_with_ties(resampled), why
-        ),
-    }
-    if scored.clips > MOST_CLIPS and found["tau_overall"]["value"] is not None:
-        found["tau_overall"]["note"] = f"no interval for more than {MOST_CLIPS} clips"
-    return found
-
-
-def _kappa(scored: Scored, drawn: Floats) -> dict[str, Any]:
-    sums = kappa_sums(scored)
-    found = estimate(
-        float(kappa_of(sums.sum(0))), kappa_of(drawn @ sums), "undefined: both give one and the same score"
-    )
-    constant = [
-        side
-        for side, scores in (("A", scored.a), ("B", scored.b))
-        if len(np.unique(np.floor(scores + 0.5))) == 1
-    ]
+def _kappa(scored: Scored, *, resamples: int, seed: int) -> Row:
+    statistic, clips = {"kappa": weighted_kappa(scored.a, scored.b)}, clusters_of_clips(scored.clip)
+    why = "undefined: both give one and the same score"
+    found = noted_intervals(statistic, clips, why, resamples=resamples, seed=seed)["kappa"]
+    both = (("A", scored.a), ("B", scored.b))
+    constant = [side for side, scores in both if len(np.unique(np.floor(scores + 0.5))) == 1]
     if constant and found["value"] is not None:
         found["note"] = f"{' and '.join(constant)} gives one score only, so it can be no better than chance"
     return found
 
 
-def _kappa_by_criterion(
-    matched: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]], resamples: int, seed: int
-) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name in CRITERIA:
-        both = [(a, b) for a, b in matched if all(name in row["verdict"]["scores"] for row in (a, b))]
-        if not both:
-            continue
-        a, b = (_column(rows, name) for rows in zip(*both, strict=True))
-        scored = Scored(a, b, starts_of([row["id"] for row, _ in both]))
-        found[name] = {"captions": len(both), **_kappa(scored, draws(scored.clips, resamples, seed))}
-    return found
-
-
-def _ties(counts: Floats) -> dict[str, Any]:
-    total = counts.sum(0)
-    pairs = float(total.sum())
-
-    def share(value: float) -> float | None:
-        return float(value / pairs) if pairs else None
-
-    return {
-        "pairs": int(pairs),
-        "tied_by_a": share(total[2] + total[4]),
-        "tied_by_b": share(total[3] + total[4]),
-        "tied_by_both": share(total[4]),
-    }
-
-
-def _against_length(scored: Scored, counts: Floats, words: Floats, drawn: Floats, why: str) -> dict[str, Any]:
-    """Length alone as a judge of B, in the direction that agrees better, and A less length.
-
-    Kappa is left out: a number of words is no score of 0 to 10.
-    """
-    longer = pair_counts(Scored(words, scored.b, scored.starts))
-    direction = "longer" if np.nan_to_num(agreement_of(longer.sum(0)), nan=0.5) >= 0.5 else "shorter"
-    signed = words if direction == "longer" else -words
-    length = Scored(signed, scored.b, scored.starts)
-    by_length = pair_counts(length)
-    constant = len(np.unique(words)) == 1
-    why_length = "undefined: every caption is equally long" if constant else why
-    taus, taus_length = clip_taus(counts), clip_taus(by_length)
-    means = [mean_clip_tau(t, drawn) for t in (taus, taus_length)]
-    pairs = [
-        (float(agreement_with_ties(c.sum(0))), agreement_with_ties(drawn @ c)) for c in (counts, by_length)
-    ]
-    return {
-        "length": {
-            "better": direction,
-            "statistics": _order_statistics(length, by_length, drawn, why_length),
-        },
-        "gain": {
-            "tau_within": estimate(means[0][0] - means[1][0], means[0][1] - means[1][1], why_length),
-            "pairwise_ties_half": estimate(pairs[0][0] - pairs[1][0], pairs[0][1] - pairs[1][1], why_length),
-        },
-    }
-
-
-def _warnings(result: Mapping[str, Any]) -> list[str]:
+def _warnings(result: Row) -> list[str]:
     found = []
     a, b, gain = result["a"]["judge"], result["b"]["judge"], result["gain"]["pairwise_ties_half"]
     for side in ("a", "b"):
         if result[side]["different_scores"] == 1:
             found.append(f"{result[side]['judge']} gives every caption the same score and so orders nothing")
     if gain["value"] is None:
-        found.append(f"{a} cannot be held against length alone: {gain['note'].removeprefix('undefined: ')}")
+        found.append(f"{a} cannot be compared with length alone: {gain['note'].removeprefix('undefined: ')}")
     else:
         better = f"length alone ({result['length']['better']} is better)"
         own, other = (

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import os
+import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from torch import Tensor
@@ -15,95 +16,92 @@ from aligncap.inference.batch import Job, job_of, over_clips
 from aligncap.inference.captioner import Captioner
 from aligncap.inference.sampling import sample_captions
 from aligncap.models.checkpoints import model_key
+from aligncap.models.precision import dtype_name
+from aligncap.preferences.judges import relative_name
 from aligncap.utils.distributed import launched
-from aligncap.utils.errors import UserError
-from aligncap.utils.io import write_jsonl
+from aligncap.utils.io import Row, write_jsonl
 from aligncap.utils.journal import journaled
+from aligncap.utils.options import Config, NonNegativeFloat, PositiveInt, Range, option
 
 
-def check_settings(num: int, temperature: float, top_p: float, **whole: int | None) -> None:
+@dataclass
+class CandidatesConfig(Config):
+    """Several sampled captions of each clip, for judges to score. A stopped run goes on where it stopped.
+
+    Examples:
+        aligncap candidates --model runs/distill --manifest train.jsonl --out candidates.jsonl
+        accelerate launch --config_file configs/accelerate/gpu8.yaml -m aligncap candidates \\
+            --model runs/distill --manifest train.jsonl --num 8 --out candidates.jsonl
     """
-    Raises:
-        UserError: a setting is out of range; `whole` are those that must be at least 1.
-    """
-    for name, value in {"num": num, **whole}.items():
-        if value is not None and value < 1:
-            raise UserError(f"--{name.replace('_', '-')} {value}: at least 1 is needed")
-    if temperature < 0 or (temperature == 0 and num > 1):
-        raise UserError(
-            f"--temperature {temperature}: give a number above 0; at 0 all {num} candidates would be the same"
-        )
-    if not 0 < top_p <= 1:
-        raise UserError(f"--top-p {top_p}: give a number above 0 and at most 1")
+
+    MANY_PROCESSES: ClassVar[bool] = True
+
+    model: str = option(help="Folder of a merged model or of a training run.")
+    manifest: str = option(help="Manifest of the clips.")
+    out: str = option(help="Candidates file to write.")
+    num: PositiveInt = option(8, "Captions of each clip.")
+    temperature: NonNegativeFloat = option(0.7, "Sampling temperature.")
+    top_p: Annotated[float, Range(0, 1, open_low=True)] = option(0.95, "Probability mass that is sampled.")
+    seed: int = option(0, "Seed of the samples.")
+    max_new_tokens: PositiveInt | None = option(None, "Longest caption. Default: the model's own limit.")
+    batch_size: PositiveInt = option(16, "Clips that are decoded at a time.")
+    limit: PositiveInt | None = option(None, "That many clips only, labels as even as they come.")
+    dtype: Literal["auto", "float32", "bfloat16"] = option("float32", "Precision of the model.")
+    device: str = option("auto", "auto gives each process a GPU of its own where there are any.")
+
+    def own_errors(self) -> list[str]:
+        if self.temperature == 0 and self.num > 1:
+            return [f"temperature=0: at 0 all {self.num} candidates would be the same; it must be above 0"]
+        return []
 
 
-def write_candidates(
-    model: str | Path,
-    manifest: str | Path,
-    out: str | Path,
-    *,
-    num: int = 8,
-    temperature: float = 1.0,
-    top_p: float = 0.95,
-    seed: int = 0,
-    max_new_tokens: int = 48,
-    batch_size: int = 16,
-    dtype: str = "float32",
-    device: str = "auto",
-    limit: int | None = None,
-) -> tuple[list[dict[str, Any]], list[str]]:
-    """Sample `num` captions of each clip and write `out`, in the manifest's order.
+def write_candidates(config: CandidatesConfig) -> tuple[list[Row], list[str]]:
+    """Sample captions of each clip and write them to `config.out`, in the manifest's order.
 
     Under `accelerate launch` or torchrun the processes share the clips; all return the same, the first one
     writes. Neither their number nor a stop on the way changes a caption.
-
-    Args:
-        model: folder of a merged checkpoint or of a training run.
-        device: "auto" gives each process its own GPU where there are any.
-        limit: that many clips only, see `choose_evenly`.
 
     Returns:
         rows {"id", "audio", "candidate", "caption", "model", "seed", "settings", "manifest"}, and one message
         for each clip that cannot be used.
 
     Raises:
-        UserError: a setting, the manifest or the checkpoint is at error, or `out` cannot be written.
+        UserError: the manifest or the checkpoint is wrong, or `out` cannot be written.
     """
-    check_settings(num, temperature, top_p, limit=limit, batch_size=batch_size, max_new_tokens=max_new_tokens)
-    out = Path(out)
-    utterances = read_manifest(manifest)
-    jobs = every = [job_of(manifest, u) for u in utterances]
-    if limit is not None:
-        jobs = [every[i] for i in choose_evenly(utterances, limit, seed)]
-    made: dict[str, Any] = {
-        "num": num,
-        "temperature": temperature,
-        "top_p": top_p,
-        "max_new_tokens": max_new_tokens,
+    out = Path(config.out)
+    utterances = read_manifest(config.manifest)
+    jobs = every = [job_of(config.manifest, u) for u in utterances]
+    if config.limit is not None:
+        jobs = [every[i] for i in choose_evenly(utterances, config.limit, config.seed)]
+    group, device = launched(config.device)
+    dtype = dtype_name(config.dtype, config.device)
+    captioner = Captioner.from_pretrained(config.model, device=device, dtype=dtype)
+    sampling: Row = {
+        "num": config.num,
+        "temperature": config.temperature,
+        "top_p": config.top_p,
+        "max_new_tokens": config.max_new_tokens or captioner.model.config.max_response_tokens,
     }
-    settings = {**made, "dtype": dtype}
-    group, own_device = launched(device)
-    captioner = Captioner.from_pretrained(model, device=own_device, dtype=dtype)
+    settings = {**sampling, "dtype": dtype}
 
-    def say(clips: list[np.ndarray], jobs: list[Job], means: list[Tensor | None]) -> list[list[str]]:
+    def sample(clips: list[np.ndarray], jobs: list[Job], means: list[Tensor | None]) -> list[list[str]]:
         ids, cues = [job.id for job in jobs], [job.cues for job in jobs]
-        return sample_captions(captioner, clips, ids, means=means, cues=cues, seed=seed, **made)
+        return sample_captions(captioner, clips, ids, means=means, cues=cues, seed=config.seed, **sampling)
 
-    with journaled(out, {"candidates": settings, "model": model_key(model), "seed": seed}, group) as journal:
-        # Speakers are heard in all clips, so that --limit does not change what one sounds like.
-        errors = over_clips(captioner, jobs, journal, say, batch_size, "candidates", every=every, group=group)
-        named = Path(os.path.relpath(Path(manifest).resolve(), out.resolve().parent)).as_posix()
+    made_with = {"candidates": settings, "model": model_key(config.model), "seed": config.seed}
+    with journaled(out, made_with, group) as journal:
+        # Speaker means are taken over all clips, so that `limit` does not change a speaker's.
+        errors = over_clips(
+            captioner, jobs, journal, sample, config.batch_size, "candidates", every=every, group=group
+        )
+        shared = {
+            "model": config.model,
+            "seed": config.seed,
+            "settings": settings,
+            "manifest": relative_name(Path(config.manifest), out),
+        }
         rows = [
-            {
-                "id": job.id,
-                "audio": job.audio,
-                "candidate": number,
-                "caption": caption,
-                "model": str(model),
-                "seed": seed,
-                "settings": settings,
-                "manifest": named,
-            }
+            {"id": job.id, "audio": job.audio, "candidate": number, "caption": caption, **shared}
             for job in jobs
             if job.key in journal
             for number, caption in enumerate(journal[job.key])
@@ -111,3 +109,15 @@ def write_candidates(
         if group.rank == 0:
             write_jsonl(out, rows)
     return rows, errors
+
+
+def run_candidates(config: CandidatesConfig) -> int:
+    """Write candidates; 1 where clips were left out."""
+    rows, errors = write_candidates(config)
+    if launched()[0].rank != 0:
+        return 0
+    for error in errors:
+        print(error, file=sys.stderr)
+    texts = len({(row["id"], row["caption"]) for row in rows})
+    print(f"{config.out}: {len(rows)} candidates, {texts} different, {len(errors)} clips left out")
+    return 1 if errors else 0

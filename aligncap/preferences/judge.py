@@ -1,7 +1,7 @@
-"""The verb `judge`: captions in, verdicts out, by whichever judge.
+"""The command `judge`: captions in, verdicts out, by whichever judge.
 
-Scoring reads a candidates file and writes a scored file. Comparing (`compare_candidates`) puts two captions
-of a clip to a language model in both orders and writes, one line a pair:
+Scoring reads a candidates file and writes a scored file. Comparing (`--compare`) puts two captions of a clip
+to a language model in both orders and writes, one line a pair:
     {"id", "audio", "a": caption, "b": caption, "candidate_a", "candidate_b",
      "winner_ab": "a"|"b"|"tie"    with a shown first,
      "winner_ba": "a"|"b"|"tie"    with b shown first; the names stay with the captions, not with the places,
@@ -13,35 +13,102 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import ClassVar, Literal
 
 from aligncap.models.hub import DEFAULT_LLM
 from aligncap.models.precision import best_dtype
+from aligncap.preferences.judges import CRITERIA, Item, Verdict, read_items, weighted_overall
+from aligncap.preferences.judges.endpoint import OpenAIOptions
 from aligncap.preferences.judges.human import judge_human, write_form
-from aligncap.preferences.judges.openai import (
-    Ask,
-    Endpoint,
-    Limits,
-    Session,
-    comparing_question,
-    journal_of,
-    plan_lines,
-    run_questions,
-    scoring_question,
-    verdict_of,
-)
-from aligncap.preferences.verdicts import Item, Verdict, read_items
+from aligncap.preferences.judges.openai import ask_all, plan_lines, question
+from aligncap.preferences.judges.rubric import judge_rubric
 from aligncap.utils.distributed import launched
 from aligncap.utils.errors import UserError
-from aligncap.utils.io import write_jsonl
+from aligncap.utils.io import Row, write_jsonl
 from aligncap.utils.journal import journaled
+from aligncap.utils.options import Config, NaturalInt, option
 
-Say = Callable[[str], None]
 _MOST_LISTED = 20
+
+
+@dataclass(kw_only=True)
+class _Judging(Config):
+    """Options of every judge; they come first in the help."""
+
+    candidates: str = option(help="Candidates file.")
+    judge: Literal["rubric", "openai", "human"] = option("rubric", "Who judges.")
+    out: str | None = option(None, "Scored file to write.")
+    manifest: str | None = option(None, "Manifest of the clips. Default: the one that the candidates name.")
+    references: NaturalInt = option(1, "Reference captions of each clip that are judged too.")
+    seed: int = option(0, "Seed of the pairs of --compare and of the order in --form.")
+
+
+@dataclass(kw_only=True)
+class JudgeConfig(OpenAIOptions, _Judging):
+    """Score candidates by rules and a small LLM (rubric), an LLM behind an API (openai) or people (human).
+
+    A stopped run goes on where it stopped. The openai judge asks any OpenAI-compatible endpoint; its key is
+    read from OPENAI_API_KEY, and no answer is paid twice.
+
+    Examples:
+        aligncap judge candidates.jsonl --judge rubric --out scored.jsonl
+        aligncap judge candidates.jsonl --judge openai --model gpt-4.1-mini --dry_run
+        aligncap judge candidates.jsonl --judge openai --model gpt-4.1-mini --max_cost 5 --out gpt.jsonl
+        aligncap judge candidates.jsonl --judge openai --model gpt-4.1-mini --compare --out compared.jsonl
+        aligncap judge candidates.jsonl --judge human --form sheet.csv
+        aligncap judge candidates.jsonl --judge human --filled sheet.csv --rater ann --out ann.jsonl
+    """
+
+    POSITIONAL: ClassVar[tuple[str, ...]] = ("candidates",)
+    MANY_PROCESSES: ClassVar[bool] = True
+
+    fluency: bool = option(True, "rubric: judge fluency by a language model; otherwise by rules alone.")
+    fluency_model: str = option(DEFAULT_LLM, "rubric: the language model that judges fluency.")
+    form: str | None = option(None, "human: blank sheet to write.")
+    filled: str | None = option(None, "human: filled sheet to read.")
+    rater: str = option("", "human: who filled the sheet.")
+
+    def own_errors(self) -> list[str]:
+        own = {
+            "openai": {f.name for f in fields(OpenAIOptions)},
+            "human": {"form", "filled", "rater"},
+            "rubric": {"fluency", "fluency_model"},
+        }
+        errors = [
+            f"--{f.name}: is for --judge {judge}"
+            for f in fields(self)
+            for judge, names in own.items()
+            if judge != self.judge and f.name in names and getattr(self, f.name) != f.default
+        ]
+        if self.judge == "openai":
+            errors += self.missing()
+        elif self.judge == "human" and self.form is None:
+            if self.filled is None:
+                errors.append(
+                    "--judge human needs --form SHEET.csv (to write) or --filled SHEET.csv (to read)"
+                )
+            elif not self.rater.strip():
+                errors.append("--rater: say who judged, a name or initials")
+        if self.out is None and not self.dry_run and self.form is None:
+            errors.append("--out is missing: say where the verdicts go")
+        return errors
+
+    @property
+    def journal(self) -> Path | None:
+        """The journal of paid answers."""
+        name = self.cache or (f"{self.out}.verdicts.jsonl" if self.out else None)
+        return Path(name) if name else None
+
+    @property
+    def name(self) -> str:
+        """The judge as verdicts name it."""
+        return {"openai": f"openai:{self.model}", "human": f"human:{self.rater.strip()}"}.get(
+            self.judge, "rubric"
+        )
 
 
 @dataclass
@@ -52,9 +119,9 @@ class JudgeSummary:
     """
 
     judge: str
-    out: Path | None
+    out: str | None
     wanted: int
-    scored: int
+    scored: int = 0
     what: str = "captions"
     unscored: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -81,223 +148,140 @@ class JudgeSummary:
         return found
 
 
-def judge_candidates(
-    candidates: str | Path,
-    out: str | Path | None,
-    judge: str = "rubric",
-    *,
-    manifest: str | Path | None = None,
-    references: int = 0,
-    model: str | None = None,
-    temperature: float | None = 0.0,
-    max_tokens: int = 400,
-    limits: Limits | None = None,
-    endpoint: Endpoint | None = None,
-    cache: str | Path | None = None,
-    batch: bool = False,
-    dry_run: bool = False,
-    form: str | Path | None = None,
-    filled: str | Path | None = None,
-    rater: str = "",
-    seed: int = 0,
-    say: Say = lambda line: None,
-    **options: Any,
-) -> JudgeSummary:
+def judge_candidates(config: JudgeConfig) -> JudgeSummary:
     """Judge every caption of a candidates file and write a scored file, in the same order.
 
     Under `accelerate launch` or torchrun the processes share the rubric judge's language model; all return
     the same, the first one writes.
 
-    Args:
-        out: scored file; None with `dry_run` or `form`, which write no verdicts.
-        judge: "rubric", "openai" or "human".
-        manifest: instead of the one that the rows name.
-        references: reference captions a clip that are judged beside the candidates.
-        model, temperature, max_tokens, limits, endpoint, cache, batch: of the judge "openai"; see `Ask`,
-            `Limits`, `Endpoint`. `cache` is the journal of paid verdicts, OUT.verdicts.jsonl by default.
-        dry_run: send nothing, say what would be sent and cost.
-        form, filled, rater, seed: of the judge "human": a blank sheet to write, or a filled one to read.
-        say: is told what will happen before it does.
-        options: of the rubric judge.
-
     Raises:
         UserError: what is missing or wrong, in one message.
     """
-    if judge != "rubric":
-        _refuse_processes(judge)
-    items = read_items(candidates, manifest, references, out)
-    if judge == "human" and form is not None:
-        write_form(items, form, seed)
-        note = f"{form}: {len(items)} captions to score, 0 to 10; then give the filled sheet with --filled"
-        return JudgeSummary("human", None, len(items), 0, notes=[note])
-    if judge == "openai":
-        ask = _ask(model, temperature, max_tokens)
-        questions = [scoring_question(item, ask) for item in items]
-        session = Session(ask, limits or Limits(), endpoint or Endpoint(), batch)
-        if dry_run:
-            notes = plan_lines(questions, session, journal_of(out, cache), prompt=True)
-            return JudgeSummary(f"openai:{ask.model}", None, len(items), 0, notes=notes)
-        done = run_questions(questions, session, journal_of(_needed(out), cache), say)
-        answers = [done.answers.get(q.key) for q in questions]
-        verdicts: Sequence[Verdict | None] = [
-            verdict_of(paid.answer, paid.served, q.prompt_hash, ask) if paid else None
-            for q, paid in zip(questions, answers, strict=True)
-        ]
-        reasons = [done.reason(q) for q in questions]
-        return _write(items, verdicts, reasons, _needed(out), f"openai:{ask.model}", done.notes)
-    if dry_run:
-        raise UserError(f"--dry-run is for --judge openai; --judge {judge} costs nothing")
-    _needed(out)
-    if judge == "rubric":
-        return _by_rubric(items, _needed(out), options)
-    if judge == "human":
-        if filled is None:
-            raise UserError("--judge human needs --form SHEET.csv (to write) or --filled SHEET.csv (to read)")
-        verdicts, label = judge_human(items, filled, rater), f"human:{rater.strip()}"
-    else:
-        raise UserError(f"--judge {judge}: unknown; the judges are rubric, openai and human")
-    return _write(items, verdicts, ["no score in the sheet"] * len(items), _needed(out), label, [])
+    if config.judge != "rubric" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        remedy = "; --concurrency sets its requests at a time" if config.judge == "openai" else ""
+        raise UserError(f"--judge {config.judge} runs in one process: start it without a launcher{remedy}")
+    items = read_items(config.candidates, config.manifest, config.references, config.out)
+    if config.judge == "openai":
+        return _by_openai(items, config)
+    if config.form is not None:
+        write_form(items, config.form, config.seed)
+        note = f"{config.form}: {len(items)} captions to score, 0 to 10; then give the sheet with --filled"
+        return JudgeSummary("human", None, len(items), notes=[note])
+    if config.judge == "human":
+        return _write(config, _rows(items, judge_human(items, str(config.filled), config.rater)))
+    group, place = launched()
+    device = None if place == "auto" else place
+    model = config.fluency_model if config.fluency else None
+    with journaled(Path(str(config.out)), {"fluency": [model, str(best_dtype(device))]}, group) as journal:
+        verdicts = judge_rubric(items, model, device=device, store=journal, group=group)
+        return _write(config, _rows(items, verdicts), write=group.rank == 0)
 
 
-def _by_rubric(items: Sequence[Item], out: Path, options: dict[str, Any]) -> JudgeSummary:
-    from aligncap.preferences.judges.rubric import judge_rubric
-
-    group, device = launched()
-    options = {"device": None if device == "auto" else device, "fluency_model": DEFAULT_LLM} | options
-    settings = {"fluency": [options["fluency_model"], str(best_dtype(options["device"]))]}
-    with journaled(out, settings, group) as journal:
-        verdicts = judge_rubric(items, store=journal, group=group, **options)
-        return _write(items, verdicts, [""] * len(items), out, "rubric", [], write=group.rank == 0)
-
-
-def compare_candidates(
-    candidates: str | Path,
-    out: str | Path | None,
-    *,
-    model: str | None = None,
-    manifest: str | Path | None = None,
-    references: int = 0,
-    pairs_per_clip: int = 1,
-    temperature: float | None = 0.0,
-    max_tokens: int = 400,
-    limits: Limits | None = None,
-    endpoint: Endpoint | None = None,
-    cache: str | Path | None = None,
-    batch: bool = False,
-    dry_run: bool = False,
-    seed: int = 0,
-    say: Say = lambda line: None,
-) -> JudgeSummary:
-    """Compare pairs of captions of each clip in both orders; rows as the module says. Arguments as above.
-
-    Raises:
-        UserError: what is missing or wrong, or no clip has two different captions.
-    """
-    _refuse_processes("openai")
-    ask = _ask(model, temperature, max_tokens)
-    pairs = _pairs(read_items(candidates, manifest, references, out), pairs_per_clip, seed)
-    if not pairs:
-        raise UserError(f"{candidates}: no clip has two different captions to compare")
-    orders = [(comparing_question(a, b, ask), comparing_question(b, a, ask)) for a, b in pairs]
-    questions = [question for order in orders for question in order]
-    session = Session(ask, limits or Limits(), endpoint or Endpoint(), batch)
-    label = f"openai:{ask.model}"
-    if dry_run:
-        notes = plan_lines(questions, session, journal_of(out, cache), prompt=True)
-        return JudgeSummary(label, None, len(pairs), 0, "comparisons", notes=notes)
-    done = run_questions(questions, session, journal_of(_needed(out), cache), say)
-    rows, unscored = [], []
-    for (a, b), (ab, ba) in zip(pairs, orders, strict=True):
-        answers = [done.answers.get(ab.key), done.answers.get(ba.key)]
-        if answers[0] is None or answers[1] is None:
-            missing = ab if answers[0] is None else ba
-            unscored.append(f"{a.id}, {_name(a)} and {_name(b)}: {done.reason(missing)}")
+def _by_openai(items: Sequence[Item], config: JudgeConfig) -> JudgeSummary:
+    """Score captions one by one, or compare pairs of each clip's in both orders."""
+    groups = _pairs(items, config) if config.compare else [(item,) for item in items]
+    orders = [[question(order, config) for order in (g, g[::-1])[: len(g)]] for g in groups]
+    questions = [asked for order in orders for asked in order]
+    what = "comparisons" if config.compare else "captions"
+    if config.dry_run:
+        notes = plan_lines(questions, config, config.journal)
+        return JudgeSummary(config.name, None, len(groups), what=what, notes=notes)
+    answers = ask_all(questions, config, config.journal)
+    results: list[Row | str] = []
+    for group, order in zip(groups, orders, strict=True):
+        if missing := [asked for asked in order if asked.key not in answers.paid]:
+            captions = " and ".join(map(str, group))
+            results.append(f"{group[0].id}, {captions}: {answers.why_not(missing[0])}")
             continue
-        first, second = answers[0], answers[1]
-        row = {
-            "id": a.id,
-            "audio": a.audio,
-            "a": a.caption,
-            "b": b.caption,
-            "candidate_a": a.row.get("candidate"),
-            "candidate_b": b.row.get("candidate"),
-            "winner_ab": {"first": "a", "second": "b", "tie": "tie"}[first.answer["winner"]],
-            "winner_ba": {"first": "b", "second": "a", "tie": "tie"}[second.answer["winner"]],
-            "reasons": [first.answer["reason"], second.answer["reason"]],
-            "judge": label,
-            "version": first.served,
-            "prompt_hash": ab.prompt_hash,
-            "manifest": a.row["manifest"],
-        }
-        rows.append(row | {"consistent": row["winner_ab"] == row["winner_ba"]})
-    write_jsonl(_needed(out), rows)
-    agreeing = sum(bool(row["consistent"]) for row in rows)
-    notes = [f"the same winner in both orders: {agreeing} of {len(rows)}", *done.notes]
-    return JudgeSummary(label, _needed(out), len(pairs), len(rows), "comparisons", unscored, notes)
+        found = [answers.paid[asked.key] for asked in order]
+        by = {"judge": config.name, "version": found[0]["served"], "prompt_hash": order[0].prompt_hash}
+        results.append((_compared if config.compare else _scored)(group, [p["answer"] for p in found], by))
+    notes = answers.notes
+    if config.compare:
+        same = [row["consistent"] for row in results if not isinstance(row, str)]
+        notes = [f"the same winner in both orders: {sum(same)} of {len(same)}", *notes]
+    return _write(config, results, what, notes)
 
 
-def _refuse_processes(judge: str) -> None:
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        remedy = "; --concurrency sets its requests at a time" if judge == "openai" else ""
-        raise UserError(f"--judge {judge} runs in one process: start it without a launcher{remedy}")
+def _scored(group: Sequence[Item], answers: Sequence[Row], by: dict[str, str]) -> Row:
+    scores = {name: answers[0][name] for name in CRITERIA}
+    verdict = Verdict(scores, weighted_overall(scores), answers[0]["reason"], **by)
+    return {**group[0].row, "verdict": asdict(verdict)}
 
 
-def _ask(model: str | None, temperature: float | None, max_tokens: int) -> Ask:
-    if not model:
-        raise UserError("--judge openai needs --model, like gpt-4.1-mini, or a model of your own endpoint")
-    if max_tokens < 1:
-        raise UserError(f"--max-tokens {max_tokens}: must be above 0")
-    return Ask(model, temperature, max_tokens)
+def _compared(group: Sequence[Item], answers: Sequence[Row], by: dict[str, str]) -> Row:
+    """A line of a compared file; the module says what it holds."""
+    (a, b), (ab, ba) = group, (answer["winner"] for answer in answers)
+    winner_ab = {"first": "a", "second": "b"}.get(ab, "tie")
+    winner_ba = {"first": "b", "second": "a"}.get(ba, "tie")
+    return {
+        "id": a.id,
+        "audio": a.row["audio"],
+        "a": a.caption,
+        "b": b.caption,
+        "candidate_a": a.row.get("candidate"),
+        "candidate_b": b.row.get("candidate"),
+        "winner_ab": winner_ab,
+        "winner_ba": winner_ba,
+        "consistent": winner_ab == winner_ba,
+        "reasons": [answer["reason"] for answer in answers],
+        **by,
+        "manifest": a.row["manifest"],
+    }
 
 
-def _needed(out: str | Path | None) -> Path:
-    if out is None:
-        raise UserError("--out is missing: say where the verdicts go")
-    return Path(out)
-
-
-def _pairs(items: Iterable[Item], per_clip: int, seed: int) -> list[tuple[Item, Item]]:
+def _pairs(items: Sequence[Item], config: JudgeConfig) -> list[tuple[Item, ...]]:
+    """Pairs of different captions of each clip, drawn by the seed."""
     clips: dict[str, dict[str, Item]] = {}
     for item in items:
         clips.setdefault(item.id, {}).setdefault(item.caption, item)
-    chosen: list[tuple[Item, Item]] = []
+    chosen: list[tuple[Item, ...]] = []
     for name, by_caption in clips.items():
         # Both captions would be judged against evidence: no reference that is compared may be part of it.
-        shown = {i.caption for i in by_caption.values() if i.kind == "reference"}
-        every = [
-            (replace(a, references=_without(a, shown)), replace(b, references=_without(b, shown)))
-            for a, b in combinations(by_caption.values(), 2)
+        compared = {i.caption for i in by_caption.values() if i.kind == "reference"}
+        fair = [
+            replace(item, references=tuple(c for c in item.references if c not in compared))
+            for item in by_caption.values()
         ]
-        random.Random(f"{seed} {name}").shuffle(every)
-        chosen += every[:per_clip]
+        every = list(combinations(fair, 2))
+        random.Random(f"{config.seed} {name}").shuffle(every)
+        chosen += every[: config.pairs_per_clip]
+    if not chosen:
+        raise UserError(f"{config.candidates}: no clip has two different captions to compare")
     return chosen
 
 
-def _without(item: Item, captions: set[str]) -> tuple[str, ...]:
-    return tuple(caption for caption in item.references if caption not in captions)
-
-
-def _name(item: Item) -> str:
-    return f"{item.kind} {item.number}"
+def _rows(items: Sequence[Item], verdicts: Sequence[Verdict | str]) -> list[Row | str]:
+    return [
+        f"{item.id}, {item}: {verdict}"
+        if isinstance(verdict, str)
+        else {**item.row, "verdict": asdict(verdict)}
+        for item, verdict in zip(items, verdicts, strict=True)
+    ]
 
 
 def _write(
-    items: Sequence[Item],
-    verdicts: Sequence[Verdict | None],
-    reasons: Sequence[str],
-    out: Path,
-    judge: str,
-    notes: list[str],
+    config: JudgeConfig,
+    results: Sequence[Row | str],
+    what: str = "captions",
+    notes: Sequence[str] = (),
     write: bool = True,
 ) -> JudgeSummary:
-    rows: list[Mapping[str, Any]] = []
-    unscored = []
-    for item, verdict, reason in zip(items, verdicts, reasons, strict=True):
-        if verdict is None:
-            unscored.append(f"{item.id}, {_name(item)}: {reason}")
-        else:
-            rows.append({**item.row, "verdict": verdict.to_dict()})
+    """Write the rows among the results; each other one says why a caption has no verdict."""
+    rows = [row for row in results if not isinstance(row, str)]
+    unscored = [line for line in results if isinstance(line, str)]
     if write:
-        write_jsonl(out, rows)
-    mean = sum(row["verdict"]["overall"] for row in rows) / len(rows) if rows else None
-    return JudgeSummary(judge, out, len(items), len(rows), unscored=unscored, notes=notes, mean=mean)
+        write_jsonl(str(config.out), rows)
+    marks = [row["verdict"]["overall"] for row in rows if "verdict" in row]
+    mean = sum(marks) / len(marks) if marks else None
+    return JudgeSummary(config.name, config.out, len(results), len(rows), what, unscored, [*notes], mean)
+
+
+def run_judge(config: JudgeConfig) -> int:
+    """Judge candidates; 1 where captions are left without a verdict."""
+    done = judge_candidates(config)
+    if launched()[0].rank != 0:
+        return 0
+    for line in done.lines():
+        print(line)
+    return 0 if done.complete else 1

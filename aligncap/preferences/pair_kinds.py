@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
-from typing import Any
 
 from aligncap.data.manifest import Utterance
 from aligncap.text.claims import claims_of, is_true, manner_claims
 from aligncap.text.counterfactual import flip_claim, flip_emotion, is_near
 from aligncap.text.emotions import emotion_of
-from aligncap.utils.errors import UserError, UserErrors, nearest
+from aligncap.text.lexicon import caption_length, caption_words
+from aligncap.utils.errors import UserError, UserErrors
+from aligncap.utils.io import Row
 
 SPARE = 3  # flips tried beyond those that are needed
 OTHERS = 12  # captions of other clips looked at for one pair
-_WORD = re.compile(r"[\u3400-\u9fff]|[^\W_\u3400-\u9fff]+(?:['’-][^\W_\u3400-\u9fff]+)*")
-
-
-def words_of_text(text: str) -> list[str]:
-    """Words in lower case; every Chinese character is one."""
-    return _WORD.findall(text.lower())
+_SHOWN = 5  # clips named in a message
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,70 +29,71 @@ class Text:
     reference: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Pair:
-    """One preference; `emotion` is the clip's label, `log_ratio` log(words of chosen / words of rejected)."""
+    """One preference; `log_ratio` is log(length of chosen / length of rejected).
 
-    id: str
-    audio: str
-    manifest: str | None
+    `log_ratio_before` is that of the pair that chance alone had taken in its place; `dropped` says why it was
+    left out in the end.
+    """
+
+    clip: Clip
     kind: str
     chosen: Text
     rejected: Text
-    emotion: str | None
     log_ratio: float
+    log_ratio_before: float = 0.0
+    dropped: str | None = None
 
     @property
     def margin(self) -> float | None:
+        """Points between the two captions, None where one was not judged."""
         if self.chosen.score is None or self.rejected.score is None:
             return None
         return round(self.chosen.score - self.rejected.score, 6)
 
-    def row(self) -> dict[str, Any]:
+    def row(self) -> Row:
         """The pair as a line of a pairs file."""
+        a, b = self.chosen, self.rejected
         return {
-            "id": self.id,
-            "audio": self.audio,
-            "chosen": self.chosen.caption,
-            "rejected": self.rejected.caption,
+            "id": self.clip.utterance.id,
+            "audio": self.clip.audio,
+            "chosen": a.caption,
+            "rejected": b.caption,
             "kind": self.kind,
-            "chosen_score": self.chosen.score,
-            "rejected_score": self.rejected.score,
+            "chosen_score": a.score,
+            "rejected_score": b.score,
             "margin": self.margin,
-            "manifest": self.manifest,
+            "manifest": self.clip.manifest,
         }
 
 
 @dataclass(slots=True)
 class Clip:
-    """What is known about one clip: its captions with their scores, candidates best first."""
+    """What is known about one clip: its captions with their scores, candidates best first.
+
+    `emotion` is its label, or the emotion that most captions name where there is no label.
+    """
 
     utterance: Utterance
     audio: str
     manifest: str | None
+    emotion: str | None
     candidates: list[Text] = field(default_factory=list)
     references: list[Text] = field(default_factory=list)
-    emotion: str | None = None
 
-    def scored(self, caption: str) -> float | None:
-        """Score of a caption of this clip, whoever wrote it; the highest of several."""
-        texts = (*self.candidates, *self.references)
-        return max((t.score for t in texts if t.score is not None and same(t.caption, caption)), default=None)
+    def tied(self, place: int) -> list[Text]:
+        """Candidates with the score of the one at this place."""
+        return [text for text in self.candidates if text.score == self.candidates[place].score]
 
     def pair(self, kind: str, chosen: Text, rejected: Text | str) -> Pair:
+        """A pair of two captions; of a written one the score is that of an equal caption of the clip."""
         if isinstance(rejected, str):
-            rejected = Text(rejected, self.scored(rejected), False)
-        a, b = (max(1, len(words_of_text(t.caption))) for t in (chosen, rejected))
-        return Pair(
-            self.utterance.id,
-            self.audio,
-            self.manifest,
-            kind,
-            chosen,
-            rejected,
-            self.emotion,
-            math.log(a / b),
-        )
+            texts = (*self.candidates, *self.references)
+            scores = [t.score for t in texts if t.score is not None and same(t.caption, rejected)]
+            rejected = Text(rejected, max(scores, default=None), False)
+        a, b = (max(1, caption_length(text.caption)) for text in (chosen, rejected))
+        return Pair(self, kind, chosen, rejected, math.log(a / b))
 
 
 def emotion_named(utterance: Utterance) -> str | None:
@@ -110,7 +106,51 @@ def emotion_named(utterance: Utterance) -> str | None:
 
 def same(a: str, b: str) -> bool:
     """Whether two captions are equal but for case, spaces and punctuation."""
-    return words_of_text(a) == words_of_text(b)
+    return caption_words(a) == caption_words(b)
+
+
+def read_clips(rows: Sequence[Row], utterances: Sequence[Utterance]) -> list[Clip]:
+    """Clips in the order of the rows, their candidates best first.
+
+    Raises:
+        UserErrors: clips that the utterances do not hold.
+        UserError: a judged reference that the manifest no longer has.
+    """
+    by_id = {u.id: u for u in utterances}
+    if missing := sorted({row["id"] for row in rows} - by_id.keys()):
+        raise UserErrors([f"the manifest does not hold {some(missing)}; name the right one with --manifest"])
+    clips: dict[str, Clip] = {}
+    judged: dict[tuple[str, int], float] = {}
+    for row in rows:
+        utterance = by_id[row["id"]]
+        if row["id"] not in clips:
+            clips[row["id"]] = Clip(utterance, row["audio"], row.get("manifest"), emotion_named(utterance))
+        score = float(row["verdict"]["overall"])
+        if row["kind"] == "candidate":
+            clips[row["id"]].candidates.append(Text(row["caption"], score, False))
+            continue
+        judged[row["id"], row["reference"]] = score
+        if row["caption"] != dict(enumerate(utterance.captions)).get(row["reference"]):
+            raise UserError(
+                f"reference {row['reference']} of {row['id']!r} is not the manifest's; "
+                "the manifest has changed since: judge again"
+            )
+    for name, clip in clips.items():
+        # a stable sort: of equal scores the first candidate stays first
+        clip.candidates.sort(key=lambda text: -(text.score or 0.0))
+        clip.references = [
+            Text(c, judged.get((name, i)), True) for i, c in enumerate(clip.utterance.captions)
+        ]
+    return list(clips.values())
+
+
+def some(names: Sequence[str]) -> str:
+    """The first few names, and how many more there are."""
+    shown = ", ".join(f'"{name}"' for name in names[:_SHOWN])
+    return shown + (f" and {len(names) - _SHOWN} more clips" if len(names) > _SHOWN else "")
+
+
+Option = Pair | str  # a pair, or why there is none
 
 
 @dataclass(frozen=True)
@@ -119,27 +159,23 @@ class Sources:
 
     labels: frozenset[str]  # emotions of the data, which flips choose from
     others: Mapping[tuple[str | None, str], Sequence[tuple[Utterance, str]]]  # by gender and language
+    relative: Mapping[str, Mapping[str, float]]  # measured cues by clip
     chosen: str  # "reference" or "best", for flips and other clips
     per_clip: int
-    relative: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # measured cues by clip
 
-
-# a pair, or why there is none
-Option = Pair | str
-Maker = Callable[[Clip, Sources, Random], list[list[Option]]]
-
-
-def _tied(texts: Sequence[Text], place: int) -> list[Text]:
-    return [t for t in texts if t.score == texts[place].score]
+    def bases(self, clip: Clip) -> list[Text]:
+        """Captions that counterfactual ones are set against."""
+        if self.chosen == "reference":
+            return clip.references
+        return clip.tied(0) if clip.candidates else []
 
 
 def _best_worst(clip: Clip, sources: Sources, rng: Random) -> list[list[Option]]:
-    ranked = clip.candidates
-    if len(ranked) < 2:
+    if len(clip.candidates) < 2:
         return [["fewer than two scored candidates"]]
     return [
-        [clip.pair("best-worst", a, b) for a in _tied(ranked, k) for b in _tied(ranked, -1 - k) if a is not b]
-        for k in range(min(sources.per_clip, len(ranked) // 2))
+        [clip.pair("best-worst", a, b) for a in clip.tied(k) for b in clip.tied(-1 - k) if a is not b]
+        for k in range(min(sources.per_clip, len(clip.candidates) // 2))
     ]
 
 
@@ -149,25 +185,21 @@ def _reference_worst(clip: Clip, sources: Sources, rng: Random) -> list[list[Opt
     if not clip.candidates:
         return [["no scored candidate"]]
     return [
-        [clip.pair("reference-worst", a, b) for a in clip.references for b in _tied(clip.candidates, -1 - k)]
+        [clip.pair("reference-worst", a, b) for a in clip.references for b in clip.tied(-1 - k)]
         for k in range(min(sources.per_clip, len(clip.references), len(clip.candidates)))
     ]
-
-
-def _bases(clip: Clip, sources: Sources) -> list[Text]:
-    return clip.references if sources.chosen == "reference" else _tied(clip.candidates, 0)
 
 
 def _flipped(
     clip: Clip, sources: Sources, rng: Random, flip: Callable[[Text], Option | None]
 ) -> list[list[Option]]:
-    bases = _bases(clip, sources)
+    bases, per_clip = sources.bases(clip), sources.per_clip
     if not bases:
         return [[f"no {sources.chosen} caption"]]
     drawn = rng.sample(bases, len(bases))
-    tries = sources.per_clip + SPARE
-    options: list[Option] = [flip(drawn[i % len(drawn)]) or "nothing to flip" for i in range(tries)]
-    return [options] * min(sources.per_clip, len(bases))
+    tries = range(per_clip + SPARE)
+    options: list[Option] = [flip(drawn[i % len(drawn)]) or "nothing to flip" for i in tries]
+    return [options] * min(per_clip, len(bases))
 
 
 def _flipped_emotion(clip: Clip, sources: Sources, rng: Random) -> list[list[Option]]:
@@ -191,15 +223,12 @@ def _flipped_claim(clip: Clip, sources: Sources, rng: Random) -> list[list[Optio
         flipped = flip_claim(base.caption, rng)
         if flipped is None:
             return None
-        ((dimension, level),) = manner_claims([flipped]) - manner_claims([base.caption])
+        claimed = manner_claims([base.caption])
+        ((dimension, level),) = manner_claims([flipped]) - claimed
         holds = [is_true(c, cues) for c in claims_of(flipped) if (c.dimension, c.level) == (dimension, level)]
         if measured.get(dimension) == level or True in holds:
             return "the flipped claim would be true"
-        if (
-            not base.reference
-            and dimension in measured
-            and (dimension, measured[dimension]) not in manner_claims([base.caption])
-        ):
+        if not base.reference and dimension in measured and (dimension, measured[dimension]) not in claimed:
             return "the chosen caption's claim is false"
         return clip.pair("flipped-claim", base, flipped)
 
@@ -207,7 +236,7 @@ def _flipped_claim(clip: Clip, sources: Sources, rng: Random) -> list[list[Optio
 
 
 def _other_clip(clip: Clip, sources: Sources, rng: Random) -> list[list[Option]]:
-    bases, label, own = _bases(clip, sources), clip.emotion, clip.utterance
+    bases, label, own = sources.bases(clip), clip.emotion, clip.utterance
     if not bases:
         return [[f"no {sources.chosen} caption"]]
     if label is None:
@@ -225,115 +254,11 @@ def _other_clip(clip: Clip, sources: Sources, rng: Random) -> list[list[Option]]
     return [options or ["no other clip of another emotion and the same gender"]] * sources.per_clip
 
 
-KINDS: dict[str, Maker] = {
+# Each makes, for every pair that a clip could give, the options to choose from.
+KINDS: dict[str, Callable[[Clip, Sources, Random], list[list[Option]]]] = {
     "best-worst": _best_worst,
     "reference-worst": _reference_worst,
     "flipped-emotion": _flipped_emotion,
     "flipped-claim": _flipped_claim,
     "other-clip": _other_clip,
 }
-
-
-CHOSEN = ("reference", "best")
-JUDGED = ("best-worst", "reference-worst")
-_SHOWN = 5  # clips named in a message
-
-
-def read_clips(rows: Sequence[Mapping[str, Any]], utterances: Sequence[Utterance]) -> list[Clip]:
-    """Clips in the order of the rows, their candidates best first.
-
-    Raises:
-        UserErrors: clips that the utterances do not hold.
-        UserError: a judged reference that the manifest no longer has.
-    """
-    by_id = {u.id: u for u in utterances}
-    missing = sorted({row["id"] for row in rows} - by_id.keys())
-    if missing:
-        raise UserErrors([f"the manifest does not hold {some(missing)}; name the right one with --manifest"])
-    clips: dict[str, Clip] = {}
-    judged: dict[tuple[str, int], float] = {}
-    for row in rows:
-        utterance = by_id[row["id"]]
-        clip = clips.setdefault(
-            row["id"], Clip(utterance, row["audio"], row.get("manifest"), emotion=emotion_named(utterance))
-        )
-        score = float(row["verdict"]["overall"])
-        if row["kind"] == "candidate":
-            clip.candidates.append(Text(row["caption"], score, False))
-        else:
-            judged[row["id"], row["reference"]] = score
-            if row["caption"] != dict(enumerate(utterance.captions)).get(row["reference"]):
-                raise UserError(
-                    f"reference {row['reference']} of {row['id']!r} is not the manifest's; "
-                    "the manifest has changed since: judge again"
-                )
-    for clip in clips.values():
-        # a stable sort: of equal scores the first candidate stays first
-        clip.candidates.sort(key=lambda text: -(text.score or 0.0))
-        clip.references = [
-            Text(caption, judged.get((clip.utterance.id, i)), True)
-            for i, caption in enumerate(clip.utterance.captions)
-        ]
-    return list(clips.values())
-
-
-def check_candidates(clips: Sequence[Clip], kinds: Sequence[str], chosen: str) -> None:
-    """Raise UserError where the kinds need more candidates than there are."""
-    needing = [k for k in kinds if k in JUDGED or chosen == "best"]
-    if needing and not any(clip.candidates for clip in clips):
-        raise UserError(f"no scored candidate, which {', '.join(needing)} need; run `aligncap candidates`")
-    least = 2 if "best-worst" in kinds else 1 if needing else 0
-    if not any(len(clip.candidates) >= least for clip in clips):
-        raise UserError(
-            f"{'best-worst' if least > 1 else needing[0]} needs at least {least} scored candidates a clip, "
-            "which no clip has; ask `aligncap candidates` for more, or choose other --kinds"
-        )
-
-
-def one_judge(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The judge's name and versions; UserError where there are several judges."""
-    judges = sorted({row["verdict"]["judge"] for row in rows})
-    if len(judges) > 1:
-        raise UserError(
-            f"verdicts of several judges ({', '.join(judges)}), whose scores do not compare; keep one's"
-        )
-    return {
-        "judge": judges[0] if judges else None,
-        "versions": sorted({str(row["verdict"].get("version")) for row in rows}),
-    }
-
-
-def check_options(
-    kinds: Sequence[str],
-    chosen: str,
-    min_margin: float,
-    max_similarity: float,
-    max_length_ratio: float,
-    per_clip: int,
-) -> None:
-    """Raise UserErrors for every option out of range."""
-    errors = [
-        f'unknown kind of pair "{kind}"{nearest(kind, KINDS)}; the kinds are {", ".join(KINDS)}'
-        for kind in kinds
-        if kind not in KINDS
-    ]
-    if not kinds:
-        errors.append(f"no kind of pair is asked for; the kinds are {', '.join(KINDS)}")
-    if chosen not in CHOSEN:
-        errors.append(f'--chosen "{chosen}"{nearest(chosen, CHOSEN)}; choose {" or ".join(CHOSEN)}')
-    if not 0 <= min_margin <= 10:
-        errors.append(f"--min-margin {min_margin}: a number of points from 0 to 10 is needed")
-    if not 0 < max_similarity <= 1:
-        errors.append(f"--max-similarity {max_similarity}: a number above 0 and up to 1 is needed")
-    if not 1 < max_length_ratio < math.inf:
-        errors.append(f"--max-length-ratio {max_length_ratio}: a number above 1 is needed, like 2")
-    if per_clip < 1:
-        errors.append(f"--per-clip {per_clip}: at least one pair a clip is needed")
-    if errors:
-        raise UserErrors(errors)
-
-
-def some(names: Sequence[str]) -> str:
-    """The first few names, and how many more there are."""
-    shown = ", ".join(f'"{name}"' for name in names[:_SHOWN])
-    return shown + (f" and {len(names) - _SHOWN} more clips" if len(names) > _SHOWN else "")

@@ -8,258 +8,214 @@ gives away.
 from __future__ import annotations
 
 import math
-import os
 from bisect import bisect_left
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Sequence, Set
+from dataclasses import asdict, dataclass
 from difflib import SequenceMatcher
-from functools import partial
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Annotated, ClassVar, Literal
 
 from aligncap.data.manifest import Utterance, read_manifest
+from aligncap.preferences.judges import manifest_of, read_scored, relative_name
 from aligncap.preferences.pair_kinds import (
-    JUDGED,
     KINDS,
     Clip,
     Option,
     Pair,
     Sources,
-    check_candidates,
-    check_options,
+    Text,
     emotion_named,
-    one_judge,
     read_clips,
     same,
     some,
-    words_of_text,
 )
-from aligncap.preferences.reports import Outcome, report_of
-from aligncap.preferences.verdicts import manifest_of, read_scored
+from aligncap.preferences.reports import pair_report, pair_tables, show
 from aligncap.text.claims import manner_claims, relative_cues
 from aligncap.text.emotions import emotion_of
-from aligncap.utils.errors import UserError
-from aligncap.utils.io import write_json, write_jsonl
+from aligncap.text.lexicon import caption_words
+from aligncap.utils.errors import UserError, nearest
+from aligncap.utils.io import Row, write_json, write_jsonl
+from aligncap.utils.options import Config, PositiveInt, Range, option
 from aligncap.utils.run_record import file_hashes
 
+JUDGED = ("best-worst", "reference-worst")
 TOLERANCE = 0.01  # of the mean log ratio of lengths, one percent
 
 
+@dataclass
+class PairsConfig(Config):
+    """Preference pairs of scored captions, and a report of what was kept and why beside them.
+
+    A pair that the judge orders the other way, or not at all, is dropped whatever the margin. Lengths are
+    balanced by kind: of captions that fit a pair equally well (any reference, candidates of equal score) the
+    one is taken that brings the running sum of log(length of chosen / length of rejected) nearest to zero;
+    then the pair whose log ratio is nearest to that sum is dropped, again and again, until the mean is within
+    one percent of zero or no drop brings it nearer.
+
+    Examples:
+        aligncap pairs scored.jsonl --out pairs.jsonl
+        aligncap pairs scored.jsonl --kinds best-worst flipped-emotion other-clip --out pairs.jsonl
+    """
+
+    POSITIONAL: ClassVar[tuple[str, ...]] = ("scored",)
+
+    scored: str = option(help="Scored file, of one judge.")
+    out: str = option(help="Pairs file to write; the report stands beside it as .report.json.")
+    manifest: str | None = option(None, "Manifest of the clips. Default: the one that the rows name.")
+    kinds: list[str] = option(
+        ["best-worst"], "best-worst, reference-worst, flipped-emotion, flipped-claim, other-clip."
+    )
+    chosen: Literal["reference", "best"] = option(
+        "reference",
+        "What flips and captions of other clips are set against: a reference or the best candidate.",
+    )
+    min_margin: Annotated[float, Range(0, 10)] = option(
+        1.0, "Points of 10 between the two, where both have any."
+    )
+    max_similarity: Annotated[float, Range(0, 1, open_low=True)] = option(
+        0.9,
+        "Judged pairs whose words match more than this (difflib ratio) are dropped, unless they name "
+        "different emotions or acoustic claims.",
+    )
+    max_length_ratio: Annotated[float, Range(1, open_low=True)] = option(
+        2.0, "Length of the longer by that of the shorter: words, Chinese characters."
+    )
+    per_clip: PositiveInt = option(2, "Most pairs of a clip of each kind.")
+    balance_lengths: bool = option(True, "Balance lengths, so that length tells nothing.")
+    balance_emotions: bool = option(
+        False, "Of each kind as many pairs of every emotion label as the rarest label has."
+    )
+    seed: int = option(0, "Seed of every choice.")
+
+    def own_errors(self) -> list[str]:
+        if not self.kinds:
+            return [f"no kind of pair is asked for; the kinds are {', '.join(KINDS)}"]
+        return [
+            f'unknown kind of pair "{kind}"{nearest(kind, KINDS)}; the kinds are {", ".join(KINDS)}'
+            for kind in self.kinds
+            if kind not in KINDS
+        ]
+
+
 def make_pairs(
-    rows: Sequence[Mapping[str, Any]],
-    utterances: Sequence[Utterance],
-    *,
-    kinds: Sequence[str] = ("best-worst",),
-    chosen: str = "reference",
-    min_margin: float = 1.0,
-    max_similarity: float = 0.9,
-    max_length_ratio: float = 2.0,
-    per_clip: int = 1,
-    balance_lengths: bool = True,
-    balance_emotions: bool = False,
-    seed: int = 0,
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    rows: Sequence[Row], utterances: Sequence[Utterance], config: PairsConfig
+) -> tuple[list[Row], Row]:
     """Pairs of a scored file's rows, and the report of what was kept and why.
 
-    Length balance, by kind: of captions that fit a pair equally well (any reference, candidates of equal
-    score) the one is taken that brings the running sum of log(words of chosen / words of rejected) nearest to
-    zero; then the pair whose log ratio is nearest to that sum is dropped, again and again, until the mean is
-    within one percent of zero or no drop brings it nearer.
-
     Args:
-        rows: rows of a scored file (`verdicts.read_scored`), one judge's.
+        rows: rows of a scored file (`judges.read_scored`), one judge's.
         utterances: those of the manifest that the rows were made from.
-        kinds: any of best-worst, reference-worst, flipped-emotion, flipped-claim, other-clip.
-        chosen: what flips and other clips' captions are set against: a "reference" or the "best" candidate.
-        min_margin: points of 0 to 10 between the two, where both were judged. A pair that the judge orders
-            the other way, or not at all, is dropped whatever the margin.
-        max_similarity: best-worst and reference-worst pairs whose words match more than this (difflib ratio)
-            are dropped, unless they name different emotions or acoustic claims.
-        max_length_ratio: words of the longer over words of the shorter.
-        per_clip: pairs a clip of each kind, at most.
-        balance_lengths: see above.
-        balance_emotions: of each kind, as many pairs of every emotion label as the rarest label has; the
-            length balance comes after it and may drop some of those.
 
     Returns:
-        Rows of a pairs file in the order of the scored file, and the report (`pair_report`). Every pair that
-        a clip could have given and did not is counted there with its reason.
+        Rows of a pairs file in the order of the scored file, and the report (`reports.pair_report`). Every
+        pair that a clip could have given and did not is counted there with its reason.
 
     Raises:
-        UserError: unknown kind or option out of range, no scored candidate, verdicts of several judges, or no
-            pair left.
+        UserError: verdicts of several judges, or no pair left.
         UserErrors: clips that the utterances do not hold.
     """
-    kinds = list(dict.fromkeys(kinds))
-    check_options(kinds, chosen, min_margin, max_similarity, max_length_ratio, per_clip)
-    judge = one_judge(rows)
+    judges = sorted({row["verdict"]["judge"] for row in rows})
+    if len(judges) > 1:
+        raise UserError(
+            f"verdicts of several judges ({', '.join(judges)}), whose scores do not compare; keep one's"
+        )
+    kinds = list(dict.fromkeys(config.kinds))
     clips = read_clips(rows, utterances)
-    check_candidates(clips, kinds, chosen)
     others: dict[tuple[str | None, str], list[tuple[Utterance, str]]] = defaultdict(list)
     if "other-clip" in kinds:
         for u in utterances:
-            emotion = emotion_named(u)
-            if emotion and u.captions:
+            if (emotion := emotion_named(u)) and u.captions:
                 others[u.gender, u.language].append((u, emotion))
     relative = {u.id: cues for u, cues in zip(utterances, relative_cues(utterances), strict=True)}
     labels = {u.emotion for u in utterances if u.emotion} or {c.emotion for c in clips if c.emotion}
-    sources = Sources(frozenset(labels), others, chosen, per_clip, relative)
-    refuse = partial(
-        refusal, min_margin=min_margin, max_similarity=max_similarity, max_length_ratio=max_length_ratio
-    )
-    outcomes: dict[str, Outcome] = {}
-    former: set[tuple[str, str, str]] = set()
+    sources = Sources(frozenset(labels), others, relative, config.chosen, config.per_clip)
+    considered: list[Row] = []
+    kept: list[Pair] = []
     for kind in kinds:
-        outcome = outcomes[kind] = _collect(kind, clips, sources, refuse, former, balance_lengths, seed)
-        if balance_emotions:
-            _balance_emotions(outcome, Random(f"{seed}|{kind}|emotions"))
-        if balance_lengths:
-            _balance_lengths(outcome)
-        former |= {_key(pair) for pair in outcome.kept}
-    place = {clip.utterance.id: i for i, clip in enumerate(clips)}
-    kept = sorted((p for o in outcomes.values() for p in o.kept), key=lambda p: place[p.id])
+        options = _collect(kind, clips, sources, {_key(pair) for pair in kept}, config)
+        pairs = [option for option in options if isinstance(option, Pair)]
+        if config.balance_emotions:
+            _balance_emotions(pairs, Random(f"{config.seed}|{kind}|emotions"))
+        if config.balance_lengths:
+            _balance_lengths([pair for pair in pairs if pair.dropped is None])
+        kept += [pair for pair in pairs if pair.dropped is None]
+        considered += [_report_row(kind, option) for option in options]
     if not kept:
-        reasons = sum((outcome.dropped for outcome in outcomes.values()), Counter[str]())
-        why = "; ".join(f"{reason}: {count}" for reason, count in reasons.most_common())
-        raise UserError(f"no pair is left ({why}); lower --min-margin, or choose other --kinds")
-    return [pair.row() for pair in kept], report_of(
-        outcomes,
-        judge,
-        len(clips),
-        {
-            "kinds": kinds,
-            "chosen": chosen,
-            "min_margin": min_margin,
-            "max_similarity": max_similarity,
-            "max_length_ratio": max_length_ratio,
-            "per_clip": per_clip,
-            "balance_lengths": balance_lengths,
-            "balance_emotions": balance_emotions,
-            "seed": seed,
-        },
-    )
+        reasons = Counter(row["dropped"] for row in considered).most_common()
+        why = "; ".join(f"{reason}: {count}" for reason, count in reasons)
+        remedy = "lower --min_margin, choose other --kinds, or ask `aligncap candidates` for more"
+        raise UserError(f"no pair is left ({why}); {remedy}")
+    place = {clip.utterance.id: i for i, clip in enumerate(clips)}
+    kept.sort(key=lambda pair: place[pair.clip.utterance.id])
+    versions = sorted({str(row["verdict"].get("version")) for row in rows})
+    own = {name: value for name, value in asdict(config).items() if name not in ("scored", "out", "manifest")}
+    report = {
+        "judge": judges[0],
+        "versions": versions,
+        "options": own | {"kinds": kinds},
+        "clips": len(clips),
+        **pair_report(considered, kinds),
+    }
+    if len(versions) > 1:
+        report["warnings"].append(f"verdicts of several versions of the judge: {', '.join(versions)}")
+    return [pair.row() for pair in kept], report
 
 
-def pairs_file(
-    scored: str | Path, out: str | Path, *, manifest: str | Path | None = None, **options: Any
-) -> dict[str, Any]:
-    """Read a scored file, write its pairs to `out` and the report beside it (`out` with .report.json).
-
-    Args:
-        manifest: instead of the manifest that the rows name.
-        **options: those of `make_pairs`.
-
-    Raises:
-        UserError: as `make_pairs`, and where a file is missing or cannot be written.
-    """
-    rows, out = read_scored(scored), Path(out)
-    utterances: dict[str, Utterance] = {}
-    rebased, read = [], dict[Path, set[str]]()
-    for row in rows:
-        source = manifest_of(row, scored, manifest)
-        if source not in read:
-            found = {u.id: u for u in read_manifest(source)}
-            if twice := sorted(found.keys() & utterances.keys()):
-                raise UserError(
-                    f"{scored}: {source} and another manifest both hold {some(twice)}; "
-                    "make pairs of one manifest at a time"
-                )
-            utterances |= found
-            read[source] = set(found)
-        relative = os.path.relpath(source.resolve(), out.resolve().parent)
-        rebased.append({**row, "manifest": Path(relative).as_posix()})
-    try:
-        pairs, report = make_pairs(rebased, list(utterances.values()), **options)
-    except UserError as error:
-        raise UserError(f"{scored}: {error}") from None
-    report["files"] = file_hashes([scored, *read])
-    write_jsonl(out, pairs)
-    write_json(out.with_suffix(".report.json"), report)
-    return report
+def _report_row(kind: str, option: Option) -> Row:
+    if isinstance(option, str):
+        return {"kind": kind, "dropped": option}
+    more = {name: getattr(option, name) for name in ("log_ratio", "log_ratio_before", "dropped")}
+    return option.row() | more | {"emotion": option.clip.emotion, "from_reference": option.chosen.reference}
 
 
 def _collect(
-    kind: str,
-    clips: Sequence[Clip],
-    sources: Sources,
-    refuse: Callable[[Pair], str | None],
-    former: Set[tuple[str, str, str]],
-    balance_lengths: bool,
-    seed: int,
-) -> Outcome:
+    kind: str, clips: Sequence[Clip], sources: Sources, former: Set[tuple[str, str, str]], config: PairsConfig
+) -> list[Option]:
     """Pairs of one kind, clips in random order; of equally good ones that which evens out lengths."""
-    outcome, total = Outcome(), 0.0
-    for clip in Random(f"{seed}|order").sample(clips, len(clips)):
-        rng = Random(f"{seed}|{kind}|{clip.utterance.id}")
+    total = 0.0
+    found: list[Option] = []
+    for clip in Random(f"{config.seed}|order").sample(clips, len(clips)):
+        rng = Random(f"{config.seed}|{kind}|{clip.utterance.id}")
         taken: list[Pair] = []
         for options in KINDS[kind](clip, sources, rng):
-            good, reason = _sift(options, taken, refuse, former)
-            outcome.considered += 1
+            good, reason = _sift(options, taken, former, config)
             if not good:
-                outcome.dropped[reason] += 1
+                found.append(reason)
                 continue
             pick = rng.randrange(len(good))
-            outcome.before.append(good[pick].log_ratio)
-            if balance_lengths:
+            before = good[pick].log_ratio
+            if config.balance_lengths:
                 leanings = [abs(total + pair.log_ratio) for pair in good]
                 pick = leanings.index(min(leanings))
+            good[pick].log_ratio_before = before
             total += good[pick].log_ratio
             taken.append(good[pick])
-        outcome.kept += taken
-    return outcome
+            found.append(good[pick])
+    return found
 
 
 def _key(pair: Pair) -> tuple[str, str, str]:
-    return pair.id, pair.chosen.caption, pair.rejected.caption
+    return pair.clip.utterance.id, pair.chosen.caption, pair.rejected.caption
 
 
 def _sift(
-    options: Sequence[Option],
-    taken: Sequence[Pair],
-    refuse: Callable[[Pair], str | None],
-    former: Set[tuple[str, str, str]],
+    options: Sequence[Option], taken: Sequence[Pair], former: Set[tuple[str, str, str]], config: PairsConfig
 ) -> tuple[list[Pair], str]:
     """Options that may be kept, and the commonest reason of the others."""
     reasons: Counter[str] = Counter()
     good: list[Pair] = []
-    for option in options:
-        if isinstance(option, str):
-            reasons[option] += 1
-        elif _key(option) in former or any(_overlap(option, other) for other in taken):
+    for option_ in options:
+        if isinstance(option_, str):
+            reasons[option_] += 1
+        elif _key(option_) in former or any(_overlap(option_, other) for other in taken):
             reasons["taken already"] += 1
-        elif reason := refuse(option):
+        elif reason := refusal(option_, config):
             reasons[reason] += 1
         else:
-            good.append(option)
+            good.append(option_)
     return good, reasons.most_common(1)[0][0] if reasons else "nothing to compare"
-
-
-def refusal(pair: Pair, min_margin: float, max_similarity: float, max_length_ratio: float) -> str | None:
-    """Why a pair is not kept; None when it is."""
-    chosen, rejected = pair.chosen.caption, pair.rejected.caption
-    if not words_of_text(chosen) or not words_of_text(rejected):
-        return "empty caption"
-    if same(chosen, rejected):
-        return "same caption"
-    if pair.kind in JUDGED and _alike(chosen, rejected, max_similarity):
-        return "near-duplicate"
-    if pair.margin is not None:
-        if pair.margin < 0:
-            return "the judge prefers the other"
-        if pair.margin == 0:
-            return "judged equal"
-        if pair.margin < min_margin:
-            return f"margin below {min_margin:g}"
-    if abs(pair.log_ratio) > math.log(max_length_ratio):
-        return f"length ratio above {max_length_ratio:g}"
-    return None
-
-
-def _alike(a: str, b: str, limit: float) -> bool:
-    # two captions that differ in the emotion alone are the best pair there is, not a duplicate
-    ratio = SequenceMatcher(None, words_of_text(a), words_of_text(b), autojunk=False).ratio()
-    return ratio > limit and emotion_of(a) == emotion_of(b) and manner_claims([a]) == manner_claims([b])
 
 
 def _overlap(pair: Pair, other: Pair) -> bool:
@@ -268,30 +224,89 @@ def _overlap(pair: Pair, other: Pair) -> bool:
     return shares_chosen or same(pair.rejected.caption, other.rejected.caption)
 
 
-# ---- balance
+def refusal(pair: Pair, config: PairsConfig) -> str | None:
+    """Why a pair is not kept; None when it is."""
+    chosen, rejected = (caption_words(text.caption) for text in (pair.chosen, pair.rejected))
+    if not chosen or not rejected:
+        return "empty caption"
+    if chosen == rejected:
+        return "same caption"
+    if pair.kind in JUDGED:
+        ratio = SequenceMatcher(None, chosen, rejected, autojunk=False).ratio()
+        # Two captions that differ in the emotion alone are the best pair there is, not a duplicate.
+        if ratio > config.max_similarity and _claims(pair.chosen) == _claims(pair.rejected):
+            return "near-duplicate"
+    if pair.margin is not None:
+        if pair.margin < 0:
+            return "the judge prefers the other"
+        if pair.margin == 0:
+            return "judged equal"
+        if pair.margin < config.min_margin:
+            return f"margin below {config.min_margin:g}"
+    if abs(pair.log_ratio) > math.log(config.max_length_ratio):
+        return f"length ratio above {config.max_length_ratio:g}"
+    return None
 
 
-def _balance_lengths(outcome: Outcome) -> None:
-    order = sorted(outcome.kept, key=lambda pair: pair.log_ratio)
+def _claims(text: Text) -> tuple[str | None, set[tuple[str, str]]]:
+    return emotion_of(text.caption), manner_claims([text.caption])
+
+
+def _balance_lengths(pairs: Sequence[Pair]) -> None:
+    order = sorted(pairs, key=lambda pair: pair.log_ratio)
     ratios = [pair.log_ratio for pair in order]
     total = sum(ratios)
-    dropped: set[int] = set()
     while len(ratios) > 1 and abs(total) / len(ratios) > TOLERANCE:
         i = bisect_left(ratios, total)
         i = min((j for j in (i - 1, i) if 0 <= j < len(ratios)), key=lambda j: abs(total - ratios[j]))
         if abs(total - ratios[i]) / (len(ratios) - 1) >= abs(total) / len(ratios):
             break
         total -= ratios.pop(i)
-        dropped.add(id(order.pop(i)))
-    outcome.dropped["length balance"] += len(dropped)
-    outcome.kept = [pair for pair in outcome.kept if id(pair) not in dropped]
+        order.pop(i).dropped = "length balance"
 
 
-def _balance_emotions(outcome: Outcome, rng: Random) -> None:
-    counts = Counter(pair.emotion for pair in outcome.kept)
-    least = min(counts.values(), default=0)
-    kept: set[int] = set()
-    for label in counts:
-        kept |= {id(pair) for pair in rng.sample([p for p in outcome.kept if p.emotion == label], least)}
-    outcome.dropped["emotion balance"] += len(outcome.kept) - len(kept)
-    outcome.kept = [pair for pair in outcome.kept if id(pair) in kept]
+def _balance_emotions(pairs: Sequence[Pair], rng: Random) -> None:
+    by_label: dict[str | None, list[Pair]] = defaultdict(list)
+    for pair in pairs:
+        by_label[pair.clip.emotion].append(pair)
+    least = min(map(len, by_label.values()), default=0)
+    for group in by_label.values():
+        kept = {id(pair) for pair in rng.sample(group, least)}
+        for pair in group:
+            pair.dropped = None if id(pair) in kept else "emotion balance"
+
+
+def pairs_file(config: PairsConfig) -> Row:
+    """Read a scored file, write its pairs to `out` and the report beside it (`out` with .report.json).
+
+    Raises:
+        UserError: as `make_pairs`, and where a file is missing or cannot be written.
+    """
+    utterances: dict[str, Utterance] = {}
+    rebased, sources = [], set[Path]()
+    for row in read_scored(config.scored):
+        source = manifest_of(row, config.scored, config.manifest)
+        if source not in sources:
+            found = {u.id: u for u in read_manifest(source)}
+            if twice := sorted(found.keys() & utterances.keys()):
+                raise UserError(
+                    f"{config.scored}: {source} and another manifest both hold {some(twice)}; "
+                    "make pairs of one manifest at a time"
+                )
+            utterances |= found
+            sources.add(source)
+        rebased.append({**row, "manifest": relative_name(source, config.out)})
+    try:
+        pairs, report = make_pairs(rebased, list(utterances.values()), config)
+    except UserError as error:
+        raise UserError(f"{config.scored}: {error}") from None
+    report["files"] = file_hashes([config.scored, *sorted(sources)])
+    write_jsonl(config.out, pairs)
+    write_json(Path(config.out).with_suffix(".report.json"), report)
+    return report
+
+
+def run_pairs(config: PairsConfig) -> int:
+    """Write pairs and print their report."""
+    show([*pair_tables(pairs_file(config)), f"pairs: {config.out}"])
+    return 0

@@ -1,88 +1,85 @@
-"""What was kept of the pairs and why, and whether the text alone gives the preference away."""
+"""What is printed of pairs and of agreement, and the report of pairs: what was kept or dropped, and why."""
 
 from __future__ import annotations
 
 import math
 import zlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+from rich.console import Console
+from rich.table import Table
 
-from aligncap.preferences.pair_kinds import Pair, words_of_text
+from aligncap.text.lexicon import caption_words
+from aligncap.utils.io import Row
 
-if TYPE_CHECKING:
-    from rich.table import Table
-
+Part = Table | str
 _QUANTILES = {"least": 0.0, "q25": 0.25, "median": 0.5, "q75": 0.75, "most": 1.0}
 _GIVEN_AWAY = 0.75  # guessed from the text alone more often than this: a warning
 
 
-@dataclass
-class Outcome:
-    """One kind of pair: pairs kept, reasons of those dropped, and log length ratios of a first choice."""
-
-    kept: list[Pair] = field(default_factory=list)
-    dropped: Counter[str] = field(default_factory=Counter)
-    before: list[float] = field(default_factory=list)
-    considered: int = 0
+def show(parts: Sequence[Part]) -> None:
+    """Print tables and lines to standard output."""
+    console = Console(markup=False, emoji=False)
+    for part in parts:
+        console.print(part)
 
 
-def report_of(
-    outcomes: Mapping[str, Outcome], judge: Mapping[str, Any], clips: int, options: Mapping[str, Any]
-) -> dict[str, Any]:
-    """The report as a dict that JSON can hold; see `table` for its face.
+def pair_report(considered: Sequence[Row], kinds: Sequence[str]) -> Row:
+    """What was kept of the pairs that clips could have given, and why others were dropped.
 
-    For every kind and for all: `considered` = `kept` + the sum of `dropped`. `length.mean_log_before` is that
-    of a random choice of every pair before balancing.
+    For every kind and for all: "considered" = "kept" + the sum of "dropped". "length.mean_log_before" is the
+    mean log ratio of a random choice of every pair before balancing.
+
+    Args:
+        considered: a row a pair: its "kind" and either why it was "dropped" or, with None there, the pair as
+            in a pairs file with "emotion", "log_ratio" (words of chosen by words of rejected) and
+            "from_reference"; "log_ratio_before" where it could have been kept.
     """
-    everything = Outcome()
-    for outcome in outcomes.values():
-        everything.kept = everything.kept + outcome.kept
-        everything.dropped = everything.dropped + outcome.dropped
-        everything.before = everything.before + outcome.before
-        everything.considered += outcome.considered
+    kept = [row for row in considered if row["dropped"] is None]
     report = {
-        **judge,
-        "options": dict(options),
-        "clips": clips,
-        "clips_with_pairs": len({pair.id for pair in everything.kept}),
-        **_summary(everything),
-        "by_emotion": dict(Counter(str(pair.emotion) for pair in everything.kept).most_common()),
-        "by_kind": {kind: _summary(outcome) for kind, outcome in outcomes.items()},
+        "clips_with_pairs": len({row["id"] for row in kept}),
+        **_summary(considered),
+        "by_emotion": dict(Counter(str(row["emotion"]) for row in kept).most_common()),
+        "by_kind": {kind: _summary([row for row in considered if row["kind"] == kind]) for kind in kinds},
     }
-    report["warnings"] = _warnings(report)
-    return report
+    return report | {"warnings": _warnings(report["by_kind"])}
 
 
-def _summary(outcome: Outcome) -> dict[str, Any]:
-    pairs = outcome.kept
-    ratios = np.array([pair.log_ratio for pair in pairs])
-    margins = [pair.margin for pair in pairs if pair.margin is not None]
+def _summary(considered: Sequence[Row]) -> Row:
+    pairs = [row for row in considered if row["dropped"] is None]
+    dropped = Counter(row["dropped"] for row in considered if row["dropped"] is not None)
+    before = [row["log_ratio_before"] for row in considered if "log_ratio_before" in row]
+    ratios = np.array([row["log_ratio"] for row in pairs])
+    margins = [row["margin"] for row in pairs if row["margin"] is not None]
+
+    def mean(values: Sequence[Any] | np.ndarray) -> float | None:
+        return float(np.mean(values)) if len(values) else None
+
     return {
-        "considered": outcome.considered,
+        "considered": len(considered),
         "kept": len(pairs),
-        "dropped": {reason: n for reason, n in outcome.dropped.most_common() if n},
+        "dropped": dict(dropped.most_common()),
         "margin": {
             "unknown": len(pairs) - len(margins),
             **{name: float(np.quantile(margins, q)) if margins else None for name, q in _QUANTILES.items()},
         },
         "length": {
-            "mean_log_before": float(np.mean(outcome.before)) if outcome.before else None,
-            "mean_log_after": float(ratios.mean()) if pairs else None,
-            "chosen_longer": float((ratios > 0).mean()) if pairs else None,
-            "equal": float((ratios == 0).mean()) if pairs else None,
+            "mean_log_before": mean(before),
+            "mean_log_after": mean(ratios),
+            "chosen_longer": mean(ratios > 0),
+            "equal": mean(ratios == 0),
         },
-        "chosen_is_reference": float(np.mean([p.chosen.reference for p in pairs])) if pairs else None,
-        "distinct_chosen": len({pair.chosen.caption for pair in pairs}),
-        "distinct_rejected": len({pair.rejected.caption for pair in pairs}),
+        "chosen_is_reference": mean([row["from_reference"] for row in pairs]),
+        "distinct_chosen": len({row["chosen"] for row in pairs}),
+        "distinct_rejected": len({row["rejected"] for row in pairs}),
         "guessed_from_text": guessed_from_text(pairs),
     }
 
 
-def guessed_from_text(pairs: Sequence[Pair]) -> float | None:
+def guessed_from_text(pairs: Sequence[Row]) -> float | None:
     """Share of pairs whose chosen caption is told from the words alone, without the clip; ties count half.
 
     Naive Bayes over words: a word counts log((chosen captions with it + 1) / (rejected ones with it + 1)),
@@ -93,8 +90,8 @@ def guessed_from_text(pairs: Sequence[Pair]) -> float | None:
         return None
     halves: list[list[tuple[set[str], set[str]]]] = [[], []]
     for pair in pairs:
-        chosen, rejected = set(words_of_text(pair.chosen.caption)), set(words_of_text(pair.rejected.caption))
-        halves[zlib.crc32(pair.id.encode()) % 2].append((chosen - rejected, rejected - chosen))
+        chosen, rejected = (set(caption_words(pair[name])) for name in ("chosen", "rejected"))
+        halves[zlib.crc32(pair["id"].encode()) % 2].append((chosen - rejected, rejected - chosen))
     right = 0.0
     for learnt, tried in (halves, halves[::-1]):
         good = Counter(word for more, _ in learnt for word in more)
@@ -106,9 +103,9 @@ def guessed_from_text(pairs: Sequence[Pair]) -> float | None:
     return right / len(pairs)
 
 
-def _warnings(report: Mapping[str, Any]) -> list[str]:
+def _warnings(by_kind: Row) -> list[str]:
     found = []
-    for kind, part in report["by_kind"].items():
+    for kind, part in by_kind.items():
         if not part["kept"]:
             found.append(f"{kind}: no pair is left")
             continue
@@ -135,71 +132,48 @@ def _warnings(report: Mapping[str, Any]) -> list[str]:
                 f"{kind}: only {part['distinct_rejected']} different rejected captions in "
                 f"{part['kept']} pairs; candidates at a higher --temperature vary more"
             )
-    if len(report["versions"]) > 1:
-        found.append(f"verdicts of several versions of the judge: {', '.join(report['versions'])}")
     return found
 
 
-def _figure(value: float | None, form: str) -> str:
-    return "–" if value is None else format(value, form)
+def _figures(form: str, *values: float | None) -> str:
+    return " / ".join("–" if value is None else format(value, form) for value in values)
 
 
-def tables(report: Mapping[str, Any]) -> list[Table | str]:
+def pair_tables(report: Row) -> list[Part]:
     """The report for a terminal: one table by kind, one of what was dropped, emotions and warnings."""
-    from rich.table import Table
-
     kinds = {**report["by_kind"], "all": report} if len(report["by_kind"]) > 1 else report["by_kind"]
     kept = Table(title=f"{report['kept']} pairs of {report['clips']} clips, judged by {report['judge']}")
-    kept.add_column("")
-    for kind in kinds:
-        kept.add_column(kind, justify="right")
-    lines: list[tuple[str, list[str]]] = [
-        ("considered", [str(p["considered"]) for p in kinds.values()]),
-        ("kept", [str(p["kept"]) for p in kinds.values()]),
-        (
-            "margin: least / median / most",
-            [
-                " / ".join(_figure(p["margin"][q], ".1f") for q in ("least", "median", "most"))
-                for p in kinds.values()
-            ],
-        ),
-        ("margin unknown", [str(p["margin"]["unknown"]) for p in kinds.values()]),
-        (
-            "mean log length ratio: before → after",
-            [
-                f"{_figure(p['length']['mean_log_before'], '+.3f')} → "
-                f"{_figure(p['length']['mean_log_after'], '+.3f')}"
-                for p in kinds.values()
-            ],
-        ),
-        (
-            "chosen longer / equal / shorter",
-            [
-                " / ".join(
-                    _figure(v, ".0%")
-                    for v in (
-                        p["length"]["chosen_longer"],
-                        p["length"]["equal"],
-                        None if not p["kept"] else 1 - p["length"]["chosen_longer"] - p["length"]["equal"],
-                    )
-                )
-                for p in kinds.values()
-            ],
-        ),
-        ("chosen is a reference", [_figure(p["chosen_is_reference"], ".0%") for p in kinds.values()]),
-        (
-            "different chosen / rejected",
-            [f"{p['distinct_chosen']} / {p['distinct_rejected']}" for p in kinds.values()],
-        ),
-        ("told by the words alone", [_figure(p["guessed_from_text"], ".0%") for p in kinds.values()]),
-    ]
-    for title, cells in lines:
-        kept.add_row(title, *cells)
-    found: list[Table | str] = [kept]
+    for name in ("", *kinds):
+        kept.add_column(name, justify="right" if name else "left")
+    columns = []
+    for part in kinds.values():
+        margin, length = part["margin"], part["length"]
+        longer, equal = length["chosen_longer"], length["equal"]
+        shorter = None if longer is None else 1 - longer - equal
+        columns.append(
+            {
+                "considered": str(part["considered"]),
+                "kept": str(part["kept"]),
+                "margin: least / median / most": _figures(
+                    ".1f", margin["least"], margin["median"], margin["most"]
+                ),
+                "margin unknown": str(margin["unknown"]),
+                "mean log length ratio: before / after": _figures(
+                    "+.3f", length["mean_log_before"], length["mean_log_after"]
+                ),
+                "chosen longer / equal / shorter": _figures(".0%", longer, equal, shorter),
+                "chosen is a reference": _figures(".0%", part["chosen_is_reference"]),
+                "different chosen / rejected": f"{part['distinct_chosen']} / {part['distinct_rejected']}",
+                "told by the words alone": _figures(".0%", part["guessed_from_text"]),
+            }
+        )
+    for title in columns[0]:
+        kept.add_row(title, *(column[title] for column in columns))
+    found: list[Part] = [kept]
     if report["dropped"]:
         dropped = Table("why dropped", *kinds, title="Pairs not kept")
         for reason in report["dropped"]:
-            dropped.add_row(reason, *(str(p["dropped"].get(reason, 0)) for p in kinds.values()))
+            dropped.add_row(reason, *(str(part["dropped"].get(reason, 0)) for part in kinds.values()))
         found.append(dropped)
     found.append("pairs by emotion: " + ", ".join(f"{k} {n}" for k, n in report["by_emotion"].items()))
     return found + [f"warning: {line}" for line in report["warnings"]]
@@ -214,7 +188,7 @@ _TITLES = {
 }
 
 
-def cell(found: Mapping[str, Any] | None) -> str:
+def cell(found: Row | None) -> str:
     """ "0.412 [0.300, 0.510]", or why there is no number."""
     if found is None:
         return ""
@@ -225,11 +199,8 @@ def cell(found: Mapping[str, Any] | None) -> str:
     return f"{found['value']:.3f}{interval}{note}"
 
 
-def tables_agreement_report(result: Mapping[str, Any]) -> list[Table | str]:
+def agreement_tables(result: Row) -> list[Part]:
     """What `agreement.agree_files` found: one table, what stands beside it, and the warnings, in order."""
-    from rich.table import Table
-    from rich.text import Text
-
     a, b = result["a"]["judge"], result["b"]["judge"]
     matched, ties, length = result["matched"], result["ties"], result["length"]
     sheet = Table(
@@ -238,26 +209,26 @@ def tables_agreement_report(result: Mapping[str, Any]) -> list[Table | str]:
     )
     sheet.add_column("")
     for name in (a, f"length alone ({length['better']} is better)", "difference"):
-        sheet.add_column(Text(name), justify="right")
+        sheet.add_column(name, justify="right")
+    columns = (result["statistics"], length["statistics"], result["gain"])
     for name, title in _TITLES.items():
-        columns = (result["statistics"], length["statistics"], result["gain"])
-        sheet.add_row(title, *(Text(cell(column.get(name))) for column in columns))
+        sheet.add_row(title, *(cell(column.get(name)) for column in columns))
     for name, found in result["kappa_by_criterion"].items():
-        sheet.add_row(f"weighted κ of {name}", Text(cell(found)), "", "")
-    lines: list[Table | str] = [sheet]
+        sheet.add_row(f"weighted κ of {name}", cell(found), "", "")
+    parts: list[Part] = [sheet]
     if ties["pairs"]:
-        lines.append(
+        parts.append(
             f"{ties['pairs']} pairs of captions of one clip: {ties['tied_by_a']:.1%} tied by {a}, "
             f"{ties['tied_by_b']:.1%} by {b}, {ties['tied_by_both']:.1%} by both; "
             f"{result['clips_without_tau']} clips without τ-b"
         )
     if matched["only_a"] or matched["only_b"]:
-        lines.append(f"left out: {matched['only_a']} captions only {a} scored, {matched['only_b']} only {b}")
+        parts.append(f"left out: {matched['only_a']} captions only {a} scored, {matched['only_b']} only {b}")
     own = result.get("self")
     if own:
-        lines.append(
+        parts.append(
             f"with captions swapped ({own['pairs']} pairs): same winner {cell(own['consistent'])}, "
             f"first shown preferred {cell(own['first_preferred'])}, ties {own['ties']:.1%}"
         )
     warnings = [*result["warnings"], *(own["warnings"] if own else [])]
-    return lines + [f"warning: {line}" for line in warnings]
+    return parts + [f"warning: {line}" for line in warnings]

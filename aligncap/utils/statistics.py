@@ -26,7 +26,7 @@ _CELLS = 4_000_000  # of the matrix of draws held at a time
 
 
 class Spoken(Protocol):
-    """A clip, such as an utterance of a manifest, with its speaker's name within its corpus."""
+    """A clip, such as an utterance of a manifest; speakers of two corpora are two."""
 
     corpus: str
     speaker: str | None
@@ -64,10 +64,9 @@ def ratio(above: Floats, below: Floats) -> Statistic:
 
 def recall_sums(truth: Sequence[object], said: Sequence[object], labels: Sequence[object]) -> Floats:
     """What `uar` needs of each clip, (clips, 2 x labels): named rightly as each label, and of each label."""
-    count = np.array([[own == label for label in labels] for own in truth], dtype=np.float64)
-    right = np.array([own == other for own, other in zip(truth, said, strict=True)], dtype=np.float64)
-    count = count.reshape(len(truth), len(labels))
-    return np.concatenate([count * right[:, None], count], axis=1)
+    clips = np.array([[own == label for label in labels] for own in truth], dtype=np.float64)
+    right = np.array([[own == other] for own, other in zip(truth, said, strict=True)])
+    return np.concatenate([clips * right, clips], axis=1)
 
 
 def uar(sums: Floats) -> Floats:
@@ -87,9 +86,9 @@ def uar(sums: Floats) -> Floats:
 def over_seeds(runs: Sequence[Run]) -> dict[str, Statistic]:
     """One statistic a score: the mean over training seeds of each seed's score, all on the same clips.
 
-    This is the one way in which seeds are pooled. Speakers are drawn once for all seeds: a resample scores
-    every seed on the same speakers and takes the mean. An interval of it so tells what other speakers would
-    change, and not what other seeds would. Scores that a run lacks are left out.
+    This is the one way in which seeds are pooled. A resample scores every seed on the same drawn speakers and
+    takes the mean, so an interval tells what other speakers would change, and not what other seeds would.
+    Scores that a run lacks are left out.
     """
     return {name: averaged([run[name] for run in runs]) for name in runs[0] if all(name in r for r in runs)}
 
@@ -109,11 +108,7 @@ def averaged(parts: Sequence[Statistic]) -> Statistic:
 
 
 def pooled(runs: Sequence[Run], clusters: Clusters, *, resamples: int, seed: int) -> dict[str, Interval]:
-    """Scores over training seeds: {"name": {"value", "low", "high", "spread", "runs"}}.
-
-    Value and 95 % interval are those of `over_seeds`; `spread` is the standard deviation over seeds (divided
-    by n - 1), None where there is one seed or where the score is not defined; `runs` is the number of seeds.
-    """
+    """`intervals` of `over_seeds`, with "spread" and "runs", the number of seeds, in each cell."""
     cells = intervals(over_seeds(runs), clusters, resamples=resamples, seed=seed)
     for name, cell in cells.items():
         cell |= {"spread": spread([run[name].value for run in runs]), "runs": len(runs)}
@@ -121,22 +116,20 @@ def pooled(runs: Sequence[Run], clusters: Clusters, *, resamples: int, seed: int
 
 
 def spread(values: Sequence[float]) -> float | None:
-    """Standard deviation over seeds (divided by n - 1); None where there is one or one is undefined."""
+    """Standard deviation over seeds (divided by n - 1); None of one seed, or where one has no score."""
     return float(np.std(values, ddof=1)) if len(values) > 1 and np.isfinite(values).all() else None
 
 
 def jackknife(value: float, without: Floats) -> Interval:
-    """`value` and its 95 % interval by leaving out one cluster at a time (± t · standard error), 0 to 1.
+    """A share that is no sum over clips, and its 95 % interval by the jackknife (± t · standard error).
 
-    For scores that are no sums over clips. `without` holds the score without each cluster, (clusters,); those
-    that are not defined are left out.
+    `without` is the share without each cluster, (clusters,), NaN where there is none.
     """
     without = without[np.isfinite(without)]
     n = len(without)
     if n < 2:
         return {"value": value, "low": None, "high": None}
-    error = np.sqrt((n - 1) / n * ((without - without.mean()) ** 2).sum())
-    reach = float(t.ppf(0.975, n - 1) * error)
+    reach = float(t.ppf(0.975, n - 1) * np.sqrt((n - 1) * without.var()))
     return {"value": value, "low": max(0.0, value - reach), "high": min(1.0, value + reach)}
 
 
@@ -160,9 +153,8 @@ def clusters_of(clips: Sequence[Spoken]) -> Clusters:
         note = "clips (speakers unknown)" if not speakers else "clips (one speaker only)"
         return Clusters(np.arange(len(names)), len(names), speakers, unknown, note)
     number: dict[object, int] = {}
-    index = [
-        number.setdefault(place if name is None else name, len(number)) for place, name in enumerate(names)
-    ]
+    keys = (place if name is None else name for place, name in enumerate(names))
+    index = [number.setdefault(key, len(number)) for key in keys]
     note = f"{speakers} speakers" + (f" and {unknown} clips of unknown speaker" if unknown else "")
     if len(number) < FEW:
         note += f"; fewer than {FEW}: a coarse interval, likely too narrow"
@@ -192,16 +184,9 @@ def _resampled(
     by_cluster = np.zeros((clusters.count, flat.shape[1]))
     np.add.at(by_cluster, clusters.index, flat)
     sums = np.concatenate([draw @ by_cluster for draw in _draws(clusters.count, resamples, seed)])
-    result, at = [], 0
-    for system in statistics:
-        scores = {}
-        for name, statistic in system.items():
-            width = statistic.sums.shape[1]
-            with np.errstate(divide="ignore", invalid="ignore"):
-                scores[name] = statistic.score(sums[:, at : at + width])
-            at += width
-        result.append(scores)
-    return result
+    pieces = iter(np.split(sums, np.cumsum([part.shape[1] for part in parts])[:-1], axis=1))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return [{name: s.score(next(pieces)) for name, s in system.items()} for system in statistics]
 
 
 def _cell(value: float, scores: Floats) -> Interval:

@@ -1,9 +1,8 @@
-"""A stand-in for an OpenAI-compatible endpoint on 127.0.0.1, with scripted errors and a Batch API."""
+"""A stand-in for an OpenAI-compatible endpoint on 127.0.0.1, with scripted errors."""
 
 from __future__ import annotations
 
 import json
-import re
 import socket
 import threading
 from collections import Counter
@@ -41,11 +40,6 @@ class Stub:
         self.billed = [0, 0]
         self.now = self.most = 0
         self.lock = threading.Lock()
-        self.files: dict[str, bytes] = {}
-        self.batches: dict[str, dict[str, Any]] = {}
-        self.polls_until_done = 1
-        self.batch_line: Callable[[int, dict[str, Any]], str] = lambda n, line: "ok"
-        self.after_create: Callable[[], None] = lambda: None
         stub = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -54,26 +48,8 @@ class Stub:
 
             def do_POST(self) -> None:
                 raw = self.rfile.read(int(self.headers["Content-Length"]))
-                path = self.path.partition("?")[0]
-                if path == "/v1/chat/completions":
-                    stub.chat(self, json.loads(raw))
-                elif path == "/v1/files":
-                    content = re.split(rb"\r\n\r\n", raw.split(b'name="file"')[1], maxsplit=1)[1]
-                    name = f"file-{len(stub.files)}"
-                    stub.files[name] = content.split(b"\r\n--")[0]
-                    stub.send(self, 200, {"id": name, "object": "file", "purpose": "batch"})
-                else:
-                    stub.create_batch(self, json.loads(raw))
-
-            def do_GET(self) -> None:
-                path = self.path.partition("?")[0]
-                if path == "/v1/batches":
-                    page = {"object": "list", "data": list(stub.batches.values()), "has_more": False}
-                    stub.send(self, 200, page)
-                elif path.startswith("/v1/batches/"):
-                    stub.send(self, 200, stub.poll(path.rpartition("/")[2]))
-                else:
-                    stub.send(self, 200, stub.files[path.split("/")[3]])
+                assert self.path == "/v1/chat/completions"
+                stub.chat(self, json.loads(raw))
 
             def log_message(self, *args: object) -> None:
                 pass
@@ -165,51 +141,6 @@ class Stub:
                 "total_tokens": total,
             }
         return 200, reply
-
-    def create_batch(self, handler: BaseHTTPRequestHandler, body: dict[str, Any]) -> None:
-        name = f"batch_{len(self.batches)}"
-        lines = [json.loads(line) for line in self.files[body["input_file_id"]].splitlines()]
-        self.batches[name] = {
-            "id": name,
-            "object": "batch",
-            "endpoint": body["endpoint"],
-            "completion_window": body["completion_window"],
-            "created_at": 1,
-            "input_file_id": body["input_file_id"],
-            "status": "validating",
-            "metadata": body["metadata"],
-            "polls": 0,
-            "sizes": len(lines),
-        }
-        self.after_create()
-        self.send(handler, 200, self.batches[name])
-
-    def poll(self, name: str) -> dict[str, Any]:
-        batch = self.batches[name]
-        batch["polls"] += 1
-        batch["status"] = "in_progress"
-        if batch["polls"] <= self.polls_until_done or "output_file_id" in batch:
-            if "output_file_id" in batch:
-                batch["status"] = "completed"
-            return batch
-        outputs, errors = [], []
-        lines = [json.loads(line) for line in self.files[batch["input_file_id"]].splitlines()]
-        for number, line in enumerate(lines):
-            action = self.batch_line(number, line)
-            if action == "missing":
-                continue
-            row: dict[str, Any] = {"id": f"r{number}", "custom_id": line["custom_id"], "error": None}
-            status, body = self.reply(action, line["body"])
-            row["response"] = {"status_code": status, "request_id": "q", "body": body}
-            if action == "ok":
-                self.ok[line["body"]["messages"][-1]["content"]] += 1
-            (outputs if status == 200 else errors).append(json.dumps(row))
-        outputs.reverse()  # in no particular order
-        for kind, found in (("output_file_id", outputs), ("error_file_id", errors)):
-            self.files[f"{name}-{kind}"] = "\n".join(found).encode() + b"\n"
-            batch[kind] = f"{name}-{kind}"
-        batch["status"] = "completed"
-        return batch
 
     @staticmethod
     def send(

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from stub_server import PRICE_IN, PRICE_OUT
 
 from aligncap.data.manifest import Utterance, write_manifest
-from aligncap.preferences.judge import judge_candidates
-from aligncap.preferences.judges.openai import Endpoint, Limits
+from aligncap.preferences.judge import JudgeConfig, judge_candidates
 
 KEY = "sk-not-to-be-seen-123"
 
@@ -59,8 +59,14 @@ def make_candidates(folder: Path, clips: int = 3, each: int = 2) -> Path:
     return path
 
 
+def asked(path: Path, url: str, **options: Any) -> JudgeConfig:
+    """Options that put the captions of `path` to a stub's model."""
+    chosen = {"model": "m", "out": str(path.with_name("s.jsonl")), "references": 0, "backoff": 0.01}
+    prices = {"price_in": PRICE_IN, "price_out": PRICE_OUT}
+    return JudgeConfig(candidates=str(path), judge="openai", base_url=url, **(chosen | prices | options))
+
+
 def judge_in_a_process_of_its_own(path: Path, out: Path, url: str, concurrency: int, cap: float) -> None:
-    limits = Limits(concurrency=concurrency, timeout=1.5, retries=12, backoff=0.02, max_cost=cap)
-    endpoint = Endpoint(url, price_in=PRICE_IN, price_out=PRICE_OUT)
-    done = judge_candidates(path, out, "openai", model="m", limits=limits, endpoint=endpoint)
+    limits = {"concurrency": concurrency, "timeout": 1.5, "retries": 12, "backoff": 0.02, "max_cost": cap}
+    done = judge_candidates(asked(path, url, out=str(out), **limits))
     sys.exit(0 if done.complete else "\n".join(done.lines()))

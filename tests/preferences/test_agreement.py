@@ -8,20 +8,32 @@ from typing import Any
 import numpy as np
 import pytest
 from scipy.stats import kendalltau
+from sklearn.metrics import cohen_kappa_score
 
-from aligncap.preferences.agreement import agree, agree_files, self_consistency
-from aligncap.preferences.reports import cell, tables
-from aligncap.utils.errors import UserError
-from aligncap.utils.statistics import (
+from aligncap.preferences import agreement
+from aligncap.preferences.agreement import (
+    AgreeConfig,
     Scored,
-    agreement_of,
-    draws,
-    kappa_of,
-    kappa_sums,
-    overall_tau,
+    clusters_of_clips,
+    order_statistics,
     pair_counts,
-    starts_of,
 )
+from aligncap.preferences.reports import agreement_tables, cell, show
+from aligncap.utils.errors import UserError
+from aligncap.utils.statistics import intervals, overall_tau, tau_b, weighted_kappa
+
+
+def agree(a: Any, b: Any, *, resamples: int = 1000, seed: int = 0) -> dict[str, Any]:
+    return agreement.agree(a, b, resamples=resamples, seed=seed)
+
+
+def agree_files(a: Path, b: Path, **options: Any) -> dict[str, Any]:
+    words = {name: str(value) if isinstance(value, Path) else value for name, value in options.items()}
+    return agreement.agree_files(AgreeConfig(a=str(a), b=str(b), **words))
+
+
+def self_consistency(compared: Any) -> dict[str, Any]:
+    return agreement.self_consistency(compared, resamples=1000, seed=0)
 
 
 def rows(
@@ -93,32 +105,36 @@ def test_scores_are_rounded_half_up_for_kappa() -> None:
     assert result["statistics"]["kappa"]["value"] == 1
 
 
-def test_statistics_equal_a_plain_loop_and_so_do_their_resamples() -> None:
+def test_statistics_of_resamples_are_those_of_the_captions_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
-    sizes = [3, 1, 5, 2, 4, 6]
-    ids = [f"c{i}" for i, n in enumerate(sizes) for _ in range(n)]
-    a, b = (rng.integers(0, 6, len(ids)).astype(float) for _ in range(2))
-    scored = Scored(a, b, starts_of(ids))
-    drawn = draws(len(sizes), 8, seed=1)
-    value, resampled = overall_tau(scored, drawn)
-    assert value == pytest.approx(kendalltau(a, b).statistic)
-    kappas = kappa_of(drawn @ kappa_sums(scored))
-    for row, tau, kappa in zip(drawn, resampled, kappas):
-        picked = np.concatenate(
-            [np.flatnonzero(np.array(ids) == f"c{i}") for i, n in enumerate(row) for _ in range(int(n))]
+    clip = np.repeat(np.arange(6), [3, 1, 5, 2, 4, 6])
+    scored = Scored(*(rng.integers(0, 6, len(clip)).astype(float) for _ in range(2)), clip)
+    kappa = weighted_kappa(scored.a, scored.b)
+    for drawn in rng.multinomial(6, np.full(6, 1 / 6), size=8):
+        monkeypatch.setattr(
+            "aligncap.utils.statistics._draws", lambda *_, d=drawn: iter([d[None].astype(float)])
         )
-        assert tau == pytest.approx(kendalltau(a[picked], b[picked]).statistic)
-        x, y = a[picked], b[picked]
-        assert kappa == pytest.approx(1 - np.mean((x - y) ** 2) / np.mean((x[:, None] - y) ** 2))
+        picked = np.concatenate([np.flatnonzero(clip == c) for c in range(6) for _ in range(drawn[c])])
+        a, b = scored.a[picked], scored.b[picked]
+        draw: dict[str, Any] = {"resamples": 1, "seed": 0}
+        tau = overall_tau(scored.a, scored.b, clusters_of_clips(clip), "", **draw)
+        assert tau["low"] == tau["high"] == pytest.approx(kendalltau(a, b).statistic, abs=1e-9)
+        found = intervals({"kappa": kappa}, clusters_of_clips(clip), **draw)["kappa"]
+        assert found["low"] == pytest.approx(cohen_kappa_score(a, b, weights="quadratic"), abs=1e-9)
+        by_clip = order_statistics(scored, pair_counts(scored))["tau_within"]
+        found = intervals({"tau": by_clip}, clusters_of_clips(np.arange(6)), **draw)["tau"]
+        taus = [tau_b(scored.a[clip == c], scored.b[clip == c]) for c in range(6)]
+        assert found["low"] == pytest.approx(np.nanmean(np.repeat(taus, drawn)), abs=1e-9)
+    assert kappa.value == pytest.approx(cohen_kappa_score(scored.a, scored.b, weights="quadratic"), abs=1e-9)
 
 
 def test_equal_judges_agree_wholly_and_opposite_ones_not_at_all() -> None:
     a, _ = noisy()
     same = agree(rows(a), rows(a, "two"))["statistics"]
     for name in ("tau_within", "tau_overall", "pairwise", "pairwise_ties_half", "kappa"):
-        assert same[name]["value"] == same[name]["low"] == same[name]["high"] == 1, name
+        assert [same[name][k] for k in ("value", "low", "high")] == pytest.approx([1, 1, 1], abs=1e-9), name
     other = agree(rows(a), rows([[10 - x for x in clip] for clip in a], "two"))["statistics"]
-    assert other["tau_within"]["value"] == -1 and other["pairwise"]["value"] == 0
+    assert other["tau_within"]["value"] == pytest.approx(-1, abs=1e-9) and other["pairwise"]["value"] == 0
 
 
 def test_intervals_hold_the_value_and_narrow_with_clips() -> None:
@@ -134,11 +150,15 @@ def test_intervals_hold_the_value_and_narrow_with_clips() -> None:
 
 def test_the_interval_holds_the_true_agreement_most_of_the_time() -> None:
     a, b = (np.ravel(scores) for scores in noisy(4000, seed=99))
-    truth = float(agreement_of(pair_counts(Scored(a, b, np.arange(0, 20_000, 5))).sum(0)))
+    scored = Scored(a, b, np.repeat(np.arange(4000), 5))
+    truth = order_statistics(scored, pair_counts(scored))["pairwise"].value
     inside = 0
     for seed in range(40):
         a, b = noisy(50, seed=seed)
-        found = agree(rows(a), rows(b, "two"), resamples=200, seed=seed)["statistics"]["pairwise"]
+        scored = Scored(np.ravel(a), np.ravel(b), np.repeat(np.arange(50), 5))
+        statistics = order_statistics(scored, pair_counts(scored))
+        clips = clusters_of_clips(np.arange(50))
+        found = intervals(statistics, clips, resamples=200, seed=seed)["pairwise"]
         inside += found["low"] <= truth <= found["high"]
     assert inside >= 33
 
@@ -155,7 +175,7 @@ def test_a_constant_judge_has_no_rank_agreement_and_that_is_said() -> None:
     both = agree(rows([[5.0, 5.0]]), rows([[5.0, 5.0]], "two"), resamples=5)
     assert both["statistics"]["kappa"]["note"] == "undefined: both give one and the same score"
     json.dumps([result, both], allow_nan=False)
-    assert tables(both)
+    assert agreement_tables(both)
 
 
 def test_clips_of_one_caption_give_no_rank_agreement() -> None:
@@ -170,7 +190,7 @@ def test_length_alone_is_held_against_the_judge_in_its_better_direction() -> Non
     shorter = [[9.0, 7.0, 5.0, 3.0, 1.0] for _ in range(40)]  # B likes short captions
     result = agree(rows(noisy(40)[0]), rows(shorter, "two"))
     assert result["length"]["better"] == "shorter"
-    assert result["length"]["statistics"]["tau_within"]["value"] == 1
+    assert result["length"]["statistics"]["tau_within"]["value"] == pytest.approx(1, abs=1e-9)
     assert result["gain"]["pairwise_ties_half"]["high"] < 0
     assert any("does worse than length alone" in line for line in result["warnings"])
 
@@ -202,8 +222,8 @@ def test_captions_are_matched_by_clip_number_and_text_in_any_order() -> None:
     assert changed == {"captions": 149, "clips": 30, "only_a": 1, "only_b": 1}
     with pytest.raises(UserError, match="no caption in common"):
         agree(rows([[1, 2]]), rows([[1, 2]], captions=[["x", "y"]]))
-    with pytest.raises(UserError, match="--resamples 0"):
-        agree(rows_a, rows_b, resamples=0)
+    with pytest.raises(UserError, match="resamples=0"):
+        AgreeConfig(a="a", b="b", resamples=0)
 
 
 def swapped(decisions: list[tuple[str, str]]) -> list[dict[str, str]]:
@@ -254,7 +274,7 @@ def test_files_are_compared_and_the_report_is_written(tmp_path: Path) -> None:
     paths = [tmp_path / f"{name}.jsonl" for name in "abw"]
     result = agree_files(paths[0], paths[1], pairwise=paths[2], out=tmp_path / "r.json", resamples=100)
     assert json.loads((tmp_path / "r.json").read_text()) == result
-    lines = [item for item in tables(result) if isinstance(item, str)]
+    lines = [item for item in agreement_tables(result) if isinstance(item, str)]
     assert any("with captions swapped (2 pairs): same winner 0.500" in line for line in lines)
     assert len(result["files"]) == 3
     paths[2].write_text('{"id": "c0", "winner_ab": "a", "winner_ba": "a", "judge": "openai:other"}')
@@ -263,6 +283,11 @@ def test_files_are_compared_and_the_report_is_written(tmp_path: Path) -> None:
     paths[2].write_text('{"id": "c0", "winner_ab": "x", "winner_ba": "a"}')
     with pytest.raises(UserError, match=r"w\.jsonl: pair 1: winner_ab"):
         agree_files(paths[0], paths[1], pairwise=paths[2])
+
+
+def test_names_of_judges_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    show(agreement_tables(agree(rows([[1, 2]]), rows([[1, 3]], "human:x"), resamples=5)))
+    assert "human:x" in capsys.readouterr().out  # ":x:" would be an emoji
 
 
 def test_a_cell_shows_value_interval_and_note() -> None:

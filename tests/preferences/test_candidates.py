@@ -14,12 +14,19 @@ from aligncap.data.split import choose_evenly
 from aligncap.inference.captioner import Captioner
 from aligncap.inference.sampling import sample_captions
 from aligncap.preferences import candidates
-from aligncap.preferences.candidates import write_candidates
-from aligncap.preferences.verdicts import read_candidates
+from aligncap.preferences.candidates import CandidatesConfig
+from aligncap.preferences.judges import read_items
 from aligncap.utils.errors import UserError
 from aligncap.utils.journal import Journal
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+def write_candidates(model, manifest, out, **options):
+    config = CandidatesConfig(model=str(model), manifest=str(manifest), out=str(out), **options)
+    return candidates.write_candidates(config)
+
+
 OPTIONS = {"num": 3, "max_new_tokens": 6, "batch_size": 2, "device": "cpu"}
 
 
@@ -51,14 +58,14 @@ def test_rows_come_in_the_manifests_order_and_say_what_made_them(model, manifest
         "seed": 4,
         "settings": {
             "num": 3,
-            "temperature": 1.0,
+            "temperature": 0.7,
             "top_p": 0.95,
             "max_new_tokens": 6,
             "dtype": "float32",
         },
         "manifest": "",
     }
-    assert len(read_candidates(out)) == len(rows)  # the next stage reads it
+    assert len(read_items(out)) == len(rows)  # the next stage reads it
 
 
 def test_candidates_are_those_of_the_clip_alone(model, manifest, tmp_path):
@@ -70,6 +77,9 @@ def test_candidates_are_those_of_the_clip_alone(model, manifest, tmp_path):
         [load_audio(manifest.parent / "clip5.wav")],
         ["clip5"],
         num=3,
+        temperature=0.7,
+        top_p=0.95,
+        seed=0,
         max_new_tokens=6,
     )
     assert [r["caption"] for r in rows if r["id"] == "clip5"] == alone[0]
@@ -147,13 +157,13 @@ def test_limited_runs_write_that_many_clips(model, manifest, tmp_path):
 @pytest.mark.parametrize(
     "wrong, said",
     [
-        ({"num": 0}, "--num 0"),
+        ({"num": 0}, "num=0"),
         ({"temperature": 0}, "the same"),
-        ({"temperature": -1.0}, "--temperature"),
-        ({"top_p": 0.0}, "--top-p"),
-        ({"limit": 0}, "--limit 0"),
-        ({"max_new_tokens": 0}, "--max-new-tokens"),
-        ({"batch_size": 0}, "--batch-size"),
+        ({"temperature": -1.0}, "temperature=-1"),
+        ({"top_p": 0.0}, "top_p=0"),
+        ({"limit": 0}, "limit=0"),
+        ({"max_new_tokens": 0}, "max_new_tokens=0"),
+        ({"batch_size": 0}, "batch_size=0"),
         ({"dtype": "int8"}, "bfloat16"),
     ],
 )
@@ -181,9 +191,10 @@ def test_two_processes_write_the_file_of_one(model, manifest, tmp_path):
     script = tmp_path / "share.py"
     script.write_text(
         "import json, os, torch\n"
-        "from aligncap.preferences.candidates import write_candidates\n"
+        "from aligncap.preferences.candidates import CandidatesConfig, write_candidates\n"
         "torch.set_num_threads(1)\n"
-        f"rows, errors = write_candidates({str(model)!r}, 'm.jsonl', 'two.jsonl', **{OPTIONS!r})\n"
+        f"files = dict(model={str(model)!r}, manifest='m.jsonl', out='two.jsonl')\n"
+        f"rows, errors = write_candidates(CandidatesConfig(**files, **{OPTIONS!r}))\n"
         "print(f\"process {os.environ['RANK']}: {len(rows)} rows, {errors}\")\n"
     )
     # A part that an older run of other settings left behind.
@@ -214,3 +225,13 @@ def test_a_long_clip_is_reported(model, tmp_path):
     write_manifest(tmp_path / "m.jsonl", [Utterance("long", ".", "long.wav", "made")])
     rows, errors = write_candidates(model, tmp_path / "m.jsonl", tmp_path / "c.jsonl", **OPTIONS)
     assert rows == [] and "long.wav" in errors[0]
+
+
+def test_without_a_limit_the_captions_may_be_as_long_as_those_of_training(tiny, manifest, tmp_path):
+    for part in tiny:
+        part.save_pretrained(tmp_path / "model")
+    path = tmp_path / "model" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"max_response_tokens": 5}))
+    options = {name: value for name, value in OPTIONS.items() if name != "max_new_tokens"}
+    rows, _ = write_candidates(tmp_path / "model", manifest, tmp_path / "c.jsonl", limit=1, **options)
+    assert rows[0]["settings"]["max_new_tokens"] == 5

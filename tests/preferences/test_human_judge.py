@@ -3,12 +3,19 @@ from __future__ import annotations
 import csv
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from aligncap.preferences.judge import judge_candidates
-from aligncap.preferences.verdicts import read_scored
+from aligncap.preferences.judge import JudgeConfig, JudgeSummary, judge_candidates
+from aligncap.preferences.judges import read_scored
 from aligncap.utils.errors import UserError, UserErrors
+
+
+def judge(path: Path, out: Path | None, **options: Any) -> JudgeSummary:
+    words = {name: str(value) if isinstance(value, Path) else value for name, value in options.items()}
+    chosen = {"references": 0, "out": out and str(out)} | words
+    return judge_candidates(JudgeConfig(candidates=str(path), judge="human", **chosen))
 
 
 def sheet(path: Path) -> list[dict[str, str]]:
@@ -27,7 +34,7 @@ def fill(path: Path, rows: list[dict[str, str]], delimiter: str = ",", encoding:
 @pytest.fixture
 def form(candidates: Callable[..., Path], tmp_path: Path) -> tuple[Path, list[dict[str, str]]]:
     path = candidates(clips=2, each=3)
-    judge_candidates(path, None, "human", references=1, form=tmp_path / "form.csv")
+    judge(path, None, references=1, form=tmp_path / "form.csv")
     return path, sheet(tmp_path / "form.csv")
 
 
@@ -61,7 +68,7 @@ def test_a_filled_sheet_becomes_verdicts_in_the_order_of_the_candidates(
         row |= {"emotion": "8", "fluent": "7,5", "reason": " good "}
     rows[0] |= {"emotion": "", "fluent": "", "reason": ""}
     filled = fill(tmp_path / "filled.csv", rows[::-1], ";", "utf-8-sig")
-    done = judge_candidates(path, tmp_path / "s.jsonl", "human", references=1, filled=filled, rater="ann")
+    done = judge(path, tmp_path / "s.jsonl", references=1, filled=filled, rater="ann")
     scored = read_scored(tmp_path / "s.jsonl")
     assert (done.scored, done.wanted, done.complete) == (7, 8, False)
     assert "no score in the sheet" in "\n".join(done.lines())
@@ -82,10 +89,9 @@ def test_every_fault_of_a_sheet_is_told_with_its_line(
     rows[3] |= {"item": "feedbeef00"}
     rows[4] |= {"item": rows[1]["item"]}
     with pytest.raises(UserErrors) as caught:
-        judge_candidates(
+        judge(
             path,
             tmp_path / "s.jsonl",
-            "human",
             references=1,
             filled=fill(tmp_path / "f.csv", rows),
             rater="a",
@@ -102,14 +108,14 @@ def test_a_sheet_is_never_written_over_and_missing_pieces_are_named(
 ) -> None:
     path, rows = form
     with pytest.raises(UserError, match="exists"):
-        judge_candidates(path, None, "human", form=tmp_path / "form.csv")
+        judge(path, None, form=tmp_path / "form.csv")
     with pytest.raises(UserError, match="--filled"):
-        judge_candidates(path, tmp_path / "s.jsonl", "human", rater="a")
+        judge(path, tmp_path / "s.jsonl", rater="a")
     with pytest.raises(UserError, match="--rater"):
-        judge_candidates(path, tmp_path / "s.jsonl", "human", filled=tmp_path / "form.csv")
+        judge(path, tmp_path / "s.jsonl", filled=tmp_path / "form.csv")
     short = fill(tmp_path / "short.csv", [{"item": "1", "caption": "x"}])
     with pytest.raises(UserError, match="columns are missing: id, audio, faithful"):
-        judge_candidates(path, tmp_path / "s.jsonl", "human", filled=short, rater="a")
+        judge(path, tmp_path / "s.jsonl", filled=short, rater="a")
 
 
 def test_a_caption_that_looks_like_a_formula_is_defused_and_accepted_back(
@@ -117,9 +123,9 @@ def test_a_caption_that_looks_like_a_formula_is_defused_and_accepted_back(
 ) -> None:
     path = candidates(clips=1, each=1)
     path.write_text(path.read_text().replace("She sounds angry, number 0 0.", "=HYPERLINK(1)"))
-    judge_candidates(path, None, "human", form=tmp_path / "form.csv")
+    judge(path, None, form=tmp_path / "form.csv")
     rows = sheet(tmp_path / "form.csv")
     assert rows[0]["caption"] == "'=HYPERLINK(1)"
     rows[0]["emotion"] = "1"
     filled = fill(tmp_path / "filled.csv", rows)
-    assert judge_candidates(path, tmp_path / "s.jsonl", "human", filled=filled, rater="a").complete
+    assert judge(path, tmp_path / "s.jsonl", filled=filled, rater="a").complete

@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from stub_server import EIGHT_FAULTS, PRICE_IN, PRICE_OUT, Stub
-from synthetic_candidates import KEY, judge_in_a_process_of_its_own, make_candidates
+from stub_server import EIGHT_FAULTS, Stub
+from synthetic_candidates import KEY, asked, judge_in_a_process_of_its_own, make_candidates
 
 from aligncap.preferences.judge import JudgeSummary, judge_candidates
 from aligncap.preferences.judges import openai as openai_judge
-from aligncap.preferences.judges.openai import Endpoint, Limits, read_events, read_ledger
-from aligncap.preferences.verdicts import read_scored
+from aligncap.preferences.judges import read_scored
+from aligncap.preferences.judges.endpoint import read_events, read_ledger
 from aligncap.utils.errors import UserError
 
 # error of the stub: how the judge counts it
@@ -34,11 +34,7 @@ LOST = {"slow", "drop", "no json"}
 
 
 def judge(path: Path, url: str, **options: Any) -> JudgeSummary:
-    limits = Limits(**{"timeout": 0.5, "backoff": 0.01, "retries": 2} | options.pop("limits", {}))
-    endpoint = Endpoint(url, price_in=PRICE_IN, price_out=PRICE_OUT)
-    return judge_candidates(
-        path, path.with_name("s.jsonl"), "openai", model="m", limits=limits, endpoint=endpoint, **options
-    )
+    return judge_candidates(asked(path, url, **({"timeout": 0.5, "retries": 2} | options)))
 
 
 @pytest.mark.parametrize("error", [*EIGHT_FAULTS, "503", "408", "no json", "other json"])
@@ -100,7 +96,7 @@ def test_what_no_retry_can_mend_stops_at_once_and_never_shows_the_key(
     stub.script = lambda n, body: action
     path = candidates(clips=20)
     with pytest.raises(UserError, match=message) as caught:
-        judge(path, stub.url, limits={"concurrency": 2})
+        judge(path, stub.url, concurrency=2)
     assert len(stub.requests) <= 2
     assert KEY not in str(caught.value) + caplog.text
     assert KEY not in path.with_name("s.jsonl.verdicts.jsonl").read_text()
@@ -111,7 +107,7 @@ def test_answers_before_a_stop_are_kept(candidates: Callable[..., Path], stub: S
     stub.script = lambda n, body: "ok" if n < 4 else "401"
     path = candidates(clips=5)
     with pytest.raises(UserError, match="4 answers are kept"):
-        judge(path, stub.url, limits={"concurrency": 1})
+        judge(path, stub.url, concurrency=1)
     stub.script = lambda n, body: "ok"
     assert judge(path, stub.url).complete and set(stub.ok.values()) == {1}
 
@@ -134,7 +130,7 @@ def test_an_endpoint_that_fails_at_everything_is_not_asked_for_ever(
     candidates: Callable[..., Path], stub: Stub
 ) -> None:
     stub.script = lambda n, body: "malformed"
-    done = judge(candidates(clips=100), stub.url, limits={"retries": 1, "concurrency": 4})
+    done = judge(candidates(clips=100), stub.url, retries=1, concurrency=4)
     assert len(stub.requests) <= 2 * (openai_judge.MOST_FAILED_IN_A_ROW + 4)
     assert done.scored == 0 and len(done.unscored) == 200
     text = "\n".join(done.lines())
@@ -150,7 +146,7 @@ def test_retry_after_is_honoured_by_everybody(candidates: Callable[..., Path], s
         return "429" if n == 0 else "ok"
 
     stub.script = script
-    judge(candidates(clips=10), stub.url, limits={"concurrency": 2})
+    judge(candidates(clips=10), stub.url, concurrency=2)
     late = [t - times[0] for t in times if t - times[0] > 0.3]
     assert late and min(late) >= 0.55 and len(late) >= 10
 
@@ -181,7 +177,7 @@ def test_a_request_lost_to_a_kill_is_spent_at_its_worst_case_also_in_the_next_ru
     journal = path.with_name("s.jsonl.verdicts.jsonl")
     with monkeypatch.context() as patch:
         if moment == "sent":
-            patch.setattr(openai_judge, "error_of", die)
+            patch.setattr(openai_judge, "failure_of", die)
             stub.script = lambda n, body: "drop"
         else:
             patch.setattr(openai_judge.VerdictJournal, "done", die)
@@ -191,9 +187,9 @@ def test_a_request_lost_to_a_kill_is_spent_at_its_worst_case_also_in_the_next_ru
     assert read_ledger(journal).spent == worst > stub.billed_cost > 0
     stub.script = lambda n, body: "ok"
     cap = worst * 1.9  # room for one worst case, not for two
-    done = judge(path, stub.url, limits={"max_cost": cap})
+    done = judge(path, stub.url, max_cost=cap)
     assert not done.complete and len(stub.requests) == 1
-    assert judge(path, stub.url, limits={"max_cost": 2 * worst}).complete
+    assert judge(path, stub.url, max_cost=2 * worst).complete
     assert read_ledger(journal).spent > worst
 
 
@@ -281,15 +277,9 @@ def test_transformers_serve_that_answers_garbage_ends_cleanly(
             except (urllib.error.URLError, OSError):
                 time.sleep(0.2)
         path = candidates(clips=2, each=2)
-        done = judge_candidates(
-            path,
-            tmp_path / "s.jsonl",
-            "openai",
-            model=parts["llm"],
-            max_tokens=24,
-            limits=Limits(concurrency=2, retries=1, backoff=0.01, timeout=60),
-            endpoint=Endpoint(f"http://127.0.0.1:{port}/v1"),
-        )
+        limits = {"concurrency": 2, "retries": 1, "timeout": 60, "price_in": None, "price_out": None}
+        url = f"http://127.0.0.1:{port}/v1"
+        done = judge_candidates(asked(path, url, model=parts["llm"], max_tokens=24, **limits))
     finally:
         server.terminate()
         server.wait(20)

@@ -9,32 +9,28 @@ from typing import Any
 
 import pytest
 from filelock import FileLock
-from stub_server import CRITERIA, PRICE_IN, PRICE_OUT, Stub, scores
+from stub_server import CRITERIA, Stub, scores
+from synthetic_candidates import asked
 
-from aligncap.preferences.judge import JudgeSummary, compare_candidates, judge_candidates
-from aligncap.preferences.judges.openai import (
-    Ask,
-    Endpoint,
+from aligncap.preferences.judge import JudgeSummary, judge_candidates
+from aligncap.preferences.judges import read_scored
+from aligncap.preferences.judges.endpoint import (
     Gate,
-    Limits,
+    OpenAIOptions,
     VerdictJournal,
     prices_of,
-    prompt_hash,
     read_events,
     read_ledger,
-    read_response,
     retry_after,
 )
-from aligncap.preferences.verdicts import read_scored
+from aligncap.preferences.judges.openai import prompt_hash, read_response
 from aligncap.utils.errors import UserError, UserErrors
+
+FREE: dict[str, Any] = {"price_in": None, "price_out": None}  # no price is given
 
 
 def judge(path: Path, stub: Stub, **options: Any) -> JudgeSummary:
-    limits = Limits(**{"timeout": 5.0, "backoff": 0.01} | options.pop("limits", {}))
-    endpoint = Endpoint(stub.url, price_in=PRICE_IN, price_out=PRICE_OUT)
-    out = options.pop("out", path.with_name("s.jsonl"))
-    chosen = {"model": "stub-model", "endpoint": endpoint} | options
-    return judge_candidates(path, out, "openai", limits=limits, **chosen)
+    return judge_candidates(asked(path, stub.url, **({"model": "stub-model", "timeout": 5.0} | options)))
 
 
 def test_scores_every_caption_in_order_from_strict_structured_output(
@@ -48,7 +44,10 @@ def test_scores_every_caption_in_order_from_strict_structured_output(
     assert [r["verdict"]["overall"] for r in rows] == [9, 9, 3, 3, 9, 9]
     verdict = rows[0]["verdict"]
     assert verdict["judge"] == "openai:stub-model" and verdict["version"] == "stub-model-2026"
-    assert verdict["prompt_hash"] == prompt_hash("score", Ask("stub-model")) and len(verdict["scores"]) == 5
+    assert (
+        verdict["prompt_hash"] == prompt_hash("score", OpenAIOptions(model="stub-model"))
+        and len(verdict["scores"]) == 5
+    )
     assert done.complete and done.mean == 7
 
     body = stub.requests[0]
@@ -74,13 +73,13 @@ def test_a_paid_verdict_is_never_asked_again_nor_in_another_run_with_the_journal
 ) -> None:
     path = candidates()
     cache = path.with_name("paid.jsonl")
-    judge(path, stub, cache=cache)
+    judge(path, stub, cache=str(cache))
     first = path.with_name("s.jsonl").read_bytes()
-    judge(path, stub, cache=cache)
+    judge(path, stub, cache=str(cache))
     assert path.with_name("s.jsonl").read_bytes() == first
-    judge(path, stub, cache=cache, out=path.with_name("other.jsonl"))
+    judge(path, stub, cache=str(cache), out=str(path.with_name("other.jsonl")))
     assert len(stub.requests) == 6
-    judge(path, stub, cache=cache, model="another")
+    judge(path, stub, cache=str(cache), model="another")
     assert len(stub.requests) == 12
 
 
@@ -98,18 +97,22 @@ def test_the_prompt_hash_follows_whatever_the_judge_is_told(
     from aligncap.preferences.judges import openai as questions
     from aligncap.utils.io import load_data
 
-    before = prompt_hash("score", Ask("m"))
-    assert prompt_hash("score", Ask("m", max_tokens=999)) == before != prompt_hash("compare", Ask("m"))
+    before = prompt_hash("score", OpenAIOptions(model="m"))
+    assert (
+        prompt_hash("score", OpenAIOptions(model="m", max_tokens=999))
+        == before
+        != prompt_hash("compare", OpenAIOptions(model="m"))
+    )
     if change == "model":
-        assert prompt_hash("score", Ask("n")) != before
+        assert prompt_hash("score", OpenAIOptions(model="n")) != before
     elif change == "temperature":
-        assert prompt_hash("score", Ask("m", temperature=None)) != before
+        assert prompt_hash("score", OpenAIOptions(model="m", temperature=None)) != before
     else:
         data = json.loads(json.dumps(load_data("judge.yaml")))
         data[change] = {name: text + " And more." for name, text in data[change].items()}
         monkeypatch.setattr(questions, "load_data", lambda name: data)
         questions.system_prompt.cache_clear()
-        assert prompt_hash("score", Ask("m")) != before
+        assert prompt_hash("score", OpenAIOptions(model="m")) != before
         questions.system_prompt.cache_clear()
 
 
@@ -125,14 +128,12 @@ def test_a_caption_cannot_end_its_quotation(candidates: Callable[..., Path], stu
 
 def test_a_dry_run_says_everything_and_sends_nothing(candidates: Callable[..., Path], stub: Stub) -> None:
     path = candidates()
-    done = judge(
-        path, stub, out=None, dry_run=True, model="gpt-4o-mini-2024-07-18", endpoint=Endpoint(stub.url)
-    )
+    done = judge(path, stub, out=None, dry_run=True, model="gpt-4o-mini-2024-07-18", **FREE)
     text = "\n".join(done.lines())
     assert "6 questions to gpt-4o-mini-2024-07-18, 6 requests to send" in text
     assert "about $0.00" in text and "if every answer took all its room" in text
     assert "[system]\nYou judge one caption" in text and "Caption to judge: " in text
-    assert "cost unknown" in judge(path, stub, dry_run=True, endpoint=Endpoint(stub.url)).lines()[1]
+    assert "cost unknown" in judge(path, stub, dry_run=True, **FREE).lines()[1]
     assert not stub.requests and sorted(p.name for p in path.parent.iterdir()) == ["c.jsonl", "data"]
 
 
@@ -141,9 +142,9 @@ def test_no_more_is_spent_than_the_cap_and_a_raised_cap_goes_on(
 ) -> None:
     path = candidates(clips=10, each=4)
     journal = path.with_name("s.jsonl.verdicts.jsonl")
-    done = judge(path, stub, limits={"max_cost": 0.02, "concurrency": 16})
+    done = judge(path, stub, max_cost=0.02, concurrency=16)
     assert not done.complete and 0 < done.scored < 40
-    assert any("raise --max-cost" in line for line in done.lines())
+    assert any("raise --max_cost" in line for line in done.lines())
     assert stub.billed_cost <= read_ledger(journal).spent <= 0.02
     running = 0.0
     open_: dict[str, float] = {}
@@ -154,13 +155,13 @@ def test_no_more_is_spent_than_the_cap_and_a_raised_cap_goes_on(
             open_.pop(event["request"])
             running += event["cost"]
         assert running + sum(open_.values()) <= 0.02
-    again = judge(path, stub, limits={"max_cost": 1.0})
+    again = judge(path, stub, max_cost=1.0)
     assert again.complete and set(stub.ok.values()) == {1}
 
 
 def test_a_cap_needs_a_price(candidates: Callable[..., Path], stub: Stub) -> None:
-    with pytest.raises(UserError, match="--price-in"):
-        judge(candidates(), stub, endpoint=Endpoint(stub.url), limits={"max_cost": 1.0})
+    with pytest.raises(UserError, match="--price_in"):
+        judge(candidates(), stub, **FREE, max_cost=1.0)
     with pytest.raises(UserError, match="go together"):
         prices_of("m", 1.0, None)
     assert prices_of("gpt-4o-2024-11-20") == prices_of("gpt-4o") is not None
@@ -175,12 +176,12 @@ def test_reasoning_models_get_no_temperature(candidates: Callable[..., Path], st
 
 def test_requests_leave_no_faster_than_the_limits(candidates: Callable[..., Path], stub: Stub) -> None:
     start = time.monotonic()
-    judge(candidates(), stub, limits={"requests_per_minute": 600.0})
+    judge(candidates(), stub, rpm=600.0)
     assert 0.5 <= time.monotonic() - start < 5
     assert stub.most <= 2
 
     async def three() -> float:
-        gate, begun = Gate(Limits(tokens_per_minute=60_000)), time.monotonic()
+        gate, begun = Gate(rpm=None, tpm=60_000), time.monotonic()
         await asyncio.gather(*(gate.enter(100) for _ in range(3)))
         return time.monotonic() - begun
 
@@ -189,7 +190,7 @@ def test_requests_leave_no_faster_than_the_limits(candidates: Callable[..., Path
 
 def test_never_has_more_requests_open_than_allowed(candidates: Callable[..., Path], stub: Stub) -> None:
     stub.script = lambda n, body: time.sleep(0.02) or "ok"  # type: ignore[func-returns-value]
-    judge(candidates(clips=8), stub, limits={"concurrency": 3})
+    judge(candidates(clips=8), stub, concurrency=3)
     assert len(stub.requests) == 16 and stub.most <= 3
 
 
@@ -206,9 +207,9 @@ def test_retry_after_is_read_in_all_its_forms() -> None:
     ("options", "message"),
     [
         ({"model": None}, "--model"),
-        ({"limits": {"concurrency": 0}}, "--concurrency"),
-        ({"limits": {"max_cost": -1.0}}, "--max-cost"),
-        ({"max_tokens": 0}, "--max-tokens"),
+        ({"concurrency": 0}, "concurrency=0"),
+        ({"max_cost": -1.0}, "max_cost=-1"),
+        ({"max_tokens": 0}, "max_tokens=0"),
         ({"out": None}, "--out"),
     ],
 )
@@ -217,14 +218,12 @@ def test_wrong_settings_are_named(
 ) -> None:
     with pytest.raises(UserError, match=message):
         judge(candidates(), stub, **options)
-    with pytest.raises(UserError, match="rubric, openai and human"):
-        judge_candidates(candidates(), "s.jsonl", "oracle")
 
 
 def test_two_runs_on_one_journal_are_refused(candidates: Callable[..., Path], stub: Stub) -> None:
     path = candidates()
-    with FileLock(path.with_name("s.jsonl.verdicts.jsonl.lock")):
-        with pytest.raises(UserError, match="another process is judging"):
+    with FileLock(path.with_name(".s.jsonl.verdicts.jsonl.lock")):
+        with pytest.raises(UserError, match=r"verdicts\.jsonl: is being written by another process"):
             judge(path, stub)
     assert judge(path, stub).complete
 
@@ -240,7 +239,7 @@ def test_a_torn_last_line_is_cut_off_and_broken_ones_before_it_are_named(tmp_pat
         path.write_bytes(whole + whole[-40:-cut])
         assert read_ledger(path).spent == 0.75
         with VerdictJournal(path) as journal:
-            assert journal.paid["k"].answer == {"reason": "é"} and journal.spent == 0.75
+            assert journal.paid["k"]["answer"] == {"reason": "é"} and journal.spent == 0.75
             assert journal.open == read_ledger(path).open
         assert path.read_bytes() == whole
     head, *rest = whole.splitlines(keepends=True)
@@ -261,6 +260,23 @@ def test_a_file_that_is_no_journal_is_left_alone(tmp_path: Path) -> None:
         assert path.read_bytes() == content
 
 
+def test_reservations_of_batches_sent_by_older_versions_still_count(tmp_path: Path) -> None:
+    path = tmp_path / "j.jsonl"
+    done = {"event": "done", "request": "b/k1", "key": "k1", "outcome": "ok", "cost": 0.125, "served": "m"}
+    events = [
+        {"event": "batch", "batch": "b", "requests": [["k1", 0.5], ["k2", 0.25]], "kind": "score"},
+        {"event": "batch-created", "batch": "b", "id": "batch_0"},
+        done | {"answer": {"reason": "fits"}},
+    ]
+    head = {"journal": "aligncap verdicts", "format": 1}
+    path.write_text("".join(json.dumps(line) + "\n" for line in (head, *events)))
+    with VerdictJournal(path) as journal:
+        assert journal.spent == 0.125 + 0.25 and journal.paid["k1"]["answer"] == {"reason": "fits"}
+    with path.open("a") as file:
+        file.write(json.dumps({"event": "batch-done", "batch": "b", "outcome": "completed"}) + "\n")
+    assert read_ledger(path).spent == 0.125
+
+
 def test_comparisons_are_made_in_both_orders_and_name_captions_not_places(
     candidates: Callable[..., Path], stub: Stub
 ) -> None:
@@ -278,8 +294,8 @@ def test_comparisons_are_made_in_both_orders_and_name_captions_not_places(
 
     stub.answer = prefer
     out = path.with_name("p.jsonl")
-    endpoint = Endpoint(stub.url, price_in=PRICE_IN, price_out=PRICE_OUT)
-    done = compare_candidates(path, out, model="m", endpoint=endpoint)
+    config = asked(path, stub.url, out=str(out), compare=True)
+    done = judge_candidates(config)
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert len(stub.requests) == 6 and done.complete
     assert [r["consistent"] for r in rows] == [True, True, False]
@@ -287,7 +303,7 @@ def test_comparisons_are_made_in_both_orders_and_name_captions_not_places(
     assert rows[0]["a"] < rows[0]["b"] and (rows[1]["winner_ab"], rows[1]["winner_ba"]) == ("tie", "tie")
     assert (rows[2]["winner_ab"], rows[2]["winner_ba"]) == ("a", "b")
     assert rows[0]["judge"] == "openai:m" and "2 of 3" in "\n".join(done.lines())
-    compare_candidates(path, out, model="m", endpoint=endpoint)
+    judge_candidates(config)
     assert len(stub.requests) == 6
 
 

@@ -10,14 +10,26 @@ from typing import Any
 import pytest
 
 from aligncap.data.manifest import Utterance, write_manifest
-from aligncap.preferences.pair_kinds import KINDS, words_of_text
-from aligncap.preferences.pairs import make_pairs, pairs_file
-from aligncap.preferences.reports import guessed_from_text, tables
+from aligncap.preferences import pairs as pairs_module
+from aligncap.preferences.pair_kinds import KINDS
+from aligncap.preferences.pairs import PairsConfig
+from aligncap.preferences.reports import guessed_from_text, pair_tables
 from aligncap.text.claims import manner_claims
 from aligncap.text.emotions import emotion_of
+from aligncap.text.lexicon import caption_words
 from aligncap.utils.errors import UserError
 
 LABELS = ("angry", "happy", "sad", "fearful")
+
+
+def make_pairs(rows: Any, utterances: Any, **options: Any) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    return pairs_module.make_pairs(
+        rows, utterances, PairsConfig(scored="s", out="p", **({"per_clip": 1} | options))
+    )
+
+
+def pairs_file(scored: Path, out: Path, **options: Any) -> dict[str, Any]:
+    return pairs_module.pairs_file(PairsConfig(scored=str(scored), out=str(out), **options))
 
 
 def utterance(number: int, **fields: Any) -> Utterance:
@@ -95,6 +107,12 @@ def test_best_worst_takes_the_two_ends_of_the_candidates() -> None:
         "margin": 6.0,
         "manifest": "m.jsonl",
     }
+
+
+def test_without_options_a_clip_gives_two_pairs_as_the_measured_recipe_has_it() -> None:
+    rows = scored(("He is sad.", 3.0), FAIR, BAD, GOOD)
+    pairs, _ = pairs_module.make_pairs(rows, [utterance(0)], PairsConfig("s", "p", balance_lengths=False))
+    assert [(p["chosen_score"], p["rejected_score"]) for p in pairs] == [(8.0, 2.0), (5.0, 3.0)]
 
 
 def test_reference_worst_takes_a_reference_and_the_worst_candidate() -> None:
@@ -192,7 +210,7 @@ def test_length_is_balanced_and_the_report_says_before_and_after() -> None:
     pairs, after = make_pairs(rows, utterances)
 
     def mean(chosen: list[dict[str, Any]]) -> float:
-        logs = [math.log(len(words_of_text(p["chosen"])) / len(words_of_text(p["rejected"]))) for p in chosen]
+        logs = [math.log(len(caption_words(p["chosen"])) / len(caption_words(p["rejected"]))) for p in chosen]
         return sum(logs) / len(logs)
 
     assert mean(plain) < -0.05
@@ -275,9 +293,9 @@ def test_mistakes_are_refused_with_their_remedy() -> None:
     good = scored(GOOD, BAD)
     with pytest.raises(UserError, match='"best-wrost", nearest is "best-worst"'):
         make_pairs(good, two, kinds=["best-wrost"])
-    with pytest.raises(UserError, match="no scored candidate"):
+    with pytest.raises(UserError, match="fewer than two scored candidates: 1"):
         make_pairs(scored(references=(8.0,)), two)
-    with pytest.raises(UserError, match="at least 2 scored candidates a clip, which no clip has"):
+    with pytest.raises(UserError, match="ask `aligncap candidates` for more"):
         make_pairs(scored(GOOD), two)
     with pytest.raises(UserError, match='does not hold "c7"'):
         make_pairs(good + scored(GOOD, BAD, clip=7), two)
@@ -286,12 +304,12 @@ def test_mistakes_are_refused_with_their_remedy() -> None:
     with pytest.raises(UserError, match="judge again"):
         make_pairs([*good, row(0, "An old reference.", 3.0, None, reference=0)], two)
     with pytest.raises(UserError) as caught:
-        make_pairs(good, two, chosen="bset", min_margin=-1, max_length_ratio=1, per_clip=0, max_similarity=0)
+        make_pairs(good, two, kinds=["x"], min_margin=-1, max_length_ratio=1, per_clip=0, max_similarity=0)
     assert len(str(caught.value).splitlines()) == 5
 
 
 def test_chinese_captions_are_counted_by_character() -> None:
-    assert words_of_text("他很愤怒, OK.") == ["他", "很", "愤", "怒", "ok"]
+    assert caption_words("他很愤怒, OK.") == ["他", "很", "愤", "怒", "ok"]
 
 
 def test_a_file_of_pairs_is_written_with_its_report(tmp_path: Path) -> None:
@@ -307,7 +325,7 @@ def test_a_file_of_pairs_is_written_with_its_report(tmp_path: Path) -> None:
     assert len(pairs) == report["kept"] and {p["manifest"] for p in pairs} == {"../../data/m.jsonl"}
     assert json.loads((tmp_path / "out" / "pairs" / "p.report.json").read_text()) == report
     assert len(report["files"]) == 2
-    shown = "\n".join(str(item) for item in tables(report) if isinstance(item, str))
+    shown = "\n".join(str(item) for item in pair_tables(report) if isinstance(item, str))
     assert "pairs by emotion" in shown
 
 

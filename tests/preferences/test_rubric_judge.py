@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
+from dataclasses import asdict
 
 import pytest
 
 from aligncap.data.manifest import Utterance, write_manifest
 from aligncap.inference import fluency
 from aligncap.models.precision import best_dtype
+from aligncap.preferences.judges import Item, Verdict, read_items
 from aligncap.preferences.judges.rubric import judge_rubric
-from aligncap.preferences.verdicts import Item, Verdict, read_items
 from aligncap.text.rubric import data_hash, version
 from aligncap.utils.io import write_jsonl
 
@@ -76,7 +76,7 @@ def test_verdicts_are_whole_deterministic_and_name_their_making(
     first, again = (judge_rubric(items, fluency_model=parts["llm"], device="cpu") for _ in range(2))
     assert first == again
     for verdict in first:
-        assert Verdict.from_dict(json.loads(json.dumps(verdict.to_dict()))) == verdict
+        assert Verdict(**json.loads(json.dumps(asdict(verdict)))) == verdict
         assert verdict.judge == "rubric" and verdict.prompt_hash == data_hash() and verdict.reason
         assert verdict.version == f"{version()}, fluency by {parts['llm']} in {best_dtype()}"
     assert first[0].version != judge_rubric(items[:1], fluency_model=None)[0].version
@@ -93,9 +93,9 @@ def test_without_a_fluency_model_none_is_loaded(items: list[Item], monkeypatch: 
 
     monkeypatch.setattr(fluency, "_load", refuse)
     assert judge_rubric(items, fluency_model=None)
-    assert judge_rubric([]) == []
+    assert judge_rubric([], "smollm2-135m-instruct") == []
     with pytest.raises(AssertionError, match="loaded"):
-        judge_rubric(items)
+        judge_rubric(items, "smollm2-135m-instruct")
 
 
 def test_a_reference_is_judged_by_the_others_alone(items: list[Item]) -> None:
@@ -105,11 +105,5 @@ def test_a_reference_is_judged_by_the_others_alone(items: list[Item]) -> None:
     assert "says nothing of how the voice sounds" in reason
 
 
-@pytest.mark.parametrize("path", [Path("nowhere.jsonl")])
-def test_a_manifest_that_is_gone_is_told(items: list[Item], path: Path) -> None:
-    from dataclasses import replace
-
-    from aligncap.utils.errors import UserError
-
-    with pytest.raises(UserError, match="nowhere"):
-        judge_rubric([replace(items[0], manifest=path)], fluency_model=None)
+def test_labels_that_its_manifest_tells_apart_come_with_an_item(items: list[Item]) -> None:
+    assert {item.labels for item in items} == {frozenset({"sad", "happy", "angry"})}

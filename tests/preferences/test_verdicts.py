@@ -2,16 +2,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from aligncap.preferences.verdicts import (
+from aligncap.preferences.judges import (
     CRITERIA,
     Verdict,
     manifest_of,
-    read_candidates,
     read_items,
     read_scored,
     weighted_overall,
@@ -28,23 +28,27 @@ def edit(path: Path, line: int, **changes: Any) -> None:
 
 
 def test_a_verdict_survives_json() -> None:
-    assert Verdict.from_dict(json.loads(json.dumps(VERDICT.to_dict()))) == VERDICT
+    assert Verdict(**json.loads(json.dumps(asdict(VERDICT)))) == VERDICT
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"scores": {"emotion": 11}}, '"emotion" must be a number of 0 to 10'),
-        ({"scores": {"emotion": True}}, '"emotion" must be a number'),
-        ({"scores": {"beauty": 3}}, 'unknown criterion "beauty"'),
-        ({"scores": None}, '"scores" must be an object'),
-        ({"overall": float("nan")}, '"overall" must be'),
-        ({"judge": None}, '"judge" must be text'),
+        ({"scores": {"emotion": 11}}, "verdict.scores.emotion: .* less than or equal to 10, found 11"),
+        ({"scores": {"emotion": True}}, "verdict.scores.emotion: .* a valid number, found True"),
+        ({"scores": {"beauty": 3}}, "verdict.scores.beauty.* 'faithful'"),
+        ({"scores": None}, "verdict.scores: .* found None"),
+        ({"overall": float("nan")}, "verdict.overall: .* a finite number"),
+        ({"judge": None}, "verdict.judge: .* a valid string"),
     ],
 )
-def test_a_broken_verdict_is_refused_with_what_is_wrong(change: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        Verdict.from_dict(VERDICT.to_dict() | change)
+def test_a_broken_verdict_is_refused_with_what_is_wrong(
+    candidates: Callable[..., Path], change: dict[str, Any], message: str
+) -> None:
+    path = candidates(clips=1, each=1)
+    edit(path, 1, kind="candidate", verdict=asdict(VERDICT) | change)
+    with pytest.raises(UserErrors, match=rf"c\.jsonl:1: {message}"):
+        read_scored(path)
 
 
 def test_overall_weighs_the_criteria_that_were_scored() -> None:
@@ -65,15 +69,15 @@ def test_all_faults_of_a_candidates_file_are_told_at_once_with_their_lines(
     with path.open("a") as file:
         file.write('{"id": \n[1]\n')
     with pytest.raises(UserErrors) as caught:
-        read_candidates(path)
+        read_items(path)
     found = str(caught.value)
     for part in (
         'c.jsonl:2: candidate 0 of "clip0" is on line 1',
-        'c.jsonl:3: "caption" must be text',
-        'c.jsonl:4: "candidate" must be a number from 0',
-        "c.jsonl:5: a reference",
+        "c.jsonl:3: caption: Input should be a valid string, found None",
+        "c.jsonl:4: candidate: Input should be greater than or equal to 0, found -1",
+        "c.jsonl:5: kind: Input should be 'candidate', found 'reference'",
         "c.jsonl:7: broken JSON",
-        "c.jsonl:8: a JSON object is needed",
+        "c.jsonl:8: Input should be a valid dictionary",
     ):
         assert part in found
     assert len(caught.value.errors) == 6
@@ -81,7 +85,7 @@ def test_all_faults_of_a_candidates_file_are_told_at_once_with_their_lines(
 
 def test_missing_and_empty_files_say_which_verb_writes_them(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="aligncap candidates"):
-        read_candidates(tmp_path / "none.jsonl")
+        read_items(tmp_path / "none.jsonl")
     (tmp_path / "empty.jsonl").write_text("\n")
     with pytest.raises(UserError, match="holds no row"):
         read_scored(tmp_path / "empty.jsonl")
@@ -89,15 +93,15 @@ def test_missing_and_empty_files_say_which_verb_writes_them(tmp_path: Path) -> N
 
 def test_a_scored_file_needs_sound_verdicts(candidates: Callable[..., Path]) -> None:
     path = candidates(clips=1)
-    edit(path, 1, kind="candidate", verdict=VERDICT.to_dict())
+    edit(path, 1, kind="candidate", verdict=asdict(VERDICT))
     edit(path, 2, kind="reference", reference=0, candidate=None, verdict={"scores": {}})
     with pytest.raises(UserErrors) as caught:
         read_scored(path)
-    assert len(caught.value.errors) == 1 and "c.jsonl:2" in caught.value.errors[0]
-    edit(path, 2, verdict=VERDICT.to_dict())
+    assert all("c.jsonl:2: verdict." in error for error in caught.value.errors)
+    edit(path, 2, verdict=asdict(VERDICT))
     rows = read_scored(path)
     assert [row["kind"] for row in rows] == ["candidate", "reference"]
-    assert Verdict.from_dict(rows[1]["verdict"]) == VERDICT
+    assert Verdict(**rows[1]["verdict"]) == VERDICT
 
 
 def test_references_follow_their_clip_and_are_no_evidence_for_themselves(
@@ -116,8 +120,8 @@ def test_references_follow_their_clip_and_are_no_evidence_for_themselves(
 def test_the_manifest_is_found_beside_the_file_or_where_it_is_said_to_be(
     candidates: Callable[..., Path], tmp_path: Path
 ) -> None:
-    path = candidates(clips=1)
-    row = read_candidates(path)[0]
+    path = candidates(clips=1, each=1)
+    row = json.loads(path.read_text())
     assert manifest_of(row, path).samefile(tmp_path / "data" / "m.jsonl")
     with pytest.raises(UserError, match="--manifest"):
         manifest_of(row, tmp_path / "elsewhere" / "c.jsonl")

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from aligncap.data.manifest import audio_path
-from aligncap.preferences.verdicts import CRITERIA, HIGHEST, LOWEST, Item, Verdict, in_range, weighted_overall
+from aligncap.preferences.judges import CRITERIA, HIGHEST, LOWEST, Item, Verdict, weighted_overall
 from aligncap.utils.errors import UserError, UserErrors
 from aligncap.utils.io import atomic_open, load_data
 
@@ -18,7 +18,7 @@ COLUMNS = ("item", "id", "audio", "caption", *CRITERIA, "reason")
 _FORMULA = ("=", "+", "-", "@")  # a spreadsheet would compute these
 
 
-def write_form(items: Sequence[Item], path: str | Path, seed: int = 0) -> None:
+def write_form(items: Sequence[Item], path: str | Path, seed: int) -> None:
     """Write a sheet with one row a caption and blank scores, the captions of a clip in random order.
 
     The sheet does not say which captions are references. `item` ties a row to its caption.
@@ -26,8 +26,7 @@ def write_form(items: Sequence[Item], path: str | Path, seed: int = 0) -> None:
     Raises:
         UserError: the file cannot be written, or exists: filled sheets are not written over.
     """
-    path = Path(path)
-    if path.exists():
+    if Path(path).exists():
         raise UserError(f"{path} exists, perhaps with scores in it; name another file or delete it")
     clips: dict[str, list[Item]] = {}
     for item in items:
@@ -39,30 +38,27 @@ def write_form(items: Sequence[Item], path: str | Path, seed: int = 0) -> None:
         for name, rows in clips.items():
             random.Random(f"{seed} {name}").shuffle(rows)
             for item in rows:
-                audio = audio_path(item.manifest, item.utterance)
-                cells = (item_code(item), item.id, str(audio), item.caption)
-                writer.writerow([*map(_cell, cells), *[""] * (len(CRITERIA) + 1)])
+                audio = str(audio_path(item.manifest, item.utterance))
+                cells = [item_code(item), item.id, audio, item.caption]
+                cells = [f"'{cell}" if cell.startswith(_FORMULA) else cell for cell in cells]
+                writer.writerow(cells + [""] * (len(CRITERIA) + 1))
 
 
-def judge_human(items: Sequence[Item], path: str | Path, rater: str) -> list[Verdict | None]:
-    """Verdicts of a filled sheet, None for captions without any score.
+def judge_human(items: Sequence[Item], path: str | Path, rater: str) -> list[Verdict | str]:
+    """Verdicts of a filled sheet; for captions without any score, why there is none.
 
     A criterion may be left blank. `overall` is the weighted mean of the scored criteria.
 
     Raises:
         UserError: no such file, not UTF-8, or columns are missing.
-        UserErrors: every row of an unknown or repeated item, of a changed caption, or with a score that is none.
+        UserErrors: every row of an unknown or repeated item, of a changed caption, or with a wrong score.
     """
-    path = Path(path)
-    if not rater.strip():
-        raise UserError("--rater: say who judged, a name or initials")
-    lines = _lines(path)
     wanted = {item_code(item): item for item in items}
-    told = hashlib.sha256(str(sorted(load_data("judge.yaml")["rubric"].items())).encode()).hexdigest()[:12]
-    found: dict[str, Verdict | None] = {}
+    guide = hashlib.sha256(str(sorted(load_data("judge.yaml")["rubric"].items())).encode()).hexdigest()[:12]
+    found: dict[str, Verdict] = {}
     first: dict[str, int] = {}
     errors: list[str] = []
-    for line, row in lines:
+    for line, row in _lines(Path(path)):
         code = row["item"].strip()
         if code not in wanted:
             errors.append(f'{path}:{line}: item "{code}" is none of this candidates file')
@@ -73,18 +69,22 @@ def judge_human(items: Sequence[Item], path: str | Path, rater: str) -> list[Ver
         first[code] = line
         if _plain(row["caption"]) != _plain(wanted[code].caption):
             errors.append(f'{path}:{line}: the caption of item "{code}" was changed; put the original back')
-        scores, wrong = _scores(row)
-        errors += [f"{path}:{line}: {error}" for error in wrong]
-        found[code] = (
-            Verdict(
-                scores, weighted_overall(scores), row["reason"].strip(), f"human:{rater.strip()}", "1", told
-            )
-            if scores
-            else None
-        )
+        scores: dict[str, float] = {}
+        for name in CRITERIA:
+            if not (text := row[name].strip()):
+                continue
+            try:
+                scores[name] = float(text.replace(",", "."))
+            except ValueError:
+                scores[name] = float("nan")
+            if not LOWEST <= scores[name] <= HIGHEST:
+                errors.append(f'{path}:{line}: {name}: "{text}" is no number of {LOWEST} to {HIGHEST}')
+        if scores:
+            overall, reason = weighted_overall(scores), row["reason"].strip()
+            found[code] = Verdict(scores, overall, reason, f"human:{rater.strip()}", "1", guide)
     if errors:
         raise UserErrors(errors)
-    return [found.get(code) for code in wanted]
+    return [found.get(code, "no score in the sheet") for code in wanted]
 
 
 def item_code(item: Item) -> str:
@@ -100,17 +100,14 @@ def _lines(path: Path) -> list[tuple[int, dict[str, str]]]:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
         raise UserError(f"{path}: not UTF-8 text; save the sheet as CSV in UTF-8") from None
-    head = text.partition("\n")[0]
-    delimiter = max(",;\t", key=head.count)
+    delimiter = max(",;\t", key=text.partition("\n")[0].count)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
-    columns: list[str] = []
     rows: list[tuple[int, dict[str, str]]] = []
     try:
         columns = [name.strip().lower() for name in next(reader, [])]
-        missing = [name for name in COLUMNS if name not in columns]
-        if missing:
+        if missing := [name for name in COLUMNS if name not in columns]:
             raise UserError(f"{path}:1: columns are missing: {', '.join(missing)}; they come with --form")
-        start = reader.line_num + 1
+        start = reader.line_num + 1  # a cell may hold line breaks
         for cells in reader:
             if any(cell.strip() for cell in cells):
                 rows.append((start, dict(zip(columns, cells + [""] * len(columns), strict=False))))
@@ -118,28 +115,6 @@ def _lines(path: Path) -> list[tuple[int, dict[str, str]]]:
     except csv.Error as error:
         raise UserError(f"{path}:{reader.line_num}: no CSV ({error}); save the sheet again") from None
     return rows
-
-
-def _scores(row: dict[str, str]) -> tuple[dict[str, float], list[str]]:
-    scores: dict[str, float] = {}
-    errors: list[str] = []
-    for name in CRITERIA:
-        text = row[name].strip()
-        if not text:
-            continue
-        try:
-            value = float(text.replace(",", "."))
-        except ValueError:
-            value = float("nan")
-        if in_range(value):
-            scores[name] = value
-        else:
-            errors.append(f'{name}: "{text}" is no number of {LOWEST} to {HIGHEST}')
-    return scores, errors
-
-
-def _cell(text: str) -> str:
-    return f"'{text}" if text.startswith(_FORMULA) else text
 
 
 def _plain(caption: str) -> str:

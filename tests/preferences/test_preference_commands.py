@@ -1,4 +1,4 @@
-"""The verbs one after another, as a person types them, from candidates to captions of a preferred model."""
+"""The commands one after another, as a person types them, from candidates to captions of a new model."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ def test_from_a_checkpoint_to_a_preferred_one(tmp_path: Path, start: str, manife
     assert "pairs of 8 clips" in capsys.readouterr().out
     report = json.loads((tmp_path / "pairs.report.json").read_text())
     assert report["kept"] == len(read_jsonl(pairs)) > 8
-    out = tmp_path / "prefer"
+    out = tmp_path / "dpo"
     options = ("--output_dir", out, "--cache_dir", tmp_path / "cache", "--precision", "float32")
     options += ("--max_steps", 2, "--eval_steps", 2, "--save_steps", 2, "--report_to", "none")
-    assert run("train", "prefer", "--model", start, "--train_pairs", pairs, *options) == 0
+    assert run("train", "dpo", "--model", start, "--train_pairs", pairs, *options) == 0
     assert json.loads((out / "run.json").read_text())["pairs"] == report["kept"]
     assert run("merge", out, "--out", tmp_path / "model") == 0
     said = tmp_path / "captions.jsonl"
@@ -52,7 +52,7 @@ def test_two_judges_are_compared(tmp_path: Path, start: str, manifest: Path, cap
         assert run("judge", made, "--no-fluency", "--references", 2, "--out", tmp_path / f"{name}.jsonl") == 0
     out = tmp_path / "agreement.json"
     two = (tmp_path / "a.jsonl", tmp_path / "b.jsonl")
-    assert run("judge", "--agree", *two, "--resamples", 20, "--out", out) == 0
+    assert run("agree", *two, "--resamples", 20, "--out", out) == 0
     assert json.loads(out.read_text())
     assert "how far it agrees with itself" in capsys.readouterr().out
 
@@ -60,14 +60,19 @@ def test_two_judges_are_compared(tmp_path: Path, start: str, manifest: Path, cap
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["judge"], "--agree A B"),
+        (["judge"], "candidates"),
+        (["judge", "C", "--judge", "oracle"], "'rubric', 'openai', 'human'"),
+        (["agree", "C"], "--b"),
         (["judge", "nowhere.jsonl", "--out", "s.jsonl"], "no such file"),
         (["judge", "C", "--judge", "openai", "--out", "s.jsonl"], "--model"),
         (["judge", "C"], "--out is missing"),
-        (["judge", "C", "--model", "m", "--batch", "--out", "s.jsonl"], "--batch: is for --judge openai"),
+        (["judge", "C", "--model", "m", "--out", "s.jsonl"], "--model: is for --judge openai"),
+        (["judge", "C", "--tpm", 5, "--timeout", 3, "--out", "s.jsonl"], "--timeout: is for --judge openai"),
+        (["judge", "C", "--judge", "human", "--no_fluency"], "--fluency: is for --judge rubric"),
         (["judge", "C", "--form", "sheet.csv"], "--form: is for --judge human"),
         (["pairs", "C", "--out", "p.jsonl"], "holds no verdict"),
-        (["train", "prefer", "--output_dir", "x"], "train_pairs is missing"),
+        (["pairs", "C", "--chosen", "bset", "--out", "p.jsonl"], "'reference', 'best'"),
+        (["train", "dpo", "--output_dir", "x"], "train_pairs is missing"),
     ],
 )
 def test_mistakes_are_one_clear_line(words, told, tmp_path, start, manifest, capsys, monkeypatch) -> None:
