@@ -1,4 +1,4 @@
-"""`python -m aligncap VERB …`: the command, in the form that launchers start."""
+"""`python -m aligncap COMMAND …`: the command, in the form that launchers start."""
 
 import sys
 

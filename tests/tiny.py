@@ -1,4 +1,4 @@
-"""Tiny models and made speech, built in code."""
+"""Tiny models and synthetic speech, built in code."""
 
 from __future__ import annotations
 
@@ -112,3 +112,16 @@ def save_model(folder, **options):
     processor.save_pretrained(folder)
     save_whole(model, folder)
     return folder
+
+
+def save_parts(folder) -> dict[str, str]:
+    """Folders of a tiny Whisper and a tiny LLM with random weights, as `--encoder` and `--llm` take them."""
+    from transformers import WhisperFeatureExtractor
+
+    torch.manual_seed(0)
+    make_whisper().save_pretrained(folder / "whisper")
+    WhisperFeatureExtractor().save_pretrained(folder / "whisper")
+    tokenizer = make_tokenizer()
+    make_llm(len(tokenizer)).save_pretrained(folder / "llm")
+    tokenizer.save_pretrained(folder / "llm")
+    return {"encoder": str(folder / "whisper"), "llm": str(folder / "llm")}

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import random
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar, Literal, get_args
 from zlib import crc32
 
 import numpy as np
@@ -17,17 +18,128 @@ from torch import Tensor
 from aligncap.audio.files import load_audio
 from aligncap.data.manifest import Utterance, audio_path, read_manifest
 from aligncap.inference.captioner import Captioner, batches_by_size
-from aligncap.inference.conditions import make
-from aligncap.models.speakers import speaker_name
+from aligncap.inference.conditions import MADE
+from aligncap.models.checkpoints import model_key
+from aligncap.models.precision import dtype_name
+from aligncap.models.speakers import FEWEST, speaker_name
 from aligncap.text.prompts import measured_cues
-from aligncap.utils.distributed import ALONE, Group
+from aligncap.utils.distributed import ALONE, Group, launched
 from aligncap.utils.errors import UserError
 from aligncap.utils.io import write_jsonl
 from aligncap.utils.journal import Journal, journaled
+from aligncap.utils.options import Config, NonNegativeFloat, PositiveInt, Range, option
 from aligncap.utils.tensor_cache import digest
 
 SOUND_ENDINGS = (".wav", ".flac", ".ogg", ".mp3")
-CONDITIONS = ("right", "wrong", "silence", "noise", "same-words", "whisper")
+Condition = Literal["right", "wrong", "silence", "noise", "same-words", "whisper"]
+CONDITIONS: tuple[str, ...] = get_args(Condition)
+
+
+@dataclass
+class CaptionConfig(Config):
+    """Say how voices sound: captions of sound files, folders, or the clips of a manifest.
+
+    Started by `accelerate launch` or torchrun, the processes share the clips. A command that was stopped goes
+    on where it was when it is given again.
+
+    Examples:
+        aligncap caption clip.wav folder/ --model runs/model
+        aligncap caption --model runs/model --manifest test.jsonl --out captions.jsonl
+        aligncap caption --model runs/model --manifest test.jsonl --condition wrong --out wrong.jsonl
+        accelerate launch -m aligncap caption --model runs/model --manifest test.jsonl --out captions.jsonl
+    """
+
+    POSITIONAL: ClassVar[tuple[str, ...]] = ("files",)
+    MANY_PROCESSES: ClassVar[bool] = True
+
+    model: str = option(help="Folder of a merged model or of a training run.")
+    files: list[str] = option([], "Sound files or folders.")
+    manifest: str | None = option(None, "Caption the clips of a manifest instead.")
+    out: str | None = option(None, "JSONL to write; none: a table on the terminal.")
+    batch_size: PositiveInt = option(32, "Clips that are decoded at a time.")
+    beams: PositiveInt = option(1, "Beams of the search; 1 is greedy.")
+    max_new_tokens: PositiveInt | None = option(None, "Longest caption in tokens; none: as in training.")
+    temperature: NonNegativeFloat | None = option(
+        None, "Sample at this temperature; none or 0: do not sample."
+    )
+    top_p: Annotated[float, Range(0, 1, open_low=True)] = option(0.9, "Of sampling: mass that is drawn from.")
+    seed: int = option(0, "Of sampling and of what --condition draws.")
+    dtype: Literal["auto", "float32", "bfloat16"] = option("float32", "Precision of the model.")
+    device: str = option("auto", "auto (the GPU where there is one), cpu, cuda or cuda:NUMBER.")
+    emotions: list[str] = option([], "Name no other emotions than these, where the labels are known.")
+    condition: Condition = option("right", "What is heard in place of each clip, to prove listening.")
+    same_speaker: bool = option(False, f"All files, {FEWEST} or more, are of one speaker, and read as such.")
+
+    def own_errors(self) -> list[str]:
+        errors = []
+        if bool(self.files) == bool(self.manifest):
+            errors.append("name sound files or folders, or one --manifest M.jsonl")
+        if self.same_speaker and self.manifest:
+            errors.append("--same_speaker is for files; a manifest names its speakers itself")
+        return errors
+
+
+def run_caption(config: CaptionConfig) -> int:
+    """`aligncap caption`: 1 where files could not be captioned."""
+    utterances = read_manifest(config.manifest) if config.manifest else []
+    if config.manifest:
+        every = [job_of(config.manifest, u) for u in utterances]
+    else:
+        every = jobs_of_files(config.files, config.same_speaker)
+    if config.same_speaker and len(every) < FEWEST:
+        raise UserError(f"--same_speaker needs {FEWEST} clips or more to know a voice; leave it out")
+    jobs = with_condition(every, utterances, config.condition, config.seed)
+    dtype = dtype_name(config.dtype, config.device)
+    group, device = launched(config.device)
+    captioner = Captioner.from_pretrained(config.model, device=device, dtype=dtype)
+    limit = config.max_new_tokens or captioner.model.config.max_response_tokens
+    options: dict[str, Any] = {"num_beams": config.beams, "max_new_tokens": limit}
+    if config.temperature:
+        options |= {"do_sample": True, "temperature": config.temperature, "top_p": config.top_p, "top_k": 0}
+    settings = {
+        "model": model_key(config.model),
+        "dtype": dtype,
+        "condition": [config.condition, config.seed],
+        "emotions": config.emotions,
+        **options,
+    }
+    if config.emotions:
+        options |= captioner.naming_only(config.emotions)
+    out = Path(config.out) if config.out else None
+    rows, errors = caption_jobs(
+        captioner,
+        jobs,
+        out,
+        settings,
+        config.batch_size,
+        every=every,
+        seed=config.seed,
+        group=group,
+        **options,
+    )
+    if group.rank:
+        return 0
+    if out is None:
+        _print_captions(rows)
+    where = f"{out}: " if out else ""
+    for line in (*errors, f"{where}{len(rows)} captions, {len(errors)} files could not be captioned"):
+        print(line, file=sys.stderr)
+    return 1 if errors else 0
+
+
+def _print_captions(rows: Sequence[dict[str, Any]]) -> None:
+    """A table on a terminal, else a line each: file, tabulator, caption."""
+    if not sys.stdout.isatty():
+        for row in rows:
+            print(f"{row['audio']}\t{row['caption']}")
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("clip", "caption")
+    for row in rows:
+        table.add_row(row["audio"], row["caption"])
+    Console().print(table)
 
 
 @dataclass(frozen=True)
@@ -66,7 +178,7 @@ class Job:
         if self.made is None:
             return samples
         # The clip's own seed: its noise depends on no other clip and on no order.
-        return make(self.made, samples, crc32(f"{self.seed} {self.id}".encode()))
+        return MADE[self.made](samples, crc32(f"{self.seed} {self.id}".encode()))
 
     def row(self, caption: str) -> dict[str, Any]:
         """The line of the output."""
@@ -95,8 +207,8 @@ def jobs_of_files(arguments: Sequence[str], same_speaker: bool = False) -> list[
         else:
             jobs.append(Job(path.stem, argument, path))
     times = Counter(job.id for job in jobs)
-    jobs = [replace(job, id=job.audio) if times[job.id] > 1 else job for job in jobs]
-    return [replace(job, speaker="the speaker") for job in jobs] if same_speaker else jobs
+    speaker = "the speaker" if same_speaker else None
+    return [replace(job, id=job.audio if times[job.id] > 1 else job.id, speaker=speaker) for job in jobs]
 
 
 def job_of(manifest: str | Path, u: Utterance) -> Job:
@@ -115,9 +227,9 @@ def with_condition(
     """The same captions to write, under a condition of what is heard.
 
     - "right": each clip, as it is.
-    - "wrong": another clip (see `with_wrong_audio`).
+    - "wrong": another clip, by a random cyclic shift of a random order, so that none stays in its place.
     - "silence", "noise", "whisper": sound made of the clip (see `aligncap.inference.conditions`), of a
-      speaker whom nobody knows: nothing of the voice may come in by another door.
+      speaker whom nobody knows: nothing of the voice may come in by another way.
     - "same-words": the words kept, the voice changed. Another recording of the same words with another
       emotion where there is one, by the same speaker or else by another of the same gender, drawn by `seed`;
       otherwise the clip's words in a whisper.
@@ -130,33 +242,29 @@ def with_condition(
     """
     if condition == "right":
         return list(jobs)
-    if condition == "wrong":
-        return with_wrong_audio(list(jobs), seed)
     if condition not in CONDITIONS:
         raise UserError(f"condition {condition!r}: choose among {', '.join(CONDITIONS)}")
+    if condition == "wrong":
+        if len(jobs) < 2:
+            raise UserError("wrong audio needs at least two clips")
+        order = list(range(len(jobs)))
+        random.Random(seed).shuffle(order)
+        others = dict(zip(order, order[1:] + order[:1], strict=True))
+        return [_hearing(job, jobs[others[i]], condition) for i, job in enumerate(jobs)]
     made = "whisper" if condition == "same-words" else condition
-    changed = [
-        replace(job, speaker=None, cues=None, condition=condition, heard=job.id, made=made, seed=seed)
+    at = {job.id: job for job in jobs}
+    swaps = _same_words([u for u in utterances if u.id in at], seed) if condition == "same-words" else {}
+    return [
+        _hearing(job, at[swaps[job.id]], condition)
+        if job.id in swaps
+        else replace(job, speaker=None, cues=None, condition=condition, heard=job.id, made=made, seed=seed)
         for job in jobs
     ]
-    if condition == "same-words":
-        at = {job.id: job for job in jobs}
-        swaps = _same_words([u for u in utterances if u.id in at], seed)
-        for place, job in enumerate(jobs):
-            if job.id in swaps:
-                changed[place] = _hearing(job, at[swaps[job.id]], condition)
-    return changed
 
 
 def _hearing(job: Job, other: Job, condition: str) -> Job:
-    return replace(
-        job,
-        path=other.path,
-        speaker=other.speaker,
-        cues=other.cues,
-        condition=condition,
-        heard=other.id,
-    )
+    heard = replace(other, id=job.id, audio=job.audio)
+    return replace(heard, condition=condition, heard=other.id)
 
 
 def _same_words(utterances: Sequence[Utterance], seed: int) -> dict[str, str]:
@@ -175,20 +283,6 @@ def _same_words(utterances: Sequence[Utterance], seed: int) -> dict[str, str]:
             if chosen:
                 swaps[u.id] = random.Random(f"{seed} {u.id}").choice(chosen).id
     return swaps
-
-
-def with_wrong_audio(jobs: list[Job], seed: int) -> list[Job]:
-    """Every id hears another id's clip.
-
-    A random cyclic shift of a random order, so no clip stays in place.
-    """
-    if len(jobs) < 2:
-        raise UserError("wrong audio needs at least two clips")
-    order = list(range(len(jobs)))
-    random.Random(seed).shuffle(order)
-    heard = dict(zip(order, order[1:] + order[:1], strict=True))
-    others = [jobs[heard[i]] for i in range(len(jobs))]
-    return [_hearing(job, other, "wrong") for job, other in zip(jobs, others, strict=True)]
 
 
 Say = Callable[[list[np.ndarray], list[Job], list[Tensor | None]], Sequence[Any]]
@@ -225,7 +319,7 @@ def over_clips(
     left = {at[key].speaker for batch in batches if any(k not in journal for k in batch) for key in batch}
     speakers = [job.speaker for job in every]
     means = captioner.speaker_means([job.path for job in every], speakers, wanted=left, group=group)
-    voices = dict(zip(speakers, means, strict=True)) | {None: None}
+    known = dict(zip(speakers, means, strict=True)) | {None: None}
     errors: dict[str, str] = {}
 
     def compute(batch: Sequence[str]) -> dict[str, Any]:
@@ -238,7 +332,7 @@ def over_clips(
         if all(key in journal for key in heard):
             return {}
         own = [at[key] for key in heard]
-        rows = say(list(heard.values()), own, [voices.get(job.speaker) for job in own])
+        rows = say(list(heard.values()), own, [known.get(job.speaker) for job in own])
         return dict(zip(heard, rows, strict=True))
 
     group.share_out(journal, batches, compute, title)

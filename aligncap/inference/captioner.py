@@ -1,28 +1,40 @@
-"""The one-line face: `Captioner.from_pretrained(DIR)("clip.wav")`."""
+"""Captions from Python: `Captioner.from_pretrained(DIR)("clip.wav")`."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+import inspect
+from collections.abc import Collection, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import BatchFeature, GenerationConfig
 
-from aligncap.audio.files import load_audio
-from aligncap.models.checkpoints import load_checkpoint
+from aligncap.audio.files import SAMPLE_RATE, load_audio, prepare_samples
+from aligncap.models.checkpoints import load_for_inference
+from aligncap.models.modeling_aligncap import AlignCapForConditionalGeneration
+from aligncap.models.precision import pick_device
+from aligncap.models.processing_aligncap import AlignCapProcessor
 from aligncap.models.speakers import chosen_clips, means_of_rows, stack_means
 from aligncap.text.emotions import forms_outside
 from aligncap.utils.distributed import ALONE, Gathered, Group
-from aligncap.utils.errors import UserError
+from aligncap.utils.errors import UserError, UserErrors, nearest
+from aligncap.utils.options import Range
 
-Audio = str | Path | np.ndarray
-
-
-def pick_device(device: str) -> str:
-    """ "auto" is the GPU where there is one."""
-    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+Audio = str | Path | np.ndarray | Tensor
+Clip = str | Path | np.ndarray  # a file, or samples at 16 kHz that `prepare_samples` gave
+# Options of `generate` that a caption is commonly made with; the others are transformers' to check.
+_RANGES = {
+    "max_new_tokens": Range(1),
+    "num_beams": Range(1),
+    "temperature": Range(0, open_low=True),
+    "top_p": Range(0, 1, open_low=True),
+    "top_k": Range(0),
+    "num_return_sequences": Range(1, 1),
+}
 
 
 class Captioner:
@@ -33,7 +45,7 @@ class Captioner:
     'He sounds angry, with a loud and pressed voice.'
     """
 
-    def __init__(self, model: Any, processor: Any) -> None:
+    def __init__(self, model: AlignCapForConditionalGeneration, processor: AlignCapProcessor) -> None:
         self.model = model
         self.processor = processor
 
@@ -42,75 +54,91 @@ class Captioner:
         """Load a merged folder or the output of a training run.
 
         Args:
+            device: "auto" (the GPU where there is one), "cpu", "cuda", "cuda:1", …
             dtype: "float32" or "bfloat16".
 
         Raises:
-            UserError: no folder, or no AlignCap checkpoint in it.
+            UserError: no such device or dtype, no folder, or no AlignCap checkpoint in it.
         """
         if dtype not in ("float32", "bfloat16"):
             raise UserError(f"dtype {dtype!r}: choose float32 or bfloat16")
-        model: Any
+        device = pick_device(device)
         model, processor = load_for_inference(folder, getattr(torch, dtype))
-        return cls(model.to(pick_device(device)), processor)
+        return cls(model.to(device), processor)  # type: ignore[arg-type]
+
+    @overload
+    def __call__(self, audio: Audio, batch_size: int = 16, **options: Any) -> str: ...
+
+    @overload
+    def __call__(self, audio: Sequence[Audio], batch_size: int = 16, **options: Any) -> list[str]: ...
 
     def __call__(
         self,
         audio: Audio | Sequence[Audio],
         batch_size: int = 16,
         *,
+        sampling_rate: int = SAMPLE_RATE,
         speakers: str | Sequence[str | None] | None = None,
         **options: Any,
-    ) -> Any:
-        """Caption one clip (a path, or mono samples at 16 kHz) or a list of them.
+    ) -> str | list[str]:
+        """Caption one clip or a list of them.
 
         Args:
-            speakers: who speaks in each clip, or one name for all: a model that hears clips against their
+            audio: paths, or arrays and tensors as `audio.files.prepare_samples` takes them: of floats or
+                integers, mono or not. A clip gives the same caption as a file and as samples.
+            sampling_rate: of arrays, Hz.
+            speakers: who speaks in each clip, or one name for all: a model that reads clips against their
                 speaker's mean then takes it from these clips. None: unknown.
-            options: of `transformers.GenerationMixin.generate`, such as num_beams or do_sample.
+            options: of `transformers.GenerationMixin.generate`, such as num_beams or do_sample. A caption has
+                at most `max_new_tokens` tokens, by default the model's `config.max_response_tokens`.
 
         Returns:
             A caption, or a list of captions in the order of the clips.
 
         Raises:
-            UserError: a clip cannot be used.
+            UserError: a clip cannot be used, an option is unknown or out of its range, or `speakers` has
+                another length than `audio`.
         """
-        if isinstance(audio, (str, Path, np.ndarray)):
-            return self([audio], **options)[0]
-        captions: list[str | UserError] = [""] * len(audio)
-        named = [speakers] * len(audio) if speakers is None or isinstance(speakers, str) else list(speakers)
-        means = self.speaker_means(audio, named)
-        for index, caption in self.stream(audio, batch_size, means, **options):
-            if isinstance(caption, UserError):
-                raise caption
-            captions[index] = caption
-        return captions
+        one = isinstance(audio, (str, Path, np.ndarray, Tensor))
+        given: Any = [audio] if one else audio
+        named = [speakers] * len(given) if speakers is None or isinstance(speakers, str) else list(speakers)
+        if len(named) != len(given):
+            raise UserError(f"speakers: {len(named)} for {len(given)} clips; name one for each, or None")
+        if batch_size < 1:
+            raise UserError(f"batch_size={batch_size}: must be at least 1")
+        self.check_options(options)
+        limit = self.processor.max_seconds
+        clips: list[Clip] = [
+            c if isinstance(c, (str, Path)) else prepare_samples(_array(c), sampling_rate, max_seconds=limit)
+            for c in given
+        ]
+        means = self.speaker_means(clips, named)
+        captions: dict[int, str] = {}
+        for batch in batches_by_size(clips, batch_size):
+            made = self.generate([self._load(clips[i]) for i in batch], [means[i] for i in batch], **options)
+            captions |= zip(batch, made, strict=True)
+        return captions[0] if one else [captions[i] for i in range(len(clips))]
 
-    def stream(
-        self,
-        audio: Sequence[Audio],
-        batch_size: int = 16,
-        means: Sequence[Tensor | None] | None = None,
-        cues: Sequence[str | None] | None = None,
-        **options: Any,
-    ) -> Iterator[tuple[int, str | UserError]]:
-        """Caption clips in batches of like length; (index, caption or error) in the order of finishing.
-
-        `means` are those of `speaker_means`; `cues` what was measured in each clip, for a model that is shown
-        it.
+    @staticmethod
+    def check_options(options: dict[str, Any]) -> None:
         """
-        for batch in batches_by_size(audio, batch_size):
-            clips, errors = self.load(audio, batch)
-            yield from errors.items()
-            if clips:
-                own_means = None if means is None else [means[i] for i in clips]
-                own_cues = None if cues is None else [cues[i] for i in clips]
-                captions = self.generate(list(clips.values()), own_means, own_cues, **options)
-                yield from zip(clips, captions, strict=True)
+        Raises:
+            UserErrors: every option of `generate` that is unknown or out of its range.
+        """
+        arguments = inspect.signature(AlignCapForConditionalGeneration.generate).parameters
+        known = {*GenerationConfig().to_dict(), *arguments}
+        errors = [f"generate has no option {name!r}{nearest(name, known)}" for name in {*options} - known]
+        for name, limits in _RANGES.items():
+            value = options.get(name)
+            if value is not None and not (isinstance(value, (int, float)) and limits.holds(value)):
+                errors.append(f"{name}={value}: must be {limits}")
+        if errors:
+            raise UserErrors(errors)
 
     @torch.inference_mode()
     def speaker_means(
         self,
-        audio: Sequence[Audio],
+        audio: Sequence[Clip],
         speakers: Sequence[str | None],
         batch_size: int = 8,
         *,
@@ -119,7 +147,7 @@ class Captioner:
     ) -> list[Tensor | None]:
         """Of each clip the mean frame of its speaker, from the speaker's clips among `audio`.
 
-        None where the speaker is unknown, and for all if the model does not hear clips that way. Clips that
+        None where the speaker is unknown, and for all if the model does not read clips that way. Clips that
         cannot be read are passed over; captioning will name them.
 
         Args:
@@ -134,7 +162,10 @@ class Captioner:
             batches = [batch for batch in batches if any(speakers[i] in wanted for i in batch)]
 
         def compute(batch: Sequence[int]) -> dict[int, Tensor]:
-            clips, _ = self.load(audio, batch)
+            clips: dict[int, np.ndarray] = {}
+            for i in batch:
+                with suppress(UserError):
+                    clips[i] = self._load(audio[i])
             if not clips:
                 return {}
             mel = self.processor.log_mel(list(clips.values())).to(self.model.device)
@@ -146,35 +177,30 @@ class Captioner:
         group.share_out(frames, batches, compute, "speakers' voices")
         return means_of_rows(speakers, frames)
 
-    def load(
-        self, audio: Sequence[Audio], batch: Sequence[int]
-    ) -> tuple[dict[int, np.ndarray], dict[int, UserError]]:
-        """Samples of the clips at the indices of `batch`, and what is wrong with the unusable ones."""
-        clips: dict[int, np.ndarray] = {}
-        errors: dict[int, UserError] = {}
-        for index in batch:
-            item = audio[index]
-            try:
-                clips[index] = (
-                    item
-                    if isinstance(item, np.ndarray)
-                    else load_audio(item, max_seconds=self.processor.max_seconds)
-                )
-            except UserError as error:
-                errors[index] = error
-        return clips, errors
+    def _load(self, clip: Clip) -> np.ndarray:
+        return (
+            clip if isinstance(clip, np.ndarray) else load_audio(clip, max_seconds=self.processor.max_seconds)
+        )
 
     @torch.inference_mode()
     def generate(
         self,
-        clips: list[np.ndarray],
+        clips: Sequence[np.ndarray],
         means: Sequence[Tensor | None] | None = None,
         cues: Sequence[str | None] | None = None,
         **options: Any,
     ) -> list[str]:
-        """Captions of clips of 16 kHz samples, in one batch; `means` and `cues` as in `stream`."""
+        """Captions of clips of 16 kHz samples, in one batch.
+
+        Args:
+            means: those of `speaker_means`.
+            cues: what was measured in each clip, for a model that is shown it.
+            options: as in `__call__`.
+        """
         inputs = self.inputs(clips, means, cues)
-        output = self.model.generate(**inputs, **options)
+        limit = {"max_new_tokens": self.model.config.max_response_tokens}
+        options = limit | {name: value for name, value in options.items() if value is not None}
+        output: Any = self.model.generate(**inputs, **options)  # type: ignore[misc]
         return self.texts(output[:, inputs["input_ids"].shape[1] :])
 
     def naming_only(self, emotions: Iterable[str]) -> dict[str, Any]:
@@ -193,11 +219,11 @@ class Captioner:
 
     def inputs(
         self,
-        clips: list[np.ndarray],
+        clips: Sequence[np.ndarray],
         means: Sequence[Tensor | None] | None = None,
         cues: Sequence[str | None] | None = None,
-    ) -> Any:
-        """Inputs of the model's `generate` for clips of 16 kHz samples."""
+    ) -> BatchFeature:
+        """Inputs of the model's `generate` for clips of 16 kHz samples, on its device."""
         inputs = self.processor.captioning_inputs(clips, cues)
         if means is not None and any(mean is not None for mean in means):
             like = self.model.model.multi_modal_projector.feature_mean
@@ -210,24 +236,17 @@ class Captioner:
         return [" ".join(text.split()) for text in texts]
 
 
-def batches_by_size(audio: Sequence[Audio], batch_size: int) -> list[list[int]]:
+def batches_by_size(audio: Sequence[Clip], batch_size: int) -> list[list[int]]:
     """Indices of clips in batches of like length, the longest first."""
-    sizes = [(len(a) if isinstance(a, np.ndarray) else _file_size(a)) for a in audio]
+    sizes = [len(a) if isinstance(a, np.ndarray) else _file_size(a) for a in audio]
     order = sorted(range(len(audio)), key=lambda i: -sizes[i])
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
 
-def load_for_inference(folder: str | Path, dtype: torch.dtype) -> tuple[Any, Any]:
-    """A checkpoint with its adapter, if any, folded in: the numbers of the folder `merge` would write."""
-    model: Any
-    if not (Path(folder) / "adapter_config.json").is_file():
-        return load_checkpoint(folder, dtype)
-    model, processor = load_checkpoint(folder)
-    model = model.merge_and_unload()
-    # What a checkpoint holds is cast, as from_pretrained does; rotary frequencies keep their precision.
-    for tensor in model.state_dict(keep_vars=True).values():
-        tensor.data = tensor.data.to(dtype)
-    return model.eval(), processor
+def _array(samples: np.ndarray | Tensor) -> np.ndarray:
+    if not isinstance(samples, Tensor):
+        return samples
+    return (samples.float() if samples.dtype == torch.bfloat16 else samples).detach().cpu().numpy()
 
 
 def _file_size(path: str | Path) -> int:

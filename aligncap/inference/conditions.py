@@ -9,10 +9,9 @@ from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.linalg import solve_toeplitz
 
 from aligncap.audio.files import PEAK_LIMIT, SAMPLE_RATE, active_energy
-
-__all__ = ["MADE", "make", "noise", "silence", "whisper"]
 
 SMOOTHING = 400.0  # Hz, over which noise takes the clip's spectrum: wider than harmonics are apart
 WINDOW = 512  # samples, 32 ms: the frames of the whisper
@@ -96,22 +95,15 @@ def _turn(spectrum: Floats) -> Floats:
 
 
 def _predictors(lags: Floats) -> tuple[Floats, Floats]:
-    """Levinson and Durbin's recursion for all frames: predictors (frames, order + 1), errors (frames,).
+    """Linear predictors of all frames, (frames, order + 1), and the energy of what they leave, (frames,).
 
     `lags` are autocorrelations (frames, order + 1); frames of silence give a predictor of 1 and no error.
     """
-    count, width = lags.shape
-    predictor = np.zeros((count, width))
+    predictor = np.zeros_like(lags)
     predictor[:, 0] = 1
-    error = lags[:, 0].copy()
-    safe = np.maximum(error, np.finfo(float).tiny)
-    for order in range(1, width):
-        reach = np.einsum("fk,fk->f", predictor[:, :order], lags[:, order:0:-1])
-        reflection = -reach / safe
-        predictor[:, : order + 1] += reflection[:, None] * predictor[:, order::-1]
-        error *= 1 - reflection**2
-        safe = np.maximum(error, np.finfo(float).tiny)
-    return predictor, error
+    for i in np.flatnonzero(lags[:, 0] > 0):
+        predictor[i, 1:] = solve_toeplitz(lags[i, :-1], -lags[i, 1:])
+    return predictor, np.maximum(np.einsum("fk,fk->f", predictor, lags), 0)
 
 
 def _centred(samples: np.ndarray) -> Floats:
@@ -126,13 +118,6 @@ def _at_level_of(clip: Floats, made: Floats) -> np.ndarray:
     return (made * min(gain, PEAK_LIMIT / max(peak, 1e-9))).astype(np.float32)
 
 
-MADE: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
-    "silence": silence,
-    "noise": noise,
-    "whisper": whisper,
-}
-
-
-def make(kind: str, samples: np.ndarray, seed: int) -> np.ndarray:
-    """Sound of a kind of `MADE` in place of a clip (n,), seeded."""
-    return MADE[kind](samples, seed)
+# sound of a kind in place of a clip (n,), by a seed
+MADE: dict[str, Callable[[np.ndarray, int], np.ndarray]]
+MADE = {"silence": silence, "noise": noise, "whisper": whisper}

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
 
-from aligncap.models.hub import DEFAULT_LLM, resolve
-from aligncap.models.precision import best_dtype
+import torch
+
+from aligncap.models.checkpoints import LLM, load_llm
+from aligncap.models.hub import DEFAULT_LLM
+from aligncap.models.precision import best_dtype, pick_device
 from aligncap.utils.distributed import ALONE, Gathered, Group, Store
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 def log_probs(
@@ -20,7 +19,7 @@ def log_probs(
     *,
     batch_tokens: int = 4096,
     device: str | None = None,
-    loaded: tuple[PreTrainedModel, PreTrainedTokenizerBase] | None = None,
+    loaded: LLM | None = None,
     store: Store | None = None,
     group: Group = ALONE,
 ) -> list[float]:
@@ -32,7 +31,7 @@ def log_probs(
 
     Args:
         captions: an empty one gets minus infinity.
-        model: name for `models.sources.resolve`: a default, a local folder or a hub's ORG/NAME.
+        model: name for `models.hub.resolve`: a default, a local folder or a hub's ORG/NAME.
         batch_tokens: tokens of a batch, padding included.
         device: "cpu", "cuda", …; the GPU where there is one by default.
         loaded: a model with its tokenizer, instead of `model`.
@@ -40,35 +39,28 @@ def log_probs(
         group: the processes that share the texts; all return the same.
 
     Raises:
-        UserError: no such model.
+        UserError: no such model or device.
     """
-    import torch
-
-    llm, tokenizer = loaded or _load(model, device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    texts = sorted({" ".join(caption.split()) for caption in captions} - {""})
-    start = _start_token(tokenizer)
+    llm, tokenizer = loaded or _load(model, pick_device(device))
+    start = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    plain = [" ".join(caption.split()) for caption in captions]
+    texts = sorted({*plain} - {""})
     ids = {text: [start, *tokenizer(text, add_special_tokens=False)["input_ids"]] for text in texts}
 
     @torch.inference_mode()
     def compute(batch: Sequence[str]) -> dict[str, float]:
-        rows = [ids[text] for text in batch]
-        longest = max(map(len, rows))
-        tokens = torch.zeros(len(rows), longest, dtype=torch.long)
-        mask = torch.zeros_like(tokens)
-        for i, row in enumerate(rows):
-            tokens[i, : len(row)] = torch.tensor(row)
-            mask[i, : len(row)] = 1
-        tokens, mask = tokens.to(llm.device), mask.to(llm.device)
+        rows = [torch.tensor(ids[text]) for text in batch]
+        tokens = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(llm.device)
+        lengths = torch.tensor([len(row) for row in rows], device=llm.device)
+        mask = (torch.arange(tokens.shape[1], device=llm.device) < lengths[:, None]).long()
         logits = llm(input_ids=tokens, attention_mask=mask, use_cache=False).logits[:, :-1].float()
         # position i predicts token i + 1
-        wanted = tokens[:, 1:]
-        taken = logits.gather(-1, wanted[..., None])[..., 0] - logits.logsumexp(-1)
+        taken = logits.gather(-1, tokens[:, 1:, None])[..., 0] - logits.logsumexp(-1)
         means = (taken * mask[:, 1:]).sum(-1) / mask[:, 1:].sum(-1)
         return dict(zip(batch, means.tolist(), strict=True))
 
     store = Gathered(group) if store is None else store
     group.share_out(store, _batches(ids, batch_tokens), compute, "fluency")
-    plain = [" ".join(caption.split()) for caption in captions]
     return [store[text] if text else -float("inf") for text in plain]
 
 
@@ -83,16 +75,7 @@ def _batches(ids: dict[str, list[int]], batch_tokens: int) -> list[list[str]]:
     return batches
 
 
-def _start_token(tokenizer: Any) -> int:
-    start = tokenizer.bos_token_id
-    return int(tokenizer.eos_token_id if start is None else start)
-
-
 @lru_cache(maxsize=1)
-def _load(name: str, device: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    folder = resolve(name)
-    llm = AutoModelForCausalLM.from_pretrained(folder, dtype=best_dtype(device))
-    llm.to(device).eval()  # type: ignore[arg-type]
-    return llm, AutoTokenizer.from_pretrained(folder)
+def _load(name: str, device: str) -> LLM:
+    llm, tokenizer = load_llm(name, best_dtype(device))
+    return llm.to(device).eval(), tokenizer  # type: ignore[arg-type]

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from aligncap.inference.captioner import Captioner
+from aligncap.models.modeling_aligncap import AlignCapForConditionalGeneration
 
 HEAD = 64  # words sorted at first: most nuclei lie within
 
@@ -83,12 +83,17 @@ def nucleus(scores: Tensor, total: Tensor, top_p: float) -> tuple[Tensor, Tensor
 
 @torch.inference_mode()
 def sample_tokens(
-    model: Any, inputs: Mapping[str, Tensor], numbers: Tensor, *, temperature: float, top_p: float
+    model: AlignCapForConditionalGeneration,
+    inputs: Mapping[str, Tensor],
+    numbers: Tensor,
+    *,
+    temperature: float,
+    top_p: float,
 ) -> list[list[list[int]]]:
     """Tokens of several captions of each clip of a batch, from one prefill.
 
     Args:
-        model: `AlignCapForConditionalGeneration`, adapters folded in.
+        model: adapters folded in.
         inputs: of `AlignCapProcessor.captioning_inputs`, left-padded, on the model's device.
         numbers: (clips, candidates, most new tokens), uniform in [0, 1): see `random_numbers`.
         temperature, top_p: see `pick`.
@@ -141,26 +146,29 @@ def sample_captions(
     ids: Sequence[str],
     *,
     num: int,
+    temperature: float,
+    top_p: float,
+    seed: int,
     means: Sequence[Tensor | None] | None = None,
     cues: Sequence[str | None] | None = None,
-    temperature: float = 1.0,
-    top_p: float = 0.95,
-    seed: int = 0,
-    max_new_tokens: int = 48,
+    max_new_tokens: int | None = None,
 ) -> list[list[str]]:
     """`num` sampled captions of each clip, in one batch.
 
     Args:
         clips: mono samples at 16 kHz.
         ids: what each clip's random numbers come from, beside `seed`.
+        temperature, top_p: see `pick`.
         means: of each clip's speaker, see `Captioner.speaker_means`.
         cues: measured in each clip, for a model that is shown them.
+        max_new_tokens: by default the model's `config.max_response_tokens`.
 
     Returns:
         clips -> candidates; alike ones are kept.
     """
     inputs = captioner.inputs(list(clips), means, cues)
-    numbers = np.stack([random_numbers(seed, clip, num, max_new_tokens) for clip in ids])
+    length = max_new_tokens or captioner.model.config.max_response_tokens
+    numbers = np.stack([random_numbers(seed, clip, num, length) for clip in ids])
     tokens = sample_tokens(
         captioner.model, inputs, torch.from_numpy(numbers), temperature=temperature, top_p=top_p
     )

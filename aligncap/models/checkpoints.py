@@ -1,15 +1,16 @@
-"""Load and merge AlignCap checkpoints: whole folders, and adapters with the base they stand on."""
+"""Build, load and merge AlignCap models: from pretrained parts, whole folders, and adapters on their base."""
 
 from __future__ import annotations
 
-import json
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, cast
 
 import torch
 from peft import PeftModel
+from torch import nn
 from transformers import (
-    AutoConfig,
+    MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoFeatureExtractor,
     AutoModel,
     AutoModelForCausalLM,
@@ -17,59 +18,80 @@ from transformers import (
     GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
+    WhisperFeatureExtractor,
 )
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from aligncap.data.provenance import checkpoint_provenance, write_provenance
 from aligncap.models.configuration_aligncap import AlignCapConfig
 from aligncap.models.encoders import layer_index
-from aligncap.models.hub import resolve
-from aligncap.models.modeling_aligncap import AlignCapForConditionalGeneration, make_projector
+from aligncap.models.hub import load_config, load_pretrained, resolve
+from aligncap.models.model_card import read_record, write_model_card
+from aligncap.models.modeling_aligncap import AlignCapForConditionalGeneration
 from aligncap.models.processing_aligncap import AUDIO_TOKEN, CUES_MARK, SPEAKER_TOKEN, AlignCapProcessor
+from aligncap.models.projectors import make_projector
 from aligncap.text.prompts import end_token_id, speaker_words, student_prompt
 from aligncap.utils.errors import UserError
 from aligncap.utils.io import workplace
+from aligncap.utils.options import Config, option
 from aligncap.utils.run_record import write_run_record
 
+LLMS = "the language model must be a causal LM of text alone, such as llama, qwen2, gpt2 or opt"
+ENCODERS = "speech encoders are Whisper models of any size"
+SHARED_OPTIONS = (  # of model and processor
+    *("pool_size", "stack_size", "summary_token", "speaker_relative", "margin_seconds", "max_seconds"),
+)
+Loaded = tuple[AlignCapForConditionalGeneration, AlignCapProcessor]
+LLM = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 
-def check_architecture(folder: str | Path, wanted: str) -> None:
-    """Refuse a checkpoint folder of another architecture before anything heavy is loaded.
+
+@dataclass
+class MergeConfig(Config):
+    """Fold the adapter of a training run into its base: one folder that `from_pretrained` loads.
+
+    Examples:
+        aligncap merge runs/distill --out runs/model
+    """
+
+    POSITIONAL: ClassVar[tuple[str, ...]] = ("checkpoint",)
+
+    checkpoint: str = option(help="output_dir of a training run, or a checkpoint-N in it.")
+    out: str = option(help="Folder to write; it must not exist or be empty.")
+
+
+def run_merge(config: MergeConfig) -> int:
+    """`aligncap merge`."""
+    print(f"merged: {merge(config.checkpoint, config.out)}")
+    return 0
+
+
+def load_llm(name: str, dtype: torch.dtype = torch.float32) -> LLM:
+    """A causal LM and its tokenizer, by name or folder; a missing padding token becomes end-of-text.
 
     Raises:
-        UserError: `folder` has no config.json, or its model_type is not `wanted`.
+        UserError: no such model, or one that cannot be a captioner's language model.
     """
-    path = Path(folder) / "config.json"
-    if not path.is_file():
-        hint = (
-            "; it is an adapter: run `aligncap merge` first"
-            if (Path(folder) / "adapter_config.json").is_file()
-            else ""
-        )
-        raise UserError(f"{folder}: no config.json here, so no {wanted} checkpoint{hint}")
-    found = json.loads(path.read_text(encoding="utf-8")).get("model_type")
-    if found != wanted:
-        raise UserError(
-            f"{path}: model_type is {found!r}, {wanted!r} is needed; "
-            "give the folder of an AlignCap checkpoint"
-        )
-
-
-def load_llm(name: str, dtype: torch.dtype = torch.float32) -> tuple[PreTrainedModel, Any]:
-    """A causal LM and its tokenizer, by name or folder; a missing padding token becomes end-of-text."""
     folder = resolve(name)
-    config = AutoConfig.from_pretrained(folder) if (folder / "config.json").is_file() else None
-    if config is None or config.is_encoder_decoder or config.model_type in ("aligncap", "whisper"):
-        kind = "none" if config is None else config.model_type
-        raise UserError(f"{folder}: model_type is {kind!r}; the language model must be a causal LM")
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    config = load_config(folder, LLMS)
+    kind = config.model_type
+    if (
+        type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING
+        or config.is_encoder_decoder
+        or config.get_text_config() is not config
+        or kind in ("aligncap", "whisper")
+    ):
+        raise UserError(f"{folder}: model_type is {kind!r}; {LLMS}")
+    tokenizer = load_pretrained(AutoTokenizer, folder)
     if tokenizer.eos_token_id is None:
         raise UserError(f"{folder}: its tokenizer has no end-of-text token, which the loss needs")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     without_dropout(config)
-    llm = AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=dtype)
+    llm = load_pretrained(AutoModelForCausalLM, folder, config=config, dtype=dtype)
     if getattr(llm, "_is_stateful", False):
         raise UserError(
-            f"{folder}: language models of type {config.model_type!r} keep a running state, which reads "
+            f"{folder}: language models of type {kind!r} keep a running state, which reads "
             "padding too; choose one with attention alone, such as llama, qwen2, gpt2 or opt"
         )
     return llm, tokenizer
@@ -86,53 +108,70 @@ def without_dropout(config: PreTrainedConfig) -> None:
             setattr(config, name, 0.0)
 
 
+def load_encoder(name: str) -> tuple[WhisperEncoder, WhisperFeatureExtractor]:
+    """A frozen speech encoder and its feature extractor, by name or folder.
+
+    Raises:
+        UserError: no such model, or not a Whisper.
+    """
+    folder = resolve(name)
+    kind = load_config(folder, ENCODERS).model_type
+    if kind != "whisper":
+        raise UserError(f"{folder}: model_type is {kind!r}; {ENCODERS}")
+    encoder: WhisperEncoder = load_pretrained(AutoModel, folder, dtype=torch.float32).encoder
+    return encoder.requires_grad_(False), load_pretrained(AutoFeatureExtractor, folder)
+
+
+def build(encoder: str, llm: str, **options: Any) -> Loaded:
+    """Build from names or folders: `build("whisper-base", "smollm2-135m-instruct", encoder_layer=4)`.
+
+    Raises:
+        UserError: a name cannot be found, or a model cannot be used.
+    """
+    audio_tower, feature_extractor = load_encoder(encoder)
+    return assemble(audio_tower, feature_extractor, *load_llm(llm), **options)
+
+
 def assemble(
-    audio_tower: Any,
-    feature_extractor: Any,
-    llm: Any,
-    tokenizer: Any,
+    audio_tower: WhisperEncoder,
+    feature_extractor: WhisperFeatureExtractor,
+    llm: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
     *,
     show_cues: bool = False,
     **options: Any,
-) -> tuple[AlignCapForConditionalGeneration, AlignCapProcessor]:
+) -> Loaded:
     """Put parts in hand together; `options` are fields of `AlignCapConfig`, `show_cues` is the processor's.
+
+    The tokenizer gets two tokens, for audio and speaker. They are placeholders: their rows of the embeddings
+    stay 0 and are never read, since audio tokens take their places, and they are masked out of the logits.
 
     Returns:
         model: AlignCapForConditionalGeneration with the parts' weights and a fresh projector (torch's RNG);
         processor: AlignCapProcessor with the student's prompt.
+
+    Raises:
+        UserError: the encoder has no such layer, or the language model's head or tokenizer does not fit.
     """
     layer_index(options.get("encoder_layer", "last"), len(audio_tower.layers))
-    # Added to the tokenizer's own extra tokens: in place of them, a turn's mark would count as a plain word.
-    tokenizer.add_special_tokens(
-        {"additional_special_tokens": [AUDIO_TOKEN, SPEAKER_TOKEN]}, replace_extra_special_tokens=False
-    )
-    audio_token_id, last_id = tokenizer.convert_tokens_to_ids([AUDIO_TOKEN, SPEAKER_TOKEN])
-    if last_id != audio_token_id + 1:
-        raise UserError(f"the tokenizer knows {AUDIO_TOKEN} or {SPEAKER_TOKEN} already; take the plain LLM's")
-    embeddings = llm.get_input_embeddings()
-    if last_id >= embeddings.num_embeddings:
-        llm.resize_token_embeddings(last_id + 1, pad_to_multiple_of=64, mean_resizing=False)
-        embeddings = llm.get_input_embeddings()
-        # Rows of placeholders are never read. Left random, they would make each seed's teacher another one.
-        with torch.no_grad():
-            embeddings.weight[audio_token_id:] = 0
-            llm.get_output_embeddings().weight[audio_token_id:] = 0
-    positions = audio_tower.config.max_source_positions * 0.02
-    margin = options.get("margin_seconds", 1.0)
-    options["max_seconds"] = min(options.get("max_seconds", 29.0), positions - margin)
+    audio_token_id = _add_placeholders(llm, tokenizer)
+    embeddings = cast(nn.Embedding, llm.get_input_embeddings())
+    head = cast(nn.Linear, llm.get_output_embeddings())
     config = AlignCapConfig(
         audio_config=audio_tower.config,
         text_config=llm.config,
         audio_token_id=audio_token_id,
-        tie_word_embeddings=llm.get_output_embeddings().weight is embeddings.weight,
+        tie_word_embeddings=head.weight is embeddings.weight,
         **{k: getattr(tokenizer, k) for k in ("pad_token_id", "bos_token_id", "eos_token_id")},
         **options,
     )
+    positions = audio_tower.config.max_source_positions * 0.02
+    config.max_seconds = min(config.max_seconds, positions - config.margin_seconds)
     with torch.device("meta"):
         model = AlignCapForConditionalGeneration(config)
     model.model.audio_tower = audio_tower
     model.model.language_model = llm.base_model
-    model.lm_head = llm.get_output_embeddings()
+    model.lm_head = head
     model.model.multi_modal_projector = make_projector(config, embeddings.embedding_dim)
     if config.speaker_relative:
         ids = [tokenizer(" " + word, add_special_tokens=False)["input_ids"] for word in speaker_words()]
@@ -140,42 +179,45 @@ def assemble(
         model.model.multi_modal_projector.speaker_words.copy_(vectors)
     model.tie_weights()
     _check_head(model, llm, audio_token_id)
-    left = [name for name, p in model.named_parameters() if p.is_meta]
-    if left:
+    if left := [name for name, p in model.named_parameters() if p.is_meta]:
         raise RuntimeError(f"parameters without weights: {left}")
     model.generation_config = GenerationConfig(
         eos_token_id=list(dict.fromkeys([end_token_id(tokenizer), tokenizer.eos_token_id])),
         pad_token_id=tokenizer.pad_token_id,
-        max_new_tokens=64,
+        max_new_tokens=config.max_response_tokens,
         do_sample=False,
     )
-    processor = AlignCapProcessor(
-        feature_extractor,
+    prompt = student_prompt(
         tokenizer,
-        prompt=student_prompt(
-            tokenizer,
-            AUDIO_TOKEN,
-            speaker=SPEAKER_TOKEN if config.speaker_relative else None,
-            cues=CUES_MARK if show_cues else None,
-        ),
-        show_cues=show_cues,
-        **{
-            k: getattr(config, k)
-            for k in (
-                "pool_size",
-                "stack_size",
-                "summary_token",
-                "speaker_relative",
-                "margin_seconds",
-                "max_seconds",
-            )
-        },
+        AUDIO_TOKEN,
+        speaker=SPEAKER_TOKEN if config.speaker_relative else None,
+        cues=CUES_MARK if show_cues else None,
     )
+    shared = {name: getattr(config, name) for name in SHARED_OPTIONS}
+    processor = AlignCapProcessor(feature_extractor, tokenizer, prompt=prompt, show_cues=show_cues, **shared)
     return model.eval(), processor
 
 
 @torch.no_grad()
-def embedding_rms(table: torch.nn.Module) -> float:
+def _add_placeholders(llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Enter the placeholders into the tokenizer and make room for their ids; the audio's id."""
+    # Added to the tokenizer's own extra tokens: in place of them, a turn's mark would count as a plain word.
+    tokenizer.add_special_tokens(
+        {"additional_special_tokens": [AUDIO_TOKEN, SPEAKER_TOKEN]}, replace_extra_special_tokens=False
+    )
+    audio_token_id, last_id = cast(list[int], tokenizer.convert_tokens_to_ids([AUDIO_TOKEN, SPEAKER_TOKEN]))
+    if last_id != audio_token_id + 1:
+        raise UserError(f"the tokenizer knows {AUDIO_TOKEN} or {SPEAKER_TOKEN} already; take the plain LLM's")
+    if last_id >= cast(nn.Embedding, llm.get_input_embeddings()).num_embeddings:
+        llm.resize_token_embeddings(last_id + 1, pad_to_multiple_of=64, mean_resizing=False)
+        # Rows of placeholders are never read. Left random, they would make each seed's teacher another one.
+        for table in (llm.get_input_embeddings(), llm.get_output_embeddings()):
+            cast(torch.Tensor, table.weight)[audio_token_id:] = 0
+    return audio_token_id
+
+
+@torch.no_grad()
+def embedding_rms(table: nn.Module) -> float:
     """Root mean square of what the LLM reads of a token, which is the size that audio tokens should have.
 
     Not the weights' own where the table scales what it gives (Gemma, by the root of the width).
@@ -187,7 +229,7 @@ def embedding_rms(table: torch.nn.Module) -> float:
 
 
 @torch.no_grad()
-def _check_head(model: Any, llm: Any, limit: int) -> None:
+def _check_head(model: AlignCapForConditionalGeneration, llm: PreTrainedModel, limit: int) -> None:
     """Some families scale, cap or bias their logits outside the head's weight; as a teacher that would be
     another LLM than the one named.
 
@@ -205,33 +247,24 @@ def _check_head(model: Any, llm: Any, limit: int) -> None:
         )
 
 
-def build(
-    encoder: str, llm: str, **options: Any
-) -> tuple[AlignCapForConditionalGeneration, AlignCapProcessor]:
-    """Build from names or folders: `build("whisper-base", "smollm2-135m-instruct", encoder_layer=4)`.
+def load_folder(folder: str | Path, dtype: torch.dtype = torch.float32) -> Loaded:
+    """A whole checkpoint (merged, or a run's `base/`).
 
     Raises:
-        UserError: a name cannot be found, or `encoder` is not a Whisper.
+        UserError: `folder` holds none, or one of another architecture; nothing heavy is loaded then.
     """
-    folder = resolve(encoder)
-    kind = AutoConfig.from_pretrained(folder).model_type
-    if kind != "whisper":
-        raise UserError(f"{folder}: model_type is {kind!r}; speech encoders are Whisper models of any size")
-    audio_tower = AutoModel.from_pretrained(folder, dtype=torch.float32).encoder
-    audio_tower.requires_grad_(False)
-    language_model, tokenizer = load_llm(llm)
-    return assemble(
-        audio_tower, AutoFeatureExtractor.from_pretrained(folder), language_model, tokenizer, **options
-    )
-
-
-def load_folder(
-    folder: str | Path, dtype: torch.dtype = torch.float32
-) -> tuple[AlignCapForConditionalGeneration, AlignCapProcessor]:
-    """A whole checkpoint (merged, or a run's `base/`)."""
-    check_architecture(folder, "aligncap")
-    model = AlignCapForConditionalGeneration.from_pretrained(folder, dtype=dtype)
-    return model.eval(), AlignCapProcessor.from_pretrained(folder)
+    path = Path(folder) / "config.json"
+    if not path.is_file():
+        adapter = (Path(folder) / "adapter_config.json").is_file()
+        hint = "; it is an adapter: run `aligncap merge` first" if adapter else ""
+        raise UserError(f"{folder}: no config.json here, so no AlignCap checkpoint{hint}")
+    found = read_record(path).get("model_type")
+    if found != "aligncap":
+        raise UserError(
+            f"{path}: model_type is {found!r}, 'aligncap' is needed; give the folder of an AlignCap model"
+        )
+    model = load_pretrained(AlignCapForConditionalGeneration, folder, dtype=dtype, use_safetensors=True)
+    return model.eval(), load_pretrained(AlignCapProcessor, folder)
 
 
 def base_of(folder: Path) -> Path:
@@ -239,14 +272,11 @@ def base_of(folder: Path) -> Path:
     places = [folder / "base"]
     if folder.name.startswith("checkpoint-"):
         places.append(folder.parent / "base")
+    if recorded := read_record(folder / "adapter_config.json").get("base_model_name_or_path"):
+        places.append(Path(recorded))
     for candidate in places:
         if (candidate / "config.json").is_file():
             return candidate
-    recorded = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get(
-        "base_model_name_or_path"
-    )
-    if recorded and (Path(recorded) / "config.json").is_file():
-        return Path(recorded)
     raise UserError(f"{folder}: the base model of this adapter is missing; expected {folder / 'base'}")
 
 
@@ -256,16 +286,29 @@ def load_checkpoint(
     """A whole checkpoint, or an adapter on its base.
 
     Raises:
-        UserError: the folder is missing, or of another architecture.
+        UserError: the folder is missing, of another architecture, or not of safetensors.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; give the folder of a trained model")
     if not (folder / "adapter_config.json").is_file():
         return load_folder(folder, dtype)
-    base = base_of(folder)
-    model, processor = load_folder(base, dtype)
+    if not (folder / "adapter_model.safetensors").is_file():
+        raise UserError(f"{folder}: no adapter_model.safetensors, and no other weights are ever loaded")
+    model, processor = load_folder(base_of(folder), dtype)
     return PeftModel.from_pretrained(model, str(folder), is_trainable=trainable).eval(), processor
+
+
+def load_for_inference(folder: str | Path, dtype: torch.dtype = torch.float32) -> Loaded:
+    """A checkpoint with its adapter, if any, folded in: the numbers of the folder that `merge` writes."""
+    adapter = (Path(folder) / "adapter_config.json").is_file()
+    model, processor = load_checkpoint(folder, torch.float32 if adapter else dtype)
+    if isinstance(model, PeftModel):
+        model = model.merge_and_unload()
+        # What a checkpoint holds is cast, as from_pretrained does; rotary frequencies keep their precision.
+        for tensor in model.state_dict(keep_vars=True).values():
+            tensor.data = tensor.data.to(dtype)
+    return model.eval(), processor
 
 
 def model_key(folder: str | Path) -> str:
@@ -280,14 +323,17 @@ def model_key(folder: str | Path) -> str:
     return "|".join(f"{f.resolve()}:{f.stat().st_size}:{f.stat().st_mtime_ns}" for f in files)
 
 
-def save_whole(model: Any, folder: str | Path) -> None:
+def save_whole(model: PreTrainedModel, folder: str | Path) -> None:
     """Save weights, and config.json last: a folder that has it is complete, whenever a run is killed."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with workplace(folder / "weights") as temporary:
         model.save_pretrained(temporary)
+        (temporary / "README.md").unlink(missing_ok=True)  # of the temporary folder's name
         for path in sorted(temporary.iterdir(), key=lambda p: p.name == "config.json"):
             path.replace(folder / path.name)
+    if isinstance(model, AlignCapForConditionalGeneration):
+        write_model_card(folder)
 
 
 def merge(folder: str | Path, out: str | Path) -> Path:
@@ -303,10 +349,13 @@ def merge(folder: str | Path, out: str | Path) -> Path:
         )
     if out.is_dir() and any(out.iterdir()):
         raise UserError(f"{out}: exists and is not empty; choose another --out")
-    model: Any
-    model, processor = load_checkpoint(folder)
+    model, processor = load_for_inference(folder)
     processor.save_pretrained(out)
-    save_whole(model.merge_and_unload(), out)
+    save_whole(model, out)
     write_provenance(out, checkpoint_provenance(folder))
-    write_run_record(out, "merge", {"checkpoint": str(folder)}, [folder / "adapter_model.safetensors"])
+    run = folder if (folder / "run.json").is_file() else folder.parent
+    record = {"checkpoint_run": read_record(run / "run.json")}
+    weights: list[str | Path] = [folder / "adapter_model.safetensors"]
+    write_run_record(out, "merge", {"checkpoint": str(folder)}, weights, **record)
+    write_model_card(out, run)
     return out

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
 
 class AlignCapConfig(PreTrainedConfig):
-    """Speech encoder -> pool, stack, MLP projector -> causal LLM.
+    """Speech encoder -> pool -> projector -> causal LLM.
 
     Args:
         audio_config: configuration of the speech encoder (any Whisper size).
@@ -20,21 +20,23 @@ class AlignCapConfig(PreTrainedConfig):
         encoder_layer: what the projector reads. "last": the encoder's normalised output; "mix": a learnt
             weighted sum of all hidden states; an int k: the hidden state after k layers (0 = embeddings).
         pool_size: encoder frames (20 ms each) averaged into one, without parameters.
-        stack_size: pooled frames stacked into one audio token for the LLM.
+        projector_type: key of `aligncap.models.projectors.PROJECTORS`.
+        stack_size: pooled frames that become one audio token of the LLM.
         projector_hidden: width of the projector's hidden layer.
         projector_dropout: dropout on the projector's input and hidden layer.
-        summary_token: put a token made of the clip's mean and spread before the frame tokens.
-        speaker_relative: hear a clip against the mean of its speaker's clips, which then comes with it
-            (`speaker_means`), and say by one token more how the speaker differs from others.
+        summary_token: put a token made of the clip's mean and standard deviation before the frame tokens.
+        speaker_relative: read a clip against the mean of its speaker's clips, which then comes with it
+            (`speaker_means`), and give one token more that says how the speaker differs from others.
         speaker_dropout: share of training clips whose speaker is taken for unknown.
         margin_seconds: silence appended to a clip before the encoder, which it needs to close a sentence;
             its frames are seen by the encoder and not by the LLM.
         max_seconds: longest clip; at most the encoder's positions allow.
+        max_response_tokens: longest caption in training, and the default limit when captions are generated.
     """
 
     model_type = "aligncap"
     # A class attribute, not a field: trl reads it, a serialised field breaks AutoConfig.
-    auto_map: ClassVar[dict[str, Any]] = {}
+    auto_map: ClassVar[dict[str, str]] = {}
     sub_configs_defaults = {
         "audio_config": SubConfigSpec(config_class=AutoConfig, model_type="whisper"),
         "text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama"),
@@ -45,6 +47,7 @@ class AlignCapConfig(PreTrainedConfig):
     audio_token_id: int = 0
     encoder_layer: int | str = "last"
     pool_size: int = 16
+    projector_type: str = "mlp"
     stack_size: int = 4
     projector_hidden: int = 512
     projector_dropout: float = 0.3
@@ -53,4 +56,25 @@ class AlignCapConfig(PreTrainedConfig):
     speaker_dropout: float = 0.1
     margin_seconds: float = 1.0
     max_seconds: float = 29.0
+    max_response_tokens: int = 64
     tie_word_embeddings: bool = False
+
+    @property
+    def audio_width(self) -> int:
+        """Width of the encoder's hidden states."""
+        return int(self.sub_config("audio_config").hidden_size)
+
+    @property
+    def mixed_layers(self) -> int:
+        """Hidden states that the projector mixes; 0: it reads a single one."""
+        layers = int(self.sub_config("audio_config").num_hidden_layers)
+        return layers + 1 if self.encoder_layer == "mix" else 0
+
+    def sub_config(self, name: str) -> PreTrainedConfig:
+        """`audio_config` or `text_config`, made an object by transformers when this one was made."""
+        found = getattr(self, name)
+        assert isinstance(found, PreTrainedConfig)
+        return found
+
+
+AutoConfig.register(AlignCapConfig.model_type, AlignCapConfig)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from transformers.masking_utils import create_bidirectional_mask
 
 from aligncap.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 MEL_PER_FRAME = 2  # Whisper's second convolution halves the 10 ms mel frames to 20 ms encoder frames
 
@@ -31,7 +34,7 @@ def layer_index(encoder_layer: int | str, num_layers: int) -> int | None:
 
 
 def encode_frames(
-    encoder: Any, mel: Tensor, mel_mask: Tensor, encoder_layer: int | str
+    encoder: WhisperEncoder, mel: Tensor, mel_mask: Tensor, encoder_layer: int | str
 ) -> tuple[Tensor, Tensor]:
     """Hidden states of a Whisper encoder over clips of different lengths, padding masked at every step.
 
@@ -40,7 +43,7 @@ def encode_frames(
     what single clips give.
 
     Args:
-        encoder: a `WhisperEncoder`.
+        encoder: of any Whisper.
         mel: (batch, mel bins, mel frames of 10 ms).
         mel_mask: (batch, mel frames), 1 where the clip or its margin of silence is.
         encoder_layer: see `AlignCapConfig`.

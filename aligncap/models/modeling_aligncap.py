@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, cast
+import logging
+from os import PathLike
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, Cache, GenerationMixin, PreTrainedModel
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForMultimodalLM,
+    Cache,
+    GenerationMixin,
+    PreTrainedModel,
+)
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import slice_logits_to_keep
 
 from aligncap.models.configuration_aligncap import AlignCapConfig
 from aligncap.models.encoders import encode_frames, pool_frames
-from aligncap.models.projectors import StackMLPProjector
+from aligncap.models.model_card import write_model_card
+from aligncap.models.projectors import Projector, make_projector
+from aligncap.utils.errors import UserError
+
+_log = logging.getLogger(__name__)
 
 
 class AlignCapPreTrainedModel(PreTrainedModel):
     """Shared declarations for transformers."""
 
+    config: AlignCapConfig
     config_class = AlignCapConfig
     base_model_prefix = "model"
     input_modalities: Any = ("audio", "text")
@@ -29,8 +42,7 @@ class AlignCapPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
 
 
-@dataclass
-class PooledFrames:
+class PooledFrames(NamedTuple):
     """Pooled encoder frames of a batch: what a feature cache stores.
 
     frames: (batch, pooled frames, width) or (batch, pooled frames, layers, width);
@@ -41,44 +53,21 @@ class PooledFrames:
     mask: Tensor
 
 
-def make_projector(config: AlignCapConfig, text_width: int) -> StackMLPProjector:
-    """A fresh projector of this configuration."""
-    audio_config = cast(Any, config.audio_config)
-    return StackMLPProjector(
-        audio_config.d_model,
-        text_width,
-        hidden=config.projector_hidden,
-        stack_size=config.stack_size,
-        dropout=config.projector_dropout,
-        summary_token=config.summary_token,
-        speaker_relative=config.speaker_relative,
-        speaker_dropout=config.speaker_dropout,
-        mix_layers=audio_config.encoder_layers + 1 if config.encoder_layer == "mix" else 0,
-    )
-
-
 class AlignCapModel(AlignCapPreTrainedModel):
     """Everything but the language-model head."""
 
+    multi_modal_projector: Projector
+
     def __init__(self, config: AlignCapConfig) -> None:
         super().__init__(config)
-        audio_config: Any = config.audio_config
-        text_config: Any = config.text_config
-        self.audio_tower = AutoModel.from_config(audio_config).encoder
-        self.language_model = AutoModel.from_config(text_config)
-        self.multi_modal_projector = make_projector(
-            config, self.language_model.get_input_embeddings().embedding_dim
-        )
+        self.audio_tower = AutoModel.from_config(config.sub_config("audio_config")).encoder
+        self.language_model: PreTrainedModel = AutoModel.from_config(config.sub_config("text_config"))
+        width = self.language_model.get_input_embeddings().embedding_dim
+        self.multi_modal_projector = make_projector(config, width)
         self.post_init()
         # Children declare classes that are not here (Whisper's decoder layer), on which FSDP would stop.
         present = {type(module).__name__ for module in self.modules()}
         self._no_split_modules = {name for name in self._no_split_modules or () if name in present}
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.language_model.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        self.language_model.set_input_embeddings(value)
 
     def encode_audio(self, input_features: Tensor, input_features_mask: Tensor) -> PooledFrames:
         """Frozen part of the audio path: encoder and pooling. The margin of silence is cut off.
@@ -95,8 +84,7 @@ class AlignCapModel(AlignCapPreTrainedModel):
         own = nn.functional.pad(own, (0, frames.shape[1] - own.shape[1]))
         frames = frames * own.view(*own.shape, *[1] * (frames.dim() - 2))
         longest = int(own.sum(1).max())
-        pooled, mask = pool_frames(frames[:, :longest], own[:, :longest], self.config.pool_size)
-        return PooledFrames(pooled, mask)
+        return PooledFrames(*pool_frames(frames[:, :longest], own[:, :longest], self.config.pool_size))
 
     def get_audio_features(
         self, pooled: PooledFrames, speaker_means: Tensor | None = None
@@ -116,7 +104,6 @@ class AlignCapModel(AlignCapPreTrainedModel):
         position_ids: Tensor | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
-        use_cache: bool | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """Audio comes as log-mel (`input_features`) or as cached pooled frames (`audio_frames`), not both.
@@ -124,36 +111,22 @@ class AlignCapModel(AlignCapPreTrainedModel):
         Args:
             speaker_means: mean pooled frame of each clip's speaker, (batch, width) or (batch, layers, width);
                 a row of nan, or None: unknown. Used with `speaker_relative`.
+            kwargs: of the language model.
 
         Raises:
-            ValueError: placeholders and audio tokens differ in number.
+            ValueError: placeholders and audio tokens differ in number, or a mask is missing.
         """
         if inputs_embeds is None:
             if input_ids is None:
                 raise ValueError("input_ids or inputs_embeds are needed")
-            # The speaker's placeholder, where there is one, is the id above that of the audio.
-            is_audio = input_ids >= self.config.audio_token_id
-            inputs_embeds = self.get_input_embeddings()(input_ids)
+            pooled = None
             # Decoding steps hold no placeholder and audio stays in their arguments when frames are cached.
             prefill = past_key_values is None or past_key_values.get_seq_length() == 0
-            if prefill and (input_features is not None or audio_frames is not None):
-                pooled = (
-                    PooledFrames(audio_frames, cast(Tensor, audio_frames_mask))
-                    if audio_frames is not None
-                    else self.encode_audio(cast(Tensor, input_features), cast(Tensor, input_features_mask))
-                )
-                tokens, mask = self.get_audio_features(pooled, speaker_means)
-                wanted, given = is_audio.sum(1), mask.sum(1)
-                if not torch.equal(wanted, given):
-                    raise ValueError(
-                        f"placeholders {wanted.tolist()} and audio tokens {given.tolist()} differ in number; "
-                        "build inputs with AlignCapProcessor and never truncate them"
-                    )
-                inputs_embeds = inputs_embeds.masked_scatter(
-                    is_audio[..., None], tokens[mask].to(inputs_embeds.dtype)
-                )
-            elif prefill and bool(is_audio.any()):
-                raise ValueError("the text holds audio placeholders but no audio was given")
+            if prefill and audio_frames is not None and audio_frames_mask is not None:
+                pooled = PooledFrames(audio_frames, audio_frames_mask)
+            elif prefill and input_features is not None and input_features_mask is not None:
+                pooled = self.encode_audio(input_features, input_features_mask)
+            inputs_embeds = self._embed(input_ids, pooled, speaker_means, prefill)
         if position_ids is None and attention_mask is not None and past_key_values is None:
             # Left padding must not move positions: a batch then equals its single rows.
             position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
@@ -162,9 +135,28 @@ class AlignCapModel(AlignCapPreTrainedModel):
             attention_mask=attention_mask,
             position_ids=position_ids,
             past_key_values=past_key_values,
-            use_cache=use_cache,
             **kwargs,
         )
+
+    def _embed(
+        self, input_ids: Tensor, pooled: PooledFrames | None, speaker_means: Tensor | None, prefill: bool
+    ) -> Tensor:
+        """Embeddings of the text, with the audio tokens in the places of the placeholders."""
+        # The speaker's placeholder, where there is one, is the id above that of the audio.
+        is_audio = input_ids >= self.config.audio_token_id
+        inputs_embeds: Tensor = self.get_input_embeddings()(input_ids)
+        if pooled is None:
+            if prefill and bool(is_audio.any()):
+                raise ValueError("the text holds audio placeholders but no audio was given, or no mask of it")
+            return inputs_embeds
+        tokens, mask = self.get_audio_features(pooled, speaker_means)
+        wanted, given = is_audio.sum(1), mask.sum(1)
+        if not torch.equal(wanted, given):
+            raise ValueError(
+                f"placeholders {wanted.tolist()} and audio tokens {given.tolist()} differ in number; "
+                "build inputs with AlignCapProcessor and never truncate them"
+            )
+        return inputs_embeds.masked_scatter(is_audio[..., None], tokens[mask].to(inputs_embeds.dtype))
 
 
 class AlignCapForConditionalGeneration(AlignCapPreTrainedModel, GenerationMixin):
@@ -182,12 +174,6 @@ class AlignCapForConditionalGeneration(AlignCapPreTrainedModel, GenerationMixin)
             self._tied_weights_keys = {"lm_head.weight": f"model.{name}.weight"}
         self.post_init()
 
-    def get_output_embeddings(self) -> nn.Linear:
-        return self.lm_head
-
-    def set_output_embeddings(self, value: nn.Linear) -> None:
-        self.lm_head = value
-
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -201,11 +187,11 @@ class AlignCapForConditionalGeneration(AlignCapPreTrainedModel, GenerationMixin)
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
-        use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """
+        """`AlignCapModel.forward` with logits and, where there are labels, the loss.
+
         Args:
             logits_to_keep: as in transformers; a bool mask (batch, length) gives logits (chosen positions,
                 vocab).
@@ -221,7 +207,6 @@ class AlignCapForConditionalGeneration(AlignCapPreTrainedModel, GenerationMixin)
             position_ids=position_ids,
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
-            use_cache=use_cache,
             **{k: v for k, v in kwargs.items() if k != "num_items_in_batch"},
         )
         logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
@@ -237,3 +222,22 @@ class AlignCapForConditionalGeneration(AlignCapPreTrainedModel, GenerationMixin)
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
+
+    def save_pretrained(self, save_directory: str | PathLike[str], *args: Any, **kwargs: Any) -> None:
+        """transformers' `save_pretrained`, and a model card beside the weights."""
+        super().save_pretrained(save_directory, *args, **kwargs)
+        if kwargs.get("is_main_process", True):
+            try:
+                write_model_card(str(save_directory), self.name_or_path or "")
+            except UserError as error:  # a damaged record must not stop a run at its end
+                _log.warning("no model card: %s", error)
+
+    def _upload_modified_files(self, working_dir: Any, repo_id: str, *args: Any, **kwargs: Any) -> Any:
+        """Our card in place of the automatic one, which `push_to_hub` writes just before it uploads."""
+        write_model_card(working_dir, self.name_or_path or "", name=repo_id.rpartition("/")[2])
+        return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
+
+
+AutoModel.register(AlignCapConfig, AlignCapModel)
+AutoModelForCausalLM.register(AlignCapConfig, AlignCapForConditionalGeneration)
+AutoModelForMultimodalLM.register(AlignCapConfig, AlignCapForConditionalGeneration)

@@ -1,28 +1,55 @@
-"""Whether a device computes in bfloat16, and what is kept in it: the one place that asks."""
+"""Which device computes and in which precision, and what is kept in bfloat16: the one place that asks."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from aligncap.utils.errors import UserError
+
 if TYPE_CHECKING:
     import torch
+    from peft import PeftModel
     from torch import nn
 
 
-def has_bfloat16(device: str | None = None) -> bool:
-    """Whether `device` ("cpu", "cuda", …; by default the GPU if there is one) has bfloat16 instructions."""
+def pick_device(device: str | None = "auto") -> str:
+    """The device of this name; "auto" or None is the GPU where there is one.
+
+    Raises:
+        UserError: torch knows no such device, or this machine has none.
+    """
     import torch
 
-    if (device or ("cuda" if torch.cuda.is_available() else "cpu")).startswith("cuda"):
+    if device in (None, "auto"):
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        found = torch.device(str(device))
+        kind = torch.get_device_module(found)
+    except RuntimeError:
+        raise UserError(f"device {device!r}: unknown; choose auto, cpu, cuda or cuda:NUMBER") from None
+    count = kind.device_count() if kind.is_available() else 0
+    if (found.index or 0) >= count:
+        raise UserError(f"device {device!r}: this machine has {count} of this kind; choose auto or cpu")
+    return str(device)
+
+
+def has_bfloat16(device: str | None = None) -> bool:
+    """Whether `device` (as `pick_device` has it) has bfloat16 instructions."""
+    import torch
+
+    if pick_device(device).startswith("cuda"):
         return torch.cuda.is_bf16_supported()
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def dtype_name(wanted: str, device: str = "auto") -> str:
-    """ "float32" or "bfloat16" as wanted; "auto" is bfloat16 where the device has it."""
-    if wanted != "auto":
-        return wanted
-    return "bfloat16" if has_bfloat16(None if device == "auto" else device) else "float32"
+    """ "float32" or "bfloat16" as wanted; "auto" is bfloat16 where the device has it.
+
+    Raises:
+        UserError: no such device.
+    """
+    half = has_bfloat16(device)
+    return ("bfloat16" if half else "float32") if wanted == "auto" else wanted
 
 
 def best_dtype(device: str | None = None) -> torch.dtype:
@@ -59,7 +86,7 @@ def halve_frozen(model: nn.Module) -> None:
                 module._buffers[name] = buffer.clone()
 
 
-def suit_bfloat16(model: Any) -> None:
+def suit_bfloat16(model: PeftModel) -> None:
     """Lay out a student or a teacher with adapters for training under bfloat16 autocast on its device.
 
     On a CPU torch's fused attention is slow backwards in bfloat16: plain matrix products take a tenth off a
@@ -67,6 +94,6 @@ def suit_bfloat16(model: Any) -> None:
     """
     halve_frozen(model)
     base = model.get_base_model()
-    llm = getattr(getattr(base, "model", base), "language_model", base)  # a teacher is one itself
+    llm: Any = getattr(getattr(base, "model", base), "language_model", base)  # a teacher is one itself
     if llm.device.type == "cpu" and llm.config._attn_implementation == "sdpa":
         llm.set_attn_implementation("eager")

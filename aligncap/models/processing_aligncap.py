@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from transformers import BatchFeature, ProcessorMixin
+from transformers import AutoProcessor, BatchFeature, ProcessorMixin
 
 from aligncap.audio.files import SAMPLE_RATE
+from aligncap.models.configuration_aligncap import AlignCapConfig
 from aligncap.models.projectors import token_count
 from aligncap.text.prompts import measured_cues
 from aligncap.utils.errors import UserError
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase, WhisperFeatureExtractor
+
 AUDIO_TOKEN = "<|audio|>"
-SPEAKER_TOKEN = "<|speaker|>"  # where a model that hears clips against their speaker is told who speaks
+SPEAKER_TOKEN = "<|speaker|>"  # where a model with `speaker_relative` is told who speaks
 CUES_MARK = "<|cues|>"  # in the prompt, never in a model's input
 FRAME_SAMPLES = SAMPLE_RATE // 50  # 320 samples: one encoder frame of 20 ms
 MEL_SAMPLES = SAMPLE_RATE // 100  # 160 samples: one log-mel frame of 10 ms
@@ -31,11 +35,14 @@ class AlignCapProcessor(ProcessorMixin):
     """
 
     audio_kwargs = {"sampling_rate": SAMPLE_RATE}
+    model_input_names = ["input_ids", "attention_mask", "input_features", "input_features_mask"]
+    tokenizer: PreTrainedTokenizerBase
+    feature_extractor: WhisperFeatureExtractor
 
     def __init__(
         self,
-        feature_extractor: Any = None,
-        tokenizer: Any = None,
+        feature_extractor: WhisperFeatureExtractor,
+        tokenizer: PreTrainedTokenizerBase,
         chat_template: str | None = None,
         audio_token: str = AUDIO_TOKEN,
         prompt: str = AUDIO_TOKEN,
@@ -67,7 +74,7 @@ class AlignCapProcessor(ProcessorMixin):
         """Placeholders for a clip of `pooled_frames` pooled encoder frames."""
         return token_count(pooled_frames, self.stack_size, self.summary_token)
 
-    def log_mel(self, clips: list[np.ndarray]) -> BatchFeature:
+    def log_mel(self, clips: Sequence[np.ndarray]) -> BatchFeature:
         """Log-mel of clips of 16 kHz samples, each followed by its own margin of silence.
 
         Returns:
@@ -102,6 +109,7 @@ class AlignCapProcessor(ProcessorMixin):
         return BatchFeature({"input_features": features, "input_features_mask": mask})
 
     def _process_audio(self, audio: Any, **kwargs: Any) -> tuple[BatchFeature, list[str]]:
+        """Called by `ProcessorMixin.__call__`: features, and the placeholders of each clip."""
         if kwargs.get("sampling_rate", SAMPLE_RATE) != SAMPLE_RATE:
             raise UserError(
                 f"audio must come at {SAMPLE_RATE} Hz; read it with aligncap.audio.files.load_audio"
@@ -110,24 +118,24 @@ class AlignCapProcessor(ProcessorMixin):
         placeholders = [self.audio_token * self.num_audio_tokens(len(clip)) for clip in clips]
         return self.log_mel(clips), placeholders
 
-    @property
-    def model_input_names(self) -> list[str]:
-        return ["input_ids", "attention_mask", "input_features", "input_features_mask"]
-
     def prompt_of(self, cues: str | None) -> str:
-        """The prompt of one clip: with `show_cues`, its measured cues (`prompts.acoustic.measured_cues`) are
-        put in; None: not measured."""
+        """The prompt of one clip: with `show_cues`, its measured cues (`text.prompts.measured_cues`) are put
+        in; None: not measured."""
         if not self.show_cues:
             return self.prompt
         return self.prompt.replace(CUES_MARK, measured_cues(None) if cues is None else cues)
 
     def captioning_inputs(
-        self, clips: list[np.ndarray], cues: Sequence[str | None] | None = None
+        self, clips: Sequence[np.ndarray], cues: Sequence[str | None] | None = None
     ) -> BatchFeature:
-        """Inputs of `generate` for clips of 16 kHz samples, left-padded."""
+        """Inputs of `generate` for clips of 16 kHz samples, left-padded: input_ids and attention_mask (batch,
+        length), and what `log_mel` gives."""
         return self(
             text=[self.prompt_of(c) for c in cues or [None] * len(clips)],
-            audio=clips,
+            audio=list(clips),
             return_tensors="pt",
             text_kwargs={"padding": True, "padding_side": "left", "add_special_tokens": False},
         )
+
+
+AutoProcessor.register(AlignCapConfig, AlignCapProcessor)

@@ -1,4 +1,8 @@
-"""From pooled encoder frames to audio tokens of the language model's width."""
+"""From pooled encoder frames to audio tokens of the language model's width.
+
+A projector of your own is a subclass of `Projector`, entered in `PROJECTORS` under the name that
+`AlignCapConfig.projector_type` then takes. Whoever loads the checkpoint must import it first.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,9 @@ import math
 
 import torch
 from torch import Tensor, nn
+
+from aligncap.models.configuration_aligncap import AlignCapConfig
+from aligncap.utils.errors import UserError
 
 SPEAKER_WORDS = 2  # "woman" and "man", data/templates.yaml
 
@@ -15,74 +22,105 @@ def token_count(pooled_frames: int, stack_size: int, summary_token: bool) -> int
     return math.ceil(pooled_frames / stack_size) + int(summary_token)
 
 
-class StackMLPProjector(nn.Module):
-    """Standardise, stack `stack_size` frames into one, two linear layers, scale to the LLM's embeddings.
+class Projector(nn.Module):
+    """What every projector has: the standardisation of frames, and the stacking that fixes the token count.
 
-    Whisper's middle layers carry a few dimensions of huge size that drown the rest, so features are
-    standardised by the mean and spread of the training features (`fit`), kept as buffers.
+    Whisper's middle layers carry a few dimensions of huge size that drown the rest, so frames are
+    standardised by the mean and standard deviation of the training frames (`fit`), kept as buffers.
 
-    With `speaker_relative` a clip is heard against its speaker's own mean, as its measured cues are, and a
-    token of its own says who speaks: what a voice is like and what it does now are kept apart. That token
-    is a mixture of the LLM's own words for speakers ("woman", "man"), so that a faint voice of another
-    corpus is still a word that the LLM knows. A clip whose speaker is not known is heard against the mean
-    of all training speakers.
-
-    Tokens: [speaker] [summary] frames.
+    Tokens are [speaker] [summary] frames: one token for every `stack_size` pooled frames, before them the
+    clip's summary with `config.summary_token`, and before that the speaker with `config.speaker_relative`.
     """
 
-    speaker_words: Tensor
     feature_mean: Tensor
     feature_scale: Tensor
+    speaker_words: Tensor
 
-    def __init__(
-        self,
-        audio_width: int,
-        text_width: int,
-        *,
-        hidden: int,
-        stack_size: int,
-        dropout: float,
-        summary_token: bool,
-        mix_layers: int = 0,
-        speaker_relative: bool = False,
-        speaker_dropout: float = 0.0,
-    ) -> None:
+    def __init__(self, config: AlignCapConfig, text_width: int) -> None:
         super().__init__()
-        self.stack_size = stack_size
-        self.speaker_dropout = speaker_dropout
-        self.mix = nn.Parameter(torch.zeros(mix_layers)) if mix_layers else None
-        width = (max(mix_layers, 1), audio_width) if mix_layers else (audio_width,)
-        self.register_buffer("feature_mean", torch.zeros(width))
-        self.register_buffer("feature_scale", torch.ones(width))
-        self.dropout = nn.Dropout(dropout)
-        self.linear_1 = nn.Linear(audio_width * stack_size, hidden)
-        self.linear_2 = nn.Linear(hidden, text_width)
-        self.summary = nn.Linear(2 * audio_width, hidden) if summary_token else None
-        self.speaker = (
-            nn.Sequential(nn.Linear(audio_width, hidden), nn.GELU(), nn.Linear(hidden, SPEAKER_WORDS))
-            if speaker_relative
-            else None
-        )
-        if speaker_relative:
+        self.stack_size = config.stack_size
+        layers, width = config.mixed_layers, config.audio_width
+        self.mix = nn.Parameter(torch.zeros(layers)) if layers else None
+        shape = (layers, width) if layers else (width,)
+        self.register_buffer("feature_mean", torch.zeros(shape))
+        self.register_buffer("feature_scale", torch.ones(shape))
+        if config.speaker_relative:  # the LLM's embeddings of the words for speakers
             self.register_buffer("speaker_words", torch.zeros(SPEAKER_WORDS, text_width))
-        self.norm = nn.LayerNorm(text_width)
-
-    @property
-    def clip_tokens(self) -> int:
-        """Tokens that stand before those of the frames."""
-        return int(self.speaker is not None) + int(self.summary is not None)
+        self.clip_tokens = int(config.speaker_relative) + int(config.summary_token)  # before those of frames
 
     @torch.no_grad()
-    def fit(self, mean: Tensor, spread: Tensor, embedding_rms: float | None = None) -> None:
-        """Set the standardisation, and the size of the tokens to that of the LLM's own embeddings.
+    def fit(self, mean: Tensor, std: Tensor, embedding_rms: float | None = None) -> None:
+        """Set the standardisation, and the size of the tokens where the projector has one.
 
         Args:
-            mean, spread: per-dimension mean of pooled training frames and their standard deviation (about
+            mean, std: per-dimension mean of pooled training frames and their standard deviation (about
                 the speakers' means with `speaker_relative`), (width,) or (layers, width).
             embedding_rms: root mean square of the LLM's embedding matrix.
         """
         self.feature_mean.copy_(mean)
-        self.feature_scale.copy_(1.0 / spread.clamp(min=1e-5))
+        self.feature_scale.copy_(1.0 / std.clamp(min=1e-5))
+
+    def mix_layers(self, frames: Tensor) -> Tensor:
+        """(…, layers, width) to (…, width) by the learnt weights, or frames of a single layer as they are."""
+        if self.mix is None:
+            return frames
+        return (frames * self.mix.softmax(0).to(frames.dtype)[:, None]).sum(-2)
+
+    def stack(self, frames: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Every `stack_size` frames side by side, (batch, tokens, stack_size · width), and the mask of them.
+
+        Frames that the mask leaves out must be 0.
+        """
+        batch, count, width = frames.shape
+        extra = -count % self.stack_size
+        frames, mask = nn.functional.pad(frames, (0, 0, 0, extra)), nn.functional.pad(mask, (0, extra))
+        stacked = frames.reshape(batch, -1, self.stack_size * width)
+        return stacked, mask.view(batch, -1, self.stack_size).any(-1)
+
+    def forward(
+        self, frames: Tensor, mask: Tensor, speaker_means: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """
+        Args:
+            frames: (batch, pooled frames, width) or (batch, pooled frames, layers, width).
+            mask: (batch, pooled frames), bool.
+            speaker_means: mean frame of each clip's speaker, (batch, width) or (batch, layers, width); a row
+                of nan: unknown. Without `speaker_relative` it is not used.
+
+        Returns:
+            tokens: (batch, tokens, text width); token mask: (batch, tokens), bool.
+        """
+        raise NotImplementedError
+
+
+class StackMLPProjector(Projector):
+    """Standardise, stack `stack_size` frames into one, two linear layers, scale to the LLM's embeddings.
+
+    With `speaker_relative` a clip is read against its speaker's own mean, as its measured cues are, and a
+    token of its own says who speaks: what a voice is like and what it does now are kept apart. That token
+    is a mixture of the LLM's own words for speakers ("woman", "man"), so that an atypical voice of another
+    corpus is still a word that the LLM knows. A clip whose speaker is not known is read against the mean
+    of all training speakers.
+    """
+
+    def __init__(self, config: AlignCapConfig, text_width: int) -> None:
+        super().__init__(config, text_width)
+        width, hidden = config.audio_width, config.projector_hidden
+        self.speaker_dropout = config.speaker_dropout
+        self.dropout = nn.Dropout(config.projector_dropout)
+        self.linear_1 = nn.Linear(width * config.stack_size, hidden)
+        self.linear_2 = nn.Linear(hidden, text_width)
+        self.summary = nn.Linear(2 * width, hidden) if config.summary_token else None
+        self.speaker = (
+            nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, SPEAKER_WORDS))
+            if config.speaker_relative
+            else None
+        )
+        self.norm = nn.LayerNorm(text_width)
+
+    @torch.no_grad()
+    def fit(self, mean: Tensor, std: Tensor, embedding_rms: float | None = None) -> None:
+        super().fit(mean, std)
         if embedding_rms is not None:
             self.norm.weight.fill_(embedding_rms)
 
@@ -102,9 +140,7 @@ class StackMLPProjector(nn.Module):
         centre = torch.where(known, speaker_means, self.feature_mean)
         who = torch.where(known, speaker_means, own) - self.feature_mean
         frames, who = (frames - centre[:, None]) * self.feature_scale, who * self.feature_scale
-        if self.mix is not None:
-            who = (who * self.mix.softmax(0)[:, None]).sum(1)
-        return frames, who
+        return frames, self.mix_layers(who)
 
     def speaker_logits(self, frames: Tensor, mask: Tensor, speaker_means: Tensor | None = None) -> Tensor:
         """Logits of the words for speakers, (batch, SPEAKER_WORDS); needs `speaker_relative`."""
@@ -115,43 +151,25 @@ class StackMLPProjector(nn.Module):
     def forward(
         self, frames: Tensor, mask: Tensor, speaker_means: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """
-        Args:
-            frames: (batch, pooled frames, width) or (batch, pooled frames, layers, width).
-            mask: (batch, pooled frames), bool.
-            speaker_means: mean frame of each clip's speaker, (batch, width) or (batch, layers, width); a row
-                of nan: unknown. Without `speaker_relative` it is not used.
-
-        Returns:
-            tokens: (batch, tokens, text width); token mask: (batch, tokens), bool.
-        """
         dtype, who = frames.dtype, None
         frames = frames.float()  # a few dimensions are huge, and what is left after the mean is small
         if self.speaker is None:
             frames = (frames - self.feature_mean) * self.feature_scale
         else:
             frames, who = self._about_speaker(frames, mask, speaker_means)
-        frames = frames.to(dtype)
-        if self.mix is not None:
-            frames = (frames * self.mix.softmax(0).to(dtype)[:, None]).sum(2)
-        frames = frames * mask[..., None]
-        batch, count, width = frames.shape
+        frames = self.mix_layers(frames.to(dtype)) * mask[..., None]
         hidden_states = []
         masks = []
         if self.summary is not None:
             number = mask.sum(1, keepdim=True).clamp(min=1).to(frames.dtype)
             mean = frames.sum(1) / number
             variance = ((frames - mean[:, None]) ** 2 * mask[..., None]).sum(1) / number
-            hidden_states.append(
-                self.summary(self.dropout(torch.cat([mean, (variance + 1e-5).sqrt()], -1)))[:, None]
-            )
+            statistics = torch.cat([mean, (variance + 1e-5).sqrt()], -1)
+            hidden_states.append(self.summary(self.dropout(statistics))[:, None])
             masks.append(mask.any(1, keepdim=True))
-        extra = -count % self.stack_size
-        if extra:
-            frames = nn.functional.pad(frames, (0, 0, 0, extra))
-            mask = nn.functional.pad(mask, (0, extra))
-        hidden_states.append(self.linear_1(self.dropout(frames.reshape(batch, -1, self.stack_size * width))))
-        masks.append(mask.view(batch, -1, self.stack_size).any(-1))
+        stacked, stacked_mask = self.stack(frames, mask)
+        hidden_states.append(self.linear_1(self.dropout(stacked)))
+        masks.append(stacked_mask)
         hidden = self.dropout(nn.functional.gelu(torch.cat(hidden_states, 1)))
         tokens = self.norm(self.linear_2(hidden))
         if self.speaker is not None and who is not None:
@@ -159,3 +177,20 @@ class StackMLPProjector(nn.Module):
             tokens = torch.cat([(share @ self.speaker_words.to(dtype))[:, None].to(tokens.dtype), tokens], 1)
             masks.insert(0, mask[:, :1].any(1, keepdim=True))
         return tokens, torch.cat(masks, 1)
+
+
+PROJECTORS: dict[str, type[Projector]] = {"mlp": StackMLPProjector}
+
+
+def make_projector(config: AlignCapConfig, text_width: int) -> Projector:
+    """A fresh projector of this configuration.
+
+    Raises:
+        UserError: nothing of the name `config.projector_type` is in `PROJECTORS`.
+    """
+    if config.projector_type not in PROJECTORS:
+        raise UserError(
+            f"projector_type {config.projector_type!r}: known are {', '.join(PROJECTORS)}; import the module "
+            "that enters this projector in aligncap.models.projectors.PROJECTORS"
+        )
+    return PROJECTORS[config.projector_type](config, text_width)

@@ -26,7 +26,6 @@ from aligncap.text.claims import (
 )
 from aligncap.text.emotions import Mention, affect, emotion_of, emotion_words, labels
 from aligncap.text.lexicon import (
-    caption_words,
     is_chinese,
     mask_quotes,
     phrase_pattern,
@@ -48,7 +47,8 @@ _APART = 3  # content words shared out of order that are no chance
 
 def length(caption: str) -> float:
     """Words of a caption where two Chinese characters are one, so that one limit serves both languages."""
-    return sum(0.5 if is_chinese(word) else 1 for word in caption_words(caption))
+    words = sum(token.text[0].isalnum() for token in tokenise(caption) if not is_chinese(token.text))
+    return words + sum(map(is_chinese, caption)) / 2
 
 
 def tells_the_unheard(caption: str) -> bool:

@@ -17,13 +17,14 @@ The parser is transformers' HfArgumentParser, which also reads the training conf
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, NoReturn, TypeVar, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 from transformers.hf_argparser import HfArgumentParser
@@ -91,23 +92,25 @@ class Config:
 
 
 def range_errors(config: Any, inherited: Mapping[str, Range] | None = None) -> list[str]:
-    """A line for each number of `config` that lies out of its range.
+    """A line for each number of `config` out of its range, and each value that is none of its choices.
 
     Args:
         inherited: ranges of fields that a library declares without one.
     """
-    ranges = dict(inherited or {})
-    for name, hint in get_type_hints(type(config), include_extras=True).items():
-        inside = [hint, *getattr(hint, "__args__", ())]  # Optional[Annotated[int, Range(1)]] too
-        for found in (x for part in inside for x in getattr(part, "__metadata__", ())):
-            if isinstance(found, Range):
-                ranges[name] = found
     errors = []
+    hints = get_type_hints(type(config), include_extras=True)
     for field in fields(config):
-        value = getattr(config, field.name)
-        limits = ranges.get(field.name, Range())
+        value, hint = getattr(config, field.name), hints[field.name]
+        parts = [hint, *getattr(hint, "__args__", ())]  # of Optional[…] too
+        limits = (inherited or {}).get(field.name, Range())
+        for found in (x for part in parts for x in getattr(part, "__metadata__", ())):
+            limits = found if isinstance(found, Range) else limits
+        choices = [choice for part in parts if get_origin(part) is Literal for choice in get_args(part)]
         if isinstance(value, (int, float)) and not isinstance(value, bool) and not limits.holds(value):
             errors.append(f"{field.name}={value}: must be {limits}")
+        for one in value if isinstance(value, list) else [value]:
+            if choices and one is not None and one not in choices:
+                errors.append(f"{field.name}={one!r}: choose from {', '.join(map(str, choices))}")
     return errors
 
 
@@ -155,6 +158,8 @@ def parse(kind: type[C], argv: Sequence[str]) -> C:
             action.type = _or_none(action.type)
         elif isinstance(action.default, (int, float)) and _optional(kind, action.dest):
             action.type = _or_none(action.type)
+        elif action.nargs == "+" and _optional(kind, action.dest):
+            action.type, action.__class__ = _or_none(action.type), _OptionalList
     try:
         (config,) = parser.parse_args_into_dataclasses(words, look_for_args_file=False)
     except (ValueError, TypeError) as error:
@@ -167,6 +172,13 @@ class _Parser(HfArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UserError(message.removeprefix("argument ").replace("the following arguments", "these options"))
+
+
+class _OptionalList(argparse._StoreAction):
+    """A list for which the single word `none` stands for no list."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option: Any = None) -> None:
+        setattr(namespace, self.dest, None if values == [None] else values)
 
 
 def _name_positional(words: list[str], positional: Sequence[str], kind: Any) -> list[str]:

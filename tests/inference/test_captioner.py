@@ -7,7 +7,7 @@ import torch
 from tiny import make_model, voice
 
 from aligncap import Captioner
-from aligncap.inference.batch import Job, caption_jobs, jobs_of_files, with_wrong_audio
+from aligncap.inference.batch import Job, caption_jobs, jobs_of_files, with_condition
 from aligncap.text.emotions import labels
 from aligncap.utils.errors import UserError
 from aligncap.utils.journal import Journal
@@ -35,10 +35,94 @@ def test_one_clip_gives_a_caption_and_a_list_gives_captions_in_order(captioner, 
     assert all(isinstance(caption, str) for caption in together)
 
 
-def test_a_path_and_its_samples_are_captioned_alike(captioner, clips):
-    from aligncap.audio.files import load_audio
+def sound(kind: str) -> tuple[np.ndarray, int, str]:
+    """A loud clip off centre: samples as somebody may hold them, their rate, the subtype of such a file."""
+    x = 3 * voice(1.3, 130) + 0.1
+    stereo = np.stack([x, 0.5 * x])
+    return {
+        "float32": (x, 16_000, "FLOAT"),
+        "float64": (x.astype(np.float64), 16_000, "DOUBLE"),
+        "int16": (np.round(x * 32767).astype(np.int16), 16_000, "PCM_16"),
+        "int32": (np.round(x.astype(np.float64) * 2**31 * 0.9).astype(np.int32), 16_000, "PCM_32"),
+        "stereo, 48 kHz": (np.repeat(stereo, 3, axis=1), 48_000, "FLOAT"),
+        "tensor": (torch.from_numpy(stereo), 22_050, "FLOAT"),
+    }[kind]
 
-    assert captioner(load_audio(clips[0]), **OPTIONS) == captioner(str(clips[0]), **OPTIONS)
+
+@pytest.mark.parametrize("kind", ["float32", "float64", "int16", "int32", "stereo, 48 kHz", "tensor"])
+def test_a_file_and_its_samples_are_heard_alike(captioner, kind, tmp_path, monkeypatch):
+    samples, rate, subtype = sound(kind)
+    soundfile.write(tmp_path / "clip.wav", np.asarray(samples).T, rate, subtype=subtype)
+    heard = []
+    log_mel = captioner.processor.log_mel
+    monkeypatch.setattr(
+        type(captioner.processor), "log_mel", lambda self, clips: heard.append(clips[0]) or log_mel(clips)
+    )
+    options = {"max_new_tokens": 12, "sampling_rate": rate}
+    assert captioner(samples, **options) == captioner(tmp_path / "clip.wav", **options)
+    np.testing.assert_allclose(heard[0], heard[1], atol=1e-6)
+    assert np.abs(heard[0]).max() < 1 and abs(heard[0].mean()) < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("samples", "message"),
+    [
+        (np.full(16_000, np.nan, np.float32), "NaN"),
+        (np.append(voice(1.0), np.inf), "NaN or infinite"),
+        (np.zeros(0, np.float32), "0.000 s"),
+        (voice(1.0) * 32768, "full scale is 1"),
+        (np.zeros((2, 3, 16_000), np.float32), "not sound"),
+        (np.zeros(16_000, np.int64), "no known full scale"),
+        (torch.zeros(16_000), "silent"),
+        (voice(0.05), "below 0.1 s"),
+    ],
+)
+def test_samples_that_are_no_speech_are_one_clear_line(captioner, samples, message):
+    with pytest.raises(UserError, match=message) as caught:
+        captioner(samples)
+    assert "\n" not in str(caught.value)
+
+
+def test_speakers_must_be_as_many_as_clips(captioner, clips):
+    with pytest.raises(UserError, match="speakers: 2 for 3 clips"):
+        captioner(clips, speakers=["a", "b"])
+    with pytest.raises(UserError, match="speakers: 2 for 1 clips"):
+        captioner(clips[0], speakers=["a", "b"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_new_tokens": 0}, "max_new_tokens=0: must be at least 1"),
+        ({"num_beams": -1}, "num_beams=-1: must be at least 1"),
+        ({"temperature": 0.0, "do_sample": True}, "temperature=0.0: must be above 0"),
+        ({"temperature": float("nan")}, "temperature=nan"),
+        ({"top_p": 1.5}, "top_p=1.5: must be above 0 and at most 1"),
+        ({"num_beams": "4"}, "num_beams=4"),
+        ({"num_return_sequences": 2}, "num_return_sequences=2"),
+        ({"temprature": 0.5}, 'no option .temprature., nearest is "temperature"'),
+        ({"batch_size": 0}, "batch_size=0: must be at least 1"),
+    ],
+)
+def test_options_out_of_range_are_refused_before_a_file_is_opened(captioner, options, message):
+    with pytest.raises(UserError, match=message):
+        captioner(["there is none.wav"], **options)
+
+
+def test_captions_are_as_long_as_the_model_was_trained_to_answer(captioner, clips, monkeypatch):
+    limits = []
+    generate = type(captioner.model).generate
+
+    def watched(self, **options):
+        limits.append(options["max_new_tokens"])
+        return generate(self, **options)
+
+    monkeypatch.setattr(type(captioner.model), "generate", watched)
+    monkeypatch.setattr(captioner.model.config, "max_response_tokens", 5)
+    captioner(clips[0])
+    captioner(clips[0], max_new_tokens=None)
+    captioner(clips[0], max_new_tokens=7)
+    assert limits == [5, 5, 7]
 
 
 def test_from_pretrained_reads_a_saved_model(captioner, clips, tmp_path):
@@ -102,7 +186,7 @@ def test_a_partial_file_of_other_settings_is_not_taken_up(tmp_path):
 
 def test_wrong_audio_leaves_no_clip_in_its_place(clips):
     for seed in range(20):
-        shuffled = with_wrong_audio(jobs(clips), seed)
+        shuffled = with_condition(jobs(clips), [], "wrong", seed)
         assert sorted(j.path for j in shuffled) == sorted(clips)
         assert all(wrong.path != job.path and wrong.id == job.id for wrong, job in zip(shuffled, jobs(clips)))
 

@@ -10,6 +10,7 @@ from aligncap.inference.sampling import pick, random_numbers, sample_captions, s
 
 CLIPS = [voice(1.31, 150), voice(2.7, 220), voice(0.5, 100)]
 NUM, LENGTH = 6, 12
+SAMPLING = {"num": NUM, "temperature": 1.0, "top_p": 0.95, "seed": 0}
 
 
 @pytest.fixture(scope="module", params=["tied", "untied"])
@@ -79,7 +80,7 @@ def test_greedy_equals_generate(pair):
 
 def test_candidates_do_not_depend_on_the_other_clips_of_the_batch(pair):
     captioner = Captioner(*pair)
-    options = {"num": NUM, "max_new_tokens": LENGTH, "seed": 3}
+    options = {**SAMPLING, "max_new_tokens": LENGTH, "seed": 3}
     together = sample_captions(captioner, CLIPS, ["a", "b", "c"], **options)
     for place in range(3):
         assert sample_captions(captioner, [CLIPS[place]], ["abc"[place]], **options) == [together[place]]
@@ -88,7 +89,9 @@ def test_candidates_do_not_depend_on_the_other_clips_of_the_batch(pair):
 
 
 def test_one_clip_twice_is_sampled_apart_by_its_id(pair):
-    first, second = sample_captions(Captioner(*pair), [CLIPS[0]] * 2, ["a", "b"], num=NUM, max_new_tokens=20)
+    first, second = sample_captions(
+        Captioner(*pair), [CLIPS[0]] * 2, ["a", "b"], max_new_tokens=20, **SAMPLING
+    )
     assert first != second and len(set(first)) > 1
 
 
@@ -153,7 +156,7 @@ def test_the_prompt_runs_once_and_rows_are_shared_until_captions_part(pair, monk
 
 def test_an_adapter_is_folded_in_before_captioning(tmp_path, manifest):
     from aligncap.models.checkpoints import merge
-    from aligncap.training.config import SpeechSFTConfig
+    from aligncap.training.sft import SpeechSFTConfig
     from aligncap.training.trainer import add_adapters
 
     model, processor = make_model(seed=3)

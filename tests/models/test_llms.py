@@ -10,8 +10,6 @@ from tiny_families import FAMILIES, save_family
 
 from aligncap.models.checkpoints import assemble, build, embedding_rms, load_llm
 from aligncap.text.prompts import student_prompt, teacher_prompt
-from aligncap.training.data import refuse_special_tokens
-from aligncap.training.trainer import lora_targets
 from aligncap.utils.errors import UserError, UserErrors
 
 CLIPS = [voice(1.31, 150), voice(0.5, 100)]
@@ -19,6 +17,8 @@ CLIPS = [voice(1.31, 150), voice(0.5, 100)]
 
 @pytest.mark.parametrize("mark", ["<|im_start|>", "<|im_end|>", "<|audio|>"])
 def test_a_caption_with_a_turns_mark_is_refused(mark, parts, tmp_path):
+    from aligncap.training.data import refuse_special_tokens
+
     _, processor = build(parts["encoder"], save_family("qwen2", tmp_path / "llm"), encoder_layer=1)
     with pytest.raises(UserErrors, match="control token"):
         refuse_special_tokens("m.jsonl", [(1, "a", [f"He sounds {mark} calm."])], processor.tokenizer)
@@ -94,6 +94,8 @@ GROUPED = {"num_key_value_heads": 2, "intermediate_size": 64}
     ],
 )
 def test_these_are_accepted_and_have_layers_to_adapt(name, options):
+    from aligncap.training.trainer import lora_targets
+
     model, processor = assembled(name, **options)
     assert lora_targets(model.model.language_model, "auto")
     with torch.no_grad():

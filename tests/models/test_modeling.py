@@ -6,8 +6,6 @@ from transformers import AutoModelForCausalLM, AutoProcessor
 
 from aligncap.models.checkpoints import load_checkpoint, merge
 from aligncap.models.encoders import encode_frames, pool_frames
-from aligncap.training.config import SpeechSFTConfig
-from aligncap.training.trainer import add_adapters
 from aligncap.utils.errors import UserError
 
 CLIPS = [voice(1.31, 150), voice(2.7, 220), voice(0.5, 100)]
@@ -118,6 +116,9 @@ def test_saved_and_loaded_models_are_equal(tmp_path, tied, chat):
 
 
 def test_adapters_survive_saving_and_merging(tmp_path, manifest):
+    from aligncap.training.sft import SpeechSFTConfig
+    from aligncap.training.trainer import add_adapters
+
     model, processor = make_model()
     model.save_pretrained(tmp_path / "run/base")
     processor.save_pretrained(tmp_path / "run/base")
@@ -141,6 +142,9 @@ def test_adapters_survive_saving_and_merging(tmp_path, manifest):
 
 
 def test_only_the_language_model_is_adapted(manifest, tmp_path):
+    from aligncap.training.sft import SpeechSFTConfig
+    from aligncap.training.trainer import add_adapters
+
     model, _ = make_model()
     args = SpeechSFTConfig(output_dir=str(tmp_path), train_manifest=str(manifest))
     names = [n for n, p in add_adapters(model, args, projector=True).named_parameters() if "lora" in n]

@@ -8,7 +8,7 @@ from tiny import make_model, voice
 
 from aligncap.models.precision import halve_frozen, suit_bfloat16
 from aligncap.training.collators import join_prompt_and_response
-from aligncap.training.config import SpeechSFTConfig
+from aligncap.training.sft import SpeechSFTConfig
 from aligncap.training.trainer import add_adapters
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import socket
 import stat
 import subprocess
 import threading
@@ -14,9 +15,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from aligncap.models import hub as sources
-from aligncap.models import hub as wheels
-from aligncap.models.hub import fetch, listing, resolve
+from aligncap.models import hub
+from aligncap.models.hub import listing, resolve
 from aligncap.utils.errors import UserError
 from aligncap.utils.io import data_path
 
@@ -76,7 +76,7 @@ def registry(tmp_path, monkeypatch):
         "converter": "copy",
         "sources": [first, second],
     }
-    monkeypatch.setattr(sources, "defaults", lambda: {"made": model})
+    monkeypatch.setattr(hub, "defaults", lambda: {"made": model})
     return model, shelf
 
 
@@ -88,7 +88,7 @@ def cached(tmp_path: Path) -> list[str]:
 
 def test_a_fetched_model_is_whole_and_says_where_it_came_from(registry, tmp_path):
     model, _ = registry
-    folder = fetch("made")
+    folder = resolve("made")
     assert folder == tmp_path / "home" / "models" / "made"
     assert {name: (folder / name).read_text() for name in FILES} == FILES
     assert (folder / "LICENSE").read_text() == "MIT License"
@@ -102,10 +102,10 @@ def test_a_fetched_model_is_whole_and_says_where_it_came_from(registry, tmp_path
 
 def test_a_second_fetch_does_nothing(registry):
     _, shelf = registry
-    before = {p: p.stat().st_mtime_ns for p in fetch("made").rglob("*")}
+    before = {p: p.stat().st_mtime_ns for p in resolve("made").rglob("*")}
     for wheel in shelf.iterdir():
         wheel.unlink()
-    assert {p: p.stat().st_mtime_ns for p in fetch("made").rglob("*")} == before
+    assert {p: p.stat().st_mtime_ns for p in resolve("made").rglob("*")} == before
 
 
 def test_without_fetching_the_error_names_the_command(registry):
@@ -118,7 +118,7 @@ def test_a_changed_wheel_is_refused_and_nothing_is_left(registry, tmp_path):
     pinned = model["sources"][0][1]["sha256"]
     model["sources"][0][1]["sha256"] = "0" * 64
     with pytest.raises(UserError, match=f"SHA-256 {pinned}, but 0000.* is pinned.*unopened"):
-        fetch("made")
+        resolve("made")
     assert cached(tmp_path) == []
 
 
@@ -130,36 +130,38 @@ def test_an_interrupted_fetch_leaves_nothing_and_can_be_repeated(
         raise interruption
 
     with monkeypatch.context() as patch:
-        patch.setattr(sources, "_finish", interrupted)
+        patch.setattr(hub, "_finish", interrupted)
         with pytest.raises((KeyboardInterrupt, UserError)) as caught:
-            fetch("made")
+            resolve("made")
     assert caught.type is KeyboardInterrupt or "No space left on device. Free space" in str(caught.value)
     assert cached(tmp_path) == []
-    assert (fetch("made") / "meta.json").is_file()
+    assert (resolve("made") / "meta.json").is_file()
 
 
 def test_the_remains_of_a_killed_process_are_cleared(registry, tmp_path):
-    remains = tmp_path / "home" / "models" / ".made.tmp-killed"
+    killed = subprocess.Popen(["true"])
+    killed.wait()
+    remains = tmp_path / "home" / "models" / f".made.{socket.gethostname()}-{killed.pid}-x"
     remains.mkdir(parents=True)
     (remains / "half.whl").write_text("x")
-    fetch("made")
+    resolve("made")
     assert cached(tmp_path) == ["made"]
 
 
 def test_a_damaged_cached_model_is_fetched_again(registry, tmp_path):
-    folder = fetch("made")
+    folder = resolve("made")
     (folder / "config.cfg").write_text("")
     assert listing()[0]["state"] == "not fetched"
-    assert (fetch("made") / "config.cfg").read_text() == FILES["config.cfg"]
+    assert (resolve("made") / "config.cfg").read_text() == FILES["config.cfg"]
     (folder / "source.json").write_text("[]")
-    assert json.loads((fetch("made") / "source.json").read_text())["name"] == "made"
+    assert json.loads((resolve("made") / "source.json").read_text())["name"] == "made"
     assert cached(tmp_path) == ["made"]
 
 
 def test_the_second_source_steps_in_for_a_withdrawn_wheel(registry):
     _, shelf = registry
     (shelf / "aligncap_made_2-1.0-py3-none-any.whl").unlink()
-    folder = fetch("made")
+    folder = resolve("made")
     assert {name: (folder / name).read_text() for name in FILES} == FILES
     assert json.loads((folder / "source.json").read_text())["packages"][0]["package"] == "aligncap-spare"
 
@@ -167,7 +169,7 @@ def test_the_second_source_steps_in_for_a_withdrawn_wheel(registry):
 def test_an_unreachable_registry_gives_one_line_with_the_remedy(registry, tmp_path, monkeypatch):
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "nowhere"))
     with pytest.raises(UserError, match="No matching distribution.*aligncap-spare.*local folder") as caught:
-        fetch("made")
+        resolve("made")
     assert "\n" not in str(caught.value)
     assert cached(tmp_path) == []
 
@@ -175,22 +177,22 @@ def test_an_unreachable_registry_gives_one_line_with_the_remedy(registry, tmp_pa
 def test_a_full_disk_under_pip_is_told_as_such(registry, tmp_path, monkeypatch):
     said = "ERROR: Exception:\nTraceback\nOSError: [Errno 28] No space left on device"
     failed = subprocess.CompletedProcess([], 2, stderr=said)
-    monkeypatch.setattr(wheels.subprocess, "run", lambda *_, **__: failed)
+    monkeypatch.setattr(hub.subprocess, "run", lambda *_, **__: failed)
     with pytest.raises(UserError, match="No space left on device. Free space.*ALIGNCAP_HOME"):
-        fetch("made")
+        resolve("made")
     assert cached(tmp_path) == []
 
 
 def test_two_fetches_at_once_download_once(registry, tmp_path, monkeypatch):
     calls = []
 
-    def counting(name, wheel, work, download=wheels.download):
+    def counting(name, wheel, work, download=hub.download):
         calls.append(wheel["package"])
         return download(name, wheel, work)
 
-    monkeypatch.setattr(sources, "download", counting)
+    monkeypatch.setattr(hub, "download", counting)
     results: list[Path] = []
-    threads = [threading.Thread(target=lambda: results.append(fetch("made"))) for _ in range(3)]
+    threads = [threading.Thread(target=lambda: results.append(resolve("made"))) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -203,7 +205,7 @@ def test_a_cache_that_cannot_be_written_names_the_variable(registry, tmp_path, m
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("ALIGNCAP_HOME", str(tmp_path / "file"))
     with pytest.raises(UserError, match="made: cannot be written.*ALIGNCAP_HOME"):
-        fetch("made")
+        resolve("made")
 
 
 @pytest.mark.parametrize("name", ["../evil", "a/../../evil", "/tmp/evil", "..\\evil"])
@@ -214,7 +216,7 @@ def test_members_that_lead_out_of_the_folder_are_refused(tmp_path, name):
     target = tmp_path / "target"
     target.mkdir()
     with pytest.raises(UserError, match="leads out of the folder"):
-        wheels.unpack(tmp_path / "bad.whl", target, "data", ["*"])
+        hub.unpack(tmp_path / "bad.whl", target, "data", ["*"])
     assert not list(target.iterdir()) and not list(tmp_path.rglob("*evil"))
 
 
@@ -224,17 +226,17 @@ def test_links_in_a_wheel_are_refused(tmp_path):
     with zipfile.ZipFile(tmp_path / "bad.whl", "w") as archive:
         archive.writestr(link, "/etc/passwd")
     with pytest.raises(UserError, match="data/link"):
-        wheels.unpack(tmp_path / "bad.whl", tmp_path, "data", ["*"])
+        hub.unpack(tmp_path / "bad.whl", tmp_path, "data", ["*"])
 
 
 def test_only_the_wanted_files_are_unpacked(tmp_path):
     with zipfile.ZipFile(tmp_path / "w.whl", "w") as archive:
         for name in ("p/model.gguf", "p/__init__.py", "pp/model.gguf"):
             archive.writestr(name, name)
-    wheels.unpack(tmp_path / "w.whl", tmp_path / "out", "p", ["*.gguf"])
+    hub.unpack(tmp_path / "w.whl", tmp_path / "out", "p", ["*.gguf"])
     assert [p.name for p in (tmp_path / "out").rglob("*")] == ["model.gguf"]
     with pytest.raises(UserError, match=r"no files in p match \*\.bin"):
-        wheels.unpack(tmp_path / "w.whl", tmp_path / "out", "p", ["*.bin"])
+        hub.unpack(tmp_path / "w.whl", tmp_path / "out", "p", ["*.bin"])
 
 
 def test_a_local_folder_goes_before_a_default_name(registry, tmp_path):
@@ -318,7 +320,7 @@ def test_the_listing_tells_size_state_and_place(registry, tmp_path):
     (row,) = listing()
     assert row["state"] == "not fetched" and row["where"] == "aligncap-made-1==1.0 + aligncap-made-2==1.0"
     assert row["size"] == sum(wheel["bytes"] for wheel in model["sources"][0])
-    folder = fetch("made")
+    folder = resolve("made")
     (row,) = listing()
     assert row["state"] == "ready" and row["where"] == str(folder) and row["licence"] == "MIT"
     assert row["size"] == sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
@@ -327,11 +329,11 @@ def test_the_listing_tells_size_state_and_place(registry, tmp_path):
 def test_every_default_is_pinned_and_can_be_converted():
     models = yaml.safe_load(data_path("models.yaml").read_text(encoding="utf-8"))
     wanted = {name for name, model in models.items() if not model.get("extra")}
-    assert wanted == {sources.DEFAULT_LLM, sources.DEFAULT_ENCODER, sources.DEFAULT_SPACY}
+    assert wanted == {hub.DEFAULT_LLM, hub.DEFAULT_ENCODER, hub.DEFAULT_SPACY}
     hashes = []
     for name, model in models.items():
         assert model["kind"] and model["licence"] in {"MIT", "Apache-2.0"} and model["weights"]
-        assert sources._converter_mark(name)
+        assert hub._converter_mark(name)
         for packages in model["sources"]:
             assert any("licence" in wheel for wheel in packages)
             for wheel in packages:

@@ -2,17 +2,21 @@ import numpy as np
 import pytest
 import torch
 from tiny import make_model, voice
+from transformers import WhisperConfig
 
+from aligncap.audio.files import prepare_samples
 from aligncap.inference.captioner import Captioner
+from aligncap.models.configuration_aligncap import AlignCapConfig
 from aligncap.models.projectors import StackMLPProjector
 from aligncap.models.speakers import FEWEST, chosen_clips, mean_frame, means_of_rows
 
 
 def projector(**options):
     torch.manual_seed(0)
-    made = StackMLPProjector(
-        4, 6, hidden=8, stack_size=2, dropout=0.0, summary_token=True, speaker_relative=True, **options
-    )
+    shape = {"projector_hidden": 8, "stack_size": 2, "projector_dropout": 0.0}
+    encoder = WhisperConfig(d_model=4, encoder_attention_heads=2)
+    config = AlignCapConfig(audio_config=encoder, speaker_relative=True, **shape, **options)
+    made = StackMLPProjector(config, 6)
     made.fit(torch.tensor([1.0, 0.0, -1.0, 2.0]), torch.ones(4) * 2)
     made.speaker_words.copy_(torch.tensor([[1.0] * 6, [-1.0] * 6]))
     return made.eval()
@@ -94,6 +98,7 @@ def test_captions_of_one_clip_do_not_depend_on_its_batch(layer):
     model, processor = make_model(speaker_relative=True, encoder_layer=layer)
     captioner = Captioner(model, processor)
     clips = [voice(0.4 + 0.1 * i, f0=100 + 30 * i, seed=i) for i in range(FEWEST + 1)]
+    clips = [prepare_samples(clip, 16_000) for clip in clips]
     means = captioner.speaker_means(clips, ["a"] * len(clips))
     together = captioner.generate(clips, means, max_new_tokens=6)
     alone = [captioner.generate([c], [m], max_new_tokens=6)[0] for c, m in zip(clips, means)]
@@ -110,7 +115,7 @@ def test_a_model_that_hears_clips_alone_takes_no_means():
 
 
 def test_means_of_files_and_of_cached_features_agree():
-    from aligncap.training.caches import speaker_voices
+    from aligncap.training.caches import speaker_means
 
     model, processor = make_model(speaker_relative=True)
     clips = [voice(0.3 + 0.1 * i, seed=i) for i in range(FEWEST)]
@@ -118,7 +123,7 @@ def test_means_of_files_and_of_cached_features_agree():
     with torch.no_grad():
         pooled = model.model.encode_audio(**mel)
     cache = {str(i): f[m] for i, (f, m) in enumerate(zip(pooled.frames, pooled.mask))}
-    voices = speaker_voices(cache, [*cache, "0"], ["a"] * (FEWEST + 1))
+    voices = speaker_means(cache, [*cache, "0"], ["a"] * (FEWEST + 1))
     heard = Captioner(model, processor).speaker_means(clips, ["a"] * FEWEST)
     assert np.allclose(voices["0"], heard[0], atol=1e-5)
 

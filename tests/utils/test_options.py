@@ -150,3 +150,8 @@ def test_named_values():
     with pytest.raises(UserErrors) as caught:
         named_values(["a", "=b", "c="], "label_map")
     assert len(caught.value.errors) == 3 and "--label_map a: write NAME=VALUE" in caught.value.errors
+
+
+def test_choices_are_checked_in_python_too():
+    with pytest.raises(UserErrors, match="kind='mp3': choose from wav, flac"):
+        SoundConfig(kind="mp3")  # type: ignore[arg-type]

@@ -1,34 +1,21 @@
 """SmolLM2's GGUF file rewritten as a transformers folder.
 
+transformers reads and dequantises the file; what it makes of it forgets the splitting of digits that the
+field `tokenizer.ggml.pre = smollm` asks for, and refuses to be saved. Both are mended here.
+
 The 4-bit values are expanded once: what is saved equals `gguf.dequantize` of the file rounded to float16, and
 `from_pretrained` computes in float32. Against float32 on disk this is half the size, at a relative error of
-2e-4 (root mean square, worst tensor) and a perplexity that differs by 0.03 percent. transformers' own GGUF
-loader gives the same weights, but it forgets the splitting of digits that the field
-`tokenizer.ggml.pre = smollm` asks for, and its result refuses to be saved.
+2e-4 (root mean square, worst tensor) and a perplexity that differs by 0.03 percent.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
+from aligncap.models.hub import load_pretrained
 from aligncap.utils.errors import UserError
 
-VERSION = 1
-_LAYER = {
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-    "attn_norm": "input_layernorm",
-    "ffn_norm": "post_attention_layernorm",
-}
-_CONTROL = 3  # GGUF token type of special tokens
+MARK = "smollm2 1"  # in a cached folder's source.json; another one makes it outdated
 
 
 def convert(source: Path, target: Path) -> None:
@@ -44,111 +31,41 @@ def convert(source: Path, target: Path) -> None:
     import torch
     from gguf import GGUFReader
     from safetensors.torch import save_file
-    from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+    from tokenizers import pre_tokenizers
+    from transformers import (
+        AutoModelForCausalLM,
+        AutoTokenizer,
+        GenerationConfig,
+        LlamaConfig,
+        PreTrainedTokenizerFast,
+    )
 
     paths = list(source.glob("*.gguf"))
     if len(paths) != 1:
         raise UserError(f"{source}: {len(paths)} .gguf files, one is needed")
     reader = GGUFReader(paths[0])
-    found = (_field(reader, "general.architecture"), _field(reader, "tokenizer.ggml.pre"))
+    found = tuple(reader.fields[k].contents() for k in ("general.architecture", "tokenizer.ggml.pre"))
     if found != ("llama", "smollm") or any(tensor.name == "output.weight" for tensor in reader.tensors):
         raise UserError(
             f"{paths[0]}: architecture and tokenizer {found}, tied embeddings needed; this is not SmolLM2"
         )
-    ids = {f"{key}_token_id": _field(reader, f"tokenizer.ggml.{name}_token_id") for key, name in _IDS.items()}
-    config = LlamaConfig(**_config(reader), **ids, architectures=["LlamaForCausalLM"], dtype="float32")
-    heads = {
-        "attn_q": _field(reader, "llama.attention.head_count"),
-        "attn_k": _field(reader, "llama.attention.head_count_kv"),
-    }
-    state = {name: torch.from_numpy(value).half() for name, value in weights(reader, heads).items()}
-
-    with torch.device("meta"):
-        shell = LlamaForCausalLM(config)
-    tied = {"lm_head.weight": state["model.embed_tokens.weight"]}
-    shell.load_state_dict(
-        {**state, **tied}, strict=True, assign=True
-    )  # names and shapes proved against the class
+    model = load_pretrained(AutoModelForCausalLM, source, gguf_file=paths[0].name, dtype=torch.float32)
+    state = {k: v.half().contiguous() for k, v in model.state_dict().items() if k != "lm_head.weight"}  # tied
     save_file(state, target / "model.safetensors", metadata={"format": "pt"})
-    config.save_pretrained(target)
+    settings = model.config.to_dict() | {"architectures": ["LlamaForCausalLM"], "dtype": "float32"}
+    for key in ("quantization_config", "unk_token_id", "_model_name_or_path"):
+        settings.pop(key, None)
+    LlamaConfig(**settings).save_pretrained(target)
+    ids = {key: settings[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
     GenerationConfig(**ids).save_pretrained(target)
-    _tokenizer(reader, config.max_position_embeddings).save_pretrained(target)
-
-
-_IDS = {"bos": "bos", "eos": "eos", "pad": "padding"}
-
-
-def _field(reader: Any, name: str) -> Any:
-    return reader.fields[name].contents()
-
-
-def _config(reader: Any) -> dict[str, Any]:
-    keys = {
-        "vocab_size": "vocab_size",
-        "hidden_size": "embedding_length",
-        "intermediate_size": "feed_forward_length",
-        "num_hidden_layers": "block_count",
-        "num_attention_heads": "attention.head_count",
-        "num_key_value_heads": "attention.head_count_kv",
-        "max_position_embeddings": "context_length",
-        "rms_norm_eps": "attention.layer_norm_rms_epsilon",
-    }
-    values = {key: _field(reader, f"llama.{name}") for key, name in keys.items()}
-    rope = {"rope_type": "default", "rope_theta": _field(reader, "llama.rope.freq_base")}
-    return {**values, "rope_parameters": rope, "tie_word_embeddings": True}
-
-
-def weights(reader: Any, heads: dict[str, int]) -> dict[str, np.ndarray]:
-    """Dequantised float32 weights under transformers' names.
-
-    Args:
-        reader: a `gguf.GGUFReader`.
-        heads: number of heads of `attn_q` and `attn_k`, whose rows GGUF stores with the two members of each
-            rotary pair side by side, where transformers wants all first members, then all second.
-    """
-    from gguf import dequantize
-
-    state = {}
-    for tensor in reader.tensors:
-        value = np.array(dequantize(tensor.data, tensor.tensor_type), dtype=np.float32)
-        if tensor.name == "token_embd.weight":
-            name = "model.embed_tokens.weight"
-        elif tensor.name == "output_norm.weight":
-            name = "model.norm.weight"
-        else:
-            _, layer, part, _ = tensor.name.split(".")
-            name = f"model.layers.{layer}.{_LAYER[part]}.weight"
-            if part in heads:
-                pairs = value.reshape(heads[part], -1, 2, value.shape[1])
-                value = np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(value.shape)
-        state[name] = value
-    return state
-
-
-def _tokenizer(reader: Any, longest: int) -> Any:
-    """Byte-level BPE that takes digits one by one, with the chat template."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    tokens = _field(reader, "tokenizer.ggml.tokens")
-    merges = [tuple(merge.split(" ")) for merge in _field(reader, "tokenizer.ggml.merges")]
-    backend = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=merges))
-    backend.pre_tokenizer = pre_tokenizers.Sequence(
+    read = load_pretrained(AutoTokenizer, source, gguf_file=paths[0].name)
+    read.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
-    backend.decoder = decoders.ByteLevel()
-    kinds = _field(reader, "tokenizer.ggml.token_type")
-    special = [token for token, kind in zip(tokens, kinds, strict=True) if kind == _CONTROL]
-    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
-    marks = {"bos": "bos", "eos": "eos", "pad": "padding", "unk": "unknown"}
-    named = {
-        f"{key}_token": tokens[_field(reader, f"tokenizer.ggml.{name}_token_id")]
-        for key, name in marks.items()
-    }
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        model_max_length=longest,
-        chat_template=_field(reader, "tokenizer.chat_template"),
+    PreTrainedTokenizerFast(
+        tokenizer_object=read.backend_tokenizer,
+        chat_template=read.chat_template,
+        model_max_length=settings["max_position_embeddings"],
         clean_up_tokenization_spaces=False,
-        **named,
-    )
+        **read.special_tokens_map,
+    ).save_pretrained(target)

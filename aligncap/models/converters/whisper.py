@@ -15,16 +15,15 @@ from __future__ import annotations
 import json
 import re
 import struct
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from aligncap.utils.errors import UserError
 from aligncap.utils.io import write_json
 
-VERSION = 1
+MARK = "whisper 1"  # in a cached folder's source.json; another one makes it outdated
 _DTYPES = {0: "<f4", 1: "<i1", 2: "<i2", 3: "<i4", 4: "<f2"}
 _GELU = 3  # CTranslate2's ActivationType.GELU, the exact one that Whisper uses
 _LANGUAGES = 99  # of the first multilingual Whisper; large-v3 has 100
@@ -32,33 +31,13 @@ _END, _START = 50257, 50258
 _TIMESTAMPS = [f"<|{i * 0.02:.2f}|>" for i in range(1501)]  # 0 to 30 s in steps of 20 ms
 
 
-@dataclass
-class CT2File:
+class CT2File(NamedTuple):
     """Tensors of a CTranslate2 binary by their names; scalars are arrays of shape ()."""
 
     specification: str
     revision: int
     tensors: dict[str, np.ndarray]
-    aliases: dict[str, str] = field(default_factory=dict)
-
-
-class _Reader:
-    def __init__(self, path: Path) -> None:
-        self.path, self.data, self.at = path, path.read_bytes(), 0
-
-    def take(self, size: int) -> memoryview:
-        if self.at + size > len(self.data):
-            raise UserError(
-                f"{self.path}: ends at byte {len(self.data)}, more were announced; fetch it again"
-            )
-        self.at += size
-        return memoryview(self.data)[self.at - size : self.at]
-
-    def number(self, code: str) -> int:
-        return int(struct.unpack("<" + code, self.take(struct.calcsize(code)))[0])
-
-    def string(self) -> str:
-        return bytes(self.take(self.number("H"))).rstrip(b"\0").decode("utf-8")
+    aliases: dict[str, str]
 
 
 def read_ct2(path: Path) -> CT2File:
@@ -67,46 +46,56 @@ def read_ct2(path: Path) -> CT2File:
     Raises:
         UserError: another version or element type, a size that disagrees with its shape, or a wrong length.
     """
-    reader = _Reader(path)
-    version = reader.number("I")
-    if version != 6:
+    data, at = path.read_bytes(), 0
+
+    def take(size: int) -> bytes:
+        nonlocal at
+        at += size
+        if at > len(data):
+            raise UserError(f"{path}: ends at byte {len(data)}, more were announced; fetch it again")
+        return data[at - size : at]
+
+    def number(code: str) -> int:
+        return int(struct.unpack("<" + code, take(struct.calcsize(code)))[0])
+
+    def string() -> str:
+        return take(number("H")).rstrip(b"\0").decode("utf-8")
+
+    if (version := number("I")) != 6:
         raise UserError(f"{path}: CTranslate2 binary version {version}; only version 6 is read")
-    file = CT2File(reader.string(), reader.number("I"), {})
-    for _ in range(reader.number("I")):
-        name = reader.string()
-        shape = tuple(reader.number("I") for _ in range(reader.number("B")))
-        kind, size = reader.number("B"), reader.number("I")
+    specification, revision, tensors = string(), number("I"), {}
+    for _ in range(number("I")):
+        name = string()
+        shape = tuple(number("I") for _ in range(number("B")))
+        kind, size = number("B"), number("I")
         if kind not in _DTYPES:
-            raise UserError(
-                f"{path}: {name} has element type {kind}; convert the model with --quantization float16"
-            )
+            remedy = "convert the model with --quantization float16"
+            raise UserError(f"{path}: {name} has element type {kind}; {remedy}")
         dtype = np.dtype(_DTYPES[kind])
         if size != dtype.itemsize * int(np.prod(shape, dtype=np.int64)):
-            raise UserError(
-                f"{path}: {name} of shape {shape} has {size} bytes; the file is damaged, fetch it again"
-            )
-        file.tensors[name] = np.frombuffer(reader.take(size), dtype=dtype).reshape(shape)
-    file.aliases = {reader.string(): reader.string() for _ in range(reader.number("I"))}
-    if reader.at != len(reader.data):
-        raise UserError(f"{path}: {len(reader.data) - reader.at} bytes too many; fetch it again")
-    return file
+            remedy = "the file is damaged, fetch it again"
+            raise UserError(f"{path}: {name} of shape {shape} has {size} bytes; {remedy}")
+        tensors[name] = np.frombuffer(take(size), dtype=dtype).reshape(shape)
+    aliases = {string(): string() for _ in range(number("I"))}
+    if at != len(data):
+        raise UserError(f"{path}: {len(data) - at} bytes too many; fetch it again")
+    return CT2File(specification, revision, tensors, aliases)
 
 
-_NORMS_AND_FFN = {
-    "self_attention/layer_norm": "self_attn_layer_norm",
-    "attention/layer_norm": "encoder_attn_layer_norm",
-    "ffn/layer_norm": "final_layer_norm",
-    "ffn/linear_0": "fc1",
-    "ffn/linear_1": "fc2",
-}
-# fused projections: CTranslate2 name -> the parts stacked along its rows
-_FUSED = {
+# CTranslate2's part of a layer -> the parts stacked along its rows
+_PARTS = {
     "self_attention/linear_0": ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
     "self_attention/linear_1": ["self_attn.out_proj"],
     "attention/linear_0": ["encoder_attn.q_proj"],
     "attention/linear_1": ["encoder_attn.k_proj", "encoder_attn.v_proj"],
     "attention/linear_2": ["encoder_attn.out_proj"],
+    "self_attention/layer_norm": ["self_attn_layer_norm"],
+    "attention/layer_norm": ["encoder_attn_layer_norm"],
+    "ffn/layer_norm": ["final_layer_norm"],
+    "ffn/linear_0": ["fc1"],
+    "ffn/linear_1": ["fc2"],
 }
+_OUTSIDE_LAYERS = ("conv1", "conv2", "layer_norm")
 _PLAIN = {
     "encoder/position_encodings/encodings": "model.encoder.embed_positions.weight",
     "decoder/position_encodings/encodings": "model.decoder.embed_positions.weight",
@@ -133,27 +122,18 @@ def rename(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         if name in _PLAIN:
             state[_PLAIN[name]] = value
             continue
-        side, _, rest = name.partition("/")
-        rest, _, last = rest.rpartition("/")
-        layer = re.fullmatch(r"layer_(\d+)/(.+)", rest)
-        prefix = f"model.{side}." + (f"layers.{layer[1]}." if layer else "")
-        part = layer[2] if layer else rest
-        if layer and part in _FUSED:
-            parts = _FUSED[part]
-            for target, piece in zip(parts, np.split(value, len(parts)), strict=True):
-                if target.endswith("k_proj") and last == "bias":
-                    if np.any(piece):
-                        raise UserError(
-                            f"{name}: the key projection has a bias, so this is not a Whisper model"
-                        )
-                    continue
-                state[f"{prefix}{target}.{_SUFFIX[last]}"] = piece
-        elif layer and part in _NORMS_AND_FFN:
-            state[f"{prefix}{_NORMS_AND_FFN[part]}.{_SUFFIX[last]}"] = value
-        elif not layer and part in {"conv1", "conv2", "layer_norm"}:
-            state[f"{prefix}{part}.{_SUFFIX[last]}"] = value
-        else:
+        found = re.fullmatch(r"(encoder|decoder)/(?:layer_(\d+)/)?(.+)/(gamma|beta|weight|bias)", name)
+        side, layer, part, last = found.groups() if found else ("", None, "", "")
+        targets = [part] if layer is None and part in _OUTSIDE_LAYERS else _PARTS.get(part) if layer else None
+        if targets is None:
             raise UserError(f"{name}: no such weight in Whisper; the file is of another model")
+        prefix = f"model.{side}." + (f"layers.{layer}." if layer else "")
+        for target, piece in zip(targets, np.split(value, len(targets)), strict=True):
+            if target.endswith("k_proj") and last == "bias":
+                if np.any(piece):
+                    raise UserError(f"{name}: the key projection has a bias, so this is not a Whisper model")
+                continue
+            state[f"{prefix}{target}.{_SUFFIX[last]}"] = piece
     return state
 
 
@@ -162,34 +142,23 @@ def config_of(file: CT2File) -> dict[str, Any]:
     tensors = file.tensors
     if file.specification != "WhisperSpec":
         raise UserError(f"a CTranslate2 {file.specification}, not a WhisperSpec; name a Whisper model")
-    activation = int(tensors["decoder/activation"])
-    if activation != _GELU:
-        raise UserError(
-            f"activation {activation} is not Whisper's GELU ({_GELU}); the file is of another model"
-        )
-
-    def count(side: str) -> int:
-        found = {m[1] for name in tensors if (m := re.match(rf"{side}/layer_(\d+)/", name))}
-        return len(found)
-
+    if (activation := int(tensors["decoder/activation"])) != _GELU:
+        remedy = "the file is of another model"
+        raise UserError(f"activation {activation} is not Whisper's GELU ({_GELU}); {remedy}")
     width, mels, _ = tensors["encoder/conv1/weight"].shape
-    return {
-        "vocab_size": tensors["decoder/embeddings/weight"].shape[0],
+    sizes = {
+        "vocab_size": len(tensors["decoder/embeddings/weight"]),
         "num_mel_bins": mels,
         "d_model": width,
-        "encoder_layers": count("encoder"),
-        "decoder_layers": count("decoder"),
-        "encoder_attention_heads": int(tensors["encoder/num_heads"]),
-        "decoder_attention_heads": int(tensors["decoder/num_heads"]),
-        "encoder_ffn_dim": tensors["encoder/layer_0/ffn/linear_0/weight"].shape[0],
-        "decoder_ffn_dim": tensors["decoder/layer_0/ffn/linear_0/weight"].shape[0],
-        "max_source_positions": tensors["encoder/position_encodings/encodings"].shape[0],
-        "max_target_positions": tensors["decoder/position_encodings/encodings"].shape[0],
-        "bos_token_id": _END,
-        "eos_token_id": _END,
-        "pad_token_id": _END,
-        "decoder_start_token_id": _START,
+        "max_source_positions": len(tensors["encoder/position_encodings/encodings"]),
+        "max_target_positions": len(tensors["decoder/position_encodings/encodings"]),
     }
+    for side in ("encoder", "decoder"):
+        sizes[f"{side}_layers"] = len({m[1] for n in tensors if (m := re.match(rf"{side}/layer_(\d+)/", n))})
+        sizes[f"{side}_attention_heads"] = int(tensors[f"{side}/num_heads"])
+        sizes[f"{side}_ffn_dim"] = len(tensors[f"{side}/layer_0/ffn/linear_0/weight"])
+    ends = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), _END)
+    return {**sizes, **ends, "decoder_start_token_id": _START}
 
 
 def convert(source: Path, target: Path) -> None:
@@ -216,14 +185,12 @@ def convert(source: Path, target: Path) -> None:
     with torch.device("meta"):
         shell = WhisperForConditionalGeneration(config)
     tied = {"proj_out.weight": state["model.decoder.embed_tokens.weight"]}
-    shell.load_state_dict(
-        {**state, **tied}, strict=True, assign=True
-    )  # names and shapes proved against the class
+    # names and shapes proved against the class
+    shell.load_state_dict({**state, **tied}, strict=True, assign=True)
     save_file(state, target / "model.safetensors", metadata={"format": "pt"})
     config.save_pretrained(target)
-    _save_tokenizer(source / "tokenizer.json", target)
     WhisperFeatureExtractor(feature_size=settings["num_mel_bins"]).save_pretrained(target)
-    _save_generation(ct2, target, settings)
+    _save_tokenizer(source / "tokenizer.json", target, ct2, settings["max_target_positions"])
 
 
 def _joined(source: Path) -> Path:
@@ -233,43 +200,32 @@ def _joined(source: Path) -> Path:
     if not whole.exists() and not parts:
         raise UserError(f"{source}: no model.bin; name a folder of a CTranslate2 Whisper model")
     if not whole.exists():
-        with whole.open("wb") as out:
-            for part in parts:
-                out.write(part.read_bytes())
+        whole.write_bytes(b"".join(part.read_bytes() for part in parts))
     return whole
 
 
-def _save_tokenizer(path: Path, target: Path) -> None:
+def _save_tokenizer(path: Path, target: Path, ct2: dict[str, Any], longest: int) -> None:
+    """The tokenizer with its timestamps, and the ids of languages, tasks and suppressed tokens, which
+    CTranslate2 keeps in its config.json and transformers in the generation configuration."""
     from tokenizers import AddedToken, Tokenizer
-    from transformers import WhisperTokenizer
+    from transformers import GenerationConfig, WhisperTokenizer
 
     backend = Tokenizer.from_file(str(path))
     missing = [t for t in _TIMESTAMPS if backend.token_to_id(t) is None]
     backend.add_tokens([AddedToken(t, normalized=False, special=False) for t in missing])
     backend.save(str(target / "tokenizer.json"))
     settings = {"tokenizer_class": "WhisperTokenizer", "model_max_length": 1024, "add_prefix_space": False}
-    marks = {key: "<|endoftext|>" for key in ("bos_token", "eos_token", "pad_token", "unk_token")}
+    marks = dict.fromkeys(("bos_token", "eos_token", "pad_token", "unk_token"), "<|endoftext|>")
     write_json(target / "tokenizer_config.json", {**settings, **marks})
     tokenizer = WhisperTokenizer.from_pretrained(target)
     tokenizer.save_pretrained(target)
-
-
-def _save_generation(ct2: dict[str, Any], target: Path, settings: dict[str, Any]) -> None:
-    """Language, task and suppression ids, which CTranslate2 keeps in its config.json."""
-    from transformers import GenerationConfig, WhisperTokenizer
-
-    tokenizer = WhisperTokenizer.from_pretrained(target)
-    languages = {tokenizer.convert_ids_to_tokens(i): i for i in ct2["lang_ids"][:_LANGUAGES]}
-    tasks = {task: tokenizer.convert_tokens_to_ids(f"<|{task}|>") for task in ("transcribe", "translate")}
     GenerationConfig(
-        max_length=settings["max_target_positions"],
-        bos_token_id=_END,
-        eos_token_id=_END,
-        pad_token_id=_END,
+        max_length=longest,
+        **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), _END),
         decoder_start_token_id=_START,
         is_multilingual=True,
-        lang_to_id=languages,
-        task_to_id=tasks,
+        lang_to_id={tokenizer.convert_ids_to_tokens(i): i for i in ct2["lang_ids"][:_LANGUAGES]},
+        task_to_id={t: tokenizer.convert_tokens_to_ids(f"<|{t}|>") for t in ("transcribe", "translate")},
         no_timestamps_token_id=tokenizer.convert_tokens_to_ids("<|notimestamps|>"),
         prev_sot_token_id=tokenizer.convert_tokens_to_ids("<|startofprev|>"),
         max_initial_timestamp_index=50,
