@@ -1,29 +1,68 @@
 """Every config file is what the code takes."""
 
+import importlib
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from aligncap.training.verbs import ARGUMENTS
 
-from aligncap.training import config as arguments
+from aligncap.cli import COMMANDS
+from aligncap.training.config import RunConfig
+from aligncap.utils.options import parse
 
 ROOT = Path(__file__).resolve().parents[1]
+RECIPES = sorted((ROOT / "configs/recipes").glob("*.yaml"))
+PATHS = {"llm", "model", "train_manifest", "dev_manifest", "train_pairs", "output_dir"}
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "configs/recipes").glob("*.yaml")), ids=lambda p: p.name)
+def config_of(path: Path) -> type[RunConfig]:
+    command = COMMANDS[f"train {path.stem.split('-')[0]}"]
+    return getattr(importlib.import_module(f"aligncap.{command.module}"), command.kind)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.name)
 def test_recipes_hold_known_options_and_their_command(path, manifest, tmp_path):
-    verb = path.stem.split("-")[0]
-    assert f"aligncap train {verb} --config configs/recipes/{path.name}" in path.read_text()
+    command = path.stem.split("-")[0]
+    assert f"aligncap train {command} --config {path.stem}\n" in path.read_text()
     there = {"train_manifest": manifest, "output_dir": tmp_path}
-    if verb == "prefer":
+    if command == "dpo":
         there |= {"model": tmp_path, "train_pairs": manifest, "dev_manifest": manifest}
     words = [word for key, value in there.items() for word in (f"--{key}", str(value))]
-    parsed = arguments.parse(ARGUMENTS[verb], ["--config", str(path), *words])
+    for name in (path.stem, str(path)):  # as packaged, and as a file
+        parsed = parse(config_of(path), ["--config", name, *words])
+        for key, value in yaml.safe_load(path.read_text()).items():
+            if key not in there:
+                assert str(getattr(parsed, key)) == str(value), key
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.name)
+def test_recipes_repeat_no_default(path):
+    """The defaults are the measured recipe; a recipe names paths, and what differs."""
+    defaults = {f.name: f.default for f in fields(config_of(path))}
     for key, value in yaml.safe_load(path.read_text()).items():
-        if key not in (*there, "dev_manifest"):
-            assert str(getattr(parsed, key)) == str(value), key
+        assert key in PATHS or value != defaults[key], key
+
+
+def test_the_defaults_are_the_measured_recipe():
+    """What the recipes named before they were left to the defaults."""
+    student = {"encoder": "whisper-base", "encoder_layer": "mix", "pool_size": 16, "align_steps": 400}
+    trained = {"max_steps": 150, "learning_rate": 1e-3, "projector_learning_rate": 3e-4}
+    kl = {"divergence": "forward_kl", "temperature": 1.0, "ce_weight": 1.0}
+    dpo = {"max_steps": 80, "learning_rate": 3e-4, "projector_learning_rate": 5e-5, "beta": 0.1}
+    dpo |= {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.2], "eval_steps": 40, "dev_clips": 120}
+    measured = {
+        "teacher": {"llm": "smollm2-135m-instruct", "max_steps": 150, "learning_rate": 5e-4},
+        "sft": student | trained,
+        "distill": student | trained | kl,
+        "dpo": dpo,
+    }
+    for name, options in measured.items():
+        kind = config_of(Path(name))
+        own = {f.name: f.default if f.default is not MISSING else f.default_factory() for f in fields(kind)}
+        for key, value in (options | {"per_device_train_batch_size": 8, "cache_dir": "runs/cache"}).items():
+            assert own.get(key, value) == value, f"{name}: {key}"
 
 
 LAUNCHES = {path.name: path for path in sorted((ROOT / "configs/accelerate").glob("*.yaml"))}
@@ -58,7 +97,7 @@ def test_the_launcher_takes_each_configuration_and_its_head_is_true(name):
     args, env = launched_by(path)
     words = path.read_text().split()
     assert f"configs/accelerate/{name}" == words[words.index("--config_file") + 1]
-    assert "scripts/train.py" in words and "configs/recipes/distill.yaml" in words
+    assert "scripts/train.py" in words and words[words.index("--config") + 1] == "distill"
     assert (
         args.num_processes
         == config.num_processes

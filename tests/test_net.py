@@ -7,7 +7,7 @@ metrics with `tests/fixtures/net`. Nothing inside the package is imported, since
     python -m pytest tests/test_net.py                        compare
     ALIGNCAP_RECORD_NET=1 python -m pytest tests/test_net.py  record anew (look at the difference in git)
 
-Old names of commands and options are translated in one place, `words`. Several seeds of one system are not
+Several seeds of one system are not
 pooled here, on purpose. Every clip gets a short id of its own first, because random draws depend on ids.
 """
 
@@ -34,17 +34,9 @@ Numbers = dict[str, Any]
 
 # ------------------------------------------------------------------------------------------------ commands
 
-# What is written in this file, and what the code at hand calls it. Delete a line once the code is renamed.
-NAMES = {
-    "dpo": "prefer",  # train dpo
-    "synthetic": "made",  # prepare synthetic
-    "--condition": "--heard",  # of caption
-}
-
-
 def words(*argv: object) -> list[str]:
-    """A command line in the names that the code at hand knows."""
-    return [NAMES.get(str(word), str(word)) for word in argv]
+    """A command line."""
+    return [str(word) for word in argv]
 
 
 def aligncap(*argv: object, code: int = 0) -> None:

@@ -1,104 +1,82 @@
-"""The baseline: what a linear classifier hears in the frozen encoder's features, layer by layer.
+"""`aligncap probe`: what a linear classifier finds in the frozen encoder's features, layer by layer.
 
-A captioner that names emotions worse than this does not yet use what its own encoder hears.
+It is a baseline: a captioner that names emotions worse than this does not yet use what its own encoder hears.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
+from rich.console import Console
+from rich.table import Table
+from sklearn.linear_model import LogisticRegression
 from torch import Tensor
-from transformers import AutoFeatureExtractor, AutoModel
 
 from aligncap.audio.files import load_audio
-from aligncap.data.manifest import Utterance, audio_path, read_manifest
+from aligncap.data.manifest import audio_files, read_manifest
+from aligncap.evaluation.report.html import Baseline
+from aligncap.models.checkpoints import load_encoder
 from aligncap.models.encoders import encode_frames
-from aligncap.models.hub import resolve
 from aligncap.models.processing_aligncap import AlignCapProcessor
 from aligncap.models.speakers import means_of_rows, speaker_name
 from aligncap.utils.errors import UserError
-from aligncap.utils.io import file_sha256
+from aligncap.utils.io import Row, write_json
+from aligncap.utils.options import Config, option
 from aligncap.utils.run_record import file_hashes
+from aligncap.utils.statistics import Floats, Ints, recall_sums, uar
 from aligncap.utils.tensor_cache import AUDIO_VERSION, TensorCache, digest, fill, fingerprint
 
-
-@torch.no_grad()
-def pooled_layers(files: list[Path], encoder: str, cache_dir: Path) -> Tensor:
-    """Mean over time of every hidden state, (clips, layers + 1, width); computed once a file."""
-    folder = resolve(encoder)
-    extractor = AutoFeatureExtractor.from_pretrained(folder)
-    processor = AlignCapProcessor.__new__(AlignCapProcessor)  # log-mel needs no tokenizer
-    processor.feature_extractor, processor.margin_seconds, processor.max_seconds = extractor, 1.0, 29.0
-    model = AutoModel.from_pretrained(folder, dtype=torch.float32).encoder.eval()
-    description = {
-        "kind": "mean of every layer",
-        "encoder": fingerprint(model),
-        "features": extractor.to_dict(),
-        "margin_seconds": processor.margin_seconds,
-        "audio_version": AUDIO_VERSION,
-    }
-    cache = TensorCache(cache_dir / f"layers-{digest(description)}", description)
-    keys = {file_sha256(path): path for path in files}
-
-    def compute(batch: Sequence[str]) -> dict[str, Tensor]:
-        mel = processor.log_mel([load_audio(keys[k], max_seconds=29.0) for k in batch])
-        frames, _ = encode_frames(model, mel["input_features"], mel["input_features_mask"] > 0, "mix")
-        own = (mel["input_features_mask"] == 1)[:, ::2][:, :, None, None].float()
-        return dict(zip(batch, ((frames * own).sum(1) / own.sum(1)).clone(), strict=True))
-
-    fill(cache, sorted(keys, key=lambda k: keys[k].stat().st_size), compute, 8, "probing layers")
-    return torch.stack([cache[file_sha256(path)] for path in files])
+PENALTIES = (1e-3, 1e-2, 1e-1)  # of the weights' squares; the one that is best on dev is taken
 
 
-def fit_logistic(features: Tensor, labels: Tensor, classes: int, penalty: float) -> Tensor:
-    """Multinomial logistic regression with an L2 penalty, by L-BFGS, classes weighted alike.
+@dataclass
+class ProbeConfig(Config):
+    """Emotion UAR of a linear classifier on each layer of the frozen speech encoder, a baseline.
 
-    Args:
-        features: (clips, width), standardised; labels: (clips,).
-
-    Returns:
-        Weights (width + 1, classes), the last row the bias.
+    Examples:
+        aligncap probe --train train.jsonl --dev dev.jsonl --test test.jsonl --out probe.json
     """
-    inputs = torch.cat([features, torch.ones(len(features), 1)], 1)
-    weight = torch.zeros(inputs.shape[1], classes, requires_grad=True)
-    counts = torch.bincount(labels, minlength=classes).clamp(min=1)
-    balance = len(labels) / (classes * counts.float())
-    optimizer = torch.optim.LBFGS([weight], max_iter=200, line_search_fn="strong_wolfe")
 
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        loss = torch.nn.functional.cross_entropy(inputs @ weight, labels, weight=balance)
-        loss = loss + penalty * (weight[:-1] ** 2).sum()
-        loss.backward()
-        return loss
+    train: str = option(help="Manifest with emotion labels to fit on.")
+    dev: str = option(help="Manifest that chooses penalty and layer.")
+    test: list[str] = option(help="Manifests to score on, each of another name.")
+    encoder: str = option("whisper-base", "Speech encoder: a default model, a folder or a hub name.")
+    cache_dir: str = option("runs/cache", "Folder in which features are kept.")
+    out: str | None = option(None, "JSON to write, which `evaluate` and `zeroshot` take as --probe.")
 
-    optimizer.step(closure)
-    return weight.detach()
+    def own_errors(self) -> list[str]:
+        names = [Path(path).stem for path in self.test]
+        if len(set(names)) < len(names) or {"dev", "layer", "penalty"} & set(names):
+            return [f"test={' '.join(self.test)}: test manifests need names of their own, and not dev"]
+        return []
 
 
-def uar(predicted: np.ndarray, labels: np.ndarray) -> float:
-    """Unweighted average recall over the labels that occur."""
-    return float(np.mean([(predicted[labels == c] == c).mean() for c in np.unique(labels)]))
+def run_probe(config: ProbeConfig) -> int:
+    """`aligncap probe`: fit, print a table of layers, write --out."""
+    result = probe(config)
+    if config.out:
+        write_json(config.out, result)
+    names = ["dev", *(Path(path).stem for path in config.test)]
+    for part, title in ((result, ""), (result["relative"], ", relative to the speaker")):
+        table = Table("layer", *(f"UAR {n}" for n in names), title=f"linear probe on {config.encoder}{title}")
+        for row in part["layers"]:
+            mark = " (best on dev)" if row["layer"] == part["best_layer"] else ""
+            table.add_row(f"{row['layer']}{mark}", *(f"{row[n]:.3f}" for n in names))
+        Console().print(table)
+    return 0
 
 
-def probe(
-    train: Path,
-    dev: Path,
-    tests: list[Path],
-    encoder: str,
-    cache_dir: Path,
-    penalties: tuple[float, ...] = (1e-3, 1e-2, 1e-1),
-) -> dict[str, Any]:
-    """Fit one probe a layer on `train`, choose its penalty on `dev`, score it on each of `tests`.
+def probe(config: ProbeConfig) -> Row:
+    """Fit one probe a layer on the training set, choose its penalty on dev, score it on each test set.
 
-    On a test set with fewer labels only those labels compete, as a captioner's words are scored.
-
-    The same is done once more with each clip's features less the mean of its speaker's clips ("relative"),
-    as a student with `speaker_relative` hears them.
+    On a test set with fewer labels only those labels compete, as a captioner's words are scored. The same is
+    done once more with each clip's features less the mean of its speaker's clips ("relative"), as a student
+    with `speaker_relative` hears them.
 
     Returns:
         {"encoder", "labels", "layers": [{"layer", "penalty", "dev": UAR, "<test manifest's stem>": UAR …}],
@@ -106,46 +84,65 @@ def probe(
         test manifest}
 
     Raises:
-        UserError: no labels, or fewer than two.
+        UserError: no labels, or fewer than two; a sound file that is missing or has changed.
     """
-    stems = [path.stem for path in tests]
-    if len(set(stems)) < len(stems) or {"dev", "layer", "penalty"} & set(stems):
-        raise UserError(
-            f"--test {' '.join(map(str, tests))}: test manifests need names of their own, and not dev"
-        )
-    manifests = [train, dev, *tests]
+    manifests = [config.train, config.dev, *config.test]
     utterances = [[u for u in read_manifest(m) if u.emotion] for m in manifests]
-    labels = sorted({u.emotion for u in utterances[0] if u.emotion})
+    labels = sorted({str(u.emotion) for u in utterances[0]})
     if len(labels) < 2:
-        raise UserError(f"{train}: a probe needs at least two emotion labels, found {labels}")
+        raise UserError(f"{config.train}: a probe needs at least two emotion labels, found {labels}")
     for i in range(1, len(utterances)):
         utterances[i] = [u for u in utterances[i] if u.emotion in labels]
         if not utterances[i]:
-            raise UserError(f"{manifests[i]}: no clip has a label of {train} ({', '.join(labels)})")
-    features = [
-        pooled_layers([audio_path(m, u) for u in us], encoder, cache_dir)
-        for m, us in zip(manifests, utterances, strict=True)
-    ]
-    targets = [torch.tensor([labels.index(_label(u)) for u in us]) for us in utterances]
+            raise UserError(f"{manifests[i]}: no clip has a label of {config.train} ({', '.join(labels)})")
+    files = [audio_files(m, us) for m, us in zip(manifests, utterances, strict=True)]
+    cache = mean_layers({k: p for _, paths in files for k, p in paths.items()}, config)
+    features = [torch.stack([cache[key] for key in keys]) for keys, _ in files]
     relative = [
         about_speakers(f, [speaker_name(u) for u in us]) for f, us in zip(features, utterances, strict=True)
     ]
+    targets = [np.array([labels.index(str(u.emotion)) for u in us]) for us in utterances]
+    names = ["dev", *(Path(path).stem for path in config.test)]
 
-    def fit(inputs: list[Tensor]) -> dict[str, Any]:
-        layers = []
-        for layer in range(inputs[0].shape[1]):
-            own = [part[:, layer] for part in inputs]
-            row = _probe_layer(own, targets, len(labels), penalties, ["dev", *(m.stem for m in tests)])
-            layers.append({"layer": layer, **row})
+    def fit(sets: list[Tensor]) -> Row:
+        layers = [
+            {"layer": i, **probe_layer([f[:, i].numpy() for f in sets], targets, names)}
+            for i in range(sets[0].shape[1])
+        ]
         return {"layers": layers, "best_layer": max(layers, key=lambda row: row["dev"])["layer"]}
 
     return {
-        "encoder": encoder,
+        "encoder": config.encoder,
         "labels": labels,
         **fit(features),
         "relative": fit(relative),
-        "tests": file_hashes(list(tests)),
+        "tests": file_hashes(config.test),
     }
+
+
+@torch.no_grad()
+def mean_layers(files: Mapping[str, Path], config: ProbeConfig) -> TensorCache:
+    """Of each file, by its hash, the mean over time of every hidden state, (layers + 1, width)."""
+    model, extractor = load_encoder(config.encoder)
+    processor = AlignCapProcessor.__new__(AlignCapProcessor)  # log-mel needs no tokenizer
+    processor.feature_extractor, processor.margin_seconds, processor.max_seconds = extractor, 1.0, 29.0
+    description = {
+        "kind": "mean of every layer",
+        "encoder": fingerprint(model),
+        "features": extractor.to_dict(),
+        "margin_seconds": processor.margin_seconds,
+        "audio_version": AUDIO_VERSION,
+    }
+    cache = TensorCache(Path(config.cache_dir) / f"layers-{digest(description)}", description)
+
+    def compute(batch: Sequence[str]) -> dict[str, Tensor]:
+        mel = processor.log_mel([load_audio(files[k], max_seconds=processor.max_seconds) for k in batch])
+        frames, _ = encode_frames(model, mel["input_features"], mel["input_features_mask"] > 0, "mix")
+        own = (mel["input_features_mask"] == 1)[:, ::2][:, :, None, None].float()
+        return dict(zip(batch, ((frames * own).sum(1) / own.sum(1)).clone(), strict=True))
+
+    fill(cache, sorted(files, key=lambda k: files[k].stat().st_size), compute, 8, "probing layers")
+    return cache
 
 
 def about_speakers(features: Tensor, speakers: Sequence[str | None]) -> Tensor:
@@ -158,31 +155,58 @@ def about_speakers(features: Tensor, speakers: Sequence[str | None]) -> Tensor:
     return features - torch.stack([every if mean is None else mean for mean in means])
 
 
-def _probe_layer(
-    inputs: list[Tensor],
-    targets: list[Tensor],
-    classes: int,
-    penalties: tuple[float, ...],
-    names: list[str],
-) -> dict[str, float]:
+def probe_layer(features: list[Floats], targets: list[Ints], names: Sequence[str]) -> dict[str, float]:
     """UAR on each set after the first, which is fitted, by `names`, with the penalty that is best on dev."""
-    mean, spread = inputs[0].mean(0), inputs[0].std(0).clamp(min=1e-5)
-    inputs = [(f - mean) / spread for f in inputs]
+    mean, std = features[0].mean(0), np.maximum(features[0].std(0, ddof=1), 1e-5)
+    features = [(f - mean) / std for f in features]
     scored = []
-    for penalty in penalties:
-        weight = fit_logistic(inputs[0], targets[0], classes, penalty)
-        scores = [_score(x, y, weight) for x, y in zip(inputs[1:], targets[1:], strict=True)]
+    for penalty in PENALTIES:
+        model = fit_logistic(features[0], targets[0], penalty)
+        scores = [_score(model, f, t) for f, t in zip(features[1:], targets[1:], strict=True)]
         scored.append((scores[0], penalty, scores))
     _, penalty, scores = max(scored)
     return {"penalty": penalty, **dict(zip(names, scores, strict=True))}
 
 
-def _label(utterance: Utterance) -> str:
-    return str(utterance.emotion)
+def fit_logistic(features: Floats, targets: Ints, penalty: float) -> LogisticRegression:
+    """Multinomial logistic regression: cross-entropy with labels weighted alike + penalty · |weights|²."""
+    inverse = 1 / (2 * len(targets) * penalty)
+    return LogisticRegression(C=inverse, class_weight="balanced", max_iter=1000).fit(features, targets)
 
 
-def _score(features: Tensor, labels: Tensor, weight: Tensor) -> float:
-    logits = features @ weight[:-1] + weight[-1]
-    present = torch.zeros(logits.shape[1], dtype=torch.bool)
-    present[labels.unique()] = True
-    return uar(logits.masked_fill(~present, -torch.inf).argmax(1).numpy(), labels.numpy())
+def _score(model: LogisticRegression, features: Floats, targets: Ints) -> float:
+    """UAR where only the labels that occur in `targets` compete."""
+    present = np.unique(targets)
+    said = present[model.predict_log_proba(features)[:, np.searchsorted(model.classes_, present)].argmax(1)]
+    return float(uar(recall_sums(targets.tolist(), said.tolist(), present.tolist()).sum(axis=0)))
+
+
+def read_probe(path: str | Path, manifest: str | Path) -> list[Baseline]:
+    """UAR of a linear probe (`aligncap probe --out`) on the test set of this manifest.
+
+    Best layer on dev, last layer, and best on dev with features relative to the speaker.
+
+    Raises:
+        UserError: the file is no probe's output, or was made for other test sets.
+    """
+    name, kind = Path(manifest).stem, "logistic regression on the mean of the encoder's frames"
+    chosen = "; the layer that is best on the dev set"
+    try:
+        result = json.loads(Path(path).read_text(encoding="utf-8"))
+        last, relative = result["layers"][-1], result.get("relative")
+        rows = [(_best(result), "", kind + chosen), (last, "", f"{kind}; the encoder's last layer")]
+        if relative is not None:
+            note = f"{kind} less the speaker's mean{chosen}"
+            rows.append((_best(relative), "relative to the speaker, ", note))
+    except (OSError, ValueError, KeyError, TypeError, StopIteration) as error:
+        raise UserError(f"{path}: no output of `aligncap probe` ({error})") from error
+    if name not in last or file_hashes([manifest])[str(manifest)] not in result.get("tests", {}).values():
+        raise UserError(f"{path}: holds no score for {name!r}; run `aligncap probe` with --test {manifest}")
+    return [
+        Baseline(f"linear probe, {title}layer {row['layer']}", {"emotion_uar": row[name]}, note)
+        for row, title, note in rows
+    ]
+
+
+def _best(part: Row) -> Row:
+    return next(row for row in part["layers"] if row["layer"] == part["best_layer"])

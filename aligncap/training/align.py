@@ -1,7 +1,8 @@
-"""Projector alignment before decoding: audio tokens are drawn towards text that the LLM already reads.
+"""The student before decoding is trained, and `train align`: its parts, a projector that fits them.
 
-It costs seconds, since no language model is run: text stands as the LLM's frozen input embeddings.
-Training of the decoder then starts from tokens that mean something to it. Two ways:
+The projector's features are standardised (`StackMLPProjector.fit`), then audio tokens are drawn towards text
+that the LLM already reads. It costs seconds, since no language model is run: text stands as the LLM's frozen
+input embeddings. Training of the decoder then starts from tokens that mean something to it. Two ways:
 
 - `clues` (default): a softmax over the clue vocabulary. The tokens of a clip are to be nearest to the
   words of its own P_act.
@@ -11,47 +12,235 @@ Training of the decoder then starts from tokens that mean something to it. Two w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, ClassVar, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import PreTrainedTokenizerBase, set_seed
 
 from aligncap.data.manifest import Utterance
+from aligncap.models.checkpoints import build, embedding_rms, load_folder, model_key, save_whole
+from aligncap.models.modeling_aligncap import AlignCapForConditionalGeneration
+from aligncap.models.processing_aligncap import AlignCapProcessor
+from aligncap.models.projectors import StackMLPProjector
 from aligncap.text.prompts import speaker_word, speaker_words
 from aligncap.training.collators import IGNORE, stack_frames
+from aligncap.training.config import StudentConfig, StudentSpec
+from aligncap.training.data import CaptionRows, ClipInputs, Clips, TokenLists, cached_inputs, read_clips
+from aligncap.training.resume import Run, begin, record_run
+from aligncap.training.sharding import place
+from aligncap.utils.errors import UserError
+from aligncap.utils.io import file_sha256, write_json, write_jsonl
+from aligncap.utils.tensor_cache import TensorCache, digest
 
-WAYS = ("clues", "contrastive")
-Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
+MARK = "made_of.json"  # in the folder of a student that is whole: what it was made of
+Prepared = tuple[list[int], Tensor, Tensor, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]]
 
 
-def _ids(tokenizer: Any, text: str) -> list[int]:
+_USED = (
+    "align_by align_learning_rate align_steps balance cache_dir encoder encoder_layer llm max_response_tokens"
+    " output_dir pool_size projector_dropout projector_hidden resume_from_checkpoint seed show_cues"
+    " speaker_dropout speaker_relative stack_size summary_token train_manifest use_cpu"
+    " debug include_num_input_tokens_seen"  # the parser changes their defaults
+).split()
+
+
+@dataclass
+class AlignConfig(StudentConfig):
+    """The projector alone, drawn to text before decoding; no LLM is run.
+
+    The student is saved whole in `OUTPUT_DIR/base`: with `--align_by contrastive` it is CL-Align, with
+    `--align_steps 0` the untrained student.
+
+    Examples:
+        aligncap train align --config align-contrastive
+        aligncap train align --llm runs/teacher --train_manifest data/train.jsonl --align_steps 0 \\
+            --output_dir runs/untrained
+        aligncap caption --model runs/untrained/base clip.wav
+    """
+
+    IDLE: ClassVar[dict[str, str]] = {f.name: "" for f in fields(StudentConfig) if f.name not in _USED}
+
+
+def run_align(config: AlignConfig) -> int:
+    """The student with its projector aligned and nothing else trained, saved in `output_dir`/base."""
+    run = begin("train align", config)
+    manifests = [read_clips(path, p_act=config.align_steps > 0) for path in run.manifests]
+    make_student(run, manifests)
+    record_run(run, manifests)
+    return run.done()
+
+
+@dataclass(frozen=True)
+class Student:
+    """A student before decoding is trained, the rows of each manifest, and what it reads of their clips."""
+
+    model: Any
+    processor: AlignCapProcessor
+    rows: list[CaptionRows]
+    inputs: ClipInputs
+
+
+def make_student(run: Run, manifests: Sequence[Clips], *, use_p_act: bool = True) -> Student:
+    """The student of `run.out`/base, which is made once: its parts, its projector fitted and aligned.
+
+    Processes share the encoding of speech; the rest takes seconds and is the first one's.
+
+    Args:
+        manifests: what is learnt from, first, and what is evaluated on.
+
+    Raises:
+        UserError: the folder holds a student of other options or data; a part cannot be had.
+        UserErrors: texts or sound files that cannot be used.
+    """
+    spec, folder, group = cast(StudentSpec, run.student), run.out / "base", run.group
+    clips = [manifests[0].balanced() if spec.balance else manifests[0], *manifests[1:]]
+    made_of = digest(
+        asdict(spec),
+        file_sha256(manifests[0].manifest),
+        model_key(spec.llm) if Path(spec.llm).is_dir() else None,
+    )
+    made = group.first((folder / MARK).is_file())
+    if not made:
+        set_seed(spec.align["seed"])
+        model, processor = build(spec.encoder, spec.llm, **spec.options)
+    elif json.loads((folder / MARK).read_text(encoding="utf-8"))["digest"] == made_of:
+        model, processor = load_folder(folder)
+    else:
+        raise UserError(
+            f"{folder}: was made with other options or data; "
+            "resume with the same, or choose another output_dir"
+        )
+    limit = spec.options["max_response_tokens"]
+    rows = [
+        CaptionRows.of(part, processor.tokenizer, max_response_tokens=limit, use_p_act=use_p_act)
+        for part in clips
+    ]
+    place(model, run.device, run.sharded)
+    inputs = cached_inputs(model, processor, manifests, run.cache, group=group)
+    if not made:
+        if group.rank == 0:
+            losses = align(model, inputs, clips[0], **spec.align)
+            if spec.align["steps"]:
+                log = [{"step": step, "loss": loss} for step, loss in enumerate(losses, 1)]
+                write_jsonl(run.out / "align.jsonl", log)
+            processor.save_pretrained(folder)
+            save_whole(model, folder)
+            write_json(folder / MARK, {"digest": made_of})  # last: a folder without it was not finished
+        group.gather(None)
+        # From the folder: to the last bit what a resumed run starts from.
+        model = place(load_folder(folder)[0], run.device, run.sharded)
+    return Student(model, processor, rows, inputs)
+
+
+def align(
+    model: AlignCapForConditionalGeneration,
+    inputs: ClipInputs,
+    clips: Clips,
+    *,
+    steps: int = 400,
+    **options: Any,
+) -> list[float]:
+    """Fit the projector of `model` to the features of `clips`, and align it with their texts.
+
+    Args:
+        inputs: of the clips, with cached features (`data.cached_inputs`).
+        options: of `align_projector`.
+
+    Returns:
+        Loss of each step of the alignment, see `align_projector`; none with 0 steps.
+    """
+    if inputs.features is None:
+        raise ValueError("the projector is fitted to cached features; see data.cached_inputs")
+    features, means = inputs.features, inputs.means
+    table: Any = model.get_input_embeddings()
+    projector: StackMLPProjector = model.model.multi_modal_projector
+    once = list(dict.fromkeys(clips.keys))
+    mean, std = feature_statistics(_Read(features, once), _Read(means, once) if means else None)
+    projector.fit(mean, std, embedding_rms(table))
+    if not steps:
+        return []
+    return align_projector(
+        projector,
+        table.weight.detach(),
+        clips.utterances,
+        _Read(features, clips.keys),
+        inputs.processor.tokenizer,
+        steps=steps,
+        speaker_means=_Read(means, clips.keys) if means else None,
+        **options,
+    )
+
+
+class _Read(Sequence[Tensor]):
+    """Tensors of a cache in the order of `keys`, each read when it is asked for."""
+
+    def __init__(self, cache: TensorCache | Mapping[str, Tensor], keys: Sequence[str]) -> None:
+        self.cache, self.keys = cache, keys
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.cache[self.keys[index]]
+
+
+def feature_statistics(
+    frames: Sequence[Tensor], speaker_means: Sequence[Tensor] | None = None
+) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation over all frames: (width,) or (layers, width) each.
+
+    With `speaker_means` (of each clip, nan: none) the deviation is from them.
+    """
+    count, total = 0, torch.zeros(())
+    for clip in frames:
+        count, total = count + len(clip), total + clip.double().sum(0)
+    mean, squares = total / count, torch.zeros(())
+    for number, clip in enumerate(frames):
+        center = mean if speaker_means is None else speaker_means[number]
+        center = mean if center.isnan().any() else center
+        squares = squares + ((clip.double() - center) ** 2).sum(0)
+    return mean.float(), (squares / count).sqrt().float()
+
+
+def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
 def clue_targets(
-    utterances: list[Utterance], tokenizer: Any, *, speakers: bool = True
-) -> tuple[list[int], Tensor]:
-    """Token ids of all clue words, and how often each clip's clues hold them.
+    utterances: list[Utterance], tokenizer: PreTrainedTokenizerBase, *, speakers: bool = True
+) -> tuple[list[int], TokenLists]:
+    """Token ids of all clue words, and which of them each clip's clues hold.
 
-    With `speakers`, "woman" or "man" is a clue of every caption where the speaker's gender is known.
-
-    A clue is tokenised as it stands in P_act, after a space.
+    With `speakers`, "woman" or "man" is a clue of every caption where the speaker's gender is known. A clue
+    is tokenised as it stands in P_act, after a space.
 
     Returns:
-        ids: the clue vocabulary; counts: (clips, len(ids)).
+        ids: the clue vocabulary; held: of each clip places in it, one as often as the clues hold it.
     """
-    return _word_targets(
-        [
-            [
-                *(clue for clues in u.clues for clue in clues),
-                *([speaker_word(u.gender)] * len(u.clues) if speakers else ()),
-            ]
-            for u in utterances
-        ],
-        tokenizer,
-    )
+    known: dict[str, list[int]] = {}
+    rows = []
+    for u in utterances:
+        words = [clue for clues in u.clues for clue in clues]
+        words += [word] * len(u.clues) if speakers and (word := speaker_word(u.gender)) else []
+        for word in words:
+            if word not in known:
+                known[word] = _ids(tokenizer, " " + word)
+        rows.append([token for word in words if word for token in known[word]])
+    ids = sorted({token for row in rows for token in row})
+    column = {token: place for place, token in enumerate(ids)}
+    return ids, TokenLists([column[token] for token in row] for row in rows)
+
+
+def count_targets(held: TokenLists, clips: Sequence[int], words: int) -> Tensor:
+    """(clips, words): how often each of `clips` holds each word of the clue vocabulary."""
+    return torch.stack([torch.bincount(torch.tensor(held[i]).long(), minlength=words) for i in clips]).float()
 
 
 def speaker_targets(utterances: list[Utterance]) -> Tensor:
@@ -61,19 +250,8 @@ def speaker_targets(utterances: list[Utterance]) -> Tensor:
     return torch.tensor([words.index(word) if word in words else IGNORE for word in said])
 
 
-def _word_targets(said: list[list[str | None]], tokenizer: Any) -> tuple[list[int], Tensor]:
-    rows = [[t for word in words if word for t in _ids(tokenizer, " " + word)] for words in said]
-    ids = sorted({t for row in rows for t in row})
-    column = {t: i for i, t in enumerate(ids)}
-    counts = torch.zeros(len(rows), len(ids))
-    for i, row in enumerate(rows):
-        for t in row:
-            counts[i, column[t]] += 1
-    return ids, counts
-
-
 def text_vectors(
-    utterances: list[Utterance], tokenizer: Any, embeddings: Tensor
+    utterances: list[Utterance], tokenizer: PreTrainedTokenizerBase, embeddings: Tensor
 ) -> tuple[list[list[Tensor]], list[list[str]]]:
     """What CL-Align draws a clip to: the mean input embedding of who speaks, transcript and one P_act.
 
@@ -116,11 +294,11 @@ def contrastive_loss(speech: Tensor, text: Tensor, same: Tensor, scale: Tensor) 
 
 
 def align_projector(
-    projector: Any,
+    projector: StackMLPProjector,
     embeddings: Tensor,
     utterances: list[Utterance],
-    frames: list[Tensor],
-    tokenizer: Any,
+    frames: Sequence[Tensor],
+    tokenizer: PreTrainedTokenizerBase,
     *,
     steps: int,
     way: str = "clues",
@@ -134,7 +312,7 @@ def align_projector(
     Args:
         embeddings: the LLM's input embeddings (vocab, width), not trained.
         frames: pooled encoder frames of each utterance.
-        way: one of WAYS.
+        way: "clues" or "contrastive".
         speaker_means: of each utterance, for a projector that hears clips against their speaker's mean.
 
     Returns:
@@ -186,28 +364,37 @@ def _mean(unit: Tensor, mask: Tensor, first: int) -> Tensor:
 
 
 def _clues(
-    projector: Any, embeddings: Tensor, utterances: list[Utterance], tokenizer: Any, seed: int
-) -> tuple[list[int], Tensor, Tensor, Any]:
+    projector: StackMLPProjector,
+    embeddings: Tensor,
+    utterances: list[Utterance],
+    tokenizer: PreTrainedTokenizerBase,
+    seed: int,
+) -> Prepared:
     own = projector.speaker is not None
-    ids, counts = clue_targets(utterances, tokenizer, speakers=not own)
-    used = [i for i in range(len(utterances)) if counts[i].sum() > 0]
+    ids, held = clue_targets(utterances, tokenizer, speakers=not own)
+    used = np.flatnonzero(held.lengths).tolist()
     words = embeddings[ids].detach().float()
     # Embeddings share a large common part, which tells no word from another: it becomes the tokens' bias.
     common = words.mean(0)
     words = words - common
 
     def loss_of(unit: Tensor, mask: Tensor, chosen: Tensor, scale: Tensor) -> Tensor:
-        parts = [word_loss(_mean(unit, mask, projector.clip_tokens), words, counts[chosen], scale)]
+        counts = count_targets(held, chosen.tolist(), len(ids))
+        parts = [word_loss(_mean(unit, mask, projector.clip_tokens), words, counts, scale)]
         if projector.summary is not None:
-            parts.append(word_loss(unit[:, int(own)], words, counts[chosen], scale))
+            parts.append(word_loss(unit[:, int(own)], words, counts, scale))
         return torch.stack(parts).mean()
 
     return used, common, words.pow(2).mean().sqrt(), loss_of
 
 
 def _contrastive(
-    projector: Any, embeddings: Tensor, utterances: list[Utterance], tokenizer: Any, seed: int
-) -> tuple[list[int], Tensor, Tensor, Any]:
+    projector: StackMLPProjector,
+    embeddings: Tensor,
+    utterances: list[Utterance],
+    tokenizer: PreTrainedTokenizerBase,
+    seed: int,
+) -> Prepared:
     vectors, texts = text_vectors(utterances, tokenizer, embeddings.detach())
     used = [i for i, row in enumerate(texts) if row]
     every = torch.stack([vectors[i][0] for i in used]) if used else embeddings[:1].detach().float()

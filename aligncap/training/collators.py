@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from aligncap.models.processing_aligncap import AlignCapProcessor
 
 IGNORE = -100
+Row = dict[str, Any]  # of a dataset: lists of token ids, tensors, samples
 
 
 def response_positions(labels: Tensor) -> Tensor:
@@ -76,8 +77,8 @@ def pad_prompts(prompts: list[list[int]], pad: int) -> dict[str, Tensor]:
     return {name: batch[name] for name in ("input_ids", "attention_mask")}
 
 
-def audio_batch(rows: list[dict[str, Any]], processor: AlignCapProcessor) -> dict[str, Tensor]:
-    """Audio of rows of `ClipInputs`: cached frames, or log-mel of their samples; and the speakers' means."""
+def audio_batch(rows: list[Row], processor: AlignCapProcessor) -> dict[str, Tensor]:
+    """Audio of rows of `data.ClipInputs`: cached frames or log-mel of samples, and the speakers' means."""
     if "frames" in rows[0]:
         frames, mask = stack_frames([row["frames"] for row in rows])
         batch = {"audio_frames": frames, "audio_frames_mask": mask}
@@ -94,7 +95,7 @@ class TextCollator:
 
     pad_token_id: int
 
-    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+    def __call__(self, rows: list[Row]) -> dict[str, Tensor]:
         return join_prompt_and_response(
             [r["prompt_ids"] for r in rows], [r["response_ids"] for r in rows], self.pad_token_id
         )
@@ -107,7 +108,7 @@ class SpeechCollator:
     A row holds `prompt_ids` (placeholders expanded), `response_ids`, and either `frames` (cached pooled
     frames, (frames, width)) or `samples` (16 kHz audio). For distillation it holds `teacher_prompt_ids`, or
     `teacher_hidden` (response tokens, width) when the teacher's states are cached, or `teacher_top_k`
-    (response tokens, 2k + 1), int32, when its most likely tokens are; see `top_k.pack`.
+    (response tokens, 2k + 1), int32, when its most likely tokens are; see `divergences.pack`.
 
     A batch of two clips, of 1 and 2 audio tokens (A), responses [7, 8] and [9]:
         input_ids       [[0, 5, A, 6, 7, 8], [5, A, A, 6, 9, 0]]
@@ -120,7 +121,7 @@ class SpeechCollator:
 
     processor: AlignCapProcessor
 
-    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+    def __call__(self, rows: list[Row]) -> dict[str, Tensor]:
         pad = self.processor.tokenizer.pad_token_id
         responses = [r["response_ids"] for r in rows]
         batch = join_prompt_and_response([r["prompt_ids"] for r in rows], responses, pad)
@@ -132,4 +133,32 @@ class SpeechCollator:
             if name in rows[0]:
                 # Flat, in the row-major order in which a bool mask picks response positions.
                 batch[name] = torch.cat([r[name] for r in rows])
+        return batch
+
+
+@dataclass
+class PreferenceCollator:
+    """Batches in trl's layout: all chosen rows, then all rejected rows. The audio stands once.
+
+    A batch of one clip of two audio tokens (A), chosen [7, 8], rejected [9]:
+        input_ids         [[5, A, A, 6, 7, 8], [5, A, A, 6, 9, 0]]
+        attention_mask    [[1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 0]]
+        completion_mask   [[0, 0, 0, 0, 1, 1], [0, 0, 0, 0, 1, 0]]
+        audio_frames      (1, frames, width), audio_frames_mask (1, frames)
+        ref_chosen_logps  [-3.2], ref_rejected_logps [-5.1]: where the reference is cached
+    """
+
+    processor: AlignCapProcessor
+
+    def __call__(self, rows: list[Row]) -> dict[str, Tensor]:
+        twice = rows + rows
+        responses = [row[f"{side}_ids"] for side in ("chosen", "rejected") for row in rows]
+        batch = join_prompt_and_response(
+            [row["prompt_ids"] for row in twice], responses, self.processor.tokenizer.pad_token_id
+        )
+        batch["completion_mask"] = (batch.pop("labels") >= 0).long()
+        batch.update(audio_batch(rows, self.processor))
+        for name in ("ref_chosen_logps", "ref_rejected_logps"):
+            if name in rows[0]:
+                batch[name] = torch.stack([row[name] for row in rows]).reshape(-1)
         return batch

@@ -1,49 +1,103 @@
-"""From manifest to training rows."""
+"""From manifest to training rows: a manifest is read once, its captions are tokenised once.
+
+`Clips` is what a manifest says, `CaptionRows` its captions as tokens, `ClipInputs` what the student reads of
+a clip; a dataset joins them. Rows are lean: captions stand in one array, and the teacher's prompts, which
+are longer, are written and tokenised when a row is read.
+"""
 
 from __future__ import annotations
 
+import logging
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset
+from transformers import PreTrainedTokenizerBase
 
 from aligncap.audio.files import SAMPLE_RATE, info, load_audio
-from aligncap.data.manifest import Utterance, audio_path, read_manifest
+from aligncap.data.manifest import Utterance, audio_files, read_manifest
+from aligncap.models.modeling_aligncap import AlignCapForConditionalGeneration
 from aligncap.models.processing_aligncap import AlignCapProcessor
-from aligncap.text.prompts import measured_cues, response_ids, teacher_prompt
-from aligncap.training.caches import teacher_key
-from aligncap.training.collators import audio_batch, join_prompt_and_response
+from aligncap.models.speakers import speaker_name
+from aligncap.text.prompts import end_token_id, measured_cues, teacher_prompt
+from aligncap.training.caches import feature_cache, fill_features, speaker_means, teacher_key
+from aligncap.training.collators import Row
+from aligncap.training.config import RunConfig
+from aligncap.utils.distributed import ALONE, Group
 from aligncap.utils.errors import UserError, UserErrors
-from aligncap.utils.io import read_jsonl
-from aligncap.utils.tensor_cache import TensorCache, digest
+from aligncap.utils.tensor_cache import TensorCache
+
+_log = logging.getLogger(__name__)
+MOST_REPEATS = 4  # of a clip, in balancing
+MOST_CUT = 0.01  # share of captions that may be longer than the limit
 
 
-def read_captioned(path: str, need_p_act: bool) -> list[Utterance]:
-    """Utterances with captions (and acoustic prompts).
+@dataclass(frozen=True)
+class Clips:
+    """The clips of one manifest.
+
+    keys: SHA-256 of each utterance's sound file; paths: the file behind each key.
+    """
+
+    manifest: str
+    utterances: list[Utterance]
+    keys: list[str]
+    paths: dict[str, Path]
+
+    def chosen(self, places: Sequence[int]) -> Clips:
+        """The clips at these places, in this order; a place may stand several times."""
+        keys = [self.keys[i] for i in places]
+        paths = {key: self.paths[key] for key in keys}
+        return replace(self, utterances=[self.utterances[i] for i in places], keys=keys, paths=paths)
+
+    def balanced(self) -> Clips:
+        """Clips of rarer emotion labels repeated until labels count about alike; see `balanced`."""
+        return self.chosen(balanced(self.utterances))
+
+
+def read_clips(manifest: str, *, captions: bool = True, p_act: bool = False) -> Clips:
+    """The clips of a manifest, with captions, and acoustic prompts, where these are needed.
 
     Raises:
-        UserErrors: utterances without captions or acoustic prompts, all of them.
+        UserErrors: utterances without captions or acoustic prompts, sound files that are missing or have
+            changed, all of them.
     """
-    utterances = read_manifest(Path(path))
+    utterances = read_manifest(manifest)
     errors = []
     for number, u in enumerate(utterances, 1):
-        if not u.captions:
-            errors.append(f"{path}:{number}: {u.id} has no captions; run `aligncap annotate` on it")
-        elif need_p_act and len(u.p_act) != len(u.captions):
-            errors.append(f"{path}:{number}: {u.id} has no acoustic prompts; run `aligncap clues` on it")
-    if not utterances:
-        errors.append(f"{path}: the manifest is empty")
+        if captions and not u.captions:
+            errors.append(f"{manifest}:{number}: {u.id} has no captions; run `aligncap annotate` on it")
+        elif p_act and len(u.p_act) != len(u.captions):
+            errors.append(f"{manifest}:{number}: {u.id} has no acoustic prompts; run `aligncap clues` on it")
     if errors:
         raise UserErrors(errors)
-    return utterances
+    return Clips(manifest, utterances, *audio_files(manifest, utterances))
 
 
-def refuse_special_tokens(path: str, texts: Iterable[tuple[int, str, Sequence[str]]], tokenizer: Any) -> None:
+def balanced(utterances: Sequence[Utterance]) -> list[int]:
+    """Places of the utterances, those of rarer emotion labels repeated until labels count about alike.
+
+    A label that the model never names costs the same whether it is rare or frequent, so it must be learnt
+    alike. A clip stands at most `MOST_REPEATS` times, one without a label once.
+    """
+    counts = Counter(u.emotion for u in utterances if u.emotion)
+    most = max(counts.values(), default=0)
+    times = {label: min(MOST_REPEATS, round(most / count)) for label, count in counts.items()}
+    if max(times.values(), default=1) > 1:
+        shown = ", ".join(f"{n} {label} × {times[label]}" for label, n in sorted(counts.items()))
+        _log.info("balanced by label: %s; without a label: %d", shown, len(utterances) - counts.total())
+    return [i for i, u in enumerate(utterances) for _ in range(times.get(u.emotion or "", 1))]
+
+
+def refuse_special_tokens(
+    path: str, texts: Iterable[tuple[int, str, Sequence[str]]], tokenizer: PreTrainedTokenizerBase
+) -> None:
     """A caption or transcript that holds a control token would end a turn, or put audio where there is none.
 
     Args:
@@ -55,68 +109,159 @@ def refuse_special_tokens(path: str, texts: Iterable[tuple[int, str, Sequence[st
     # Llama 3 lists its turns' marks among the added tokens alone.
     added = (token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
     special = [token for token in dict.fromkeys([*tokenizer.all_special_tokens, *added]) if token.strip()]
+    pattern = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))) or "(?!)")
     errors = [
         f"{path}:{number}: {name}: {token!r} in its texts is a control token of the LLM; take it out"
         for number, name, said in texts
-        for token in special
-        if any(token in text for text in said)
+        for token in dict.fromkeys(token for text in said for token in pattern.findall(text))
     ]
     if errors:
         raise UserErrors(errors)
 
 
-def texts_of(utterances: list[Utterance]) -> list[tuple[int, str, list[str]]]:
-    """What of each utterance the LLM reads or writes, for `refuse_special_tokens`."""
-    return [(n, u.id, [u.transcript or "", *u.captions, *u.p_act]) for n, u in enumerate(utterances, 1)]
+class TokenLists(Sequence[list[int]]):
+    """Lists of token ids in one array; `which`, where given: which of `lists` each of them is."""
+
+    def __init__(self, lists: Iterable[Sequence[int] | np.ndarray], which: np.ndarray | None = None) -> None:
+        parts = [np.asarray(ids, dtype=np.int32) for ids in lists]
+        self.starts = np.cumsum([0, *map(len, parts)])
+        self.tokens = np.concatenate([*parts, np.empty(0, np.int32)])
+        self.which = np.arange(len(parts)) if which is None else which
+
+    def __len__(self) -> int:
+        return len(self.which)
+
+    def __getitem__(self, index: Any) -> Any:
+        place = self.which[index]
+        return self.tokens[self.starts[place] : self.starts[place + 1]].tolist()
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return np.diff(self.starts)[self.which]
 
 
-def balanced(utterances: list[Utterance]) -> list[int]:
-    """Indices of the utterances, those of rarer emotion labels repeated until labels count about alike.
+def tokenize_responses(
+    tokenizer: PreTrainedTokenizerBase,
+    captions: Sequence[str],
+    limit: int,
+    path: str,
+    remedy: str = "set max_response_tokens to",
+) -> TokenLists:
+    """Captions as answers, each closed by the end token: `text.prompts.response_ids`, many at a time.
 
-    A label never named by the model costs the same whether it is rare or frequent, so it must be learnt
-    alike.
+    A caption of more than `limit` tokens is cut and not closed: what was cut off is no end of a sentence.
+
+    Raises:
+        UserError: more than 1 % of the captions of `path` are longer.
     """
-    counts = Counter(u.emotion for u in utterances)
-    most = max(counts.values())
-    return [i for i, u in enumerate(utterances) for _ in range(round(most / counts[u.emotion]))]
+    end = end_token_id(tokenizer)
+    space = "" if getattr(tokenizer, "chat_template", None) else " "
+    place = {caption: number for number, caption in enumerate(dict.fromkeys(captions))}
+    once = [space + caption for caption in place]
+    plain = {"add_special_tokens": False, "return_attention_mask": False}
+    found = (
+        np.array([*ids, end], np.int32)
+        for start in range(0, len(once), 1024)
+        for ids in tokenizer(once[start : start + 1024], **plain)["input_ids"]
+    )
+    whole = TokenLists(found, np.array([place[caption] for caption in captions], np.int64))
+    longer = int((whole.lengths > limit).sum())
+    if not longer:
+        return whole
+    longest = int(whole.lengths.max())
+    told = (
+        f"{path}: {longer} of {len(captions)} captions are longer than max_response_tokens={limit}, "
+        f"the longest has {longest} tokens"
+    )
+    if longer > MOST_CUT * len(captions):
+        raise UserError(f"{told}; shorten them, or {remedy} {longest}")
+    _log.info("%s; their ends are not learnt", told)
+    return TokenLists(ids[:limit] for ids in whole)
 
 
-def text_rows(
-    utterances: list[Utterance], tokenizer: Any, limit: int, use_p_act: bool = True
-) -> list[dict[str, Any]]:
-    """Rows of the teacher's SFT: transcript + P_act -> caption. The same pair of texts stands once."""
-    rows: dict[tuple[str, str], None] = {}
-    for u in utterances:
-        for i, caption in enumerate(u.captions):
-            acoustic = u.p_act[i] if use_p_act else ""
-            rows[teacher_prompt(tokenizer, u.transcript, acoustic, u.gender), caption] = None
-    return [
-        {
-            "prompt_ids": tokenizer(prompt, add_special_tokens=False)["input_ids"],
-            "response_ids": response_ids(tokenizer, caption, limit),
-        }
-        for prompt, caption in rows
-    ]
+@dataclass(frozen=True)
+class CaptionRows(Dataset[tuple[list[int], list[int]]]):
+    """Rows (clip, caption) of a manifest: what is answered, and what the teacher reads of it.
+
+    places: (rows, 2), of each row the places of its clip and of its caption; responses: its tokens.
+    """
+
+    clips: Clips
+    tokenizer: PreTrainedTokenizerBase
+    places: np.ndarray
+    responses: TokenLists
+    use_p_act: bool
+    max_response_tokens: int
+
+    @classmethod
+    def of(
+        cls,
+        clips: Clips,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        max_response_tokens: int,
+        use_p_act: bool = True,
+        once: bool = False,
+    ) -> CaptionRows:
+        """A row for each caption of each clip; with `once`, the same two texts (prompt, caption) stand once.
+
+        Raises:
+            UserErrors: a text holds a control token of the LLM.
+            UserError: captions are too long, see `tokenize_responses`.
+        """
+        texts = (
+            (n, u.id, [u.transcript or "", *u.captions, *u.p_act]) for n, u in enumerate(clips.utterances, 1)
+        )
+        refuse_special_tokens(clips.manifest, texts, tokenizer)
+        places = [(i, k) for i, u in enumerate(clips.utterances) for k in range(len(u.captions))]
+        if once:
+            first: dict[tuple[str | None, ...], tuple[int, int]] = {}
+            for i, k in places:
+                u = clips.utterances[i]
+                read = (u.transcript or "").strip(), u.gender, u.p_act[k] if use_p_act else None
+                first.setdefault((*read, u.captions[k]), (i, k))
+            places = list(first.values())
+        captions = [clips.utterances[i].captions[k] for i, k in places]
+        responses = tokenize_responses(tokenizer, captions, max_response_tokens, clips.manifest)
+        table = np.array(places, np.int32).reshape(-1, 2)
+        return cls(clips, tokenizer, table, responses, use_p_act, max_response_tokens)
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def prompt(self, index: int) -> list[int]:
+        """Tokens of what the teacher reads: transcript and acoustic prompt."""
+        clip, caption = self.places[index]
+        u = self.clips.utterances[clip]
+        acoustic = u.p_act[caption] if self.use_p_act else ""
+        text = teacher_prompt(self.tokenizer, u.transcript, acoustic, u.gender)
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def __getitem__(self, index: int) -> tuple[list[int], list[int]]:
+        """The teacher's prompt and the response, as tokens."""
+        return self.prompt(index), self.responses[index]
 
 
+@dataclass(frozen=True)
 class ClipInputs:
     """What the student reads of one clip: `prompt_ids`, placeholders expanded, and its audio.
 
-    Audio comes from the feature cache (`frames`), or from the file when there is none (`samples`). `voices`
-    holds the mean of each clip's speaker by the clip's key (`speaker_mean`), nan where it is unknown.
+    Audio comes from the feature cache (`frames`), or from the file when there is none (`samples`). `means`
+    holds the mean frame of each clip's speaker by the clip's key (`speaker_mean`), nan where it is unknown.
     """
 
-    def __init__(
-        self,
-        processor: AlignCapProcessor,
-        features: TensorCache | None,
-        voices: Mapping[str, Tensor] | None = None,
-    ) -> None:
-        self.processor, self.features, self.voices = processor, features, voices
-        self._around: dict[str | None, tuple[list[int], list[int]]] = {}
+    processor: AlignCapProcessor
+    features: TensorCache | None = None
+    means: Mapping[str, Tensor] | None = None
+    _around: dict[str | None, tuple[list[int], list[int]]] = field(default_factory=dict, repr=False)
 
-    def around(self, cues: str | None) -> tuple[list[int], list[int]]:
-        """Token ids before and after the audio."""
+    def live(self) -> ClipInputs:
+        """The same without the feature cache: each clip is encoded whenever it is read."""
+        return replace(self, features=None)
+
+    def around(self, u: Utterance | None = None) -> tuple[list[int], list[int]]:
+        """Token ids before and after the audio, with the utterance's measured cues where they are shown."""
+        cues = measured_cues(u.cue_words) if u is not None and self.processor.show_cues else None
         if cues not in self._around:
             # Tokenised whole, as in captioning: some tokenizers treat a start of text otherwise.
             text = self.processor.prompt_of(cues)
@@ -125,251 +270,169 @@ class ClipInputs:
             self._around[cues] = prompt[:place], prompt[place + 1 :]
         return self._around[cues]
 
-    def prompt_length(self, key: str, path: Path, cues: str | None = None) -> int:
-        """Tokens of the prompt, placeholders expanded, without reading audio: from the header of the feature
-        cache or, to within one token where the file is resampled, of the sound file."""
-        if self.features is not None:
-            count = self.processor.tokens_of_frames(self.features.rows(key))
-        else:
-            count = self.processor.num_audio_tokens(round(info(path).duration_s * SAMPLE_RATE))
-        return count + sum(map(len, self.around(cues if self.processor.show_cues else None)))
+    def lengths(self, clips: Clips, places: np.ndarray) -> np.ndarray:
+        """(places,): tokens of these clips' prompts, placeholders expanded, without reading audio.
 
-    def __call__(self, key: str, path: Path, cues: str | None = None) -> dict[str, Any]:
-        row: dict[str, Any] = {}
+        From the headers of the feature cache or, to within one token where a file is resampled, of the files.
+        """
+        known: dict[int, int] = {}
+        for place in dict.fromkeys(places.tolist()):
+            key = clips.keys[place]
+            if self.features is not None:
+                audio = self.processor.tokens_of_frames(self.features.rows(key))
+            else:
+                seconds = info(clips.paths[key]).duration_s
+                audio = self.processor.num_audio_tokens(round(seconds * SAMPLE_RATE))
+            known[place] = audio + sum(map(len, self.around(clips.utterances[place])))
+        return np.array([known[place] for place in places.tolist()])
+
+    def __call__(self, clips: Clips, place: int) -> Row:
+        key = clips.keys[place]
+        row: Row = {}
         if self.features is not None:
             row["frames"] = self.features[key]
             count = self.processor.tokens_of_frames(len(row["frames"]))
         else:
-            row["samples"] = load_audio(path, max_seconds=self.processor.max_seconds)
+            row["samples"] = load_audio(clips.paths[key], max_seconds=self.processor.max_seconds)
             count = self.processor.num_audio_tokens(len(row["samples"]))
-        if self.voices is not None:
-            row["speaker_mean"] = self.voices[key]
-        before, after = self.around(cues if self.processor.show_cues else None)
+        if self.means is not None:
+            row["speaker_mean"] = self.means[key]
+        before, after = self.around(clips.utterances[place])
         row["prompt_ids"] = [*before, *[self.processor.audio_token_id] * count, *after]
         return row
 
 
-class SpeechRows(Dataset):
-    """One row a (clip, caption) pair."""
+def cached_inputs(
+    model: AlignCapForConditionalGeneration,
+    processor: AlignCapProcessor,
+    manifests: Sequence[Clips],
+    cache_dir: str | Path,
+    *,
+    group: Group = ALONE,
+) -> ClipInputs:
+    """Encode the clips of `manifests` once, and take the mean of each speaker where the model hears by it.
+
+    Raises:
+        UserErrors: every file that cannot be read.
+    """
+    features = feature_cache(Path(cache_dir), model, processor)
+    for clips in manifests:
+        fill_features(features, model, processor, clips.paths, group=group)
+    if not processor.speaker_relative:
+        return ClipInputs(processor, features)
+    means: dict[str, Tensor] = {}
+    for clips in manifests:
+        means |= speaker_means(features, clips.keys, [speaker_name(u) for u in clips.utterances])
+    return ClipInputs(processor, features, means)
+
+
+class SpeechDataset(Dataset[Row]):
+    """One row a (clip, caption) pair: what the student reads and answers, and what the teacher reads or says.
+
+    Args:
+        teacher: whether rows hold the teacher's prompts (`teacher_prompt_ids`), for a live teacher.
+        states: cache of what the teacher says (`caches.cached_teacher`), in place of its prompts.
+    """
 
     def __init__(
         self,
-        manifest: str,
-        utterances: list[Utterance],
+        rows: CaptionRows,
+        inputs: ClipInputs,
+        *,
+        teacher: bool = False,
+        states: TensorCache | None = None,
+    ) -> None:
+        self.rows, self.inputs, self.teacher, self.states = rows, inputs, teacher, states
+
+    @classmethod
+    def from_manifest(
+        cls,
+        manifest: str | Path,
         processor: AlignCapProcessor,
         *,
-        teacher: bool,
-        limit: int,
-        features: TensorCache | None,
-        keys: list[str],
-        voices: Mapping[str, Tensor] | None = None,
-        states: TensorCache | None = None,
+        model: AlignCapForConditionalGeneration | None = None,
+        cache_dir: str | Path | None = None,
+        teacher: bool = True,
         use_p_act: bool = True,
-    ) -> None:
-        self.inputs, self.states = ClipInputs(processor, features, voices), states
-        tokenizer = processor.tokenizer
-        self.rows: list[dict[str, Any]] = []
-        for u, key in zip(utterances, keys, strict=True):
-            path = audio_path(Path(manifest), u)
-            for i, caption in enumerate(u.captions):
-                row = {
-                    "key": key,
-                    "path": path,
-                    "cues": measured_cues(u.cue_words),
-                    "response_ids": response_ids(tokenizer, caption, limit),
-                }
-                if teacher:
-                    acoustic = u.p_act[i] if use_p_act else ""
-                    prompt = teacher_prompt(tokenizer, u.transcript, acoustic, u.gender)
-                    row["teacher_prompt_ids"] = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-                self.rows.append(row)
+        balance: bool = False,
+        max_response_tokens: int = RunConfig.max_response_tokens,
+    ) -> SpeechDataset:
+        """Rows of a manifest with captions (and, with `teacher`, acoustic prompts).
 
-    def lengths(self) -> list[tuple[int, int]]:
-        """Tokens of each row's prompt and response, as the student reads them; no audio is read."""
-        return [
-            (self.inputs.prompt_length(r["key"], r["path"], r["cues"]), len(r["response_ids"]))
-            for r in self.rows
-        ]
+        Args:
+            model: with `cache_dir`, encodes the clips now and keeps them there; else each is encoded in
+                training, whenever it is read.
+            max_response_tokens: longest caption; give `build` the same, for the model's own captions.
 
-    def teacher_lengths(self) -> list[tuple[int, int]] | None:
-        """The same of what the teacher reads; None where it reads nothing."""
-        if self.states is not None or not self.rows or "teacher_prompt_ids" not in self.rows[0]:
-            return None
-        return [(len(p), len(r)) for p, r in self.teacher_pairs()]
-
-    def teacher_pairs(self) -> list[tuple[list[int], list[int]]]:
-        return [(r["teacher_prompt_ids"], r["response_ids"]) for r in self.rows]
+        Raises:
+            UserError, UserErrors: the manifest, its texts or its sound cannot be used; a model that hears
+                clips against their speaker, without `model` and `cache_dir`.
+        """
+        clips = read_clips(str(manifest), p_act=teacher and use_p_act)
+        clips = clips.balanced() if balance else clips
+        rows = CaptionRows.of(
+            clips, processor.tokenizer, max_response_tokens=max_response_tokens, use_p_act=use_p_act
+        )
+        if model is not None and cache_dir is not None:
+            return cls(rows, cached_inputs(model, processor, [clips], cache_dir), teacher=teacher)
+        if processor.speaker_relative:
+            raise UserError("speaker_relative: the means of speakers are needed; give model and cache_dir")
+        return cls(rows, ClipInputs(processor), teacher=teacher)
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        source = self.rows[index]
-        row = {
-            "response_ids": source["response_ids"],
-            **self.inputs(source["key"], source["path"], source["cues"]),
-        }
+    def __getitem__(self, index: int) -> Row:
+        row = self.inputs(self.rows.clips, self.rows.places[index, 0])
+        row["response_ids"] = self.rows.responses[index]
         if self.states is not None:
             name = "teacher_top_k" if "top_k" in self.states.description else "teacher_hidden"
-            row[name] = self.states[teacher_key(source["teacher_prompt_ids"], source["response_ids"])]
-        elif "teacher_prompt_ids" in source:
-            row["teacher_prompt_ids"] = source["teacher_prompt_ids"]
+            row[name] = self.states[teacher_key(*self.rows[index])]
+        elif self.teacher:
+            row["teacher_prompt_ids"] = self.rows.prompt(index)
         return row
 
+    def lengths(self) -> np.ndarray:
+        """(rows, 2): tokens of each row's prompt and response, for the student; no audio is read."""
+        prompts = self.inputs.lengths(self.rows.clips, self.rows.places[:, 0])
+        return np.stack([prompts, self.rows.responses.lengths], axis=1)
 
-@dataclass(frozen=True)
-class Pair:
-    """A clip's utterance and two captions of it, the first preferred; `line` of the pairs file."""
-
-    utterance: Utterance
-    chosen: str
-    rejected: str
-    line: int
-
-
-def manifest_of_pairs(path: str, named: str | None) -> str:
-    """The manifest of the pairs' clips: `named`, else the one that the rows themselves name.
-
-    Raises:
-        UserError: the rows name none, or several.
-    """
-    if named:
-        return named
-    found = {row.get("manifest") for row in read_jsonl(path)}
-    if len(found) != 1 or None in found:
-        raise UserError(f"{path}: names {len(found - {None})} manifests; name one with --train_manifest")
-    return str(Path(path).parent / str(found.pop()))
+    def teacher_lengths(self) -> np.ndarray | None:
+        """The same of what the teacher reads; None where it reads nothing."""
+        if self.states is not None or not self.teacher:
+            return None
+        prompts = np.array([len(self.rows.prompt(i)) for i in range(len(self))])
+        return np.stack([prompts, self.rows.responses.lengths], axis=1)
 
 
-def read_pairs(
-    path: str, manifest: str, utterances: list[Utterance], kinds: Sequence[str] | None
-) -> list[Pair]:
-    """Pairs of the wanted kinds (None: all), in the order of the file.
+class TextDataset(Dataset[Row]):
+    """Rows of the text teacher: transcript and acoustic prompt to caption; the same two texts stand once."""
 
-    Args:
-        utterances: of `manifest`.
+    def __init__(self, rows: CaptionRows) -> None:
+        self.rows = rows
 
-    Raises:
-        UserErrors: lines without id, chosen or rejected, equal captions, clips that are not in the manifest.
-        UserError: the file is empty, or holds no pair of a wanted kind.
-    """
-    by_id = {u.id: u for u in utterances}
-    errors, pairs, there = [], [], set()
-    for number, row in enumerate(read_jsonl(path), 1):
-        texts = [row.get(name) for name in ("id", "chosen", "rejected")]
-        if not all(isinstance(text, str) and text.strip() for text in texts):
-            errors.append(
-                f'{path}:{number}: "id", "chosen" and "rejected" must be text; run `aligncap pairs`'
-            )
-        elif texts[1] == texts[2]:
-            errors.append(f"{path}:{number}: chosen and rejected are the same caption; delete the line")
-        elif texts[0] not in by_id:
-            errors.append(f"{path}:{number}: id {texts[0]!r} is not in {manifest}; name its manifest")
-        else:
-            there.add(str(row.get("kind")))
-            if kinds is None or row.get("kind") in kinds:
-                pairs.append(Pair(by_id[str(texts[0])], str(texts[1]), str(texts[2]), number))
-    if errors:
-        raise UserErrors(errors)
-    if missing := set(kinds or ()) - there:
-        raise UserError(
-            f"{path}: no pair of kind {', '.join(sorted(missing))}; it holds {', '.join(sorted(there))}"
-        )
-    if not pairs:
-        raise UserError(f"{path}: holds no pair; see its report")
-    return pairs
-
-
-def reference_key(row: dict[str, Any], side: str, show_cues: bool) -> str:
-    """Key of a reference log-probability: clip's hash, its cues where they are shown, caption's tokens.
-
-    Args:
-        row: of `PreferenceRows.rows`; side: "chosen_ids" or "rejected_ids".
-    """
-    return digest(row["key"], row[side], *([row["cues"]] if show_cues else []))
-
-
-class PreferenceRows(Dataset):
-    """One row a pair: the clip's inputs, chosen and rejected response tokens.
-
-    With `reference` set, also the summed log-probabilities of both under the reference.
-    """
-
-    def __init__(
-        self,
-        pairs: list[Pair],
-        keys: list[str],
-        paths: dict[str, Path],
-        processor: AlignCapProcessor,
+    @classmethod
+    def from_manifest(
+        cls,
+        manifest: str | Path,
+        tokenizer: PreTrainedTokenizerBase,
         *,
-        limit: int,
-        features: TensorCache | None,
-        voices: Mapping[str, Tensor] | None = None,
-    ) -> None:
-        self.inputs = ClipInputs(processor, features, voices)
-        self.reference: TensorCache | None = None
-        tokenizer = processor.tokenizer
-        self.rows: list[dict[str, Any]] = [
-            {
-                "key": key,
-                "path": paths[key],
-                "cues": measured_cues(pair.utterance.cue_words),
-                "chosen_ids": response_ids(tokenizer, pair.chosen, limit),
-                "rejected_ids": response_ids(tokenizer, pair.rejected, limit),
-            }
-            for pair, key in zip(pairs, keys, strict=True)
-        ]
-
-    def lengths(self) -> list[tuple[int, int]]:
-        """Tokens of each pair's prompt and of its longer caption; no audio is read."""
-        return [
-            (
-                self.inputs.prompt_length(r["key"], r["path"], r["cues"]),
-                max(len(r["chosen_ids"]), len(r["rejected_ids"])),
-            )
-            for r in self.rows
-        ]
+        use_p_act: bool = True,
+        max_response_tokens: int = RunConfig.max_response_tokens,
+    ) -> TextDataset:
+        """Rows of a manifest with captions and acoustic prompts; errors as in `SpeechDataset`."""
+        clips, limit = read_clips(str(manifest), p_act=use_p_act), max_response_tokens
+        return cls(
+            CaptionRows.of(clips, tokenizer, max_response_tokens=limit, use_p_act=use_p_act, once=True)
+        )
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        source = self.rows[index]
-        row = {
-            **self.inputs(source["key"], source["path"], source["cues"]),
-            "chosen_ids": source["chosen_ids"],
-            "rejected_ids": source["rejected_ids"],
-        }
-        if self.reference is not None:
-            for side in ("chosen", "rejected"):
-                key = reference_key(source, f"{side}_ids", self.inputs.processor.show_cues)
-                row[f"ref_{side}_logps"] = self.reference[key]
-        return row
+    def __getitem__(self, index: int) -> Row:
+        prompt, response = self.rows[index]
+        return {"prompt_ids": prompt, "response_ids": response}
 
-
-@dataclass
-class PreferenceCollator:
-    """Batches in trl's layout: all chosen rows, then all rejected rows. The audio stands once.
-
-    A batch of one clip of two audio tokens (A), chosen [7, 8], rejected [9]:
-        input_ids         [[5, A, A, 6, 7, 8], [5, A, A, 6, 9, 0]]
-        attention_mask    [[1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 0]]
-        completion_mask   [[0, 0, 0, 0, 1, 1], [0, 0, 0, 0, 1, 0]]
-        audio_frames      (1, frames, width), audio_frames_mask (1, frames)
-        ref_chosen_logps  [-3.2], ref_rejected_logps [-5.1]: where the reference is cached
-    """
-
-    processor: AlignCapProcessor
-
-    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
-        twice = rows + rows
-        responses = [row[f"{side}_ids"] for side in ("chosen", "rejected") for row in rows]
-        batch = join_prompt_and_response(
-            [row["prompt_ids"] for row in twice], responses, self.processor.tokenizer.pad_token_id
-        )
-        batch["completion_mask"] = (batch.pop("labels") >= 0).long()
-        batch.update(audio_batch(rows, self.processor))
-        for name in ("ref_chosen_logps", "ref_rejected_logps"):
-            if name in rows[0]:
-                batch[name] = torch.stack([row[name] for row in rows]).reshape(-1)
-        return batch
+    def lengths(self) -> np.ndarray:
+        """(rows, 2): tokens of each row's prompt and response."""
+        return np.array([(len(self.rows.prompt(i)), n) for i, n in enumerate(self.rows.responses.lengths)])

@@ -1,87 +1,88 @@
-"""SFT and KL distillation of the speech student. The teacher is the same LLM, adapters off, reading text."""
+"""`train distill`: KL from the same LLM, adapters off, that reads transcript and acoustic prompt."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.utils.data import ConcatDataset
+from transformers import AutoTokenizer
 
+from aligncap.models.hub import load_pretrained, resolve
 from aligncap.text.prompts import end_token_id
-from aligncap.training.caches import head_logits
-from aligncap.training.collators import IGNORE, pad_prompts, response_positions
-from aligncap.training.config import CaptionConfig, DistillConfig
-from aligncap.training.divergences import chunked_divergence, chunked_top_k_divergence
-from aligncap.training.sharding import adapters_off
-from aligncap.training.top_k import unpack
-from aligncap.training.trainer import BucketedTrainer, two_rate_optimizer
+from aligncap.training.align import make_student
+from aligncap.training.batches import length_buckets
+from aligncap.training.caches import cached_teacher, head_logits
+from aligncap.training.collators import pad_prompts, response_positions
+from aligncap.training.config import USE_P_ACT
+from aligncap.training.data import (
+    CaptionRows,
+    SpeechDataset,
+    TokenLists,
+    read_clips,
+)
+from aligncap.training.divergences import chunked, divergence, top_k_divergence, unpack
+from aligncap.training.resume import begin
+from aligncap.training.sft import SpeechSFTConfig, SpeechSFTTrainer
+from aligncap.training.sharding import adapters_off, shards_weights
+from aligncap.training.trainer import fit
 from aligncap.utils.distributed import ALONE, Group
+from aligncap.utils.errors import UserError
 from aligncap.utils.io import read_jsonl, write_jsonl
 from aligncap.utils.journal import journaled
+from aligncap.utils.options import NaturalInt, NonNegativeFloat, PositiveFloat, option
 from aligncap.utils.tensor_cache import digest
 
+_log = logging.getLogger(__name__)
 
-class SpeechSFTTrainer(BucketedTrainer):
-    """Cross-entropy on response tokens, end-of-text included.
 
-    Logits are computed at response positions only.
+@dataclass
+class DistillConfig(SpeechSFTConfig):
+    """KL to the same LLM reading transcript and P_act, and cross-entropy on the captions.
+
+    Writes to OUTPUT_DIR what `train sft` writes.
+
+    Examples:
+        aligncap train distill --config distill
+        aligncap train distill --config distill --seed 1 --output_dir runs/distill-1
+        accelerate launch --config_file configs/accelerate/cpu2.yaml scripts/train.py distill --config distill
     """
 
-    args: CaptionConfig
-    model: Any
-    # The loss is divided by the global number of response tokens here, so accumulation must not divide again.
-    loss_is_scaled_for_ga = True
+    divergence: Literal["forward_kl", "reverse_kl", "jsd"] = option(
+        "forward_kl", "forward_kl, reverse_kl or jsd."
+    )
+    temperature: PositiveFloat = option(1.0, "Softens both distributions; the loss is scaled by T².")
+    jsd_beta: float = option(0.5, "β of the generalised Jensen-Shannon divergence.")
+    ce_weight: NonNegativeFloat = option(1.0, "λ of the added cross-entropy.")
+    use_p_act: bool = option(True, USE_P_ACT)
+    targets: Literal["references", "teacher"] = option(
+        "references", "What is answered: references, or captions that the teacher writes."
+    )
+    teacher_cache: Literal["auto", "yes", "no"] = option(
+        "auto", "Compute the teacher's states before training; auto: if each is read at least once."
+    )
+    teacher_top_k: NaturalInt = option(
+        0, "Cache the teacher's k likeliest tokens, others in one bucket; 0: all tokens, exactly."
+    )
 
-    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
-        if self.optimizer is None:
-            self.optimizer = two_rate_optimizer(self)
-        return super().create_optimizer(*args, **kwargs)
-
-    def response_logits(self, model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Logits (response tokens, text vocabulary) and the tokens themselves."""
-        labels = inputs["labels"]
-        arguments = {k: v for k, v in inputs.items() if k != "labels"}
-        logits = model(**arguments, logits_to_keep=response_positions(labels), use_cache=False).logits
-        targets = labels[:, 1:][labels[:, 1:] != IGNORE]
-        if logits.dim() != 2 or len(logits) != len(targets):
-            raise ValueError("the model ignores boolean logits_to_keep; its forward cannot be trained here")
-        return self.drop_placeholder(logits), targets
-
-    def drop_placeholder(self, logits: Tensor) -> Tensor:
-        """Cut off the masked ids from the audio placeholder upwards: their log-probability is no number."""
-        limit = getattr(self.accelerator.unwrap_model(self.model).config, "audio_token_id", None)
-        return logits[:, :limit]
-
-    def token_loss(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
-        """Summed loss over the response tokens of `inputs`."""
-        logits, targets = self.response_logits(model, inputs)
-        return F.cross_entropy(logits.float(), targets, reduction="sum", label_smoothing=self.args.smoothing)
-
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Tensor],
-        return_outputs: bool = False,
-        num_items_in_batch: Tensor | int | None = None,
-    ) -> Any:
-        tokens = (inputs["labels"][:, 1:] != IGNORE).sum()
-        loss = self.token_loss(model, dict(inputs))
-        if num_items_in_batch is None:
-            loss = loss / tokens
-        else:
-            loss = loss / num_items_in_batch
-            if self.args.average_tokens_across_devices:
-                loss = loss * self.accelerator.num_processes  # the count is global, DDP averages gradients
-        return (loss, {}) if return_outputs else loss
-
-    def prediction_step(
-        self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
-    ) -> tuple[Tensor, None, None]:
-        with torch.no_grad(), self.compute_loss_context_manager():
-            return self.compute_loss(model, self._prepare_inputs(inputs)).detach(), None, None
+    def own_errors(self) -> list[str]:
+        errors = super().own_errors()
+        if self.teacher_top_k > 0 and self.teacher_cache == "no":
+            errors.append(
+                f"teacher_top_k={self.teacher_top_k}: is read from a cache; leave out teacher_cache=no"
+            )
+        if not 0 < self.jsd_beta < 1:
+            errors.append(f"jsd_beta={self.jsd_beta}: must be above 0 and below 1")
+        elif self.jsd_beta != type(self).jsd_beta and self.divergence != "jsd":
+            errors.append(f"jsd_beta: has no effect with divergence={self.divergence}; leave it out")
+        if self.smoothing and not self.ce_weight:
+            errors.append("smoothing: has no effect with ce_weight=0; leave it out")
+        return errors
 
 
 class DistillTrainer(SpeechSFTTrainer):
@@ -96,6 +97,7 @@ class DistillTrainer(SpeechSFTTrainer):
     args: DistillConfig
 
     def teacher_logits(self, model: nn.Module, teacher: dict[str, Tensor]) -> Tensor:
+        """Logits (response tokens, text vocabulary) of a batch's `teacher_*` entries."""
         with torch.no_grad():
             if "hidden" in teacher:
                 head = self.accelerator.unwrap_model(model).get_output_embeddings()
@@ -108,62 +110,129 @@ class DistillTrainer(SpeechSFTTrainer):
             model.train(was_training)
             return self.drop_placeholder(logits)
 
-    def token_loss(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
-        teacher = {
-            k.removeprefix("teacher_"): inputs.pop(k) for k in list(inputs) if k.startswith("teacher_")
-        }
-        options: dict[str, Any] = {
-            "name": self.args.divergence,
-            "temperature": self.args.temperature,
-            "beta": self.args.jsd_beta,
-        }
+    def predictions(self, model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        """Student's logits, tokens, and of the teacher logits or packed likeliest tokens (int32)."""
+        teacher = {k.removeprefix("teacher_"): v for k, v in inputs.items() if k.startswith("teacher_")}
         # Teacher first: switching adapters off and on must be over before the student's graph is built.
-        target = None if "top_k" in teacher else self.teacher_logits(model, teacher)
-        logits, tokens = self.response_logits(model, inputs)
-        if target is None:
-            ids, log_probs = unpack(teacher["top_k"], self.args.teacher_top_k)
-            loss = chunked_top_k_divergence(logits, ids, log_probs, **options)
-        elif logits.shape != target.shape:
-            raise ValueError(
-                f"teacher {tuple(target.shape)} and student {tuple(logits.shape)} logits do not match"
-            )
+        target = teacher["top_k"] if "top_k" in teacher else self.teacher_logits(model, teacher)
+        return (*self.response_logits(model, inputs), target)
+
+    def summed_loss(self, logits: Tensor, tokens: Tensor, target: Tensor | None = None) -> Tensor:
+        args = self.args
+        if target is None or len(target) != len(logits):
+            raise ValueError("the batch does not hold what the teacher says of each response token")
+        options: dict[str, Any] = {
+            "name": args.divergence,
+            "temperature": args.temperature,
+            "beta": args.jsd_beta,
+        }
+        if target.dtype == torch.int32:
+            loss = chunked(top_k_divergence, logits, *unpack(target, args.teacher_top_k), **options)
         else:
-            loss = chunked_divergence(logits, target, **options)
-        loss = self.args.temperature**2 * loss
-        if self.args.ce_weight:
-            loss = loss + self.args.ce_weight * F.cross_entropy(logits.float(), tokens, reduction="sum")
+            loss = chunked(divergence, logits, target, **options)
+        loss = args.temperature**2 * loss
+        if args.ce_weight:
+            loss = loss + args.ce_weight * super().summed_loss(logits, tokens)
         return loss
 
 
+def run_distill(config: DistillConfig) -> int:
+    """Train the student by distillation; 130 when interrupted."""
+    run = begin("train distill", config)
+    check_top_k(config.llm, config.teacher_top_k)
+    manifests = [read_clips(path, p_act=config.use_p_act or config.align_steps > 0) for path in run.manifests]
+    student = make_student(run, manifests, use_p_act=config.use_p_act)
+    rows = student.rows
+    inputs = student.inputs if config.feature_cache else student.inputs.live()
+    if config.targets == "teacher":
+        rows = written_by_teacher(run.out / "targets.jsonl", student.model.to(run.device), rows, run.group)
+    states, held = None, None
+    if wants_teacher_cache(config, SpeechDataset(rows[0], inputs)):
+        states, held = cached_teacher(
+            run.cache,
+            student.model.to(run.device),  # where weights will be sharded, its LLM is still on the host
+            ConcatDataset(rows),
+            student.processor.tokenizer.pad_token_id,
+            dtype=torch.bfloat16 if config.bf16 else torch.float32,
+            top_k=config.teacher_top_k,
+            temperature=config.temperature,
+            group=run.group,
+        )
+    train, *dev = (SpeechDataset(part, inputs, teacher=True, states=states) for part in rows)
+    trainer = DistillTrainer(
+        model=student.model,
+        args=config,
+        train_dataset=train,
+        eval_dataset=dev[0] if dev else None,
+        processing_class=student.processor,
+    )
+    record = {"teacher_coverage": held} if held else {}
+    return fit(trainer, run, manifests, record)
+
+
+def check_top_k(llm: str, top_k: int) -> None:
+    """Before anything long: there are as many tokens as are to be cached.
+
+    Raises:
+        UserError: `top_k` is above the vocabulary.
+    """
+    words = len(load_pretrained(AutoTokenizer, resolve(llm))) if top_k else 0
+    if top_k > words:
+        raise UserError(
+            f"teacher_top_k={top_k}: {llm} has {words} tokens; choose fewer, or 0 for all of them, exactly"
+        )
+
+
+def wants_teacher_cache(args: DistillConfig, dataset: SpeechDataset) -> bool:
+    """Whether the teacher is read before training: as asked, or where it costs no more than reading live."""
+    if args.teacher_top_k:
+        return True  # training reads no head of it, which may then be sharded
+    if shards_weights(args):  # only the model's own forward may use the head's weights
+        if args.teacher_cache == "yes" and args.process_index == 0:
+            _log.warning(
+                "teacher_cache=yes: cannot be read with weights in shards, so the teacher is read live; "
+                "teacher_top_k can"
+            )
+        return False
+    if args.teacher_cache != "auto":
+        return args.teacher_cache == "yes"
+    if args.max_steps < 0:  # by epochs
+        return args.num_train_epochs is not None and args.num_train_epochs >= 1
+    buckets = length_buckets(args, dataset)
+    batch = len(dataset) / len(buckets) if buckets else args.train_batch_size
+    return args.max_steps * batch * args.gradient_accumulation_steps * args.world_size >= len(dataset)
+
+
 @torch.no_grad()
-def write_targets(
-    path: Path, model: Any, tokenizer: Any, datasets: list[Any], batch: int = 32, group: Group = ALONE
-) -> None:
-    """Replace each row's response by the teacher's greedy caption; captions are kept in `path` and reused.
+def written_by_teacher(
+    path: Path,
+    model: Any,
+    parts: Sequence[CaptionRows],
+    group: Group = ALONE,
+    batch: int = 32,
+) -> list[CaptionRows]:
+    """The rows with the teacher's greedy captions as responses; captions are kept in `path` and reused.
 
     A caption that does not end within the length limit keeps its reference, since a cut sentence teaches
     the student not to stop. Processes share the captions, and what is written survives a kill.
     """
+    tokenizer, limit = parts[0].tokenizer, parts[0].max_response_tokens
     known = {tuple(r["prompt_ids"]): r["response_ids"] for r in read_jsonl(path)} if path.exists() else {}
-    end = end_token_id(tokenizer)
-    limit = max(len(r["response_ids"]) for d in datasets for r in d.rows) + 8
-    missing = list(
-        dict.fromkeys(tuple(r["teacher_prompt_ids"]) for d in datasets for r in d.rows) - known.keys()
-    )
-    missing.sort(key=len)
-    prompts = {digest(list(prompt)): prompt for prompt in missing}
+    end, pad = end_token_id(tokenizer), tokenizer.pad_token_id
+    asked = dict.fromkeys(tuple(part.prompt(i)) for part in parts for i in range(len(part)))
+    prompts = {digest(list(p)): p for p in sorted((p for p in asked if p not in known), key=len)}
     keys = list(prompts)
 
     def compute(chosen: Sequence[str]) -> dict[str, list[int] | None]:
-        inputs = pad_prompts([list(prompts[key]) for key in chosen], tokenizer.pad_token_id)
+        inputs = pad_prompts([list(prompts[key]) for key in chosen], pad)
         width = inputs["input_ids"].shape[1]
         made = model.generate(
             **{name: value.to(model.device) for name, value in inputs.items()},
             max_new_tokens=limit,
             do_sample=False,
         )
-        rows = zip(chosen, made[:, width:].tolist(), strict=True)
-        return {key: row[: row.index(end) + 1] if end in row else None for key, row in rows}
+        found = zip(chosen, made[:, width:].tolist(), strict=True)
+        return {key: ids[: ids.index(end) + 1] if end in ids else None for key, ids in found}
 
     with journaled(path, {"limit": limit}, group) as journal:
         batches = [keys[start : start + batch] for start in range(0, len(keys), batch)]
@@ -172,6 +241,10 @@ def write_targets(
         known |= {prompts[key]: journal[key] for key in keys}
         if group.rank == 0:
             write_jsonl(path, [{"prompt_ids": list(p), "response_ids": r} for p, r in known.items()])
-    for d in datasets:
-        for row in d.rows:
-            row["response_ids"] = known[tuple(row["teacher_prompt_ids"])] or row["response_ids"]
+    return [
+        replace(
+            part,
+            responses=TokenLists(known[tuple(part.prompt(i))] or part.responses[i] for i in range(len(part))),
+        )
+        for part in parts
+    ]

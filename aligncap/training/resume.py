@@ -1,65 +1,154 @@
-"""Going on from a checkpoint: which one is whole, whether it is the same run, what a kill left behind."""
+"""The start of a run, and going on from a checkpoint: which one is whole, whether it is the same run."""
 
 from __future__ import annotations
 
 import json
+import logging
+import math
 import os
 import re
 import shlex
 import shutil
 import sys
-from dataclasses import fields
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerState, TrainingArguments
+import torch
+from transformers import Trainer, TrainerState
 
-from aligncap.training.config import RunConfig
-from aligncap.training.sharding import launch_flags
-from aligncap.training.watch import out_of_patience
+from aligncap.data.provenance import (
+    Provenance,
+    manifests_provenance,
+    merge_provenance,
+    read_provenance,
+    training_provenance,
+    write_provenance,
+)
+from aligncap.training.config import RunConfig, StudentConfig, StudentSpec
+from aligncap.training.data import Clips
+from aligncap.training.sharding import launch_flags, load_whole, shards_weights
+from aligncap.utils.distributed import Group
 from aligncap.utils.errors import UserError, UserErrors
 from aligncap.utils.io import file_sha256, write_jsonl
+from aligncap.utils.run_record import write_run_record
+
+_log = logging.getLogger(__name__)
 
 # Options of ours that change no number, or none but for rounding.
-_FREE = {
-    "cache_dir",
-    "ddp_find_unused_parameters",
-    "eval_steps",
-    "feature_cache",
-    "gradient_checkpointing",
-    "label_names",
-    "logging_steps",
-    "output_dir",
-    "patience",
-    "reference_cache",
-    "remove_unused_columns",
-    "report_to",
-    "save_steps",
-    "save_total_limit",
-    "shared_prefix",
-    "teacher_cache",
-}
+_FREE = set(
+    "cache_dir ddp_find_unused_parameters eval_steps feature_cache gradient_checkpointing label_names "
+    "logging_steps output_dir patience reference_cache remove_unused_columns report_to save_steps "
+    "save_total_limit shared_prefix teacher_cache per_device_eval_batch_size".split()
+)
 # Options of transformers and trl that change numbers.
-_BINDING = {
-    "adam_beta1",
-    "adam_beta2",
-    "adam_epsilon",
-    "bf16",
-    "data_seed",
-    "disable_dropout",
-    "f_divergence_type",
-    "label_smoothing",
-    "ld_alpha",
-    "lr_scheduler_kwargs",
-    "max_grad_norm",
-    "optim",
-    "seed",
-    "train_sampling_strategy",
-}
+_BINDING = set(
+    "adam_beta1 adam_beta2 adam_epsilon bf16 data_seed disable_dropout f_divergence_type label_smoothing "
+    "ld_alpha lr_scheduler_kwargs max_grad_norm optim seed train_sampling_strategy".split()
+)
 _DATA = ("train_manifest", "dev_manifest", "train_pairs")  # told apart by what is in them
 _LENGTH = ("max_steps", "num_train_epochs")  # a run may be made longer, on another schedule
 PROCESSES = "processes.json"  # of a checkpoint: how many wrote it
 _BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps", "processes")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training run that may begin.
+
+    manifests: paths of the training manifest and, where there is one, of the dev manifest.
+    starts: the models that it starts from, by folder or name.
+    student: what the student is made of, where one is made. checkpoint: where the run goes on from; None: it
+    begins. group: the processes that share it. sharded: whether weights will lie in shards.
+    provenance: what its start was trained on.
+    """
+
+    command: str
+    config: RunConfig
+    out: Path
+    cache: Path
+    manifests: list[str]
+    starts: list[str]
+    student: StudentSpec | None
+    checkpoint: str | None
+    group: Group
+    device: torch.device
+    sharded: bool
+    provenance: Provenance
+
+    def done(self) -> int:
+        """Say where the model is; the exit code of a complete run."""
+        if self.group.rank == 0:
+            print(f"trained: {self.out}")
+        return 0
+
+
+def begin(command: str, config: RunConfig) -> Run:
+    """Everything that can refuse a run before anything long: its options, folder, checkpoint and start.
+
+    Raises:
+        UserErrors: options that the command needs are missing; a resumed run had other options or data.
+        UserError: the folder cannot be written or holds a run, the checkpoint is not whole.
+    """
+    errors = [
+        f"{name} is missing: e.g. --{name} {example}"
+        for name, example in config.REQUIRED.items()
+        if not getattr(config, name)
+    ]
+    if config.eval_strategy != "no" and not config.dev_manifest:
+        errors.append(f"eval_strategy={config.eval_strategy}: there is nothing to evaluate; set dev_manifest")
+    if errors:
+        raise UserErrors(errors)
+    out = Path(str(config.output_dir))
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        probe = out / ".write-probe"
+        probe.write_text("")
+        probe.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"output_dir {out}: cannot be written: {error.strerror}") from error
+    group = Group(config.process_index, config.world_size)
+    if group.rank == 0 and (out / "run.json").exists() and not config.resume_from_checkpoint:
+        raise UserError(
+            f"{out}: holds a run already; add --resume_from_checkpoint true, or choose another --output_dir"
+        )
+    checkpoint = last_checkpoint(config)
+    if checkpoint:
+        check_same_run(config, checkpoint)
+    if group.rank == 0 and config.resume_from_checkpoint:
+        clear_remains(out)
+        _log.info(f"goes on from {checkpoint}" if checkpoint else f"{out}: no checkpoint yet; begins again")
+    load_whole(config)
+
+    def named(*names: str) -> list[str]:
+        return [str(path) for name in names if (path := getattr(config, name, None))]
+
+    starts = named("model", "llm")
+    return Run(
+        command,
+        config,
+        out,
+        cache=Path(getattr(config, "cache_dir", out)),
+        manifests=named("train_manifest", "dev_manifest"),
+        starts=starts,
+        student=config.student_spec() if isinstance(config, StudentConfig) else None,
+        checkpoint=checkpoint,
+        group=group,
+        device=config.device,
+        sharded=shards_weights(config),
+        provenance=training_provenance([], starts),
+    )
+
+
+def record_run(run: Run, manifests: Sequence[Clips], **record: Any) -> None:
+    """Write run.json and provenance.json of a run on `manifests`."""
+    paths = [clips.manifest for clips in manifests]
+    data = [str(path) for path in (getattr(run.config, "train_pairs", None), *paths) if path]
+    write_run_record(run.out, run.command, run.config.to_dict(), data, seed=run.config.seed, **record)
+    read = manifests_provenance({clips.manifest: clips.utterances for clips in manifests})
+    before = read_provenance(run.out) or Provenance()
+    write_provenance(run.out, merge_provenance(run.provenance, read, before))
 
 
 def last_checkpoint(args: RunConfig) -> str | None:
@@ -135,9 +224,24 @@ def finished(args: RunConfig, checkpoint: str) -> bool:
     if args.max_steps > 0:
         over = state.global_step >= args.max_steps
     else:
-        over = (state.epoch or 0) >= args.num_train_epochs
+        over = (state.epoch or 0) >= float(args.num_train_epochs or 0)
     patience = getattr(args, "patience", 0)
     return over or bool(patience and out_of_patience(state.log_history, patience))
+
+
+def out_of_patience(history: Sequence[dict[str, Any]], patience: int) -> bool:
+    """Whether the last `patience` dev scores of a log did not better the one before them."""
+    scores = [row["eval_rubric"] for row in history if "eval_rubric" in row]
+    return bool(scores) and len(scores) - 1 - scores.index(max(scores)) >= patience
+
+
+def take_up_end(trainer: Trainer, checkpoint: str) -> None:
+    """Bring `trainer` to where training left it when it came to its end at `checkpoint`."""
+    trainer.state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
+    best = trainer.state.best_model_checkpoint if trainer.args.load_best_model_at_end else None
+    trainer._load_from_checkpoint(best or checkpoint)
+    if trainer.is_world_process_zero():
+        cut_log(Path(str(trainer.args.output_dir)) / "log.jsonl", trainer.state.global_step, done=True)
 
 
 def check_same_run(args: RunConfig, checkpoint: str) -> None:
@@ -158,7 +262,7 @@ def check_same_run(args: RunConfig, checkpoint: str) -> None:
         for name in sorted(_binding(args))
         if name in before and name in now and not _same(before[name], now[name])
     ]
-    batch, batch_before = (_product(values) for values in (now, before))
+    batch, batch_before = (math.prod(int(v.get(name) or 1) for name in _BATCH) for v in (now, before))
     if batch != batch_before:
         errors.append(f"{' × '.join(_BATCH)}={batch}: the run began with {batch_before}")
     named = [str(path) for name in _DATA if (path := getattr(args, name, None))]
@@ -173,37 +277,23 @@ def check_same_run(args: RunConfig, checkpoint: str) -> None:
         )
     for name in (*_LENGTH, *_BATCH):
         if name in before and name in now and before[name] != now[name] and args.process_index == 0:
-            print(
-                f"{name}={now[name]}: the run began with {before[name]}; "
-                "its losses will not be those of an unbroken run",
-                file=sys.stderr,
+            _log.warning(
+                "%s=%s: the run began with %s; its losses will not be those of an unbroken run",
+                *(name, now[name], before[name]),
             )
 
 
 def _binding(args: RunConfig) -> set[str]:
     """Options whose change changes numbers: ours, and those of transformers and trl that we know of."""
-    ours = {
-        name
-        for base in type(args).__mro__
-        if base.__module__.startswith("aligncap")
-        for name in base.__annotations__
-    }
-    evaluation = {f.name for f in fields(TrainingArguments) if f.name.startswith("per_device_eval")}
-    watched = {name for name in ours if name.startswith("alarm_")}
-    return (ours | _BINDING) - _FREE - evaluation - watched - {*_DATA, *_LENGTH, *_BATCH}
+    kinds = (kind for kind in type(args).__mro__ if kind.__module__.startswith("aligncap"))
+    ours = {name for kind in kinds for name in kind.__annotations__ if not name.startswith("alarm_")}
+    return (ours | _BINDING) - _FREE - {*_DATA, *_LENGTH, *_BATCH}
 
 
 def _same(a: Any, b: Any) -> bool:
     if isinstance(a, str) and isinstance(b, str) and Path(a).exists() and Path(b).exists():
         return Path(a).resolve() == Path(b).resolve()
     return bool(a == b)
-
-
-def _product(values: dict[str, Any]) -> int:
-    total = 1
-    for name in _BATCH:
-        total *= int(values.get(name) or 1)
-    return total
 
 
 def _record(folder: Path) -> dict[str, Any]:

@@ -23,6 +23,12 @@ def _asked(name: str) -> bool:
 def launch_errors(args: TrainingArguments) -> list[str]:
     """What the launcher's configuration asks for and cannot be had."""
     errors = []
+    alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
+    if alone and not args.use_cpu and torch.cuda.is_available() and torch.cuda.device_count() > 1:
+        errors.append(
+            "several GPUs need a launcher: accelerate launch --multi_gpu -m aligncap train …, "
+            "or CUDA_VISIBLE_DEVICES=0 for one"
+        )
     if (args.deepspeed or _asked("ACCELERATE_USE_DEEPSPEED")) and not is_deepspeed_available():
         errors.append("deepspeed: is not installed; pip install 'aligncap[deepspeed]', or choose fsdp2.yaml")
     version = os.environ.get("FSDP_VERSION", "1")
@@ -49,16 +55,16 @@ def shards_weights(args: TrainingArguments) -> bool:
     return bool(args.fsdp) or _asked("ACCELERATE_USE_FSDP") or (plugin is not None and plugin.zero_stage == 3)
 
 
-def place(model: Any, args: TrainingArguments) -> Any:
+def place(model: Any, device: torch.device, sharded: bool) -> Any:
     """`model` (AlignCapForConditionalGeneration) on the run's device.
 
     Where weights will be sharded, the language model stays on the host until they are: one device need not
     hold all of it. What is done before, features and projector alignment, does not run it.
     """
-    if not shards_weights(args):
-        return model.to(args.device)
-    model.model.audio_tower.to(args.device)
-    model.model.multi_modal_projector.to(args.device)
+    if not sharded:
+        return model.to(device)
+    model.model.audio_tower.to(device)
+    model.model.multi_modal_projector.to(device)
     return model
 
 

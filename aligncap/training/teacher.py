@@ -5,55 +5,76 @@ Merged, it is the LLM of teacher and student.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
-from transformers import set_seed
 
 from aligncap.models.checkpoints import load_llm, save_whole
 from aligncap.training.collators import TextCollator
-from aligncap.training.config import TeacherConfig
-from aligncap.training.data import read_captioned, refuse_special_tokens, text_rows, texts_of
-from aligncap.training.distill import SpeechSFTTrainer
+from aligncap.training.config import USE_P_ACT, CaptionConfig
+from aligncap.training.data import CaptionRows, TextDataset, read_clips
+from aligncap.training.resume import begin
 from aligncap.training.sharding import load_whole
-from aligncap.training.trainer import add_adapters, prepare_folder, train
+from aligncap.training.trainer import BucketedTrainer, CaptionTrainer, fit
 from aligncap.utils.io import workplace
+from aligncap.utils.options import option
 
 
-def train_teacher(args: TeacherConfig) -> Path | None:
-    """Train, merge and save a plain causal LM with its tokenizer in `output_dir`.
+@dataclass
+class TeacherConfig(CaptionConfig):
+    """SFT of the text LLM on transcript + P_act -> caption; the adapters are merged at the end.
 
-    Returns:
-        The folder, or None when the run was interrupted.
+    Writes to OUTPUT_DIR: a plain causal LM with its tokenizer, run.json, log.jsonl, tensorboard logs and
+    checkpoints.
 
-    Raises:
-        UserError: data or model cannot be had; see `read_captioned`, `load_llm`.
+    Examples:
+        aligncap train teacher --config teacher
+        aligncap train teacher --train_manifest data/train.jsonl --output_dir runs/teacher --max_steps 60
     """
-    out = prepare_folder(args)
-    manifests = [m for m in (args.train_manifest, args.dev_manifest) if m]
-    utterances = [read_captioned(m, need_p_act=True) for m in manifests]
-    set_seed(args.seed)
-    model, tokenizer = load_llm(args.llm)
-    for path, part in zip(manifests, utterances, strict=True):
-        refuse_special_tokens(path, texts_of(part), tokenizer)
-    rows = [text_rows(u, tokenizer, args.max_response_tokens, args.use_p_act) for u in utterances]
-    peft_model = add_adapters(model, args, projector=False)
-    trainer = SpeechSFTTrainer(
-        model=peft_model,
-        args=args,
-        train_dataset=rows[0],
-        eval_dataset=rows[1] if len(rows) > 1 else None,
-        data_collator=TextCollator(tokenizer.pad_token_id),
+
+    learning_rate: float = 5e-4
+    use_p_act: bool = option(True, USE_P_ACT)
+
+
+class TeacherTrainer(CaptionTrainer):
+    """`CaptionTrainer` on text (`data.TextDataset`); `processing_class` is the tokenizer, which can pad."""
+
+    args: TeacherConfig
+
+    def collator(self, processing_class: Any) -> TextCollator:
+        return TextCollator(processing_class.pad_token_id)
+
+
+def run_teacher(config: TeacherConfig) -> int:
+    """Train, merge and save the teacher; 130 when interrupted."""
+    run = begin("train teacher", config)
+    manifests = [read_clips(path, p_act=config.use_p_act) for path in run.manifests]
+    model, tokenizer = load_llm(config.llm)
+    limit, use_p_act = config.max_response_tokens, config.use_p_act
+    train, *dev = (
+        TextDataset(
+            CaptionRows.of(clips, tokenizer, max_response_tokens=limit, use_p_act=use_p_act, once=True)
+        )
+        for clips in manifests
     )
-    if not train(trainer, args, "train teacher", list(manifests)):
-        return None
-    with workplace(out / "adapter") as adapter:
-        trainer.save_model(str(adapter))  # gathers weights that lie in shards
-        load_whole(args)
-        if trainer.is_world_process_zero():
-            whole: Any = load_llm(args.llm)[0]
-            tokenizer.save_pretrained(out)
-            save_whole(PeftModel.from_pretrained(whole, adapter).merge_and_unload(), out)
-    trainer.accelerator.wait_for_everyone()
-    return out
+    trainer = TeacherTrainer(
+        model=model,
+        args=config,
+        train_dataset=train,
+        eval_dataset=dev[0] if dev else None,
+        processing_class=tokenizer,
+    )
+
+    def save(trainer: BucketedTrainer, out: Path) -> None:
+        with workplace(out / "adapter") as adapter:
+            trainer.save_model(str(adapter))  # gathers weights that lie in shards
+            load_whole(config)
+            if trainer.is_world_process_zero():
+                whole, tokenizer = load_llm(config.llm)
+                tokenizer.save_pretrained(out)
+                save_whole(PeftModel.from_pretrained(whole, adapter).merge_and_unload(), out)
+        trainer.accelerator.wait_for_everyone()
+
+    return fit(trainer, run, manifests, save=save)

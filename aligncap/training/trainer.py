@@ -1,22 +1,26 @@
-"""What every training run shares: adapters, interruption, logs, resume, the record of the run."""
+"""What all trainers share: adapters, the token-normalised loss, two learning rates, logs and interruption.
+
+`fit` is the last phase of every training command: record the run, train to its end or to an interruption.
+"""
 
 from __future__ import annotations
 
 import functools
 import json
+import logging
 import re
 import signal
-import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
-from torch import nn
-from torch.utils.data import DataLoader, Sampler
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
 from transformers import (
     PreTrainedModel,
     Trainer,
@@ -24,254 +28,30 @@ from transformers import (
     TrainerControl,
     TrainerState,
     TrainingArguments,
+    set_seed,
 )
 from transformers.pytorch_utils import Conv1D
+from transformers.trainer_utils import EvalLoopOutput
 
-from aligncap.data.provenance import (
-    Provenance,
-    merge_provenance,
-    read_provenance,
-    training_provenance,
-    write_provenance,
-)
 from aligncap.models.precision import suit_bfloat16
+from aligncap.training.batches import LengthBuckets, length_buckets
+from aligncap.training.collators import IGNORE, Row, response_positions
 from aligncap.training.config import RunConfig
+from aligncap.training.data import Clips
 from aligncap.training.resume import (
     PROCESSES,
-    check_same_run,
-    clear_remains,
+    Run,
     cut_log,
     finished,
-    last_checkpoint,
+    record_run,
     resume_command,
+    take_up_end,
 )
-from aligncap.training.sharding import load_whole, shard_as_configured
+from aligncap.training.sharding import shard_as_configured
 from aligncap.utils.errors import UserError
 from aligncap.utils.io import write_json
-from aligncap.utils.run_record import write_run_record
 
-Spans = list[tuple[int, int]]
-
-
-def padded_size(lengths: np.ndarray) -> int:
-    """Tokens of one batch, padding included; `lengths` are (rows, 2): tokens of prompt and of response.
-
-    >>> padded_size(np.array([[5, 1], [3, 4]]))
-    18
-    """
-    return len(lengths) * int(lengths.max(0).sum())
-
-
-def padding_share(lengths: np.ndarray, batches: Sequence[Sequence[int] | np.ndarray]) -> float:
-    """Share of padding in all tokens of `batches` of indices into `lengths` (rows, 2).
-
-    >>> padding_share(np.array([[5, 1], [3, 4]]), [[0, 1]])  # 13 tokens in 18 places
-    0.2777777777777778
-    """
-    real = sum(int(lengths[batch].sum()) for batch in batches)
-    return 1 - real / sum(padded_size(lengths[batch]) for batch in batches)
-
-
-def places(lengths: np.ndarray, slabs: int) -> np.ndarray:
-    """Place of each row in an order whose neighbours are alike in prompt and in response.
-
-    Rows of like prompts form slabs of about equal number; each slab is sorted by response, up and down in
-    turn, so that two slabs meet in like responses (after sort-tile-recursive packing, Leutenegger et al.
-    1997). Rows of the same two lengths share a place.
-
-    >>> places(np.array([[9, 1], [9, 5], [2, 5], [2, 1], [2, 1]]), slabs=2).tolist()
-    [3, 2, 1, 0, 0]
-    """
-    prompts, responses = lengths.T
-    slab = np.searchsorted(np.sort(prompts), prompts) * slabs // len(prompts)
-    keys = np.stack([slab, np.where(slab % 2, -responses, responses), prompts], axis=1)
-    return np.unique(keys, axis=0, return_inverse=True)[1].reshape(-1)
-
-
-def cut(lengths: np.ndarray, rows: int, tokens: int) -> Spans:
-    """Cut rows, in their order, into batches [start, stop).
-
-    Each holds at most `rows` rows and `tokens` tokens, padding included; 0: no such limit. A row longer than
-    `tokens` stands alone.
-
-    >>> cut(np.array([[3, 1], [3, 2], [9, 1], [9, 9]]), rows=0, tokens=10)
-    [(0, 2), (2, 3), (3, 4)]
-    """
-    spans: Spans = []
-    start = prompt = response = 0
-    for place, (own_prompt, own_response) in enumerate(lengths.tolist()):
-        prompt, response = max(prompt, own_prompt), max(response, own_response)
-        count = place - start + 1
-        full = 0 < rows < count or 0 < tokens < count * (prompt + response)
-        if full and count > 1:
-            spans.append((start, place))
-            start, prompt, response = place, own_prompt, own_response
-    return [*spans, (start, len(lengths))]
-
-
-def round_up(spans: Spans, lengths: np.ndarray, multiple: int) -> Spans:
-    """Halve the largest batches until their number is a multiple of `multiple`, or all are single rows."""
-    spans = list(spans)
-    while len(spans) % multiple and len(spans) < len(lengths):
-        sizes = [padded_size(lengths[a:b]) if b - a > 1 else 0 for a, b in spans]
-        largest = int(np.argmax(sizes))
-        start, stop = spans[largest]
-        middle = (start + stop) // 2
-        spans[largest : largest + 1] = [(start, middle), (middle, stop)]
-    return spans
-
-
-class LengthBuckets(Sampler[list[int]]):
-    """A batch sampler: each row once an epoch, in batches of rows of like length, the batches shuffled.
-
-    The rows of a batch change from epoch to epoch as far as others of the same lengths can take their places,
-    and where batches begin and end does not: each epoch has the same number of batches, by which the Trainer
-    counts its steps and finds its place when it resumes. All of it follows from seed and epoch.
-
-    Args:
-        lengths: (rows, 2), tokens of each row's prompt and response.
-        rows: rows of a batch, 0: as many as `tokens` allow.
-        tokens: budget of a batch, padding included; 0: none.
-        multiple: the number of batches is a multiple of it (processes × accumulation steps), so that all
-            processes and all steps get equally many; only rows fewer than it leave it smaller.
-    """
-
-    def __init__(
-        self, lengths: np.ndarray, *, rows: int = 0, tokens: int = 0, multiple: int = 1, seed: int = 0
-    ) -> None:
-        if not rows and not tokens:
-            raise ValueError("rows or tokens must limit a batch")
-        self.lengths, self.seed, self.epoch = lengths, seed, 0
-        best = None
-        for slabs in (2**k for k in range(len(lengths).bit_length())):
-            place = places(lengths, slabs)
-            ordered = lengths[np.argsort(place, kind="stable")]
-            spans = cut(ordered, rows, tokens)
-            size = sum(padded_size(ordered[a:b]) for a, b in spans)
-            if best is None or size < best:
-                best, self.place, self.spans = size, place, round_up(spans, ordered, multiple)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch that the next iteration gives."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return len(self.spans)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        rng = np.random.default_rng([self.seed, self.epoch])
-        shuffled = rng.permutation(len(self.lengths))
-        order = shuffled[np.argsort(self.place[shuffled], kind="stable")]
-        for batch in rng.permutation(len(self.spans)):
-            start, stop = self.spans[batch]
-            yield order[start:stop].tolist()
-
-    def shuffled(self) -> list[np.ndarray]:
-        """As many batches of shuffled rows, whatever their lengths: what the buckets are held against."""
-        return np.array_split(np.random.default_rng(self.seed).permutation(len(self.lengths)), len(self))
-
-    def summary(self, teacher: np.ndarray | None = None) -> dict[str, float]:
-        """Rows, batches, mean rows of a batch, share of padding, and that of shuffled batches.
-
-        Args:
-            teacher: lengths of what the teacher reads beside each row, in the layout of `lengths`.
-        """
-        found: dict[str, float] = {
-            "rows": len(self.lengths),
-            "batches": len(self),
-            "rows_per_batch": len(self.lengths) / len(self),
-        }
-        for name, lengths in (("", self.lengths), ("teacher_", teacher)):
-            if lengths is not None:
-                found[f"{name}padding"] = padding_share(lengths, list(self))
-                found[f"{name}padding_shuffled"] = padding_share(lengths, self.shuffled())
-        return {name: round(value, 4) for name, value in found.items()}
-
-
-def row_lengths(dataset: Any) -> np.ndarray:
-    """(rows, 2): tokens of each row's prompt and response, from `dataset.lengths()` or from its rows."""
-    if hasattr(dataset, "lengths"):
-        return np.array(dataset.lengths())
-    return np.array([(len(row["prompt_ids"]), len(row["response_ids"])) for row in dataset])
-
-
-def length_buckets(args: RunConfig, dataset: Any) -> LengthBuckets | None:
-    """The batches that the options ask for; None: the Trainer's own."""
-    if not args.tokens_per_batch and not args.length_buckets:
-        return None
-    return LengthBuckets(
-        row_lengths(dataset),
-        rows=0 if args.tokens_per_batch else args.train_batch_size,
-        tokens=args.tokens_per_batch,
-        multiple=args.world_size * args.gradient_accumulation_steps,
-        seed=args.seed if args.data_seed is None else args.data_seed,
-    )
-
-
-class BucketedTrainer(Trainer):
-    """A Trainer that reads its rows in `LengthBuckets` where the options ask for them."""
-
-    args: RunConfig
-
-    @functools.cached_property
-    def buckets(self) -> LengthBuckets | None:
-        return length_buckets(self.args, self.train_dataset)
-
-    def get_train_dataloader(self) -> DataLoader:
-        if self.buckets is None:
-            return super().get_train_dataloader()
-        args = self.args
-        loader = DataLoader(
-            self.train_dataset,  # type: ignore[arg-type]
-            batch_sampler=self.buckets,
-            collate_fn=self.data_collator,
-            num_workers=args.dataloader_num_workers,
-            pin_memory=args.dataloader_pin_memory,
-            persistent_workers=args.dataloader_persistent_workers,
-            multiprocessing_context=args.dataloader_multiprocessing_context,
-            prefetch_factor=args.dataloader_prefetch_factor,
-            in_order=args.dataloader_in_order,
-        )
-        loader = self.accelerator.prepare(loader)
-        # accelerate and the Trainer wrap batch samplers, for processes and to resume; through all wrappers an
-        # epoch reaches only what is named here.
-        loader.set_sampler(self.buckets)
-        return loader
-
-    def get_total_train_batch_size(self, args: Any) -> int:
-        """Rows of a step, of which the Trainer's samples a second are made."""
-        if self.buckets is None or not args.tokens_per_batch:
-            return super().get_total_train_batch_size(args)
-        a_step = args.world_size * args.gradient_accumulation_steps
-        return round(a_step * len(self.buckets.lengths) / len(self.buckets))
-
-    def describe_batches(self) -> dict[str, float]:
-        """`LengthBuckets.summary`, said on standard error; {} with the Trainer's own batches."""
-        if self.buckets is None:
-            return {}
-        teacher = getattr(self.train_dataset, "teacher_lengths", lambda: None)()
-        found = self.buckets.summary(None if teacher is None else np.array(teacher))
-        padding = "; ".join(
-            f"{who}padding {found[name]:.1%}, in shuffled batches {found[f'{name}_shuffled']:.1%}"
-            for who, name in (("", "padding"), ("the teacher's ", "teacher_padding"))
-            if name in found
-        )
-        print(
-            f"batches: {found['rows']:.0f} rows in {found['batches']:.0f} batches, "
-            f"{found['rows_per_batch']:.1f} rows each; {padding}",
-            file=sys.stderr,
-        )
-        budget = self.args.tokens_per_batch
-        longest = self.buckets.lengths.sum(1)
-        if budget and (over := int((longest > budget).sum())):
-            print(
-                f"batches: {over} rows are longer than tokens_per_batch={budget}, up to {longest.max()}; "
-                "each stands alone in its batch",
-                file=sys.stderr,
-            )
-        return found
-
-
+_log = logging.getLogger(__name__)
 _TARGETS = (("q_proj", "v_proj"), ("c_attn",), ("query_key_value",), ("qkv_proj",))
 
 
@@ -320,33 +100,184 @@ def freeze_adapters(model: nn.Module) -> None:
             parameter.requires_grad_(False)
 
 
-def two_rate_optimizer(trainer: Trainer) -> torch.optim.Optimizer | None:
-    """The optimizer of the options, with a learning rate of its own for the projector.
+class BucketedTrainer(Trainer):
+    """A Trainer with `LengthBuckets` and a rate of the projector's own, where the options ask for them."""
 
-    None where the options name no such rate: the Trainer's own will do.
+    args: RunConfig
+    model: Any
+
+    @functools.cached_property
+    def buckets(self) -> LengthBuckets | None:
+        return length_buckets(self.args, self.train_dataset)
+
+    def get_train_dataloader(self) -> DataLoader:
+        if self.buckets is None:
+            return super().get_train_dataloader()
+        names = "num_workers pin_memory persistent_workers multiprocessing_context prefetch_factor in_order"
+        options: Any = {name: getattr(self.args, f"dataloader_{name}") for name in names.split()}
+        options |= {"batch_sampler": self.buckets, "collate_fn": self.data_collator}
+        rows: Any = self.train_dataset
+        loader = self.accelerator.prepare(DataLoader(rows, **options))
+        # accelerate and the Trainer wrap batch samplers, for processes and to resume; through all wrappers an
+        # epoch reaches only what is named here.
+        loader.set_sampler(self.buckets)
+        return loader
+
+    def get_total_train_batch_size(self, args: Any) -> int:
+        """Rows of a step, of which the Trainer's samples a second are made."""
+        if self.buckets is None or not args.tokens_per_batch:
+            return super().get_total_train_batch_size(args)
+        a_step = args.world_size * args.gradient_accumulation_steps
+        return round(a_step * len(self.buckets.lengths) / len(self.buckets))
+
+    def describe_batches(self) -> dict[str, float]:
+        """`LengthBuckets.summary`, logged; {} with the Trainer's own batches."""
+        if self.buckets is None:
+            return {}
+        found = self.buckets.summary(getattr(self.train_dataset, "teacher_lengths", lambda: None)())
+        padding = "; ".join(
+            f"{who}padding {found[name]:.1%}, in shuffled batches {found[f'{name}_shuffled']:.1%}"
+            for who, name in (("", "padding"), ("the teacher's ", "teacher_padding"))
+            if name in found
+        )
+        counts = f"{found['rows']:.0f} rows in {found['batches']:.0f} batches"
+        each = f"{counts}, {found['rows_per_batch']:.1f} rows each"
+        budget, lengths = self.args.tokens_per_batch, self.buckets.lengths.sum(1)
+        if budget and (over := int((lengths > budget).sum())):
+            padding += f"; {over} rows are longer than tokens_per_batch={budget}, up to {lengths.max()}"
+        _log.info("batches: %s; %s", each, padding)
+        return found
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        rate = getattr(self.args, "projector_learning_rate", None)
+        if self.optimizer is not None or not rate:
+            return super().create_optimizer(model)
+        groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad:
+                key = ("multi_modal_projector" in name, parameter.dim() > 1)
+                groups.setdefault(key, []).append(parameter)
+        kind, options = self.get_optimizer_cls_and_kwargs(self.args)
+        self.optimizer = kind(
+            [
+                {
+                    "params": parameters,
+                    "lr": rate if projector else self.args.learning_rate,
+                    "weight_decay": self.args.weight_decay if decays else 0.0,
+                }
+                for (projector, decays), parameters in groups.items()
+            ],
+            **options,
+        )
+        return super().create_optimizer(model)
+
+
+class CaptionTrainer(BucketedTrainer):
+    """Cross-entropy on response tokens, end-of-text included; logits are computed at their positions only.
+
+    The loss is the sum over tokens divided by their number in the global batch, so batches of any size,
+    accumulation steps and processes give the same run; an evaluation's is that over all its tokens.
+
+    Args:
+        model: with adapters (a PeftModel), or plain: it is given those of `peft_config`, or of `args`.
+        processing_class: processor or tokenizer of the model, for the collator and to be saved beside it.
     """
-    args: Any = trainer.args
-    rate = getattr(args, "projector_learning_rate", None)
-    if not rate:
-        return None
-    model: Any = trainer.model
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            key = ("multi_modal_projector" in name, parameter.dim() > 1)
-            groups.setdefault(key, []).append(parameter)
-    kind, options = trainer.get_optimizer_cls_and_kwargs(args)
-    return kind(
-        [
-            {
-                "params": parameters,
-                "lr": rate if projector else args.learning_rate,
-                "weight_decay": args.weight_decay if decays else 0.0,
-            }
-            for (projector, decays), parameters in groups.items()
-        ],
-        **options,
-    )
+
+    # The loss is divided by the global number of response tokens here, so accumulation must not divide again.
+    loss_is_scaled_for_ga = True
+    trains_projector = False
+
+    def __init__(
+        self,
+        model: PreTrainedModel | PeftModel,
+        args: RunConfig,
+        processing_class: Any = None,
+        peft_config: PeftConfig | None = None,
+        data_collator: Callable[[list[Row]], dict[str, Tensor]] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if data_collator is None:
+            if processing_class is None:
+                raise ValueError("give processing_class, the model's processor or tokenizer")
+            data_collator = self.collator(processing_class)
+        if not isinstance(model, PeftModel):
+            set_seed(args.seed)
+            wanted = peft_config or lora_config(model, args, projector=self.trains_projector)
+            model = get_peft_model(model.requires_grad_(False), wanted)
+            if not getattr(args, "train_llm", True):
+                freeze_adapters(model)
+        super().__init__(
+            model=model, args=args, processing_class=processing_class, data_collator=data_collator, **kwargs
+        )
+
+    def collator(self, processing_class: Any) -> Callable[[list[Row]], dict[str, Tensor]]:
+        """What makes batches of rows by default."""
+        raise NotImplementedError
+
+    def response_logits(self, model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Logits (response tokens, text vocabulary) and the tokens themselves."""
+        labels = inputs["labels"]
+        arguments = {k: v for k, v in inputs.items() if k != "labels" and not k.startswith("teacher_")}
+        logits = model(**arguments, logits_to_keep=response_positions(labels), use_cache=False).logits
+        targets = labels[:, 1:][labels[:, 1:] != IGNORE]
+        if logits.dim() != 2 or len(logits) != len(targets):
+            raise ValueError("the model ignores boolean logits_to_keep; its forward cannot be trained here")
+        return self.drop_placeholder(logits), targets
+
+    def drop_placeholder(self, logits: Tensor) -> Tensor:
+        """Cut off the masked ids from the audio placeholder upwards: their log-probability is no number."""
+        limit = getattr(self.accelerator.unwrap_model(self.model).config, "audio_token_id", None)
+        return logits[:, :limit]
+
+    def predictions(self, model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        """What `summed_loss` compares, each of one row a response token."""
+        return self.response_logits(model, inputs)
+
+    def summed_loss(self, logits: Tensor, tokens: Tensor) -> Tensor:
+        """Loss summed over tokens, in nats."""
+        smoothing = getattr(self.args, "smoothing", 0.0)
+        return F.cross_entropy(logits.float(), tokens, reduction="sum", label_smoothing=smoothing)
+
+    def token_loss(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+        """Summed loss over the response tokens of `inputs`."""
+        return self.summed_loss(*self.predictions(model, inputs))
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        tokens = (inputs["labels"][:, 1:] != IGNORE).sum()
+        loss = self.token_loss(model, dict(inputs))
+        if num_items_in_batch is None:
+            loss = loss / tokens
+        else:
+            loss = loss / num_items_in_batch
+            if self.args.average_tokens_across_devices:
+                loss = loss * self.accelerator.num_processes  # the count is global, DDP averages gradients
+        return (loss, {}) if return_outputs else loss
+
+    def prediction_step(
+        self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
+    ) -> tuple[None, Tensor, None]:
+        """In place of logits (rows, 2): each row's summed loss and number of tokens."""
+        with torch.no_grad(), self.compute_loss_context_manager():
+            batch = self._prepare_inputs(inputs)
+            counts = (batch["labels"][:, 1:] != IGNORE).sum(1)
+            parts = (part.split(counts.tolist()) for part in self.predictions(model, dict(batch)))
+            sums = torch.stack([self.summed_loss(*row) for row in zip(*parts, strict=True)])
+        return None, torch.stack([sums.float(), counts.float()], 1), None
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        """transformers', with the loss a mean over tokens in place of one over batches."""
+        output = super().evaluation_loop(*args, **kwargs)
+        loss, tokens = np.asarray(output.predictions, dtype=np.float64).sum(0)
+        metrics = (output.metrics or {}) | {
+            f"{kwargs.get('metric_key_prefix', 'eval')}_loss": float(loss / tokens)
+        }
+        return output._replace(metrics=metrics)
 
 
 class Interruption(TrainerCallback):
@@ -370,7 +301,7 @@ class Interruption(TrainerCallback):
         if self.asked:
             return
         self.asked, self._since = True, time.monotonic()
-        print("stopping after this step; a checkpoint will be saved", file=sys.stderr)
+        _log.info("stopping after this step; a checkpoint will be saved")
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -390,7 +321,10 @@ class Interruption(TrainerCallback):
 
 
 class JsonLog(TrainerCallback):
-    """Every log as a line of OUT/log.jsonl, with the seconds of training, those before a stop included."""
+    """Every log as a line of OUT/log.jsonl, with the seconds of training, those before a stop included.
+
+    Each checkpoint notes how many processes wrote it: a resumed run may have others.
+    """
 
     def __init__(self) -> None:
         self.start = time.perf_counter()
@@ -420,10 +354,6 @@ class JsonLog(TrainerCallback):
             with (Path(str(args.output_dir)) / "log.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
 
-
-class CountProcesses(TrainerCallback):
-    """Notes in each checkpoint how many processes wrote it: a resumed run may have others."""
-
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
@@ -432,81 +362,46 @@ class CountProcesses(TrainerCallback):
             write_json(folder / PROCESSES, args.world_size)
 
 
-def prepare_folder(args: RunConfig) -> Path:
-    """The run's folder, proven writable before anything long begins."""
-    out = Path(str(args.output_dir))
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        probe = out / ".write-probe"
-        probe.write_text("")
-        probe.unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(f"output_dir {out}: cannot be written: {error.strerror}") from error
-    if args.process_index == 0 and (out / "run.json").exists() and not args.resume_from_checkpoint:
-        raise UserError(
-            f"{out}: holds a run already; add --resume_from_checkpoint true, or choose another --output_dir"
-        )
-    checkpoint = last_checkpoint(args)  # a resume from nowhere is refused before anything long
-    if checkpoint:
-        check_same_run(args, checkpoint)
-    if args.process_index == 0 and args.resume_from_checkpoint:
-        clear_remains(out)
-        where = f"goes on from {checkpoint}" if checkpoint else f"{out}: no checkpoint yet; begins again"
-        print(where, file=sys.stderr)
-    load_whole(args)
-    return out
+def fit(
+    trainer: BucketedTrainer,
+    run: Run,
+    manifests: Sequence[Clips],
+    record: dict[str, Any] | None = None,
+    save: Callable[[BucketedTrainer, Path], None] = lambda trainer, out: trainer.save_model(str(out)),
+) -> int:
+    """Train to the end, and save; or to an interruption, with a checkpoint.
 
-
-def train(
-    trainer: BucketedTrainer, args: RunConfig, verb: str, data: list[str | Path], **record: Any
-) -> bool:
-    """Train to the end or to an interruption.
+    Args:
+        manifests: what is learnt from and evaluated on, for the run's provenance.
+        record: what run.json says besides.
+        save: called in every process, since weights may lie in shards.
 
     Returns:
-        True when the run is complete, False when it was interrupted (checkpoint saved, command printed).
+        The command's exit code: 0, or 130 when it was interrupted.
     """
-    stop = Interruption()
+    args, stop = trainer.args, Interruption()
     trainer.add_callback(stop)
     trainer.add_callback(JsonLog())
-    trainer.add_callback(CountProcesses())
-    checkpoint = last_checkpoint(args)
-    trainer.accelerator.wait_for_everyone()  # all have chosen before the record of the run changes
-    if trainer.is_world_process_zero():
-        print(f"precision: {args.precision_reason}", file=sys.stderr)
-        if batches := trainer.describe_batches():
-            record["batches"] = batches
-        write_run_record(str(args.output_dir), verb, args.to_dict(), data, seed=args.seed, **record)
-        manifests = [path for path in data if path != getattr(args, "train_pairs", None)]
-        starts = [getattr(args, name, None) for name in ("model", "llm")]
-        heard = training_provenance(manifests, starts)
-        write_provenance(
-            str(args.output_dir),
-            merge_provenance(heard, read_provenance(str(args.output_dir)) or Provenance()),
-        )
+    trainer.accelerator.wait_for_everyone()  # all have chosen a checkpoint before the run's record changes
+    first = trainer.is_world_process_zero()
+    if first:
+        _log.info("precision: %s", args.precision_reason)
+        batches = trainer.describe_batches()
+        record_run(run, manifests, **(record or {}), **({"batches": batches} if batches else {}))
     sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
-    if checkpoint and finished(args, checkpoint) and not sharded:
-        take_up_end(trainer, args, checkpoint)
-        return True
-    if checkpoint:
-        args.eval_on_start = False
-    shard_as_configured(trainer)
-    if args.bf16 and not sharded:  # a shard's weights are of one precision
-        suit_bfloat16(trainer.accelerator.unwrap_model(trainer.model))
-    trainer.train(resume_from_checkpoint=checkpoint)
-    if stop.asked and trainer.state.global_step < trainer.state.max_steps:
-        if trainer.is_world_process_zero():
-            print(
-                f"stopped at step {trainer.state.global_step}; go on with:\n  {resume_command()}",
-                file=sys.stderr,
-            )
-        return False
-    return True
-
-
-def take_up_end(trainer: Trainer, args: RunConfig, checkpoint: str) -> None:
-    """Bring `trainer` to where training left it when it came to its end at `checkpoint`."""
-    trainer.state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
-    best = trainer.state.best_model_checkpoint if args.load_best_model_at_end else None
-    trainer._load_from_checkpoint(best or checkpoint)
-    if trainer.is_world_process_zero():
-        cut_log(Path(str(args.output_dir)) / "log.jsonl", trainer.state.global_step, done=True)
+    if run.checkpoint and finished(args, run.checkpoint) and not sharded:
+        take_up_end(trainer, run.checkpoint)
+    else:
+        args.eval_on_start = args.eval_on_start and not run.checkpoint
+        shard_as_configured(trainer)
+        if args.bf16 and not sharded:  # a shard's weights are of one precision
+            suit_bfloat16(trainer.accelerator.unwrap_model(trainer.model))
+        trainer.train(resume_from_checkpoint=run.checkpoint)
+        if stop.asked and trainer.state.global_step < trainer.state.max_steps:
+            if first:
+                _log.info(
+                    "stopped at step %d; go on with:\n  %s", trainer.state.global_step, resume_command()
+                )
+            return 130
+    save(trainer, run.out)
+    return run.done()

@@ -141,19 +141,37 @@ def read_jsonl(path: str | Path) -> list[Row]:
     """
     if not Path(path).is_file():
         raise UserError(f"{path}: no such file")
-    rows: list[Row] = []
-    errors: list[str] = []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").split("\n"), 1):
-        try:
-            row = json.loads(line) if line.strip() else None
-        except json.JSONDecodeError as error:
-            what = f"broken JSON ({error.msg} at column {error.colno}); mend or delete the line"
-            errors.append(f"{path}:{number}: {what}")
-            continue
-        if isinstance(row, dict):
-            rows.append(row)
-        elif line.strip():
-            errors.append(f"{path}:{number}: a JSON object is needed, found {type(row).__name__}")
-    if errors:
+    lines = list(json_lines(path))
+    if errors := [f"{path}:{number}: {row}" for number, row in lines if isinstance(row, str)]:
         raise UserErrors(errors)
-    return rows
+    return [row for _, row in lines if not isinstance(row, str)]
+
+
+def json_lines(path: str | Path, *, numbers_only: bool = False) -> Iterator[tuple[int, Row | str]]:
+    """(line number, object) of each line of a JSONL file that is not blank.
+
+    In place of the object of a line that holds none, what is wrong with it.
+
+    Args:
+        numbers_only: whether NaN and Infinity, which are not JSON but which Python writes, are an error.
+    """
+    decode = json.JSONDecoder(parse_constant=_refuse if numbers_only else None).decode
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            if not (line := line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line).strip():
+                continue
+            try:
+                row = decode(line.decode("utf-8"))
+            except UnicodeDecodeError:
+                yield number, "not UTF-8 text; save the file as UTF-8"
+            except (ValueError, RecursionError) as error:
+                at = f" at column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
+                what = getattr(error, "msg", error)
+                yield number, f"broken JSON ({what}{at}); mend or delete the line"
+            else:
+                wrong = f"a JSON object is needed, found {type(row).__name__}"
+                yield number, row if isinstance(row, dict) else wrong
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no JSON number")

@@ -7,18 +7,14 @@ import os
 import shlex
 import socket
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from aligncap.utils.errors import UserError
-
-_held: dict[Path, tuple[int, Callable[[], None]]] = {}  # by this process: how many times, how to release
-_guard = threading.Lock()
 
 
 @contextmanager
@@ -36,34 +32,33 @@ def locked(out: str | Path | None) -> Iterator[None]:
         yield
         return
     path = Path(os.path.abspath(out))
-    with _guard:
-        count, release = _held.get(path) or (0, _take(path))
-        _held[path] = count + 1, release
-    try:
-        yield
-    finally:
-        with _guard:
-            count, release = _held.pop(path)
-            if count > 1:
-                _held[path] = count - 1, release
-            else:
-                release()
-
-
-def _take(path: Path) -> Callable[[], None]:
-    """Take the lock of `path`; what is returned releases it."""
     file = path.with_name(f".{path.name}.lock")
     new = [folder for folder in path.parents if not folder.exists()]
-    lock = FileLock(file, timeout=0, thread_local=False)
+    lock = FileLock(file, timeout=0, thread_local=False, is_singleton=True)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except Timeout:
-        raise UserError(
-            f"{path}: is being written by {_holder(file)}; wait until it is done, or choose another output"
-        ) from None
+        what = f"{path}: is being written by {_holder(file)}"
+        raise UserError(f"{what}; wait until it is done, or choose another output") from None
     except OSError:
-        return lambda: None
+        pass
+    else:
+        if lock.lock_counter == 1:
+            _name_holder(file)
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            if lock.lock_counter == 1:
+                file.unlink()
+        lock.release()
+        with suppress(OSError):  # folders that were made for the lock and stayed empty
+            for folder in new:
+                folder.rmdir()
+
+
+def _name_holder(file: Path) -> None:
     command = shlex.join([os.path.basename(sys.argv[0]), *sys.argv[1:]])
     holder = {
         "pid": os.getpid(),
@@ -74,21 +69,10 @@ def _take(path: Path) -> Callable[[], None]:
     with suppress(OSError):
         file.write_text(json.dumps(holder), encoding="utf-8")
 
-    def release() -> None:
-        with suppress(OSError):
-            file.unlink()
-        lock.release()
-        with suppress(OSError):  # folders that were made for the lock and stayed empty
-            for folder in new:
-                folder.rmdir()
-
-    return release
-
 
 def _holder(file: Path) -> str:
     try:
-        return "process {pid} on {host} since {since}: {command}".format(
-            **json.loads(file.read_text("utf-8"))
-        )
+        holder = json.loads(file.read_text("utf-8"))
+        return "process {pid} on {host} since {since}: {command}".format(**holder)
     except (OSError, ValueError, KeyError, TypeError):  # it has not said so yet
         return "another process"

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from aligncap.data.manifest import Utterance
-from aligncap.evaluation.evaluate import evaluate_captions
 from aligncap.evaluation.metrics import java as coco
 from aligncap.evaluation.metrics.java import coco_statistics, meteor_counts, meteor_scores, spice
 from aligncap.evaluation.metrics.ngram import tokenize
+from aligncap.evaluation.scoring import evaluate_captions
 from aligncap.utils.errors import UserError
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "metrics_200.json"
@@ -71,10 +71,10 @@ def test_it_is_a_labelled_score_beside_nltks(package: Path, monkeypatch: pytest.
         for i, texts in enumerate(REFERENCES)
     ]
     rows = [{"id": f"c{i}", "caption": " ".join(words)} for i, words in enumerate(CAPTIONS)]
-    plain = evaluate_captions(rows, made, resamples=10, synonyms="none", similarity="none")
+    plain = evaluate_captions(rows, made, resamples=10, wordnet="none", similarity="none")
     assert plain["meteor_1_5"]["value"] is None and "meteor_1_5" not in plain["signature"]
     result = evaluate_captions(
-        rows, made, resamples=10, synonyms="none", similarity="none", coco=["meteor_1_5"]
+        rows, made, resamples=10, wordnet="none", similarity="none", coco=["meteor_1_5"]
     )
     assert result["meteor_1_5"]["value"] == pytest.approx((2.0 / 2.25) * (1 - 0.6 * 0.5**0.2))
     assert result["meteor"] == plain["meteor"] and result["spice"]["value"] is None

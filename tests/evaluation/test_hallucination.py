@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 
 from aligncap.data.manifest import Utterance
-from aligncap.evaluation.evaluate import SCORES, compare_captions, evaluate_captions
+from aligncap.evaluation.evaluate import table
+from aligncap.evaluation.metrics import SCORES
 from aligncap.evaluation.metrics.hallucination import MEASURES, found_among, hallucination_statistics, measure
-from aligncap.evaluation.report.html import System, table, write_report
+from aligncap.evaluation.report.html import write_report
+from aligncap.evaluation.scoring import System, differences, evaluate_captions, score_rows
 from aligncap.utils.statistics import clusters_of, intervals
 
 LABELS = ("angry", "sad", "happy", "calm")
@@ -52,7 +54,7 @@ def full(u: Utterance) -> str:
 
 
 def values(made: list[Utterance], caption: Any, **options: Any) -> dict[str, float | None]:
-    result = evaluate_captions(rows(made, caption), made, resamples=20, synonyms="none", **options)
+    result = evaluate_captions(rows(made, caption), made, resamples=20, wordnet="none", **options)
     return {name: result[name]["value"] for name in MEASURES}
 
 
@@ -177,7 +179,7 @@ def test_breaches_are_a_share_of_all_captions_and_counted_by_name() -> None:
     made = utterances()
     breach = ["What is this?", "I cannot hear the audio.", "", "Der Mann klingt sehr traurig."]
     captions = rows(made, lambda u: breach[int(u.id[1:])] if int(u.id[1:]) < 4 else full(u))
-    result = evaluate_captions(captions, made, resamples=5, synonyms="none")
+    result = evaluate_captions(captions, made, resamples=5, wordnet="none")
     assert result["instruction_breach_share"]["value"] == pytest.approx(4 / 24)
     counted = result["signature"]["breaches"]
     assert counted["question"] == counted["refusal"] == counted["empty"] == counted["language"] == 1
@@ -201,7 +203,7 @@ def test_what_the_manifest_does_not_allow_is_absent_and_the_rest_stays() -> None
         u.captions = ["Somebody speaks."]
     found = values(bare, full)
     assert [name for name in MEASURES if found[name] is not None] == always
-    table(evaluate_captions(rows(bare, full), bare, resamples=5, synonyms="none"))
+    table([System("bare", [score_rows(rows(bare, full), bare, wordnet="none")], resamples=5)])
     # nothing claimed: a share of nothing is no number
     silent = values(utterances(), lambda u: "Someone sounds sad.")
     assert silent["wrong_claim_share"] is None and silent["wrong_claims_per_caption"] == 0
@@ -221,7 +223,7 @@ def test_clips_without_cues_count_in_no_share_of_claims() -> None:
 def test_norms_and_others_are_those_of_the_whole_set_when_captions_are_missing() -> None:
     made = utterances()
     some = rows(made, full)[::5]
-    found = evaluate_captions(some, made, resamples=5, synonyms="none", allow_missing=True)
+    found = evaluate_captions(some, made, resamples=5, wordnet="none", allow_missing=True)
     assert found["fit_share"]["value"] == pytest.approx(2 / 23)
     assert found["signature"]["clips_with_cues"] == len(some)
 
@@ -236,7 +238,11 @@ def test_chinese_captions_are_not_read_for_claims_but_for_gender() -> None:
 def test_per_clip_measures_and_paired_comparison_agree() -> None:
     made = utterances()
     worse = lambda u: full(u).replace("softly", "loudly").replace("sad", "happy")  # noqa: E731
-    gaps = compare_captions([rows(made, worse)], [rows(made, full)], made, resamples=200, synonyms="none")
+    first, second, none = (
+        [score_rows(rows(made, caption), made, wordnet="none")]
+        for caption in (worse, full, lambda u: "Someone.")
+    )
+    gaps = differences(first, second, resamples=200)
     a, b = (measure([c(u) for u in made], made) for c in (worse, full))
     for name, of in (
         ("wrong_claims_per_caption", lambda m: len(m.wrong)),
@@ -248,9 +254,7 @@ def test_per_clip_measures_and_paired_comparison_agree() -> None:
     assert gaps["wrong_claim_share"]["value"] < 0 < gaps["rubric_score"]["value"]
     assert gaps["rubric_score"]["p"] <= 0.01
     # what only one of the two can be scored on is left out
-    silent = compare_captions(
-        [rows(made, lambda u: "Someone.")], [rows(made, full)], made, resamples=5, synonyms="none"
-    )
+    silent = differences(none, second, resamples=5)
     assert "wrong_claim_share" not in silent and "claims_per_caption" in silent
 
 
@@ -264,11 +268,11 @@ def test_fluency_is_taken_up_when_given_and_a_measured_clip_knows_its_claims() -
 
 def test_the_report_shows_the_measures_and_says_what_they_mean(tmp_path: Path) -> None:
     made = utterances()
-    result = evaluate_captions(rows(made, full), made, resamples=10, synonyms="none")
-    assert set(SCORES) <= set(result)
+    system = System("sft", [score_rows(rows(made, full), made, wordnet="none")], resamples=10)
+    assert set(SCORES) == set(system.cells)
     page = write_report(
         tmp_path,
-        [System("sft", [result], rows(made, full))],
+        [system],
         made,
         differences={"a − b": {"rubric_score": {"value": 1.0, "low": 0.5, "high": 1.5, "p": 0.01}}},
     ).read_text(encoding="utf-8")
@@ -276,6 +280,6 @@ def test_the_report_shows_the_measures_and_says_what_they_mean(tmp_path: Path) -
     assert "Wrong acoustic claims, share" in page and "the measured audio does not bear out" in page
     assert "0.0 % of acoustic claims are wrong" in page and "<td>Rubric (0 to 10)</td>" in page
     bare = utterances(cues=False, gender=False, transcript=False)
-    result = evaluate_captions(rows(bare, full), bare, resamples=10, synonyms="none")
-    page = write_report(tmp_path / "bare", [System("sft", [result])], bare).read_text(encoding="utf-8")
+    system = System("sft", [score_rows(rows(bare, full), bare, wordnet="none")], resamples=10)
+    page = write_report(tmp_path / "bare", [system], bare).read_text(encoding="utf-8")
     assert "does not bear out" not in page

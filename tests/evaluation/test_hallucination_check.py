@@ -24,7 +24,7 @@ WRONG = 0.5  # set precision up to which a caption counts as naming a wrong emot
 
 @cache
 def rows() -> list[dict[str, Any]]:
-    text = data_path("hallucination_check.jsonl").read_text(encoding="utf-8")
+    text = data_path("gold/hallucination_check.jsonl").read_text(encoding="utf-8")
     return [json.loads(line) for line in text.splitlines()]
 
 

@@ -11,9 +11,10 @@ import pytest
 from rich.console import Console
 
 from aligncap.data.manifest import Utterance, write_manifest
-from aligncap.evaluation.evaluate import METRICS, compare_captions
-from aligncap.evaluation.listening import audio_gains, compare, counter, lines, picture, table, verdict
-from aligncap.evaluation.run import score_files
+from aligncap.evaluation.evaluate import EvaluateConfig, run_evaluate
+from aligncap.evaluation.listening import Listening, audio_gains, table
+from aligncap.evaluation.report.html import write_report
+from aligncap.evaluation.scoring import Scored, System, differences, score_rows
 from aligncap.utils.errors import UserError, UserErrors
 from aligncap.utils.io import write_jsonl
 
@@ -61,10 +62,24 @@ def swapped(clips: list[Utterance], follow: str) -> list[Row]:
     return rows
 
 
+def scored(clips: list[Utterance], *files: list[Row]) -> list[Scored]:
+    return [score_rows(rows, clips, wordnet="none") for rows in files]
+
+
+def gains(
+    right: list[list[Row]],
+    conditions: dict[str, list[list[Row]]],
+    clips: list[Utterance],
+    resamples: int = 50,
+) -> Listening:
+    heard = {name: scored(clips, *files) for name, files in conditions.items()}
+    return audio_gains(scored(clips, *right), heard, clips, resamples=resamples)
+
+
 def test_a_listener_gains_by_the_differences_of_its_scores(clips: list[Utterance]) -> None:
     right, silence = hears(clips, right=0.8), of("silence", clips, made="silence")
-    found = audio_gains([right], {"silence": [silence]}, clips, resamples=50, synonyms="none")
-    plain = compare_captions([silence], [right], clips, resamples=50, synonyms="none")
+    found = gains([right], {"silence": [silence]}, clips)
+    plain = differences(scored(clips, silence), scored(clips, right), resamples=50)
     cells = found.conditions["silence"]
     for name in ("emotion_uar", "cider_d", "rubric_score", "meteor"):
         assert cells[name]["gain"] == pytest.approx(plain[name])
@@ -79,7 +94,7 @@ def test_a_listener_gains_by_the_differences_of_its_scores(clips: list[Utterance
 
 def test_where_less_is_better_the_gain_is_turned_round(clips: list[Utterance]) -> None:
     wrong = [{"id": u.id, "caption": f"The woman sounds {u.emotion}."} for u in clips]
-    found = audio_gains([hears(clips)], {"wrong": [wrong]}, clips, resamples=50, synonyms="none")
+    found = gains([hears(clips)], {"wrong": [wrong]}, clips)
     cell = found.conditions["wrong"]["wrong_gender_share"]
     assert (cell["right"]["value"], cell["heard"]["value"], cell["gain"]["value"]) == (0, 1, 1)
     assert (cell["gain"]["low"], cell["gain"]["high"]) == (1, 1)
@@ -88,11 +103,8 @@ def test_where_less_is_better_the_gain_is_turned_round(clips: list[Utterance]) -
 def test_seeds_count_together(clips: list[Utterance]) -> None:
     right = [hears(clips, seed, right=0.6) for seed in range(3)]
     noise = [of("noise", clips, made="noise")] * 2
-    found = audio_gains(right, {"noise": noise}, clips, resamples=50, synonyms="none")
-    alone = [
-        audio_gains([rows], {"noise": noise[:1]}, clips, resamples=50, synonyms="none").conditions["noise"]
-        for rows in right
-    ]
+    found = gains(right, {"noise": noise}, clips)
+    alone = [gains([rows], {"noise": noise[:1]}, clips).conditions["noise"] for rows in right]
     mean = sum(cells["emotion_uar"]["right"]["value"] for cells in alone) / 3
     cell = found.conditions["noise"]["emotion_uar"]
     assert cell["right"]["value"] == pytest.approx(mean) and cell["heard"]["value"] == 0.25
@@ -102,7 +114,7 @@ def test_seeds_count_together(clips: list[Utterance]) -> None:
 def test_the_verdict_says_who_listens(clips: list[Utterance]) -> None:
     def told(right: list[Row], **conditions: list[Row]) -> str:
         parts = {name.replace("_", "-"): [rows] for name, rows in conditions.items()}
-        return " ".join(audio_gains([right], parts, clips, resamples=100, synonyms="none").verdict)
+        return " ".join(gains([right], parts, clips, resamples=100).verdict)
 
     deaf = [{"id": u.id, "caption": sentence("sad")} for u in clips]
     text = told(hears(clips), wrong=of("wrong", clips), silence=of("silence", clips, made="silence"))
@@ -114,7 +126,7 @@ def test_the_verdict_says_who_listens(clips: list[Utterance]) -> None:
     assert "is not shown: captions of wrong audio, silence or noise" in told(
         hears(clips), whisper=hears(clips)
     )
-    assert verdict({})[0].startswith("Whether it listens is not shown")
+    assert Listening({}).verdict[0].startswith("Whether it listens is not shown")
     for u in clips:
         u.emotion = None
     assert told(hears(clips), wrong=of("wrong", clips)).startswith("It is not shown to listen: CIDEr-D is")
@@ -123,7 +135,7 @@ def test_the_verdict_says_who_listens(clips: list[Utterance]) -> None:
 @pytest.mark.parametrize(("follow", "end"), [("voice", "captions follow the voice"), ("words", "not shown")])
 def test_captions_follow_the_voice_or_the_words(clips: list[Utterance], follow: str, end: str) -> None:
     conditions = {"same-words": [swapped(clips, follow)]}
-    found = audio_gains([hears(clips)], conditions, clips, resamples=50, synonyms="none")
+    found = gains([hears(clips)], conditions, clips)
     cell = found.conditions["same-words"]["follows"]["emotion_uar"]
     gap = 1 if follow == "voice" else -1
     assert cell["gain"]["value"] == gap and cell["voice"]["value"] == (gap + 1) / 2
@@ -133,54 +145,84 @@ def test_captions_follow_the_voice_or_the_words(clips: list[Utterance], follow: 
 
 def test_whispers_have_no_other_clip_to_follow(clips: list[Utterance]) -> None:
     rows = swapped(clips, "voice")[:16] + of("same-words", clips, made="whisper")[16:]
-    found = audio_gains([hears(clips)], {"same-words": [rows]}, clips, resamples=50, synonyms="none")
+    found = gains([hears(clips)], {"same-words": [rows]}, clips)
     cells = found.conditions["same-words"]
     assert cells["made"] == {"clip": 16, "whisper": 16} and cells["follows"]["clips"] == 16
     alone = of("same-words", clips, made="whisper")
-    found = audio_gains([hears(clips)], {"same-words": [alone]}, clips, resamples=50, synonyms="none")
+    found = gains([hears(clips)], {"same-words": [alone]}, clips)
     assert "follows" not in found.conditions["same-words"]
 
 
 def test_captions_of_another_condition_are_refused(clips: list[Utterance]) -> None:
     with pytest.raises(UserError, match=r"given as 'noise' were written of silence"):
-        audio_gains([hears(clips)], {"noise": [of("silence", clips)]}, clips)
+        gains([hears(clips)], {"noise": [of("silence", clips)]}, clips)
     with pytest.raises(UserError, match=r"'deaf'.*silence, noise"):
-        audio_gains([hears(clips)], {"deaf": [hears(clips)]}, clips)
+        gains([hears(clips)], {"deaf": [hears(clips)]}, clips)
     with pytest.raises(UserErrors, match="u31"):
-        audio_gains([hears(clips)], {"wrong": [of("wrong", clips)[:-1]]}, clips, synonyms="none")
+        gains([hears(clips)], {"wrong": [of("wrong", clips)[:-1]]}, clips)
 
 
 def test_missing_conditions_are_told(clips: list[Utterance]) -> None:
-    found = audio_gains([hears(clips)], {"noise": [of("noise", clips)]}, clips, resamples=9, synonyms="none")
-    assert found.missing == ("wrong", "silence", "same-words")
+    found = gains([hears(clips)], {"noise": [of("noise", clips)]}, clips)
+    assert found.missing == ["wrong", "silence", "same-words"]
 
 
-def test_scored_once_gives_what_scoring_again_gives(clips: list[Utterance]) -> None:
-    first, second = hears(clips, 1, right=0.4), hears(clips, 2, right=0.7)
-    count = counter(clips, synonyms="none")
-    assert count(first) is count(first)
-    again = compare([count(first)], [count(second)], resamples=50, seed=3)
-    assert again == compare_captions([first], [second], clips, resamples=50, seed=3, synonyms="none")
+def test_seeds_have_one_interval_by_joint_draws_wherever_they_are_scored(
+    clips: list[Utterance], tmp_path: Path
+) -> None:
+    """Report, listening and the tables of scripts/reproduce.py pool seeds in one way."""
+    from aligncap.evaluation.report.tables import rows_of
+
+    manifest, files = tmp_path / "m.jsonl", []
+    write_manifest(manifest, clips)
+    for seed in range(3):
+        files.append(str(tmp_path / f"right-{seed}.jsonl"))
+        write_jsonl(files[-1], hears(clips, seed, right=0.5))
+    write_jsonl(tmp_path / "noise.jsonl", of("noise", clips))
+    options = {"out": str(tmp_path / "report"), "resamples": 200, "wordnet": "none", "similarity": "none"}
+    run_evaluate(
+        EvaluateConfig(
+            captions=files[0],
+            references=str(manifest),
+            system=[f"model={path}" for path in files[1:]],
+            listening=[f"noise={tmp_path / 'noise.jsonl'}"],
+            **options,
+        )
+    )
+    metrics = json.loads((tmp_path / "report" / "metrics.json").read_text(encoding="utf-8"))
+    runs = [scored(clips, hears(clips, seed, right=0.5))[0].statistics for seed in range(3)]
+    for name in ("emotion_uar", "bleu_4", "cider_d", "rubric_score"):
+        by_seed = {"model": dict(enumerate(runs))}
+        (table,) = rows_of(by_seed, {"model": ("model", "")}, "model", clips, [name], resamples=200)
+        wanted = [table["value"], table["low"], table["high"]]
+        found = metrics[name], metrics["listening"]["noise"][name]["right"]
+        for cell in found:
+            assert [cell["value"], cell["low"], cell["high"]] == pytest.approx(wanted), name
+        assert metrics[name]["spread"] == pytest.approx(table["spread"]) and metrics[name]["runs"] == 3
 
 
-def test_table_lines_and_picture_hold_every_condition(clips: list[Utterance]) -> None:
+def test_table_and_report_hold_every_condition(clips: list[Utterance], tmp_path: Path) -> None:
     conditions = {
         "wrong": [of("wrong", clips)],
         "silence": [of("silence", clips, made="silence")],
         "same-words": [swapped(clips, "voice")],
     }
-    found = audio_gains([hears(clips)], conditions, clips, resamples=50, synonyms="none").conditions
-    names = [line["name"] for line in lines(found)]
-    assert names == ["right audio", "wrong audio", "silence", "same words", "… by the voice"]
-    assert lines(found)[1]["cells"][0]["gain"]["value"] == "+0.750"
-    assert lines(found)[4]["cells"][0]["value"] == "1.000"
+    found = gains([hears(clips)], conditions, clips)
     console = Console(width=140, record=True, file=open("/dev/null", "w"))
     console.print(table(found))
-    assert "gain +0.750 [0.750, 0.750]" in console.export_text()
-    assert picture(found, 0.25).startswith(b"\x89PNG")
+    text = console.export_text()
+    assert "gain +0.750 [0.750, 0.750]" in text
+    names = ["right audio", "wrong audio", "silence", "same words", "… by the voice"]
+    assert sorted(names, key=text.index) == names
+    page = write_report(tmp_path, [System("a", scored(clips, hears(clips)), 50)], clips, listening=found)
+    section = page.read_text(encoding="utf-8").split('<h2 id="listening">')[1].split("<h2")[0]
+    rows = [row.split("</tr>")[0] for row in section.split('<td class="name">')[1:]]
+    assert [row.split("<")[0] for row in rows] == [*names, "silence"]
+    assert "+0.750<small>[0.750, 0.750]</small>" in rows[1] and ">1.000<small>" in rows[4]
+    assert "(32 captions of other clips, 0 of whispers)" in section and "sad 100 %" in rows[5]
 
 
-def test_caption_files_become_a_report(clips: list[Utterance], tmp_path: Path) -> None:
+def test_caption_files_become_a_report(clips: list[Utterance], tmp_path: Path, capsys: Any) -> None:
     manifest = tmp_path / "m.jsonl"
     write_manifest(manifest, clips)
     files = {
@@ -197,31 +239,33 @@ def test_caption_files_become_a_report(clips: list[Utterance], tmp_path: Path) -
     def path(name: str) -> str:
         return str(tmp_path / f"{name}.jsonl")
 
-    printed, _, page = score_files(
-        [("b", [path("b")]), ("a", [path("a-0"), path("a-1")])],
-        manifest,
-        tmp_path / "report",
-        listening={"wrong": [path("wrong")], "noise": [path("noise")]},
-        wrong_audio=[path("older")],
+    heard = [f"wrong={path('wrong')}", f"noise={path('noise')}", f"wrong={path('older')}"]
+    config = EvaluateConfig(
+        captions=path("a-0"),
+        name="a",
+        system=[f"b={path('b')}", f"a={path('a-1')}"],
+        references=str(manifest),
+        out=str(tmp_path / "report"),
+        listening=heard,
         resamples=20,
         wordnet="none",
     )
+    assert run_evaluate(config) == 0
     metrics = json.loads((tmp_path / "report" / "metrics.json").read_text(encoding="utf-8"))
     assert set(metrics["listening"]) == {"wrong", "noise"}
     assert metrics["listening"]["wrong"]["made"] == {"clip": 64}
     assert metrics["listening_verdict"][0].startswith("It listens: ")
-    assert set(METRICS) - {"distinct_1", "distinct_2", "mean_length"} <= set(metrics["listening"]["noise"])
+    assert {"bleu_4", "meteor", "emotion_uar", "rubric_score"} <= set(metrics["listening"]["noise"])
+    assert not {"distinct_1", "mean_length"} & set(metrics["listening"]["noise"])
     assert metrics["differences"]["a − b"]["emotion_uar"]["value"] > 0.4
     record = json.loads((tmp_path / "report" / "run.json").read_text(encoding="utf-8"))
     assert path("noise") in json.dumps(record) and path("older") in json.dumps(record)
-    text = page.read_text(encoding="utf-8")
+    text = (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
     assert "It listens: " in text.split('<p class="summary">')[1].split("</p>")[0]
     assert 'src="listening.png"' in text and (tmp_path / "report" / "listening.png").is_file()
-    assert f"aligncap caption --model MODEL --manifest {manifest} --heard silence" in text
-    assert "--heard noise" not in text
-    console = Console(width=140, record=True, file=open("/dev/null", "w"))
-    console.print(printed)
-    text = console.export_text()
+    assert f"aligncap caption --model MODEL --manifest {manifest} --condition silence" in text
+    assert "--condition noise" not in text
+    text = capsys.readouterr().out
     assert "It listens: " in text and "Proof of listening" in text
 
 
@@ -232,15 +276,16 @@ def test_only_clips_captioned_everywhere_count_where_some_may_be_missing(
     write_manifest(manifest, clips)
     write_jsonl(tmp_path / "right.jsonl", hears(clips)[4:])
     write_jsonl(tmp_path / "noise.jsonl", of("noise", clips, made="noise")[:-4])
-    score_files(
-        [("a", [str(tmp_path / "right.jsonl")])],
-        manifest,
-        tmp_path / "report",
-        listening={"noise": [str(tmp_path / "noise.jsonl")]},
+    config = EvaluateConfig(
+        captions=str(tmp_path / "right.jsonl"),
+        references=str(manifest),
+        out=str(tmp_path / "report"),
+        listening=[f"noise={tmp_path / 'noise.jsonl'}"],
         resamples=20,
         wordnet="none",
         allow_missing=True,
     )
+    run_evaluate(config)
     metrics = json.loads((tmp_path / "report" / "metrics.json").read_text(encoding="utf-8"))
     noise = metrics["listening"]["noise"]
     assert noise["said"]["captions"][0]["count"] == 24

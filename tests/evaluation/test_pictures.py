@@ -8,11 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from aligncap.evaluation.report.html import pictures
-from aligncap.evaluation.report.html import pictures as curves
+from aligncap.evaluation.report import pictures
 from aligncap.evaluation.report.pictures import (
     confusion_picture,
-    confusions_picture,
     named_runs,
     speakers_picture,
     training_curves,
@@ -30,7 +28,6 @@ def figures(monkeypatch) -> list:
         return b""
 
     monkeypatch.setattr(pictures, "png", keep)
-    monkeypatch.setattr(curves, "png", keep)
     return drawn
 
 
@@ -48,7 +45,6 @@ def test_png_files_come_out(tmp_path):
         out.read_bytes(),
         speakers_picture({"a": {"s1": 0.5, "s2": 0.7}}, 0.25),
         confusion_picture(matrix, ["x", "y"], ["x", "y", "none"], "$"),
-        confusions_picture({"a": (["x", "y"], ["x", "y", "none"], matrix)}),
     ):
         assert png.startswith(b"\x89PNG")
 
@@ -70,14 +66,14 @@ def test_only_curves_that_a_log_holds_get_a_panel(tmp_path, figures):
     (two / "align.jsonl").write_text('{"step": 1, "loss": 5.0}\n{"step": 2, "loss": 4.0}\n')
     training_curves({"one": [one], "two": [two]}, tmp_path / "c.png")
     titles = [a.get_title(loc="left") for a in figures[0].axes if a.axison]
-    assert titles == [curves.CURVES[k] for k in ("align", "loss", "eval_uar", "learning_rate")]
+    assert titles == [pictures.CURVES[k] for k in ("align", "loss", "eval_uar", "learning_rate")]
 
 
 def test_of_a_step_logged_twice_the_later_counts(tmp_path):
     run = log(tmp_path / "r", {1: 1.0})
     with (run / "log.jsonl").open("a") as file:
         file.write('{"step": 1, "loss": 7.0}\n')
-    assert curves._curves_of(run)["loss"] == {1: 7.0}
+    assert pictures._curves_of(run)["loss"] == {1: 7.0}
 
 
 def test_folders_without_a_log_are_all_named(tmp_path):
@@ -112,13 +108,24 @@ def test_speakers_of_several_corpora_keep_their_corpus(figures):
     assert names == ["x-1", "y-1"]
 
 
-def test_side_by_side_other_emotions_share_a_column_and_rows_are_shares(figures):
-    labels = ["x", "y"]
-    first = (labels, [*labels, "p", "q", "none"], np.array([[2, 0, 1, 1, 0], [0, 3, 0, 0, 1]]))
-    second = (labels, [*labels, "none"], np.array([[4, 0, 0], [0, 0, 4]]))
-    confusions_picture({"one": first, "two": second})
-    for axes, columns in zip(figures[0].axes, (4, 4)):
-        assert [t.get_text() for t in axes.get_xticklabels()] == ["x", "y", "another", "none"]
-        assert len(axes.get_xticks()) == columns
-    cells = {t.get_position(): t.get_text() for t in figures[0].axes[0].texts}
-    assert cells == {(0, 0): "50", (2, 0): "50", (1, 1): "75", (3, 1): "25"}
+def test_a_confusion_shows_shares_of_the_row_and_counts(figures):
+    confusion_picture(np.array([[2, 0, 1, 1], [0, 3, 0, 1]]), ["x", "y"], ["x", "y", "p", "none"], "one")
+    axes = figures[0].axes[0]
+    assert [t.get_text() for t in axes.get_xticklabels()] == ["x", "y", "p", "none"]
+    assert [t.get_text() for t in axes.get_yticklabels()] == ["x (4)", "y (4)"]
+    texts = [t.get_text() for t in axes.texts]
+    assert texts == ["50 %", "2", "25 %", "1", "25 %", "1", "75 %", "3", "25 %", "1"]
+
+
+def test_bars_have_their_values_intervals_and_the_line_of_chance(figures):
+    cell = {"value": 0.5, "low": 0.4, "high": 0.6}
+    panels = {
+        "UAR": {"right": cell, "wrong": {"value": None, "low": None, "high": None}},
+        "other": {"right": cell},
+    }
+    pictures.bars_picture(panels, {"UAR": (0.25, "chance")})
+    first, second = figures[0].axes
+    assert [t.get_text() for t in first.texts] == ["0.50", "–"] and [t.get_text() for t in second.texts] == [
+        "0.50"
+    ]
+    assert "dashed: chance" in first.get_title() and len(first.lines) == 2 and len(second.lines) == 1

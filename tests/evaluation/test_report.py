@@ -13,10 +13,11 @@ import pytest
 from rich.console import Console
 
 from aligncap.data.manifest import Utterance
-from aligncap.evaluation.evaluate import METRICS, evaluate_captions
+from aligncap.evaluation.evaluate import table
 from aligncap.evaluation.listening import Listening, audio_gains
-from aligncap.evaluation.report.html import System, Yardstick, table, write_report
-from aligncap.evaluation.systems import pooled
+from aligncap.evaluation.metrics import SCORES
+from aligncap.evaluation.report.html import Baseline, write_report
+from aligncap.evaluation.scoring import System, evaluate_captions, score_rows
 from aligncap.utils.errors import UserError
 
 ATTACK = "<script>alert('x')</script>"
@@ -72,18 +73,14 @@ def captions(utterances: list[Utterance], wrong: int) -> list[dict[str, Any]]:
 
 
 def system(name: str, utterances: list[Utterance], *wrong: int) -> System:
-    runs = [captions(utterances, n) for n in wrong]
-    return System(
-        name, [evaluate_captions(r, utterances, resamples=20, synonyms="none") for r in runs], runs[0]
-    )
+    runs = [score_rows(captions(utterances, n), utterances, wordnet="none") for n in wrong]
+    return System(name, runs, resamples=20)
 
 
 def heard(utterances: list[Utterance], condition: str, wrong: int) -> Listening:
     """Of a system with no error in hearing the right audio."""
-    other = captions(utterances, wrong)
-    return audio_gains(
-        [captions(utterances, 0)], {condition: [other]}, utterances, resamples=20, synonyms="none"
-    )
+    right, other = (score_rows(captions(utterances, n), utterances, wordnet="none") for n in (0, wrong))
+    return audio_gains([right], {condition: [other]}, utterances, resamples=20)
 
 
 def test_writes_metrics_pictures_page_and_only_the_clips_shown(made: tuple, tmp_path: Path) -> None:
@@ -93,8 +90,8 @@ def test_writes_metrics_pictures_page_and_only_the_clips_shown(made: tuple, tmp_
         out,
         [system("sft", utterances, 8), system("distill", utterances, 2, 4)],
         utterances,
-        manifest_path=manifest,
-        baselines=[Yardstick("probe", {"emotion_uar": 0.77}, "last layer")],
+        manifest=manifest,
+        baselines=[Baseline("probe", {"emotion_uar": 0.77}, "last layer")],
         listening=heard(utterances, "wrong", 15),
         sample=6,
     )
@@ -103,7 +100,7 @@ def test_writes_metrics_pictures_page_and_only_the_clips_shown(made: tuple, tmp_
     assert names == {"metrics.json", "report.html", "audio"} | pictures
     assert all((out / name).read_bytes().startswith(b"\x89PNG") for name in pictures)
     metrics = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
-    assert metrics["system"] == "distill" and set(METRICS) <= set(metrics)
+    assert metrics["system"] == "distill" and set(SCORES) <= set(metrics)
     assert metrics["emotion_accuracy"]["value"] == pytest.approx(13 / 16)
     assert metrics["emotion_accuracy"]["spread"] == pytest.approx(2 / 16 / 2**0.5)
     assert metrics["signature"]["clips"] == 16 and len(metrics["systems"]["distill"]["seeds"]) == 2
@@ -118,9 +115,7 @@ def test_text_from_outside_is_escaped_and_nothing_is_loaded_from_elsewhere(
 ) -> None:
     manifest, utterances = made
     one = system(ATTACK, utterances, 4)
-    page = write_report(
-        tmp_path / "report", [one], utterances, manifest_path=manifest, sample=16, title=ATTACK
-    )
+    page = write_report(tmp_path / "report", [one], utterances, manifest=manifest, sample=16, title=ATTACK)
     tags = parse(page).tags
     assert not [tag for tag, _ in tags if tag in ("script", "link", "iframe")]
     addresses = [a[key] for _, a in tags for key in ("src", "href") if key in a]
@@ -133,7 +128,7 @@ def test_every_caption_is_marked_right_or_wrong_and_a_missing_file_is_named(
 ) -> None:
     manifest, utterances = made
     page = write_report(
-        tmp_path / "r", [system("sft", utterances, 4)], utterances, manifest_path=manifest, sample=16
+        tmp_path / "r", [system("sft", utterances, 4)], utterances, manifest=manifest, sample=16
     )
     marks = [
         a.get("class", "")
@@ -161,11 +156,11 @@ def test_summary_tells_score_interval_clips_speakers_and_whether_it_listens(
 
 def test_a_report_without_proof_of_listening_says_so_and_how_to_have_it(made: tuple, tmp_path: Path) -> None:
     manifest, utterances = made
-    page = write_report(tmp_path / "r", [system("a", utterances, 4)], utterances, manifest_path=manifest)
+    page = write_report(tmp_path / "r", [system("a", utterances, 4)], utterances, manifest=manifest)
     text = page.read_text(encoding="utf-8")
     assert "Whether it listens is not shown" in text.split('<p class="summary">')[1].split("</p>")[0]
     for name in ("wrong", "silence", "noise", "same-words"):
-        assert f"--heard {name} --out {name}.jsonl" in text and f" {name}={name}.jsonl" in text
+        assert f"--condition {name} --out {name}.jsonl" in text and f" {name}={name}.jsonl" in text
     metrics = json.loads((tmp_path / "r" / "metrics.json").read_text(encoding="utf-8"))
     assert metrics["listening"] == {} and len(metrics["listening_verdict"]) == 1
     assert not (tmp_path / "r" / "listening.png").exists()
@@ -187,7 +182,7 @@ def test_audio_embedded_or_linked_copies_nothing(made: tuple, tmp_path: Path, ho
     manifest, utterances = made
     out = tmp_path / "deep" / "report"
     page = write_report(
-        out, [system("sft", utterances, 4)], utterances, manifest_path=manifest, sample=16, audio=how
+        out, [system("sft", utterances, 4)], utterances, manifest=manifest, sample=16, audio=how
     )
     assert not (out / "audio").exists()
     sources = [a["src"] or "" for tag, a in parse(page).tags if tag == "source"]
@@ -214,7 +209,7 @@ def test_a_second_report_leaves_no_clip_of_the_first(made: tuple, tmp_path: Path
     manifest, utterances = made
     one = system("sft", utterances, 4)
     for number in (16, 3):
-        write_report(tmp_path / "r", [one], utterances, manifest_path=manifest, sample=number)
+        write_report(tmp_path / "r", [one], utterances, manifest=manifest, sample=number)
     assert len(list((tmp_path / "r" / "audio").iterdir())) <= 3
 
 
@@ -228,7 +223,7 @@ def test_systems_scored_on_other_clips_are_refused_before_anything_is_written(
         write_report(tmp_path / "r", [system("a", utterances, 1)] * 2, utterances)
     with pytest.raises(UserError, match="is no metric"):
         write_report(
-            tmp_path / "r", [system("a", utterances, 1)], utterances, baselines=[Yardstick("p", {"x": 1.0})]
+            tmp_path / "r", [system("a", utterances, 1)], utterances, baselines=[Baseline("p", {"x": 1.0})]
         )
     assert not (tmp_path / "r").exists()
 
@@ -238,7 +233,7 @@ def test_an_audio_path_out_of_its_root_is_refused(made: tuple, tmp_path: Path) -
     one = system("sft", utterances, 4)
     utterances[3].audio = "../../etc/passwd"
     with pytest.raises(UserError, match="root"):
-        write_report(tmp_path / "r", [one], utterances, manifest_path=manifest, sample=16)
+        write_report(tmp_path / "r", [one], utterances, manifest=manifest, sample=16)
     assert not (tmp_path / "r").exists()
 
 
@@ -251,17 +246,17 @@ def test_runs_that_name_different_emotions_add_up(made: tuple, tmp_path: Path) -
 
 def test_pooling_one_run_changes_nothing(made: tuple) -> None:
     _, utterances = made
-    result = system("a", utterances, 3).results[0]
-    cells = pooled([result])
-    assert all(cells[name][key] == result[name][key] for name in METRICS for key in ("value", "low", "high"))
-    assert cells["bleu_4"]["spread"] is None
+    one = system("a", utterances, 3)
+    result = evaluate_captions(captions(utterances, 3), utterances, resamples=20, wordnet="none")
+    assert all(one.cells[name] == result[name] for name in SCORES)
+    assert one.cells["bleu_4"]["spread"] is None and one.cells["bleu_4"]["runs"] == 1
 
 
 def test_terminal_table_shows_value_and_interval(made: tuple) -> None:
     _, utterances = made
     console = Console(width=120, record=True, file=open("/dev/null", "w"))
-    console.print(table(system("a", utterances, 4).results[0]))
-    console.print(table([system("[red]x", utterances, 4, 8)], [Yardstick("probe", {"emotion_uar": 0.5})]))
+    console.print(table([system("a", utterances, 4)]))
+    console.print(table([system("[red]x", utterances, 4, 8)], [Baseline("probe", {"emotion_uar": 0.5})]))
     text = console.export_text()
     assert "Emotion UAR" in text and "0.750 [0.250, 1.000]" in text and "16 clips" in text
     assert "[red]x" in text and "probe" in text and "±" in text

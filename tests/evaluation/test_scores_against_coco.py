@@ -1,6 +1,6 @@
 """BLEU, ROUGE-L and CIDEr-D: hand-worked, and equal to pycocoevalcap on the fixture.
 
-The fixture is made by scripts/make_metric_fixture.py.
+The fixture is made by tests/fixtures/make_metrics_200.py.
 """
 
 from __future__ import annotations

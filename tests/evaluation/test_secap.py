@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 
 from aligncap.data.manifest import Utterance
-from aligncap.evaluation.evaluate import evaluate_captions
 from aligncap.evaluation.metrics import similarity
-from aligncap.evaluation.metrics.similarity import Encoder
-from aligncap.evaluation.protocols import kept, secap_runs, secap_scores
+from aligncap.evaluation.metrics.similarity import Encoder, kept, secap_note, secap_runs
+from aligncap.evaluation.scoring import System, evaluate_captions, score_rows
 from aligncap.utils.errors import UserError, UserErrors
 
 SAMPLES = [
@@ -50,6 +49,11 @@ def rows() -> list[dict[str, Any]]:
     ]
 
 
+def secap_scores(candidates: Any, references: list[Utterance], **options: Any) -> dict[str, Any]:
+    runs = secap_runs(candidates, **options)
+    return System("x", [score_rows(run, references, wordnet="none") for run in runs], resamples=20).cells
+
+
 def test_the_three_odd_ones_are_dropped_and_the_rest_keep_their_order() -> None:
     runs = secap_runs(rows(), similarity="words")
     assert len(runs) == 5 and all([row["id"] for row in run] == ["c0", "c1", "c2"] for run in runs)
@@ -67,47 +71,49 @@ def test_each_is_judged_against_all_others_once() -> None:
 
 
 def test_scores_are_the_mean_over_the_kept_samples() -> None:
-    options: dict[str, Any] = {"resamples": 20, "synonyms": "none"}
-    scores = secap_scores(rows(), utterances(), similarity="words", **options)
+    options: dict[str, Any] = {"resamples": 20, "wordnet": "none"}
+    scores = secap_scores(rows(), utterances(), similarity="words")
     each = [
         evaluate_captions(run, utterances(), **options)["bleu_1"]["value"]
         for run in secap_runs(rows(), similarity="words")
     ]
     assert scores["bleu_1"]["value"] == pytest.approx(np.mean(each))
     assert scores["bleu_1"]["spread"] == pytest.approx(np.std(each, ddof=1)) and scores["bleu_1"]["runs"] == 5
-    everything = secap_scores(rows(), utterances(), similarity="words", dropped=0, **options)
+    everything = secap_scores(rows(), utterances(), similarity="words", dropped=0)
     assert scores["emotion_accuracy"]["value"] == 1.0
     assert everything["emotion_accuracy"]["value"] == pytest.approx(5 / 8)
-    assert "3 least similar" in scores["signature"]["protocol"] and "words" in scores["signature"]["protocol"]
+    assert "3 least similar" in secap_note("words") and "words" in secap_note("words")
 
 
 def test_references_have_no_say_in_what_is_dropped() -> None:
-    options: dict[str, Any] = {"resamples": 5, "synonyms": "none"}
     made = utterances()
     for u in made:
         u.captions = ["A banana on the table."]
-    assert secap_scores(rows(), made, similarity="words", **options)["bleu_1"]["value"] < 0.2
+    assert secap_scores(rows(), made, similarity="words")["bleu_1"]["value"] < 0.2
 
 
-def test_the_encoder_is_used_by_default_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_encoder_is_used_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
     def encode(texts: Any) -> np.ndarray:  # the odd ones out alike, all others apart
         odd = ("banana", "trains", "Umbrella")
         angles = [0.01 * i if any(w in t for w in odd) else 1 + 0.5 * i for i, t in enumerate(texts)]
         return np.array([[np.cos(a), np.sin(a)] for a in angles], np.float32)
 
     monkeypatch.setattr(similarity, "find_encoder", lambda: Encoder("made", encode))
-    assert "banana" in " ".join(row["caption"] for run in secap_runs(rows()) for row in run)
-    scores = secap_scores(rows(), utterances(), resamples=5, synonyms="none")
-    assert "by made" in scores["signature"]["protocol"]
+    assert "banana" in " ".join(
+        row["caption"] for run in secap_runs(rows(), similarity="encoder") for row in run
+    )
+    scored = [score_rows(run, utterances()) for run in secap_runs(rows(), similarity="encoder")]
+    system = System("x", scored, note=secap_note("encoder"))
+    assert "by made" in system.signature["protocol"]
 
 
 def test_without_encoder_it_stops_and_names_both_ways_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(similarity, "find_encoder", lambda: None)
     with pytest.raises(UserError, match="models fetch all-minilm-l6-v2.*secap-words"):
-        secap_runs(rows())
+        secap_runs(rows(), similarity="encoder")
     chinese = [{**row, "caption": "声音低沉"} for row in rows()]
-    with pytest.raises(UserError, match="English only.*secap-words"):
-        secap_runs(chinese)
+    with pytest.raises(UserError, match="which is English.*secap-words"):
+        secap_runs(chinese, similarity="encoder")
     assert len(secap_runs(chinese, similarity="words")) == 5
 
 
@@ -124,6 +130,6 @@ def test_wrong_files_are_told_all_at_once() -> None:
 
 def test_not_all_samples_can_be_dropped() -> None:
     with pytest.raises(UserError, match="cannot be dropped"):
-        secap_runs(rows(), samples=8, dropped=8)
+        secap_runs(rows(), similarity="words", samples=8, dropped=8)
     with pytest.raises(UserError, match="encoder, words"):
         secap_runs(rows(), similarity="letters")  # type: ignore[arg-type]

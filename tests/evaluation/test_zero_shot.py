@@ -11,9 +11,10 @@ import pytest
 import soundfile
 
 from aligncap.data.manifest import Utterance, read_manifest, write_manifest
-from aligncap.evaluation import zero_shot as module
-from aligncap.evaluation.evaluate import evaluate_captions
-from aligncap.evaluation.zero_shot import Corpus, read_corpora, score_zero_shot, zero_shot
+from aligncap.evaluation import evaluate as module
+from aligncap.evaluation.corpora import subset_cells, together
+from aligncap.evaluation.scoring import Scored, System, evaluate_captions, score_rows
+from aligncap.evaluation.zero_shot import ZeroShotConfig, read_corpora, run_zeroshot
 from aligncap.utils.errors import UserError, UserErrors
 from aligncap.utils.io import read_jsonl
 
@@ -54,18 +55,25 @@ def rows(clips: list[tuple[str, str, str]]) -> list[dict[str, Any]]:
     return [{"id": name, "audio": f"{name}.wav", "caption": caption} for name, _, caption in clips]
 
 
-def corpus(name: str, clips: list[tuple[str, str, str]], label_map: dict[str, str] | None = None) -> Corpus:
-    return Corpus(name, Path(f"{name}.jsonl"), utterances(name, clips), [rows(clips)], label_map or {})
+def scored(name: str, clips: list[tuple[str, str, str]], label_map: dict[str, str] | None = None) -> Scored:
+    return score_rows(rows(clips), utterances(name, clips), label_map=label_map)
 
 
 def values(cells: dict[str, Any]) -> dict[str, float]:
-    return {name: cell["value"] for name, cell in cells.items() if isinstance(cell, dict) and "value" in cell}
+    return {name: cell["value"] for name, cell in cells.items()}
+
+
+def own(*seeds: Scored) -> dict[str, float]:
+    return values(System("x", seeds, resamples=10).cells)
+
+
+DRAWING = {"resamples": 50, "seed": 0}
 
 
 def test_each_corpus_is_read_through_its_own_label_map() -> None:
     plain, mapped, lake = (
-        values(score_zero_shot([one], resamples=10)["corpora"][one.name])
-        for one in (corpus("sea", SEA), corpus("sea", SEA, {"calm": "neutral"}), corpus("lake", LAKE))
+        own(one)
+        for one in (scored("sea", SEA), scored("sea", SEA, {"calm": "neutral"}), scored("lake", LAKE))
     )
     # recalls: angry 1/2, sad 1/1, neutral 0 or (calm counted as neutral) 1/1, fearful 1/2
     assert plain["emotion_uar"] == pytest.approx((0.5 + 1 + 0 + 0.5) / 4)
@@ -76,7 +84,8 @@ def test_each_corpus_is_read_through_its_own_label_map() -> None:
 
 def test_chosen_labels_are_scored_on_their_clips_alone_and_other_emotions_said_are_wrong() -> None:
     labels = ["angry", "sad", "neutral"]
-    found = values(score_zero_shot([corpus("sea", SEA)], labels=labels, resamples=10)["corpora"]["sea"])
+    sea = [scored("sea", SEA)]
+    found = own(*sea) | values(subset_cells([[sea]], labels, **DRAWING))
     # without fearful; the calm caption of the neutral clip names a label outside of the choice
     assert found["subset_emotion_uar"] == pytest.approx((0.5 + 1 + 0) / 3)
     assert found["subset_emotion_accuracy"] == pytest.approx(2 / 4)
@@ -85,9 +94,9 @@ def test_chosen_labels_are_scored_on_their_clips_alone_and_other_emotions_said_a
 
 
 def test_together_is_pooled_by_clips_and_averaged_over_corpora() -> None:
-    corpora = [corpus("sea", SEA, {"calm": "neutral"}), corpus("lake", LAKE)]
-    scores = score_zero_shot(corpora, labels=["angry", "happy"], resamples=50)
-    pooled, mean = (values(scores["together"][way]) for way in ("pooled", "mean_over_corpora"))
+    corpora = [[scored("sea", SEA, {"calm": "neutral"})], [scored("lake", LAKE)]]
+    scores = together(corpora, ["angry", "happy"], **DRAWING)
+    pooled, mean = (values(scores[way]) for way in ("pooled", "mean_over_corpora"))
     # angry 2/3, sad 1/1, neutral 1/1, fearful 1/2, calm 1/2, happy 0/1: sea's map leaves lake's calm alone
     assert pooled["emotion_uar"] == pytest.approx((2 / 3 + 1 + 1 + 0.5 + 0.5 + 0) / 6)
     assert pooled["emotion_accuracy"] == pytest.approx(6 / 10)
@@ -99,26 +108,25 @@ def test_together_is_pooled_by_clips_and_averaged_over_corpora() -> None:
     # "He sounds sad." is said of 2 clips of 10, of 2 of sea's 6; no caption of lake's 4 is said twice
     assert pooled["top_caption_share"] == pytest.approx(2 / 10)
     assert mean["top_caption_share"] == pytest.approx((2 / 6 + 1 / 4) / 2)
-    own = [values(scores["corpora"][name]) for name in ("sea", "lake")]
+    alone = [own(*seeds) for seeds in corpora]
     for name in ("cider_d", "meteor", "rouge_l", "mean_length"):
-        assert pooled[name] == pytest.approx((6 * own[0][name] + 4 * own[1][name]) / 10), name
-        assert mean[name] == pytest.approx((own[0][name] + own[1][name]) / 2), name
-    assert "distinct_1" not in pooled and scores["corpora"]["sea"]["distinct_1"]["value"] > 0
-    for cells in scores["together"].values():
+        assert pooled[name] == pytest.approx((6 * alone[0][name] + 4 * alone[1][name]) / 10), name
+        assert mean[name] == pytest.approx((alone[0][name] + alone[1][name]) / 2), name
+    assert "distinct_1" not in pooled and alone[0]["distinct_1"] > 0
+    for cells in scores.values():
         assert cells["emotion_uar"]["low"] <= cells["emotion_uar"]["value"] <= cells["emotion_uar"]["high"]
 
 
 def test_seeds_are_averaged_with_their_spread() -> None:
     all_right = [(name, emotion, f"He sounds {emotion}.") for name, emotion, _ in SEA]
-    two = Corpus("sea", Path("sea.jsonl"), utterances("sea", SEA), [rows(SEA), rows(all_right)])
-    other = Corpus("lake", Path("lake.jsonl"), utterances("lake", LAKE), [rows(LAKE)] * 2)
-    scores = score_zero_shot([two, other], labels=["angry"], resamples=10)
-    cell = scores["corpora"]["sea"]["emotion_uar"]
+    two = [scored("sea", SEA), scored("sea", all_right)]
+    scores = together([two, [scored("lake", LAKE)] * 2], ["angry"], **DRAWING)
+    cell = System("x", two, resamples=10).cells["emotion_uar"]
     assert (cell["value"], cell["runs"]) == (pytest.approx((0.5 + 1) / 2), 2)
     assert cell["spread"] == pytest.approx(np.std([0.5, 1], ddof=1))
-    together = scores["together"]["mean_over_corpora"]["emotion_uar"]
-    assert together["value"] == pytest.approx(((0.5 + 0.5) / 2 + (1 + 0.5) / 2) / 2) and together["runs"] == 2
-    assert scores["together"]["pooled"]["subset_emotion_uar"]["value"] == pytest.approx((2 / 3 + 1) / 2)
+    mean = scores["mean_over_corpora"]["emotion_uar"]
+    assert mean["value"] == pytest.approx(((0.5 + 0.5) / 2 + (1 + 0.5) / 2) / 2) and mean["runs"] == 2
+    assert scores["pooled"]["subset_emotion_uar"]["value"] == pytest.approx((2 / 3 + 1) / 2)
 
 
 @pytest.fixture
@@ -138,26 +146,28 @@ def there(tmp_path: Path) -> Path:
 
 def given(folder: Path, *names: str) -> dict[str, Any]:
     return {
-        "models": [],
-        "manifests": [folder / f"{name}.jsonl" for name in names],
-        "out": folder / "out",
-        "captions": [(name, str(folder / f"{name}-0.jsonl")) for name in names],
-        "trained_on": [folder / "train.jsonl"],
+        "manifest": [str(folder / f"{name}.jsonl") for name in names],
+        "out": str(folder / "out"),
+        "captions": [f"{name}={folder / f'{name}-0.jsonl'}" for name in names],
+        "trained_on": [str(folder / "train.jsonl")],
         "resamples": 20,
     }
+
+
+def zero_shot(**options: Any) -> None:
+    assert run_zeroshot(ZeroShotConfig(**options)) == 0
 
 
 @pytest.fixture
 def reports(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Folders that a report was asked for; the report itself has tests of its own."""
     asked: list[Path] = []
-    monkeypatch.setattr(module, "write_report", lambda out, *_, **__: asked.append(out))
+    monkeypatch.setattr(module, "write_report", lambda out, *_, **__: asked.append(out) or out)
     return asked
 
 
 def test_files_say_scores_conditions_and_what_was_mapped(there: Path, reports: list[Path]) -> None:
-    maps = [("sea:calm", "neutral")]
-    zero_shot(**given(there, "sea", "lake"), label_maps=maps, labels=["angry", "happy"])
+    zero_shot(**given(there, "sea", "lake"), label_map=["sea:calm=neutral"], labels=["angry", "happy"])
     found = json.loads((there / "out" / "zero_shot.json").read_text())
     sea, lake = found["corpora"]["sea"], found["corpora"]["lake"]
     assert sea["emotion_uar"]["value"] == pytest.approx(0.75) and sea["label_map"] == {"calm": "neutral"}
@@ -180,16 +190,25 @@ def test_files_say_scores_conditions_and_what_was_mapped(there: Path, reports: l
 
 
 def test_a_corpus_that_was_heard_is_refused_before_anything_is_written(there: Path) -> None:
-    options = given(there, "sea", "lake") | {"trained_on": [there / "lake.jsonl"]}
+    options = given(there, "sea", "lake") | {"trained_on": [str(there / "lake.jsonl")]}
     with pytest.raises(UserErrors, match='corpus "lake"') as caught:
         zero_shot(**options)
     assert len(caught.value.errors) == 3  # corpus, speakers, clips
     assert not (there / "out").exists()
-    with pytest.raises(UserError, match="nothing tells what was trained on"):
+    with pytest.raises(UserError, match="nothing tells what the model was trained on"):
         zero_shot(**given(there, "sea") | {"trained_on": []})
 
 
-def test_faults_of_maps_and_labels_come_all_at_once(there: Path) -> None:
+def test_options_that_contradict_each_other_come_all_at_once() -> None:
+    with pytest.raises(UserErrors) as caught:
+        ZeroShotConfig(manifest=["m"], out="o", name="T=2", condition=["deaf"], limit=0)
+    text = str(caught.value)
+    for part in ("limit=0: must be at least 1", "condition=deaf: choose among wrong", "a name without ="):
+        assert part in text
+    assert "nothing tells what the model was trained on" in text and "leave out --captions" in text
+
+
+def test_errors_of_maps_and_labels_come_all_at_once(there: Path) -> None:
     maps = [
         ("sae:calm", "neutral"),
         ("sea:clam", "neutral"),
@@ -201,7 +220,7 @@ def test_faults_of_maps_and_labels_come_all_at_once(there: Path) -> None:
     text = str(caught.value)
     for part in (
         '"sea" was named before',
-        '--label-map sae:…: no such corpus, nearest is "sea"',
+        '--label_map sae:…: no such corpus, nearest is "sea"',
         'unknown label "clam", nearest is "calm"',
         'lake has clips labelled "calm" itself',
         'sea:calm=happy: sea has no clip labelled "happy"',
@@ -217,9 +236,9 @@ def test_captions_that_do_not_fit_the_corpora_are_refused(there: Path, reports: 
     files = options["captions"]
     for captions, part in (
         (files[:1], "lake: no captions"),
-        ([*files, ("see", files[0][1])], 'no such corpus, nearest is "sea"'),
+        ([*files, files[0].replace("sea=", "see=")], 'no such corpus, nearest is "sea"'),
         ([*files, files[0]], "different numbers of seeds .sea: 2, lake: 1."),
-        ([files[0], ("lake", files[0][1])], "a caption without references"),
+        ([files[0], files[0].replace("sea=", "lake=")], "a caption without references"),
     ):
         with pytest.raises(UserErrors, match=part):
             zero_shot(**options | {"captions": captions})
@@ -248,11 +267,12 @@ def test_a_model_captions_each_corpus_once(
     folder = there / "model"
     processor.save_pretrained(folder)
     save_whole(model, folder)
-    with pytest.raises(UserErrors, match="--trained-on"):
-        zero_shot([folder], [there / "sea.jsonl"], there / "out")
+    captioned = {"model": [str(folder)], "manifest": [str(there / "sea.jsonl")], "out": str(there / "out")}
+    with pytest.raises(UserErrors, match="--trained.on"):
+        zero_shot(**captioned)
     write_provenance(folder, manifests_provenance([there / "train.jsonl"]))
     options = {"dtype": "float32", "device": "cpu", "resamples": 10, "max_new_tokens": 4}
-    zero_shot([folder], [there / "sea.jsonl"], there / "out", **options)
+    zero_shot(**captioned, **options)
     path = there / "out" / "captions" / "sea-0.jsonl"
     assert [json.loads(line)["id"] for line in path.read_text().splitlines()] == [name for name, *_ in SEA]
     loads: list[Any] = []
@@ -260,13 +280,13 @@ def test_a_model_captions_each_corpus_once(
     monkeypatch.setattr(
         zero_shot_captions.Captioner, "from_pretrained", lambda *a, **k: loads.append(a) or real(*a, **k)
     )
-    zero_shot([folder], [there / "sea.jsonl"], there / "out", **options)
+    zero_shot(**captioned, **options)
     assert not loads
-    zero_shot([folder], [there / "sea.jsonl"], there / "out", **options | {"max_new_tokens": 5})
+    zero_shot(**captioned, **options | {"max_new_tokens": 5})
     assert len(loads) == 1
     path.with_suffix(".made_of.json").unlink()
     with pytest.raises(UserError, match="nothing tells which model wrote it"):
-        zero_shot([folder], [there / "sea.jsonl"], there / "out", **options)
+        zero_shot(**captioned, **options)
 
 
 def test_what_is_heard_instead_is_captioned_and_told_beside_the_scores(
@@ -280,8 +300,13 @@ def test_what_is_heard_instead_is_captioned_and_told_beside_the_scores(
     save_whole(model, there / "model")
     write_provenance(there / "model", manifests_provenance([there / "train.jsonl"]))
     options: dict[str, Any] = {"dtype": "float32", "device": "cpu", "resamples": 10, "max_new_tokens": 4}
-    manifests, heard = [there / "sea.jsonl", there / "lake.jsonl"], ["wrong", "silence"]
-    zero_shot([there / "model"], manifests, there / "out", heard_instead=heard, **options)
+    zero_shot(
+        model=[str(there / "model")],
+        manifest=[str(there / "sea.jsonl"), str(there / "lake.jsonl")],
+        out=str(there / "out"),
+        condition=["wrong", "silence"],
+        **options,
+    )
     for name in ("sea", "lake"):
         found = read_jsonl(there / "out" / "captions" / f"{name}-0-wrong.jsonl")
         assert all(row["condition"] == "wrong" and row["heard"] != row["id"] for row in found)
@@ -290,8 +315,8 @@ def test_what_is_heard_instead_is_captioned_and_told_beside_the_scores(
         gain = told["conditions"]["silence"]["emotion_uar"]
         assert gain["gain"]["value"] == pytest.approx(gain["right"]["value"] - gain["heard"]["value"])
         assert told["verdict"][0] in (there / "out" / "zero_shot.md").read_text()
-    with pytest.raises(UserError, match="--heard captions with the model itself"):
-        zero_shot(**given(there, "sea"), heard_instead=["wrong"])
+    with pytest.raises(UserError, match="--condition captions with the model itself"):
+        zero_shot(**given(there, "sea"), condition=["wrong"])
 
 
 def test_a_broken_clip_is_named_instead_of_left_out(there: Path, reports: list[Path], tiny: Any) -> None:
@@ -304,7 +329,13 @@ def test_a_broken_clip_is_named_instead_of_left_out(there: Path, reports: list[P
     write_provenance(there / "model", manifests_provenance([there / "train.jsonl"]))
     (there / "s1.wav").write_bytes(b"no sound")
     with pytest.raises(UserErrors, match="s1.wav"):
-        zero_shot([there / "model"], [there / "sea.jsonl"], there / "out", dtype="float32", max_new_tokens=2)
+        zero_shot(
+            model=[str(there / "model")],
+            manifest=[str(there / "sea.jsonl")],
+            out=str(there / "out"),
+            dtype="float32",
+            max_new_tokens=2,
+        )
 
 
 @pytest.mark.real
@@ -314,11 +345,12 @@ def test_real_captions_score_as_in_an_evaluation_and_are_reported(tmp_path: Path
     captions = run / "captions.jsonl"
     if not all(path.is_file() for path in (train, test, other, captions)):
         pytest.skip("no run on RAVDESS at hand: bash scripts/quickstart.sh --corpus ravdess FOLDER")
-    options: dict[str, Any] = {"captions": [("ravdess", str(captions))], "resamples": 20}
+    options: dict[str, Any] = {"captions": [f"ravdess={captions}"], "resamples": 20}
+    options |= {"manifest": [str(test)], "out": str(tmp_path)}
     with pytest.raises(UserErrors, match='corpus "ravdess"'):
-        zero_shot([], [test], tmp_path, trained_on=[train], **options)
+        zero_shot(trained_on=[str(train)], **options)
     # as if it had been trained on the other corpus
-    zero_shot([], [test], tmp_path, trained_on=[other], audio="link", **options)
+    zero_shot(trained_on=[str(other)], audio="link", **options)
     found = json.loads((tmp_path / "zero_shot.json").read_text())["corpora"]["ravdess"]
     plain = evaluate_captions(read_jsonl(captions), read_manifest(test), resamples=20)
     for name in ("emotion_uar", "cider_d", "wrong_claim_share"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,20 +11,20 @@ import torch
 from peft import LoraConfig, get_peft_model
 from tiny import make_model
 
-from aligncap.data.manifest import read_manifest, write_manifest
-from aligncap.lab import states as state_pictures
+from aligncap.data.manifest import Utterance, read_manifest, write_manifest
+from aligncap.inference.batch import jobs_of_manifest, with_condition
+from aligncap.lab import states as module
+from aligncap.lab.state_report import centred, state_numbers, states_table
 from aligncap.lab.states import (
-    States,
-    _shifted,
+    StatesConfig,
     _teacher_inputs,
     choose_clips,
     collect_states,
-    state_numbers,
-    teacher_text,
+    run_states,
 )
 from aligncap.models.checkpoints import load_checkpoint
 from aligncap.models.speakers import speaker_name
-from aligncap.text.prompts import response_ids
+from aligncap.text.prompts import response_ids, teacher_prompt
 from aligncap.utils.errors import UserError
 
 
@@ -47,6 +47,10 @@ def save_adapter(folder: Path, strength: float) -> Path:
     return folder
 
 
+def config(manifest: Path, **options) -> StatesConfig:
+    return StatesConfig(model=["x"], manifest=str(manifest), out="", **options)
+
+
 @pytest.fixture(scope="module")
 def adapter(tmp_path_factory) -> Path:
     return save_adapter(tmp_path_factory.mktemp("adapter"), 1.0)
@@ -58,14 +62,17 @@ def base(adapter: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def collected(adapter: Path, manifest: Path) -> States:
-    return collect_states(adapter, manifest, read_manifest(manifest))
+def collected(adapter: Path, manifest: Path) -> dict:
+    return collect_states(adapter, config(manifest), read_manifest(manifest))
 
 
 def test_the_text_is_what_stands_for_the_clip_and_nothing_around_it(tiny, manifest):
     tokenizer = tiny[1].tokenizer
     utterance = read_manifest(manifest)[1]
-    inputs, part = _teacher_inputs(tokenizer, [teacher_text(tokenizer, utterance), "x"])
+    inputs, part = _teacher_inputs(
+        tokenizer,
+        [teacher_prompt(tokenizer, utterance.transcript, utterance.p_act[0], utterance.gender), "x"],
+    )
     said = tokenizer.decode(inputs["input_ids"][0][part[0]])
     assert said.strip() == '"Kids are talking by the door"\nVoice: angry, loud.'
 
@@ -73,38 +80,39 @@ def test_the_text_is_what_stands_for_the_clip_and_nothing_around_it(tiny, manife
 def test_states_are_those_of_the_positions_that_predict_the_caption(base, manifest, collected):
     model, processor = load_checkpoint(base)
     utterance = read_manifest(manifest)[3]
-    prompt = processor.tokenizer(teacher_text(processor.tokenizer, utterance), add_special_tokens=False)
+    text = teacher_prompt(processor.tokenizer, utterance.transcript, utterance.p_act[0], utterance.gender)
+    prompt = processor.tokenizer(text, add_special_tokens=False)
     answer = response_ids(processor.tokenizer, utterance.captions[0])
     ids = torch.tensor([prompt["input_ids"] + answer])
     start = len(prompt["input_ids"]) - 1
     with torch.no_grad():
         states = model.model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state[0]
-    assert torch.allclose(collected.text_after[3], states[start : start + len(answer)].mean(0), atol=1e-5)
+    assert torch.allclose(collected["after"][1][3], states[start : start + len(answer)].mean(0), atol=1e-5)
 
 
 def test_a_clip_alone_has_the_states_it_has_in_a_batch(adapter, manifest, collected):
-    single = collect_states(adapter, manifest, read_manifest(manifest), batch_size=1)
-    for name in ("speech_before", "text_before", "speech_after", "text_after", "after_wrong"):
-        assert torch.allclose(getattr(single, name), getattr(collected, name), atol=1e-4), name
+    single = collect_states(adapter, config(manifest, batch_size=1), read_manifest(manifest))
+    for name, pair in collected.items():
+        for one, other in zip(single[name], pair, strict=True):
+            assert torch.allclose(one, other, atol=1e-4), name
 
 
 def test_the_teacher_reads_without_the_adapter_and_the_student_hears_with_it(base, manifest, collected):
-    plain = collect_states(base, manifest, read_manifest(manifest))
-    assert (collected.teacher, plain.teacher) == ("adapter off", "the same weights")
-    assert torch.allclose(plain.text_after, collected.text_after, atol=1e-5)
-    assert not torch.allclose(plain.speech_after, collected.speech_after, atol=1e-2)
+    plain = collect_states(base, config(manifest), read_manifest(manifest))
+    assert torch.allclose(plain["after"][1], collected["after"][1], atol=1e-5)
+    assert not torch.allclose(plain["after"][0], collected["after"][0], atol=1e-2)
 
 
 def test_wrong_audio_is_another_clip_under_the_same_caption(adapter, manifest, collected):
-    heard = _shifted(8, 0)
-    assert sorted(heard) == list(range(8)) and all(a != b for a, b in enumerate(heard))
-    assert not torch.allclose(collected.after_wrong, collected.speech_after, atol=1e-3)
+    assert not torch.allclose(collected["after_wrong"][0], collected["after"][0], atol=1e-3)
     utterances = read_manifest(manifest)
-    swapped = [utterances[i] for i in heard]
+    by_id = {u.id: u for u in utterances}
+    jobs = with_condition(jobs_of_manifest(manifest), utterances, "wrong", 0)
+    swapped = [replace(by_id[job.heard]) for job in jobs]
     for other, own in zip(swapped, utterances):
         other.captions = own.captions
-    again = collect_states(adapter, manifest, [swapped[0], swapped[1]], batch_size=2)
-    assert torch.allclose(again.speech_after[0], collected.after_wrong[0], atol=1e-4)
+    again = collect_states(adapter, config(manifest, batch_size=2), [swapped[0], swapped[1]])
+    assert torch.allclose(again["after"][0][0], collected["after_wrong"][0][0], atol=1e-4)
 
 
 def test_a_model_that_hears_clips_against_their_speakers_is_given_the_speakers(tmp_path, manifest):
@@ -112,14 +120,14 @@ def test_a_model_that_hears_clips_against_their_speakers_is_given_the_speakers(t
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
     utterances = read_manifest(manifest)
-    known = collect_states(tmp_path, manifest, utterances)
+    known = collect_states(tmp_path, config(manifest), utterances)
     nameless = tmp_path / "m.jsonl"
     for u in utterances:
         u.root, u.speaker = str(manifest.parent), None
     write_manifest(nameless, utterances)
     assert speaker_name(utterances[0]) is None
-    unknown = collect_states(tmp_path, nameless, utterances)
-    assert not torch.allclose(known.speech_before, unknown.speech_before, atol=1e-3)
+    unknown = collect_states(tmp_path, config(nameless), utterances)
+    assert not torch.allclose(known["before"][0], unknown["before"][0], atol=1e-3)
 
 
 def test_clips_without_text_are_all_named(tmp_path, manifest):
@@ -136,12 +144,13 @@ def test_clips_without_text_are_all_named(tmp_path, manifest):
 
 def numbers(speech, text, **options):
     count = len(speech)
-    defaults = {
-        "texts": [str(i) for i in range(count)],
-        "emotions": ["angry" if i % 2 else "calm" for i in range(count)],
-        "speakers": [f"s{i % 4}" for i in range(count)],
-    }
-    return state_numbers(speech, text, **{**defaults, **options})
+    emotions = options.pop("emotions", ["angry" if i % 2 else "calm" for i in range(count)])
+    utterances = [
+        Utterance(str(i), ".", "x.wav", "made", speaker=f"s{i % 4}", emotion=emotion)
+        for i, emotion in enumerate(emotions)
+    ]
+    options = {"texts": [str(i) for i in range(count)], **options}
+    return state_numbers(speech, text, utterances=utterances, **options)
 
 
 def test_pairs_that_coincide_are_found_and_mixed():
@@ -160,8 +169,8 @@ def test_a_gap_between_the_kinds_parts_neighbours_and_not_what_pairs_share():
     speech, text = states + gap, states - gap
     found = numbers(speech, text)
     assert found["mixing"]["value"] == 0
-    centred = numbers(state_pictures._centred(speech), state_pictures._centred(text))
-    assert centred["recall_at_1"]["value"] == 1 and centred["mixing"]["value"] > 0.4
+    found = numbers(centred(speech), centred(text))
+    assert found["recall_at_1"]["value"] == 1 and found["mixing"]["value"] > 0.4
 
 
 def test_unrelated_states_are_at_chance():
@@ -189,26 +198,26 @@ def test_what_cannot_be_measured_is_none():
     assert found["emotion_at_1"]["value"] is None and found["pair_gap"]["value"] is None
 
 
-def test_a_missing_scikit_learn_names_the_extra_before_any_model_is_loaded(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "sklearn.manifold", None)
-    with pytest.raises(UserError, match=r"aligncap\[pictures\]"):
-        state_pictures.write_states({"x": tmp_path / "none"}, tmp_path / "none.jsonl", tmp_path)
-
-
 def test_pictures_numbers_and_record_are_written(adapter, base, manifest, tmp_path, monkeypatch):
-    pytest.importorskip("sklearn")
-    monkeypatch.setattr(state_pictures, "FEWEST", 8)
-    content = state_pictures.write_states({"CL $x$": base, "distill": adapter}, manifest, tmp_path)
+    monkeypatch.setattr(module, "FEWEST", 8)
+    models = [f"CL $x$={base}", f"distill={adapter}"]
+    run_states(StatesConfig(model=models, manifest=str(manifest), out=str(tmp_path)))
     for name in ("states.png", "states_centred.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
-    assert json.loads((tmp_path / "states.json").read_text()) == content
+    content = json.loads((tmp_path / "states.json").read_text())
+    teachers = [content["systems"][name]["teacher"] for name in ("CL $x$", "distill")]
+    assert teachers == ["the same weights", "adapter off"]
     assert content["systems"]["distill"]["after"]["centred"]["clips"] == 8
     record = json.loads((tmp_path / "run.json").read_text())
     assert str(adapter / "adapter_model.safetensors") in record["data"]
-    assert state_pictures.states_table(content).row_count == 12
+    assert states_table(content["systems"]).row_count == 12
 
 
 def test_too_few_clips_are_refused(base, manifest, tmp_path):
-    pytest.importorskip("sklearn")
     with pytest.raises(UserError, match="8 clips"):
-        state_pictures.write_states({"x": base}, manifest, tmp_path)
+        run_states(StatesConfig(model=[str(base)], manifest=str(manifest), out=str(tmp_path)))
+
+
+def test_a_name_given_twice_is_refused(tmp_path):
+    with pytest.raises(UserError, match="the name run is taken; write ANOTHER=b/run"):
+        StatesConfig(model=["a/run", "b/run"], manifest="m.jsonl", out=str(tmp_path))

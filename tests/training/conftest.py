@@ -1,4 +1,4 @@
-"""A start, pairs and a short run of `train prefer`, made once."""
+"""A start, pairs and a short run of `train dpo`, made once."""
 
 from __future__ import annotations
 
@@ -37,6 +37,6 @@ def pairs(tmp_path_factory, manifest) -> Path:
 
 @pytest.fixture(scope="session")
 def preferred(tmp_path_factory, start, pairs):
-    out = tmp_path_factory.mktemp("runs") / "prefer"
+    out = tmp_path_factory.mktemp("runs") / "dpo"
     run(out, start, pairs, reference_cache="no")
     return out

@@ -1,4 +1,4 @@
-"""`train prefer` on tiny models, and what it leaves."""
+"""`train dpo` on tiny models, and what it leaves."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from aligncap.training.config import SpeechDPOConfig
-from aligncap.training.dpo import train_dpo
+from aligncap.training.dpo import SpeechDPOConfig, run_dpo
 
 TOLERANCE = {"atol": 1e-5, "rtol": 1e-5}
 
@@ -36,7 +35,7 @@ def options(out, start, pairs, **more):
 
 
 def run(out, start, pairs, **more):
-    return train_dpo(SpeechDPOConfig(**options(out, start, pairs, **more)))
+    return run_dpo(SpeechDPOConfig(**options(out, start, pairs, **more)))
 
 
 def log(out, name="loss") -> list[float]:

@@ -11,6 +11,7 @@ from aligncap.training.align import (
     align_projector,
     clue_targets,
     contrastive_loss,
+    count_targets,
     speaker_targets,
 )
 from aligncap.training.collators import stack_frames
@@ -24,9 +25,10 @@ def test_targets_count_the_tokens_of_clues_and_of_who_speaks():
     _, processor = make_model()
     tokenizer = processor.tokenizer
     angry, woman = (tokenizer(w, add_special_tokens=False)["input_ids"] for w in (" angry", " woman"))
-    ids, counts = clue_targets(
+    ids, held = clue_targets(
         [utterance(0, [["angry"], ["angry"]], "female"), utterance(1, [["calm"]])], tokenizer
     )
+    counts = count_targets(held, range(2), len(ids))
     assert set(angry) <= set(ids) and set(woman) <= set(ids)
     assert counts[0].sum() == 2 * len(angry) + 2 * len(woman)
     assert counts[1, [ids.index(t) for t in angry if t not in woman]].sum() < counts[0].sum()
@@ -43,7 +45,8 @@ def test_alignment_draws_tokens_to_the_words_of_their_clip():
         projector, embeddings, utterances, frames, processor.tokenizer, steps=60, batch=16, learning_rate=1e-2
     )
     assert losses[-1] < 0.8 * losses[0]
-    ids, counts = clue_targets(utterances, processor.tokenizer)
+    ids, held = clue_targets(utterances, processor.tokenizer)
+    counts = count_targets(held, range(16), len(ids))
     words = embeddings[ids] - embeddings[ids].mean(0)
     with torch.no_grad():
         tokens, mask = projector(*stack_frames(frames))
@@ -103,7 +106,8 @@ def test_the_speaker_token_learns_who_speaks_and_the_others_do_not():
     utterances = [
         utterance(i, [["angry" if i % 2 else "calm"]], "female" if i % 4 < 2 else "male") for i in range(16)
     ]
-    ids, counts = clue_targets(utterances, processor.tokenizer, speakers=False)
+    ids, held = clue_targets(utterances, processor.tokenizer, speakers=False)
+    counts = count_targets(held, range(16), len(ids))
     who = speaker_targets(utterances)
     assert counts.sum(1).min() > 0 and who.tolist() == [0, 0, 1, 1] * 4
     said = [set(processor.tokenizer(w, add_special_tokens=False)["input_ids"]) for w in (" angry", " calm")]

@@ -20,13 +20,13 @@ from hypothesis import strategies as st
 from test_training import adapter, batch_of, breaking, losses, options, run, speech_options
 from torch.utils.data import DataLoader
 
-from aligncap.data.manifest import audio_files, read_manifest
-from aligncap.training import trainer as batches
-from aligncap.training.caches import fill_features
-from aligncap.training.config import AlignConfig, DistillConfig, SpeechSFTConfig, TeacherConfig
-from aligncap.training.data import SpeechRows
-from aligncap.training.teacher import train_teacher
-from aligncap.training.trainer import LengthBuckets, padded_size, padding_share, row_lengths
+from aligncap.training import batches
+from aligncap.training.align import AlignConfig
+from aligncap.training.batches import LengthBuckets, padded_size, padding_share, row_lengths
+from aligncap.training.data import SpeechDataset
+from aligncap.training.distill import DistillConfig
+from aligncap.training.sft import SpeechSFTConfig
+from aligncap.training.teacher import TeacherConfig, run_teacher
 from aligncap.utils.errors import UserErrors
 from aligncap.utils.tensor_cache import TensorCache
 
@@ -103,7 +103,7 @@ def test_the_padding_share_is_that_of_the_collated_batches(manifest, parts, tmp_
     trainer, _, _, rows, _ = batch_of(manifest, parts, tmp_path, per_device_train_batch_size=3)
     found = [trainer.data_collator([rows[i] for i in range(start, start + 4)]) for start in (0, 4, 8, 12)]
     chosen = [range(start, start + 4) for start in (0, 4, 8, 12)]
-    for prefix, lengths in (("", row_lengths(rows)), ("teacher_", np.array(rows.teacher_lengths()))):
+    for prefix, lengths in (("", row_lengths(rows)), ("teacher_", rows.teacher_lengths())):
         masks = [batch[f"{prefix}attention_mask"] for batch in found]
         share = 1 - sum(int(m.sum()) for m in masks) / sum(m.numel() for m in masks)
         assert padding_share(lengths, [list(c) for c in chosen]) == pytest.approx(share)
@@ -111,19 +111,13 @@ def test_the_padding_share_is_that_of_the_collated_batches(manifest, parts, tmp_
 
 def test_lengths_are_known_without_reading_audio(manifest, tiny, tmp_path, monkeypatch):
     model, processor = tiny
-    utterances = read_manifest(manifest)
-    keys, paths = audio_files(str(manifest), utterances)
-    cache = TensorCache(tmp_path / "frames", {})
-    fill_features(cache, model, processor, paths)
-    for features in (cache, None):
-        rows = SpeechRows(
-            str(manifest), utterances, processor, teacher=False, limit=64, features=features, keys=keys
-        )
+    cached = SpeechDataset.from_manifest(manifest, processor, model=model, cache_dir=tmp_path, teacher=False)
+    for rows in (cached, SpeechDataset(cached.rows, cached.inputs.live())):
         real = [(len(rows[i]["prompt_ids"]), len(rows[i]["response_ids"])) for i in range(len(rows))]
         with monkeypatch.context() as patch:
             patch.setattr(TensorCache, "__getitem__", None)
             patch.setattr("aligncap.training.data.load_audio", None)
-            assert rows.lengths() == real
+            assert [tuple(row) for row in rows.lengths()] == real
         assert len({p for p, _ in real}) > 1
 
 
@@ -164,18 +158,21 @@ def whole_run(tmp_path_factory, manifest, parts):
     return out
 
 
-def test_a_run_says_and_records_its_padding(manifest, parts, tmp_path, capsys):
-    run(DistillConfig, tmp_path / "run", manifest, parts, **in_tokens(max_steps=1, teacher_cache="no"))
-    said = capsys.readouterr().err
+def test_a_run_says_and_records_its_padding(manifest, parts, tmp_path, caplog):
+    with caplog.at_level("INFO", "aligncap"):
+        more = in_tokens(max_steps=1, teacher_cache="no")
+        run(DistillConfig, tmp_path / "run", manifest, parts, **more)
+    said = caplog.text
     found = json.loads((tmp_path / "run/run.json").read_text())["batches"]
     assert found["rows"] == 16 and found["batches"] > 2
     assert found["padding"] < found["padding_shuffled"] and "teacher_padding" in found
     assert f"16 rows in {found['batches']} batches" in said and f"padding {found['padding']:.1%}" in said
 
 
-def test_rows_longer_than_the_budget_are_warned_of(manifest, parts, tmp_path, capsys):
-    run(SpeechSFTConfig, tmp_path / "run", manifest, parts, **in_tokens(max_steps=1, tokens_per_batch=20))
-    assert "16 rows are longer than tokens_per_batch=20" in capsys.readouterr().err
+def test_rows_longer_than_the_budget_are_warned_of(manifest, parts, tmp_path, caplog):
+    with caplog.at_level("INFO", "aligncap"):
+        run(SpeechSFTConfig, tmp_path / "run", manifest, parts, **in_tokens(max_steps=1, tokens_per_batch=20))
+    assert "16 rows are longer than tokens_per_batch=20" in caplog.text
 
 
 def test_the_whole_run_takes_three_epochs_of_three_steps(whole_run):
@@ -240,7 +237,7 @@ def test_two_processes_give_the_losses_of_one_and_resume(whole_run, manifest, pa
 def test_the_teacher_trains_in_buckets_of_a_fixed_number_of_rows(manifest, parts, tmp_path):
     out = tmp_path / "teacher"
     more = {"length_buckets": True, "max_steps": 2, "per_device_train_batch_size": 3}
-    train_teacher(TeacherConfig(**options(out, manifest, {"llm": parts["llm"]}, **more)))
+    run_teacher(TeacherConfig(**options(out, manifest, {"llm": parts["llm"]}, **more)))
     found = json.loads((out / "run.json").read_text())["batches"]
     assert found["batches"] == -(-found["rows"] // 3) and len(losses(out)) == 2
 
@@ -255,8 +252,8 @@ def test_without_the_options_the_order_is_the_trainers_own(manifest, parts, tmp_
     ("kind", "chosen", "message"),
     [
         (DistillConfig, {"tokens_per_batch": 500, "per_device_train_batch_size": 4}, "leave one out"),
-        (DistillConfig, {"tokens_per_batch": -1}, "must be 0"),
-        (SpeechSFTConfig, {"length_buckets": True, "train_sampling_strategy": "group_by_length"}, "strategy"),
+        (DistillConfig, {"tokens_per_batch": -1}, "must be at least 0"),
+        (SpeechSFTConfig, {"length_buckets": True, "train_sampling_strategy": "sequential"}, "strategy"),
         (AlignConfig, {"tokens_per_batch": 500}, "has no effect here"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The loss of `train prefer`: DPO's, against the start as its reference, in every layout."""
+"""The loss of `train dpo`: DPO's, against the start as its reference, in every layout."""
 
 from __future__ import annotations
 
@@ -11,19 +11,12 @@ from preferring import TOLERANCE, equal_adapters, log, options, run
 from tiny import save_model
 from torch.nn import functional as F
 
-from aligncap.data.manifest import audio_files, read_manifest
 from aligncap.models.checkpoints import load_checkpoint, load_folder
-from aligncap.training.config import SpeechDPOConfig
-from aligncap.training.data import (
-    PreferenceCollator,
-    PreferenceRows,
-    manifest_of_pairs,
-    read_pairs,
-)
-from aligncap.training.dpo import SpeechDPOTrainer, wants_reference_cache
-from aligncap.training.trainer import lora_config
+from aligncap.training.collators import PreferenceCollator
+from aligncap.training.data import ClipInputs
+from aligncap.training.dpo import SpeechDPOConfig, SpeechDPOTrainer, wants_reference_cache
+from aligncap.training.preference_data import PreferenceDataset, cached_reference
 from aligncap.utils.errors import UserErrors
-from aligncap.utils.tensor_cache import fingerprint
 
 
 def test_pairs_of_like_length_can_share_a_batch(tmp_path, start, pairs):
@@ -40,31 +33,15 @@ def test_pairs_of_like_length_can_share_a_batch(tmp_path, start, pairs):
 def trainer_of(tmp_path, start, pairs, **more):
     """A trainer whose adapter has moved away from the reference, and one batch of its rows."""
     args = SpeechDPOConfig(**options(tmp_path / "x", start, pairs, **more))
-    manifest = manifest_of_pairs(str(pairs), None)
-    utterances = read_manifest(Path(manifest))
-    found = read_pairs(str(pairs), manifest, utterances, args.kinds())
-    keys, paths = audio_files(manifest, utterances)
-    by_id = dict(zip([u.id for u in utterances], keys))
     model, processor = load_folder(start)
-    model.requires_grad_(False)
-    rows = PreferenceRows(
-        found, [by_id[p.utterance.id] for p in found], paths, processor, limit=64, features=None
-    )
-    mark = fingerprint(model)
-    trainer = SpeechDPOTrainer(
-        model=model,
-        peft_config=lora_config(model, args, projector=True),
-        args=args,
-        rows=rows,
-        data_collator=PreferenceCollator(processor),
-        processing_class=processor,
-    )
+    rows = PreferenceDataset.from_pairs(pairs, ClipInputs(processor))
+    trainer = SpeechDPOTrainer(model=model, args=args, train_dataset=rows, processing_class=processor)
     torch.manual_seed(1)
     for p in trainer.model.parameters():
         if p.requires_grad:
             p.data += 0.05 * torch.randn_like(p)
     batch = PreferenceCollator(processor)([rows[i] for i in range(6)])
-    return trainer, batch, rows, processor, mark
+    return trainer, batch, rows, processor
 
 
 def summed_log_probs(model, processor, row, side):
@@ -81,7 +58,7 @@ def summed_log_probs(model, processor, row, side):
 
 
 def test_loss_and_gradients_are_the_hand_written_formula(tmp_path, start, pairs):
-    trainer, batch, rows, processor, _ = trainer_of(tmp_path, start, pairs, beta=0.3)
+    trainer, batch, rows, processor = trainer_of(tmp_path, start, pairs, beta=0.3)
     model = trainer.model
     loss = trainer.compute_loss(model, dict(batch))
     loss.backward()
@@ -105,7 +82,7 @@ def test_loss_and_gradients_are_the_hand_written_formula(tmp_path, start, pairs)
 
 
 def test_ipo_by_hand(tmp_path, start, pairs):
-    trainer, batch, rows, processor, _ = trainer_of(tmp_path, start, pairs, beta=0.2, loss_type=["ipo"])
+    trainer, batch, rows, processor = trainer_of(tmp_path, start, pairs, beta=0.2, loss_type=["ipo"])
     model, losses = trainer.model, []
     for i in range(6):
         ratios = []
@@ -122,7 +99,7 @@ def test_ipo_by_hand(tmp_path, start, pairs):
 
 
 def test_the_sft_part_is_the_mean_over_chosen_tokens(tmp_path, start, pairs):
-    trainer, batch, rows, processor, _ = trainer_of(tmp_path, start, pairs, loss_type=["sft"])
+    trainer, batch, rows, processor = trainer_of(tmp_path, start, pairs, loss_type=["sft"])
     with torch.no_grad():
         total = sum(summed_log_probs(trainer.model, processor, rows[i], "chosen_ids") for i in range(6))
     tokens = sum(len(rows[i]["chosen_ids"]) for i in range(6))
@@ -132,7 +109,7 @@ def test_the_sft_part_is_the_mean_over_chosen_tokens(tmp_path, start, pairs):
 
 def test_the_placeholder_has_no_probability(tmp_path, start, pairs):
     """trl's own head would count it as a word."""
-    trainer, batch, _, processor, _ = trainer_of(tmp_path, start, pairs)
+    trainer, batch, _, processor = trainer_of(tmp_path, start, pairs)
     inputs = {k: v for k, v in batch.items() if k != "completion_mask"}
     labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, -100)
     with torch.no_grad():
@@ -145,20 +122,31 @@ def test_the_placeholder_has_no_probability(tmp_path, start, pairs):
 
 
 def test_the_cached_reference_is_the_live_one(tmp_path, start, pairs):
-    trainer, batch, rows, processor, mark = trainer_of(tmp_path, start, pairs)
+    trainer, batch, rows, processor = trainer_of(tmp_path, start, pairs)
     live = trainer.compute_loss(trainer.model, dict(batch)).detach()
-    trainer.fill_reference(tmp_path / "cache", mark)
-    cached = PreferenceCollator(processor)([rows[i] for i in range(6)])
+    reference = cached_reference(
+        tmp_path / "cache", load_folder(start)[0], rows.rows, rows.inputs, bf16=False
+    )
+    read = PreferenceDataset(rows.rows, rows.inputs, reference)
+    args = SpeechDPOConfig(**options(tmp_path / "y", start, pairs))
+    model = load_folder(start)[0]
+    other = SpeechDPOTrainer(model=model, args=args, train_dataset=read, processing_class=processor)
+    cached = PreferenceCollator(processor)([read[i] for i in range(6)])
     assert cached["ref_chosen_logps"].shape == (6,)
-    torch.testing.assert_close(trainer.compute_loss(trainer.model, cached).detach(), live, **TOLERANCE)
+    torch.testing.assert_close(other.compute_loss(trainer.model, cached).detach(), live, **TOLERANCE)
 
 
 def test_another_start_does_not_read_this_reference(tmp_path, start, pairs):
-    trainer, _, rows, _, mark = trainer_of(tmp_path, start, pairs)
-    trainer.fill_reference(tmp_path / "cache", mark)
-    first = rows.reference.folder
-    trainer.fill_reference(tmp_path / "cache", "another")
-    assert rows.reference.folder != first
+    model, processor = load_folder(start)
+    rows = PreferenceDataset.from_pairs(pairs, ClipInputs(processor))
+    first = cached_reference(tmp_path / "cache", model, rows.rows, rows.inputs, bf16=False)
+    assert (
+        cached_reference(tmp_path, model, rows.rows, rows.inputs, bf16=True).folder.name != first.folder.name
+    )
+    with torch.no_grad():
+        model.model.multi_modal_projector.linear_1.weight.mul_(2)
+    other = cached_reference(tmp_path / "cache", model, rows.rows, rows.inputs, bf16=False)
+    assert other.folder != first.folder
 
 
 def test_a_run_with_the_cached_reference_equals_a_live_one(preferred, tmp_path, start, pairs):
@@ -250,12 +238,13 @@ def test_audio_is_encoded_once_a_pair_for_policy_and_reference(tmp_path, start, 
 
 
 def test_a_language_model_without_such_masks_is_trained_on_plain_rows(
-    tmp_path, start, pairs, monkeypatch, capsys
+    tmp_path, start, pairs, monkeypatch, caplog
 ):
     wanted = trainer_of(tmp_path, start, pairs)
     loss = wanted[0].compute_loss(wanted[0].model, dict(wanted[1])).item()
     monkeypatch.setattr("aligncap.training.dpo.why_not_packed", lambda _: "it cannot")
     monkeypatch.setattr("aligncap.training.shared_prefix.pack_pairs", None)
-    trainer, batch, *_ = trainer_of(tmp_path, start, pairs)
-    assert "shared_prefix: off, since it cannot" in capsys.readouterr().err
+    with caplog.at_level("INFO", "aligncap"):
+        trainer, batch, *_ = trainer_of(tmp_path, start, pairs)
+    assert "shared_prefix: off, since it cannot" in caplog.text
     assert trainer.compute_loss(trainer.model, dict(batch)).item() == pytest.approx(loss, abs=1e-5)

@@ -1,4 +1,4 @@
-"""A run of `train prefer` from its start to its end: resumes, dev scores, alarms, mistakes."""
+"""A run of `train dpo` from its start to its end: resumes, dev scores, alarms, mistakes."""
 
 from __future__ import annotations
 
@@ -7,14 +7,13 @@ import shutil
 
 import pytest
 import torch
-from preferring import adapter, equal_adapters, log, options, run
+from preferring import adapter, equal_adapters, log, run
 from safetensors.torch import load_file
 
 from aligncap.cli import main
 from aligncap.models.checkpoints import load_folder
-from aligncap.training.config import SpeechDPOConfig
-from aligncap.training.dpo import DevScore, load_start
-from aligncap.training.watch import Watch
+from aligncap.training.dev_score import DevScore, Watch
+from aligncap.training.dpo import SpeechDPOConfig, load_start
 from aligncap.utils.errors import UserError, UserErrors
 
 
@@ -79,26 +78,26 @@ def test_patience_counts_the_start_and_goes_on_over_a_resume(tmp_path, start, pa
     assert found == [4.5]
 
 
-def test_a_start_that_nothing_betters_is_told(tmp_path, start, pairs, manifest, monkeypatch, capsys):
+def test_a_start_that_nothing_betters_is_told(tmp_path, start, pairs, manifest, monkeypatch, caplog):
     scores = iter([5.0, 4.0, 4.5])
     monkeypatch.setattr(
         DevScore, "__call__", lambda *_, **__: {"rubric": next(scores), "length": 5.0, "top_share": 0.1}
     )
     run(tmp_path / "run", start, pairs, dev_manifest=str(manifest))
-    assert "no checkpoint did better than the start" in capsys.readouterr().err
+    assert "no checkpoint did better than the start" in caplog.text
 
 
 def test_a_base_of_another_start_is_not_taken_up(tmp_path, preferred, start, pairs):
     out = tmp_path / "run"
-    load_start(SpeechDPOConfig(**options(out, preferred, pairs)), out / "base")
+    load_start(str(preferred), out / "base")
     with pytest.raises(UserError, match="another --model"):
         other = tmp_path / "other"
         run(other, start, pairs, max_steps=2)
-        load_start(SpeechDPOConfig(**options(out, other, pairs)), out / "base")
+        load_start(str(other), out / "base")
 
 
-def test_alarms_say_what_goes_wrong_and_what_to_do(tmp_path, start, pairs):
-    watch = Watch(SpeechDPOConfig(**options(tmp_path / "w", start, pairs, beta=0.1)))
+def test_alarms_say_what_goes_wrong_and_what_to_do():
+    watch = Watch(beta=0.1, chosen_drop=5.0, length_growth=0.25, top_share=0.15)
     first = {"rewards/chosen": -0.2, "eval_length": 10.0, "eval_top_share": 0.1}
     assert watch.alarms(first) == {}
     found = watch.alarms({"rewards/chosen": -0.7, "eval_length": 14.0, "eval_top_share": 0.5}, [first])
@@ -106,10 +105,10 @@ def test_alarms_say_what_goes_wrong_and_what_to_do(tmp_path, start, pairs):
     assert "7.0 nats" in found["chosen_falls"] and "40%" in found["length_grows"]
 
 
-def test_alarms_stand_in_the_log(tmp_path, start, pairs, capsys):
+def test_alarms_stand_in_the_log(tmp_path, start, pairs, caplog):
     run(tmp_path / "hot", start, pairs, max_steps=4, alarm_chosen_drop=-1.0)
     assert log(tmp_path / "hot", "alarm/chosen_falls")
-    assert "alarm at step" in capsys.readouterr().err
+    assert "alarm at step" in caplog.text
 
 
 def test_wrong_options_are_all_named_at_once(tmp_path):
@@ -125,14 +124,14 @@ def test_wrong_options_are_all_named_at_once(tmp_path):
             f_divergence_type="kl",
         )
     text = str(caught.value)
-    for part in ("model: nowhere", "train_pairs is missing", "patience", "maybe", "precompute", "max_length"):
+    for part in ("model: nowhere", "patience", "maybe", "precompute", "max_length"):
         assert part in text, part
     for part in ('nearest is "sigmoid"', "'kl'", "a weight for each"):
         assert part in text, part
 
 
 def test_help_shows_the_options_of_dpo(capsys):
-    assert main(["train", "prefer", "--help"]) == 0
+    assert main(["train", "dpo", "--help"]) == 0
     text = capsys.readouterr().out
     assert (
         "--beta [0.1]" in text

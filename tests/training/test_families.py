@@ -1,4 +1,4 @@
-"""Every family of language models goes the whole way: teacher, distill, sft, prefer, merge, caption.
+"""Every family of language models goes the whole way: teacher, distill, sft, dpo, merge, caption.
 
 GPT-2 and OPT number positions absolutely, so that left padding moves their words unless positions are given;
 rotary families would not notice.
@@ -21,10 +21,10 @@ from aligncap.inference.captioner import Captioner
 from aligncap.inference.sampling import random_numbers, sample_tokens
 from aligncap.models.checkpoints import load_checkpoint, load_folder, load_llm, merge
 from aligncap.text.prompts import end_token_id, response_ids, teacher_prompt
-from aligncap.training.config import DistillConfig, SpeechDPOConfig, SpeechSFTConfig, TeacherConfig
-from aligncap.training.dpo import train_dpo
-from aligncap.training.speech import train_speech
-from aligncap.training.teacher import train_teacher
+from aligncap.training.distill import DistillConfig, run_distill
+from aligncap.training.dpo import SpeechDPOConfig, run_dpo
+from aligncap.training.sft import SpeechSFTConfig, run_sft
+from aligncap.training.teacher import TeacherConfig, run_teacher
 from aligncap.utils.io import write_jsonl
 
 CLIPS = [voice(1.31, 150), voice(2.7, 220), voice(0.5, 100)]
@@ -60,7 +60,8 @@ def common(out: Path, **more):
 def speech(kind, out: Path, manifest: Path, whisper: str, llm: str, **more):
     options = {"encoder_layer": "2", "projector_hidden": 24, "align_steps": 3} | more
     cache = str(out.parent / "cache")
-    train_speech(
+    train = {SpeechSFTConfig: run_sft, DistillConfig: run_distill}[kind]
+    train(
         kind(
             **common(out, train_manifest=str(manifest), encoder=whisper, llm=llm, cache_dir=cache, **options)
         )
@@ -102,9 +103,9 @@ def pairs_of(manifest: Path, path: Path) -> Path:
 
 
 def go_the_whole_way(name: str, folder: Path, manifest: Path, whisper: str) -> Path:
-    """Teacher, distill, sft, prefer and merge; returns the folder that holds their outputs."""
+    """Teacher, distill, sft, dpo and merge; returns the folder that holds their outputs."""
     llm = save_family(name, folder / "llm")
-    train_teacher(
+    run_teacher(
         TeacherConfig(**common(folder / "teacher", max_steps=2, train_manifest=str(manifest), llm=llm))
     )
     teacher = str(folder / "teacher")
@@ -114,8 +115,8 @@ def go_the_whole_way(name: str, folder: Path, manifest: Path, whisper: str) -> P
     start = merge(folder / "distill", folder / "start")
     options = {"train_pairs": str(pairs), "cache_dir": str(folder / "cache"), "max_steps": 2}
     options |= {"eval_strategy": "no", "loss_type": ["sigmoid"], "loss_weights": None}
-    train_dpo(SpeechDPOConfig(**common(folder / "prefer", model=str(start), **options)))
-    merge(folder / "prefer", folder / "model")
+    run_dpo(SpeechDPOConfig(**common(folder / "dpo", model=str(start), **options)))
+    merge(folder / "dpo", folder / "model")
     return folder
 
 
@@ -139,21 +140,21 @@ def test_it_is_of_the_shape_it_stands_for(family):
 
 def test_every_stage_trains(family, manifest):
     _, _, folder = family
-    for run in ("teacher", "distill", "sft", "prefer"):
+    for run in ("teacher", "distill", "sft", "dpo"):
         found = losses(folder / run)
         assert len(found) >= 2 and all(0 < loss < 100 for loss in found)
     distilled = losses(folder / "distill")
     assert distilled[-1] < distilled[0]
     moved(folder / "distill")
     moved(folder / "sft")
-    assert losses(folder / "prefer")[0] == pytest.approx(0.6931, abs=1e-3)  # starts at its reference
+    assert losses(folder / "dpo")[0] == pytest.approx(0.6931, abs=1e-3)  # starts at its reference
 
 
 def test_the_first_losses_in_bfloat16_are_near_those_in_float32(family, manifest, whisper, tmp_path):
     _, _, folder = family
     llm, half = str(folder / "llm"), {"precision": "bfloat16", "max_steps": 1}
     data = {"train_manifest": str(manifest), "llm": llm}
-    train_teacher(TeacherConfig(**common(tmp_path / "teacher", **data, **half)))
+    run_teacher(TeacherConfig(**common(tmp_path / "teacher", **data, **half)))
     speech(SpeechSFTConfig, tmp_path / "sft", manifest, whisper, llm, **half)
     for run in ("teacher", "sft"):
         assert losses(tmp_path / run)[0] == pytest.approx(losses(folder / run)[0], rel=0.02)

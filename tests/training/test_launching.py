@@ -1,4 +1,4 @@
-"""Launched by accelerate from configs/accelerate, distill and prefer give the losses of one process."""
+"""Launched by accelerate from configs/accelerate, distill and dpo give the losses of one process."""
 
 from __future__ import annotations
 
@@ -18,9 +18,8 @@ from tiny import make_model, voice
 from aligncap.data.manifest import read_manifest
 from aligncap.inference.captioner import Captioner
 from aligncap.models.checkpoints import load_checkpoint, save_whole
-from aligncap.training.config import DistillConfig, SpeechDPOConfig
-from aligncap.training.dpo import train_dpo
-from aligncap.training.speech import train_speech
+from aligncap.training.distill import DistillConfig, run_distill
+from aligncap.training.dpo import SpeechDPOConfig, run_dpo
 from aligncap.utils.io import write_jsonl
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -42,8 +41,9 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def distill(folder, manifest, parts) -> dict[str, Any]:
-    """Two rates and a live teacher; eight clips a step."""
+    """Two rates and a live teacher; eight clips a step; dev batches that two processes share unevenly."""
     exact = {"projector_dropout": 0.0, "speaker_dropout": 0.0, "teacher_cache": "no"}
+    exact |= {"dev_manifest": str(manifest), "eval_steps": 2, "per_device_eval_batch_size": 3}
     return (
         SHARED
         | exact
@@ -59,7 +59,7 @@ def distill(folder, manifest, parts) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def prefer(folder, manifest) -> dict[str, Any]:
+def dpo(folder, manifest) -> dict[str, Any]:
     """A live reference, and five dev clips, which two processes cannot share evenly; six pairs a step."""
     model, processor = make_model(projector_dropout=0.0)
     processor.save_pretrained(folder / "start")
@@ -91,16 +91,16 @@ def prefer(folder, manifest) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def alone(folder, distill, prefer) -> dict[str, Path]:
-    """Both verbs in this process."""
-    out = {verb: folder / f"alone-{verb}" for verb in ("distill", "prefer")}
-    train_speech(DistillConfig(**distill, output_dir=str(out["distill"])))
-    train_dpo(SpeechDPOConfig(**prefer, output_dir=str(out["prefer"])))
+def alone(folder, distill, dpo) -> dict[str, Path]:
+    """Both commands in this process."""
+    out = {command: folder / f"alone-{command}" for command in ("distill", "dpo")}
+    run_distill(DistillConfig(**distill, output_dir=str(out["distill"])))
+    run_dpo(SpeechDPOConfig(**dpo, output_dir=str(out["dpo"])))
     return out
 
 
-def launch(verb: str, out: Path, options: dict[str, Any], config: str, *flags: str) -> None:
-    """Run `verb` in `out` as a user does, the batch divided among the processes."""
+def launch(command: str, out: Path, options: dict[str, Any], config: str, *flags: str) -> None:
+    """Run `command` in `out` as a user does, the batch divided among the processes."""
     processes = 1 if config == "cpu1" else 2
     share = options["per_device_train_batch_size"] // processes
     out.parent.mkdir(exist_ok=True)
@@ -108,29 +108,31 @@ def launch(verb: str, out: Path, options: dict[str, Any], config: str, *flags: s
     chosen.write_text(json.dumps(options | {"output_dir": str(out), "per_device_train_batch_size": share}))
     sharded = config == "fsdp2"
     script = ROOT / ("tests/training/shard_on_cpu.py" if sharded else "scripts/train.py")
-    command = [
+    words = [
         *(sys.executable, "-m", "accelerate.commands.launch"),
         *("--config_file", str(ROOT / f"configs/accelerate/{config}.yaml")),
         *(("--num_processes", "2") if sharded else ()),
-        *(str(script), verb, "--config", str(chosen), "--use_cpu", "true", *flags),
+        *(str(script), command, "--config", str(chosen), "--use_cpu", "true", *flags),
     ]
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=env, timeout=240)
+    done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, env=env, timeout=240)
     assert done.returncode == 0, done.stderr[-3000:]
     assert json.loads((out / "run.json").read_text())["processes"] == processes
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("verb", ["distill", "prefer"])
+@pytest.mark.parametrize("command", ["distill", "dpo"])
 @pytest.mark.parametrize("config", ["cpu1", "cpu2", "fsdp2"])
-def test_the_losses_of_one_process(verb, config, alone, folder, request):
-    options = request.getfixturevalue(verb)
-    out = folder / f"{config}-{verb}"
-    launch(verb, out, options, config)
-    assert log(out) == pytest.approx(log(alone[verb]), rel=1e-4)
-    assert log(out, "eval_rubric") == pytest.approx(log(alone[verb], "eval_rubric"))
-    assert len(log(out)) == 4 and len(log(out, "eval_rubric")) == (3 if verb == "prefer" else 0)
-    equal_adapters(alone[verb], out, atol=1e-4, rtol=1e-3)
+def test_the_losses_of_one_process(command, config, alone, folder, request):
+    options = request.getfixturevalue(command)
+    out = folder / f"{config}-{command}"
+    launch(command, out, options, config)
+    assert log(out) == pytest.approx(log(alone[command]), rel=1e-4)
+    assert log(out, "eval_loss") == pytest.approx(log(alone[command], "eval_loss"), rel=1e-4)
+    assert len(log(out, "eval_loss")) == (2 if command == "distill" else 0)
+    assert log(out, "eval_rubric") == pytest.approx(log(alone[command], "eval_rubric"))
+    assert len(log(out)) == 4 and len(log(out, "eval_rubric")) == (3 if command == "dpo" else 0)
+    equal_adapters(alone[command], out, atol=1e-4, rtol=1e-3)
 
 
 @pytest.mark.slow
@@ -154,7 +156,7 @@ def test_a_sharded_run_goes_on_to_the_bit_and_captions(alone, distill, folder):
 def test_a_sharded_run_in_bfloat16(distill, folder):
     """Its shards are bfloat16, its sums are not: the losses are near those of one process in bfloat16."""
     half = distill | {"precision": "bfloat16"}
-    train_speech(DistillConfig(**half, output_dir=str(folder / "half")))
+    run_distill(DistillConfig(**half, output_dir=str(folder / "half")))
     launch("distill", folder / "fsdp2-half", half, "fsdp2")
     assert log(folder / "fsdp2-half") == pytest.approx(log(folder / "half"), rel=0.01)
 
@@ -163,7 +165,7 @@ def test_a_sharded_run_in_bfloat16(distill, folder):
 def test_a_sharded_run_reads_the_teacher_s_likeliest_tokens(distill, folder):
     """They were kept before the head was sharded, and training asks no head for the teacher's logits."""
     few = distill | {"teacher_cache": "auto", "teacher_top_k": 8}
-    train_speech(DistillConfig(**few, output_dir=str(folder / "few")))
+    run_distill(DistillConfig(**few, output_dir=str(folder / "few")))
     launch("distill", folder / "fsdp2-few", few, "fsdp2")
     assert log(folder / "fsdp2-few") == pytest.approx(log(folder / "few"), rel=1e-4)
     coverage = [

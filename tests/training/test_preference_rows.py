@@ -6,7 +6,8 @@ import pytest
 
 from aligncap.data.manifest import read_manifest
 from aligncap.data.split import choose_evenly
-from aligncap.training.data import read_pairs
+from aligncap.training.data import read_clips
+from aligncap.training.preference_data import read_pairs
 from aligncap.utils.errors import UserError, UserErrors
 from aligncap.utils.io import write_jsonl
 
@@ -30,15 +31,15 @@ def test_faulty_pairs_are_all_named(tmp_path, start, manifest):
         ],
     )
     with pytest.raises(UserErrors) as caught:
-        read_pairs(str(path), str(manifest), read_manifest(manifest), None)
+        read_pairs(str(path), read_clips(str(manifest)), None)
     text = str(caught.value)
     assert all(f"pairs.jsonl:{n}:" in text for n in (1, 2, 3))
 
 
 def test_pairs_of_other_kinds_are_left_out_and_none_is_an_error(pairs, manifest):
-    clips = read_manifest(manifest)
-    found = read_pairs(str(pairs), str(manifest), clips, ["best-worst"])
+    clips = read_clips(str(manifest))
+    found = read_pairs(str(pairs), clips, ["best-worst"])
     assert found and all(p.rejected == "The voice." for p in found)
-    assert len(read_pairs(str(pairs), str(manifest), clips, None)) > len(found)
+    assert len(read_pairs(str(pairs), clips, None)) > len(found)
     with pytest.raises(UserError, match="it holds best-worst, other-clip"):
-        read_pairs(str(pairs), str(manifest), clips, ["flipped-claim"])
+        read_pairs(str(pairs), clips, ["flipped-claim"])

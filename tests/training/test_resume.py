@@ -6,27 +6,21 @@ import json
 import os
 import shutil
 import signal
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from kills import Case, compare_training, kill_and_compare, training_phase, unbroken, uniform
 from safetensors.torch import load_file
 from tiny import make_tokenizer
 
 from aligncap.models.checkpoints import load_folder
-from aligncap.training.config import DistillConfig
-from aligncap.training.distill import write_targets
-from aligncap.training.resume import clear_remains, cut_log, is_whole
-from aligncap.training.speech import train_speech
-from aligncap.training.watch import out_of_patience
+from aligncap.training.data import CaptionRows, read_clips
+from aligncap.training.distill import DistillConfig, run_distill, written_by_teacher
+from aligncap.training.resume import clear_remains, cut_log, is_whole, out_of_patience
 from aligncap.utils.errors import UserError, UserErrors
 from aligncap.utils.io import atomic_open, read_jsonl, workplace, write_jsonl, write_text
 from aligncap.utils.tensor_cache import fingerprint
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
-
-from kills import Case, compare_training, kill_and_compare, training_phase, unbroken, uniform
 
 STEPS = 5  # two an epoch
 
@@ -63,7 +57,7 @@ def whole(tmp_path_factory, manifest, parts):
     place = tmp_path_factory.mktemp("whole")
 
     def run(out: Path, **more: object) -> Path:
-        train_speech(DistillConfig(**options(out, place / "cache", manifest, parts, **more)))
+        run_distill(DistillConfig(**options(out, place / "cache", manifest, parts, **more)))
         return out
 
     return run(place / "run"), run
@@ -209,10 +203,10 @@ def test_data_that_changed_in_its_place_is_refused(whole, killed, manifest, part
         whole[1](folder, resume_from_checkpoint="true")
 
 
-def test_a_longer_run_goes_on_with_a_warning(whole, killed, capsys):
+def test_a_longer_run_goes_on_with_a_warning(whole, killed, caplog):
     out = whole[1](killed(STEPS), resume_from_checkpoint="true", max_steps=7)
     assert [step for step, _ in losses(out)] == list(range(1, 8))
-    assert "max_steps=7: the run began with 5" in capsys.readouterr().err
+    assert "max_steps=7: the run began with 5" in caplog.text
 
 
 def test_a_cache_is_found_again_by_the_same_model_in_another_folder(whole, tmp_path):
@@ -229,7 +223,7 @@ def test_patience_that_ran_out_is_seen_in_the_log():
     assert not out_of_patience([], 1)
 
 
-def test_captions_that_do_not_end_are_not_written_again_in_other_batches(tmp_path):
+def test_captions_that_do_not_end_are_not_written_again_in_other_batches(tmp_path, manifest):
     class Endless:
         device, calls = "cpu", 0
 
@@ -237,15 +231,11 @@ def test_captions_that_do_not_end_are_not_written_again_in_other_batches(tmp_pat
             self.calls += 1
             return torch.cat([input_ids, torch.full((len(input_ids), 3), 9)], 1)
 
-    class Rows:
-        def __init__(self):
-            self.rows = [{"teacher_prompt_ids": [n, 5], "response_ids": [7, 0]} for n in (3, 4)]
-
     model = Endless()
+    rows = CaptionRows.of(read_clips(str(manifest)), make_tokenizer(), max_response_tokens=64)
     for _ in range(2):
-        data = Rows()
-        write_targets(tmp_path / "targets.jsonl", model, make_tokenizer(), [data])
-        assert [row["response_ids"] for row in data.rows] == [[7, 0], [7, 0]]
+        (found,) = written_by_teacher(tmp_path / "targets.jsonl", model, [rows])
+        assert list(found.responses) == list(rows.responses)
     assert model.calls == 1
 
 

@@ -11,9 +11,9 @@ from tiny import make_model
 from tiny_families import FAMILIES
 
 from aligncap.models.checkpoints import assemble
-from aligncap.training.caches import wants_teacher_cache
-from aligncap.training.config import DistillConfig, SpeechSFTConfig
+from aligncap.training.distill import DistillConfig, wants_teacher_cache
 from aligncap.training.dpo import wants_reference_cache
+from aligncap.training.sft import SpeechSFTConfig
 from aligncap.training.sharding import adapters_off, load_whole, place, shard_as_configured, shards_weights
 from aligncap.training.trainer import add_adapters, freeze_adapters
 from aligncap.utils.errors import UserErrors
@@ -54,24 +54,24 @@ def test_caches_that_need_whole_weights_are_not_made(tmp_path, manifest, monkeyp
         ld_alpha=None, reference_cache="auto", max_steps=1000, train_batch_size=8,
         gradient_accumulation_steps=1, world_size=1, fsdp=None, deepspeed_plugin=None,
     )  # fmt: skip
-    assert not shards_weights(args) and wants_teacher_cache(args, 8, 8) and wants_reference_cache(prefer, 8)
+    assert (
+        not shards_weights(args) and wants_teacher_cache(args, range(8)) and wants_reference_cache(prefer, 8)
+    )
     args.deepspeed_plugin = SimpleNamespace(zero_stage=2)
     assert not shards_weights(args)
     args.deepspeed_plugin = SimpleNamespace(zero_stage=3)
-    assert shards_weights(args) and not wants_teacher_cache(args, 8, 8)
+    assert shards_weights(args) and not wants_teacher_cache(args, range(8))
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     assert shards_weights(prefer) and not wants_reference_cache(prefer, 8)
 
 
-def test_one_device_need_not_hold_the_language_model(monkeypatch):
-    args = SimpleNamespace(device=torch.device("meta"), fsdp=None, deepspeed_plugin=None)
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+def test_one_device_need_not_hold_the_language_model():
+    meta = torch.device("meta")
     model, _ = make_model()
-    assert place(model, args).device.type == "meta"  # where speech is encoded
+    assert place(model, meta, sharded=True).device.type == "meta"  # where speech is encoded
     assert {p.device.type for p in model.model.multi_modal_projector.parameters()} == {"meta"}
     assert {p.device.type for p in model.model.language_model.parameters()} == {"cpu"}
-    monkeypatch.delenv("ACCELERATE_USE_FSDP")
-    assert {p.device.type for p in place(model, args).parameters()} == {"meta"}
+    assert {p.device.type for p in place(model, meta, sharded=False).parameters()} == {"meta"}
 
 
 @pytest.mark.parametrize("frozen", [False, True])

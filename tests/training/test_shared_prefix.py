@@ -11,9 +11,9 @@ from torch.nn import functional as F
 
 from aligncap.models.checkpoints import assemble, load_llm
 from aligncap.text.prompts import response_ids
-from aligncap.training.collators import IGNORE
-from aligncap.training.config import SpeechDPOConfig
-from aligncap.training.data import ClipInputs, PreferenceCollator
+from aligncap.training.collators import IGNORE, PreferenceCollator
+from aligncap.training.data import ClipInputs
+from aligncap.training.dpo import SpeechDPOConfig
 from aligncap.training.shared_prefix import pack_pairs, plain_rows, score_responses, why_not_packed
 from aligncap.training.trainer import lora_config
 
@@ -47,7 +47,7 @@ def adapted(model, tmp_path):
 
 def batch_of(processor, clips=CLIPS, captions=CAPTIONS, cached=None):
     """A batch of the collator; `cached`: a model whose pooled frames stand in the batch, not samples."""
-    around = ClipInputs(processor, None).around(None)
+    around = ClipInputs(processor).around()
     rows = []
     for number, (clip, (chosen, rejected)) in enumerate(zip(clips, captions)):
         count = processor.num_audio_tokens(len(clip))

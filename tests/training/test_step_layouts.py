@@ -1,22 +1,28 @@
-"""The rivals of scripts/bench_distill.py give our loss; scripts/step_flops.py counts as torch does."""
+"""Other layouts of a distillation step give our loss; multiplications are counted as torch counts them."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from layouts import (
+    Pairs,
+    TrlLayout,
+    UltravoxLayout,
+    arguments,
+    collect,
+    loss_and_gradient,
+    pick,
+    step_flops,
+    students,
+)
+from tiny import SENTENCES
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
-
-from bench_parts import arguments, collect, loss_and_gradient, pick, students
-from distill_rivals import TrlLayout, UltravoxLayout
-from step_flops import step_flops
-
 from aligncap.training.distill import DistillTrainer
+from aligncap.utils.io import write_jsonl
 
 KINDS = {"ours": DistillTrainer, "ultravox": UltravoxLayout, "trl": TrlLayout}
 
@@ -35,7 +41,7 @@ def base(tmp_path_factory, parts) -> Path:
 
 @pytest.fixture(scope="module")
 def everything(base, manifest, tmp_path_factory):
-    return collect(base, manifest, 4, 8, tmp_path_factory.mktemp("caches"), ["float32"])["float32"]
+    return collect(base, manifest, 4, 8, torch.float32, tmp_path_factory.mktemp("caches"))
 
 
 @pytest.fixture(scope="module", params=["forward_kl", "jsd"])
@@ -80,3 +86,15 @@ def test_multiplications_are_counted_as_torch_counts_them(made, everything, kind
     model.zero_grad(set_to_none=True)
     counted = sum(step_flops(model.get_base_model(), batch, everywhere=kind == "ultravox").values())
     assert counted == pytest.approx(counter.get_total_flops(), rel=0.05)
+
+
+def test_layouts_of_dpo_give_our_loss_and_gradient(base, manifest, tmp_path):
+    rows = [
+        {"id": f"clip{i}", "chosen": a, "rejected": b, "kind": "best-worst", "manifest": str(manifest)}
+        for i, (a, b) in enumerate([SENTENCES[:2], SENTENCES[1:3], SENTENCES[2:0:-1], SENTENCES[1::-1]])
+    ]
+    write_jsonl(tmp_path / "pairs.jsonl", rows)
+    pairs = Pairs(base, tmp_path / "pairs.jsonl", 4, 2.0, "float32", str(tmp_path / "run"))
+    assert "all logits" in pairs.check()  # asserts that they agree
+    ours, logits, head = (pairs.flops(way, "reference live") for way in ("ours", "all logits", "trl's head"))
+    assert ours < logits < head

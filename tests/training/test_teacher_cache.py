@@ -8,11 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from aligncap.training.caches import wants_teacher_cache
-from aligncap.training.config import DistillConfig
-from aligncap.training.distill import DistillTrainer
-from aligncap.training.speech import train_speech
-from aligncap.training.top_k import coverage, most_likely, pack, unpack
+from aligncap.training.distill import DistillConfig, DistillTrainer, run_distill, wants_teacher_cache
+from aligncap.training.divergences import coverage, most_likely, pack, unpack
 from aligncap.utils.errors import UserError, UserErrors
 
 
@@ -67,7 +64,7 @@ def test_coverage_by_hand():
 @pytest.fixture(scope="module")
 def exact(tmp_path_factory, manifest, parts):
     out = tmp_path_factory.mktemp("top") / "exact"
-    train_speech(arguments(out, manifest, parts, temperature=2.0))
+    run_distill(arguments(out, manifest, parts, temperature=2.0))
     return out
 
 
@@ -75,8 +72,8 @@ def exact(tmp_path_factory, manifest, parts):
 def test_all_tokens_train_as_the_exact_teacher_does(name, precision, manifest, parts, tmp_path):
     size = vocabulary(parts)
     more = {"temperature": 2.0, "divergence": name, "precision": precision, "teacher_cache": "yes"}
-    train_speech(arguments(tmp_path / "exact", manifest, parts, **more))
-    train_speech(arguments(tmp_path / "top", manifest, parts, teacher_top_k=size, **more))
+    run_distill(arguments(tmp_path / "exact", manifest, parts, **more))
+    run_distill(arguments(tmp_path / "top", manifest, parts, teacher_top_k=size, **more))
     # In bfloat16, gradients that were summed in another order round another way: later losses tell it.
     near = 1e-5 if precision == "float32" else 1e-3
     assert losses(tmp_path / "top") == pytest.approx(losses(tmp_path / "exact"), rel=near)
@@ -84,17 +81,18 @@ def test_all_tokens_train_as_the_exact_teacher_does(name, precision, manifest, p
     assert held == pytest.approx({"top_k": size, "mean": 1.0, "least": 1.0})
 
 
-def test_few_tokens_bound_the_loss_and_their_coverage_is_told(exact, manifest, parts, capsys, monkeypatch):
+def test_few_tokens_bound_the_loss_and_their_coverage_is_told(exact, manifest, parts, caplog, monkeypatch):
     def live(*_):
         raise AssertionError("the teacher's logits were computed in training")
 
     monkeypatch.setattr(DistillTrainer, "teacher_logits", live)
     out = exact.parent / "few"
-    train_speech(arguments(out, manifest, parts, temperature=2.0, teacher_top_k=8))
+    with caplog.at_level("INFO", "aligncap"):
+        run_distill(arguments(out, manifest, parts, temperature=2.0, teacher_top_k=8))
     assert 0 < losses(out)[0] < losses(exact)[0]
     held = json.loads((out / "run.json").read_text())["teacher_coverage"]
     assert held["top_k"] == 8 and 0 < held["least"] < held["mean"] < 1
-    assert f"8 likeliest tokens hold {held['mean']:.4f}" in capsys.readouterr().err
+    assert f"8 likeliest tokens hold {held['mean']:.4f}" in caplog.text
     assert "teacher_coverage" not in json.loads((exact / "run.json").read_text())
 
 
@@ -106,10 +104,10 @@ def test_each_k_and_temperature_has_its_own_cache_and_a_filled_one_is_not_filled
 
     settings = [{"teacher_top_k": 4}, {"teacher_top_k": 5}, {"teacher_top_k": 4, "temperature": 2.0}]
     for i, more in enumerate(settings):
-        train_speech(arguments(tmp_path / f"run{i}", manifest, parts, max_steps=1, **more))
+        run_distill(arguments(tmp_path / f"run{i}", manifest, parts, max_steps=1, **more))
     filled = caches()
     assert len({p.parent for p in filled}) == 3
-    train_speech(arguments(tmp_path / "again", manifest, parts, max_steps=1, **settings[0]))
+    run_distill(arguments(tmp_path / "again", manifest, parts, max_steps=1, **settings[0]))
     assert caches() == filled
     first, again = (
         json.loads((tmp_path / name / "run.json").read_text())["teacher_coverage"]
@@ -121,17 +119,17 @@ def test_each_k_and_temperature_has_its_own_cache_and_a_filled_one_is_not_filled
 def test_sharded_runs_may_use_the_top_k_cache_alone(manifest, parts, tmp_path, monkeypatch):
     states = arguments(tmp_path / "a", manifest, parts, teacher_cache="yes")
     top = arguments(tmp_path / "b", manifest, parts, teacher_top_k=8)
-    assert wants_teacher_cache(states, 10, 8) and wants_teacher_cache(top, 10**9, 8)
+    assert wants_teacher_cache(states, range(10)) and wants_teacher_cache(top, range(10**9))
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    assert not wants_teacher_cache(states, 10, 8) and wants_teacher_cache(top, 10**9, 8)
+    assert not wants_teacher_cache(states, range(10)) and wants_teacher_cache(top, range(10**9))
 
 
 def test_wrong_numbers_of_tokens_are_refused_before_anything_long(manifest, parts, tmp_path):
-    with pytest.raises(UserErrors, match="teacher_top_k=-1: must be 0"):
+    with pytest.raises(UserErrors, match="teacher_top_k=-1: must be at least 0"):
         arguments(tmp_path / "run", manifest, parts, teacher_top_k=-1)
     with pytest.raises(UserErrors, match="teacher_top_k=8: .*leave out teacher_cache=no"):
         arguments(tmp_path / "run", manifest, parts, teacher_top_k=8, teacher_cache="no")
     size = vocabulary(parts)
     with pytest.raises(UserError, match=f"teacher_top_k={size + 1}: .* has {size} tokens"):
-        train_speech(arguments(tmp_path / "run", manifest, parts, teacher_top_k=size + 1))
+        run_distill(arguments(tmp_path / "run", manifest, parts, teacher_top_k=size + 1))
     assert not list((tmp_path / "run").iterdir()) and not (tmp_path / "cache").exists()

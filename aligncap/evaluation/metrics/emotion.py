@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from aligncap.data.manifest import Utterance
 from aligncap.text.emotions import (
-    Feeling,
+    Mention,
     affect,
     emotion_of,
     families_said,
@@ -22,31 +20,38 @@ from aligncap.text.emotions import (
     sectors,
     true_sectors,
 )
-from aligncap.utils.io import load_data
-from aligncap.utils.statistics import Statistic, mean
+from aligncap.text.lexicon import weak_degrees
+from aligncap.utils.io import Row
+from aligncap.utils.statistics import Statistic, mean, ratio, recall_sums, uar
 
-NONE = "none"  # the column of captions without an emotion word
+NONE = "none"  # stands for the emotion of a caption without an emotion word
 
 
 @dataclass(frozen=True)
 class Emotions:
-    """What was so and what was said, clip by clip.
+    """The label of each clip (None: unknown) beside the emotion that its caption names (NONE: no word)."""
 
-    `labels` are the labels that occur in the references (rows of the confusion matrix); `columns` are those,
-    then other emotions that captions name, then "none". `truth[i]` is a row number or -1 where clip i has no
-    label; `said[i]` is a column number.
-    """
+    truth: list[str | None]
+    said: list[str]
 
-    labels: list[str]
-    columns: list[str]
-    truth: NDArray[np.int64]
-    said: NDArray[np.int64]
+    @property
+    def labels(self) -> list[str]:
+        """The labels that clips have: rows of the confusion matrix."""
+        return sorted({label for label in self.truth if label is not None})
 
-    def confusion(self, clips: NDArray[np.bool_] | None = None) -> NDArray[np.int64]:
-        """Counts (labels, columns); rows: what was so, columns: what was said; of `clips` only."""
-        use = self.truth >= 0 if clips is None else (self.truth >= 0) & clips
-        matrix = np.zeros((len(self.labels), len(self.columns)), np.int64)
-        np.add.at(matrix, (self.truth[use], self.said[use]), 1)
+    @property
+    def columns(self) -> list[str]:
+        """Columns of the confusion matrix: the labels, other emotions that captions name, NONE."""
+        return [*self.labels, *sorted(set(self.said) - {*self.labels, NONE}), NONE]
+
+    def confusion(self, clips: Sequence[int] | None = None) -> NDArray[np.int64]:
+        """Counts (labels, columns); rows: the clip's label, columns: what is said; of `clips` only."""
+        row, column = ({name: i for i, name in enumerate(names)} for names in (self.labels, self.columns))
+        matrix = np.zeros((len(row), len(column)), np.int64)
+        for clip in range(len(self.truth)) if clips is None else clips:
+            label = self.truth[clip]
+            if label is not None:
+                matrix[row[label], column[self.said[clip]]] += 1
         return matrix
 
 
@@ -57,87 +62,49 @@ def read_emotions(
 
     `label_map` renames what captions say, for a set that has no such label: {"calm": "neutral"}.
     """
-    found = [emotion_of(caption) or NONE for caption in captions]
-    said = [(label_map or {}).get(label, label) for label in found]
-    labels = sorted({u.emotion for u in utterances if u.emotion is not None})
-    others = sorted(set(said) - set(labels) - {NONE})
-    columns = [*labels, *others, NONE]
-    row = {label: number for number, label in enumerate(labels)}
-    column = {label: number for number, label in enumerate(columns)}
-    truth = [-1 if u.emotion is None else row[u.emotion] for u in utterances]
-    return Emotions(
-        labels,
-        columns,
-        np.array(truth, dtype=np.int64),
-        np.array([column[label] for label in said], dtype=np.int64),
-    )
-
-
-def uar(confusion: NDArray[np.int64]) -> float | None:
-    """Unweighted average recall: the mean over labels of the share said rightly.
-
-    Labels without clips are left out; None when no label has any.
-
-
-    >>> uar(np.array([[3, 1, 0], [0, 1, 1]]))  # 3 of 4 and 1 of 2
-    0.625
-    """
-    total = confusion.sum(axis=1)
-    hits = confusion.diagonal()[: len(total)]
-    return float((hits[total > 0] / total[total > 0]).mean()) if total.any() else None
-
-
-def uar_of_sums(sums: NDArray[np.float64]) -> NDArray[np.float64]:
-    """UAR of rows of sums: hits of each label, then clips of each; labels without clips are left out."""
-    hits, total = np.split(sums, 2, axis=-1)
-    recall = np.divide(hits, total, out=np.zeros_like(hits), where=total > 0)
-    result: NDArray[np.float64] = recall.sum(axis=-1) / (total > 0).sum(axis=-1)
-    return result
+    rename = label_map or {}
+    said = [emotion_of(caption) or NONE for caption in captions]
+    return Emotions([u.emotion for u in utterances], [rename.get(label, label) for label in said])
 
 
 def emotion_statistics(emotions: Emotions) -> dict[str, Statistic]:
     """emotion_accuracy, emotion_uar and emotion_none_share; the first two only over clips with a label.
 
-    A caption without an emotion word is wrong. Accuracy and UAR are absent when no
-    clip has a label.
+    A caption without an emotion word is wrong. Accuracy and UAR are absent where no clip has a label.
     """
-    none = mean((emotions.said == len(emotions.columns) - 1).astype(np.float64))
+    none = mean(np.array([said == NONE for said in emotions.said], dtype=np.float64))
     if not emotions.labels:
         return {"emotion_none_share": none}
-    known = (emotions.truth >= 0).astype(np.float64)
-    right = (emotions.truth == emotions.said).astype(np.float64)
-    labels = np.arange(len(emotions.labels))
-    total = (emotions.truth[:, None] == labels).astype(np.float64)
+    sums = recall_sums(emotions.truth, emotions.said, emotions.labels)
+    hits, clips = np.split(sums, 2, axis=1)
     return {
-        "emotion_accuracy": Statistic(
-            np.column_stack([right, known]), lambda sums: sums[..., 0] / sums[..., 1]
-        ),
-        "emotion_uar": Statistic(np.concatenate([total * right[:, None], total], axis=1), uar_of_sums),
+        "emotion_accuracy": ratio(hits.sum(axis=1), clips.sum(axis=1)),
+        "emotion_uar": Statistic(sums, uar),
         "emotion_none_share": none,
     }
 
 
-def by_speaker(emotions: Emotions, utterances: Sequence[Utterance]) -> list[dict[str, Any]]:
+def by_speaker(emotions: Emotions, utterances: Sequence[Utterance]) -> list[Row]:
     """Clips, accuracy and UAR of each known speaker: [{"speaker", "gender", "clips", "accuracy", "uar"}]."""
-    names = [(u.corpus, u.speaker) for u in utterances]
+    places: dict[tuple[str, str], list[int]] = {}
+    for place, u in enumerate(utterances):
+        if u.speaker is not None and u.emotion is not None:
+            places.setdefault((u.corpus, u.speaker), []).append(place)
+    several = len({u.corpus for u in utterances}) > 1
     genders = {(u.corpus, u.speaker): u.gender for u in utterances}
-    corpora = {u.corpus for u in utterances}
-    number = {name: place for place, name in enumerate(sorted({n for n in names if n[1] is not None}))}
-    where = np.array([number.get(name, -1) for name in names])
     rows = []
-    for name, place in number.items():
-        confusion = emotions.confusion(where == place)
-        clips = int(confusion.sum())
-        if clips:
-            rows.append(
-                {
-                    "speaker": f"{name[0]}/{name[1]}" if len(corpora) > 1 else name[1],
-                    "gender": genders[name],
-                    "clips": clips,
-                    "accuracy": float(confusion.diagonal()[: len(emotions.labels)].sum() / clips),
-                    "uar": uar(confusion),
-                }
-            )
+    for (corpus, speaker), own in sorted(places.items()):
+        truth, said = [emotions.truth[i] for i in own], [emotions.said[i] for i in own]
+        sums = recall_sums(truth, said, emotions.labels).sum(axis=0)
+        rows.append(
+            {
+                "speaker": f"{corpus}/{speaker}" if several else speaker,
+                "gender": genders[corpus, speaker],
+                "clips": len(own),
+                "accuracy": float(sums[: len(emotions.labels)].sum() / len(own)),
+                "uar": float(uar(sums)),
+            }
+        )
     return rows
 
 
@@ -149,7 +116,7 @@ Affect = tuple[float, float]
 
 @dataclass(frozen=True)
 class EmotionSets:
-    """What a caption says of the emotion, held against the clip.
+    """The emotions that a caption names, compared with the clip's.
 
     `precision` is None where no emotion is asserted, all three where the clip's emotion is not known.
     `valence_flip` and `arousal_flip` are None unless the caption names an emotion and the clip's own lies
@@ -163,18 +130,12 @@ class EmotionSets:
     arousal_flip: bool | None = None
 
 
-@cache
-def _weak() -> frozenset[str]:
-    words = load_data("voice_words.yaml")
-    return frozenset((*words["en"]["weak"], *words["zh"]["weak"]))
-
-
-def _mean_affect(found: Sequence[Feeling], rename: Mapping[str, str]) -> Affect | None:
+def _mean_affect(found: Sequence[Mention], rename: Mapping[str, str]) -> Affect | None:
     """Mean (valence, arousal) of the emotion words asserted, weakened ones by half; None without any."""
     places = [
-        (affect(rename.get(f.label, f.label)), _WEAK if f.degree in _weak() else 1.0)
-        for f in found
-        if f.label is not None and not f.negated
+        (affect(rename.get(m.label, m.label)), _WEAK if m.degree in weak_degrees() else 1.0)
+        for m in found
+        if m.label and not m.negated
     ]
     if not places:
         return None
@@ -203,10 +164,10 @@ def emotion_sets(
         return EmotionSets()
     families = families_said(caption, rename)
     score = overlap(sectors(families), truth)
-    said = _mean_affect(feelings(caption), rename)
-    told = [feeling for text in utterance.captions for feeling in feelings(text)]
-    own = affect(label) if label else _mean_affect(told, rename)
     precision = score.precision if families else None
+    said = _mean_affect(feelings(caption), rename)
+    of_references = [mention for text in utterance.captions for mention in feelings(text)]
+    own = affect(label) if label else _mean_affect(of_references, rename)
     if said is None or own is None:
         return EmotionSets(precision, score.recall, score.f1)
     return EmotionSets(precision, score.recall, score.f1, _flip(said[0], own[0]), _flip(said[1], own[1]))

@@ -1,4 +1,4 @@
-"""What captions say that is not so, is so of any clip, or is no description: errors by type.
+"""Hallucination: what captions say that is wrong, is true of any clip, or is no description of a voice.
 
 The types, their formulas and what is left out of each stand in docs/hallucination.md.
 """
@@ -6,36 +6,35 @@ The types, their formulas and what is left out of each stand in docs/hallucinati
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import comb
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from aligncap.data.manifest import Utterance
+from aligncap.evaluation.metrics import GENERIC, VERY_GENERIC
 from aligncap.evaluation.metrics.emotion import DEAD_ZONE, EmotionSets, emotion_sets
 from aligncap.text import rubric
 from aligncap.text.claims import Claim, check, claims_of, genders_of, is_true
 from aligncap.text.emotions import feelings, wheels
 from aligncap.text.instruction import breaches, language_of
 from aligncap.text.lexicon import is_chinese
-from aligncap.text.rubric import leaks
-from aligncap.utils.statistics import Statistic, mean
+from aligncap.utils.statistics import Statistic, mean, ratio
 
 AMONG = 10  # clips of the line-up: the caption's own and nine others
 
 Bools = NDArray[np.bool_]
 
 
-@dataclass(frozen=True)
-class Found:
-    """`fit` is the share of the other clips of which everything said is true, `among` the probability that
-    the caption's own clip is taken from a line-up of AMONG; None where there are too few clips."""
+class Found(NamedTuple):
+    """How well a caption tells its clip from others; None where there are too few clips."""
 
-    fit: float | None
-    among: float | None
+    fit: float | None  # share of the other clips of which everything said is true
+    among: float | None  # probability that the caption's own clip is taken from a line-up of AMONG
 
 
 @lru_cache(maxsize=1 << 16)
@@ -69,89 +68,62 @@ class OtherClips:
     def find(self, caption: str, place: int, claims: Iterable[Claim], genders: Iterable[str]) -> Found:
         """How well the caption of clip number `place` tells it from the others.
 
-        What a caption says are its facts: one of the emotions it names (together one fact), each emotion
-        that it denies, the gender, each acoustic claim. A clip fits as well as facts are true of it; what is
-        not known of a clip counts as true.
+        A caption states facts: that the emotion is one of those named (one fact), that it is none of those
+        denied (one fact each), the gender, each acoustic claim. A clip fits a caption by the number of facts
+        that are true of it; what is not known of a clip counts as true.
 
         Args:
             claims: `claims_of` the caption; what is claimed twice is one fact.
             genders: `genders_of` the caption.
         """
-        rows = self._facts(caption, claims, sorted(genders))
-        total = len(self.emotions)
-        if total < 2:
+        facts = self._facts(caption, claims, tuple(sorted(genders)))
+        others = len(self.emotions) - 1
+        if not others:
             return Found(None, None)
-        true = np.zeros(total, dtype=np.int64)
-        for row in rows:
-            true += row
-        fits = true == len(rows)
-        others = total - 1
+        true = np.zeros(others + 1, dtype=np.int64)
+        for fact in facts:
+            true += fact
+        fits = true == len(facts)
         among = None
-        if total >= AMONG:
+        if others + 1 >= AMONG:
             better, tied = int((true > true[place]).sum()), int((true == true[place]).sum()) - 1
             among = found_among(better, tied, others)
         return Found(float((fits.sum() - fits[place]) / others), among)
 
-    def _facts(self, caption: str, claims: Iterable[Claim], genders: list[str]) -> list[Bools]:
+    def _facts(self, caption: str, claims: Iterable[Claim], genders: tuple[str, ...]) -> list[Bools]:
         mentions = [(self.label_map.get(f.label, f.label), f.negated) for f in feelings(caption) if f.label]
         said = tuple(sorted({label for label, negated in mentions if not negated}))
-        facts: list[Bools] = [self._emotion(said)] if said else []
-        facts += [
-            ~self._emotion((label,)) | (self.emotions == "") for label in {n for n, no in mentions if no}
-        ]
-        if genders:
-            key: tuple[object, ...] = ("gender", *genders)
-            if key not in self.rows:
-                self.rows[key] = np.isin(self.genders, genders) | (self.genders == "")
-            facts.append(self.rows[key])
+        denied = {label for label, negated in mentions if negated}
+        facts = [self._known(self.emotions, said)] if said else []
+        facts += [~self._known(self.emotions, (label,)) | (self.emotions == "") for label in denied]
+        facts += [self._known(self.genders, genders)] if genders else []
         for claim in {claim.key: claim for claim in claims}.values():
-            key = ("claim", *claim.key)
-            if key not in self.rows:
-                truths = [is_true(claim, cues) is not False for cues in self.cues]
-                self.rows[key] = np.array(truths, dtype=bool)
-            facts.append(self.rows[key])
+            if claim.key not in self.rows:
+                self.rows[claim.key] = np.array([is_true(claim, c) is not False for c in self.cues], bool)
+            facts.append(self.rows[claim.key])
         return facts
 
-    def _emotion(self, labels: tuple[str, ...]) -> Bools:
-        key = ("emotion", *labels)
-        if key not in self.rows:
-            self.rows[key] = np.isin(self.emotions, labels) | (self.emotions == "")
-        return self.rows[key]
-
-
-MEASURES = (
-    "emotion_set_precision",
-    "emotion_set_recall",
-    "emotion_set_f1",
-    "valence_flip_share",
-    "arousal_flip_share",
-    "wrong_claim_share",
-    "wrong_claims_per_caption",
-    "caption_with_wrong_claim_share",
-    "claims_per_caption",
-    "wrong_gender_share",
-    "generic_share",
-    "very_generic_share",
-    "fit_share",
-    "found_among_10",
-    "transcript_leak_share",
-    "instruction_breach_share",
-    "rubric_score",
-)
-GENERIC = 0.05  # a caption as true of more than one other clip in twenty says little about this one
-VERY_GENERIC = 0.1
+    def _known(self, values: NDArray[np.str_], wanted: tuple[str, ...]) -> Bools:
+        """Clips whose value is one of those wanted, or not known."""
+        if wanted not in self.rows:
+            self.rows[wanted] = np.isin(values, wanted) | (values == "")
+        return self.rows[wanted]
 
 
 @dataclass(frozen=True)
 class ClipMeasures:
-    """What one caption says that is not so.
+    """What one caption says that is not so; None for what the clip or its caption does not allow to tell.
 
-    `emotions` are overlap and flips of its emotion words; `breaches` names what makes it no description of a
-    voice. `right`, `wrong` and `unknown` are its different acoustic claims, None where claims are not read or
-    the clip has no cues; `claims` is their number. `wrong_gender` is None unless the caption gives a gender
-    and the clip's is known. `fit` is the share of the other clips of which everything it says is as
-    true, `among` the probability that it finds its clip among ten, both None without cues. `leak` is None
-    without transcript. `rubric` is the offline judge's overall mark (0 to 10).
+    Attributes:
+        emotions: overlap and flips of its emotion words.
+        breaches: names of what makes it no description of a voice.
+        claims: number of its different acoustic claims; needs measured cues.
+        right, wrong, unknown: these claims, by what the cues say of them.
+        wrong_gender: of a caption that gives a gender, and a clip whose gender is known.
+        fit: share of the other clips of which everything it says is as true; needs cues.
+        among: probability that it finds its clip among ten; needs cues and ten clips.
+        leak: whether it repeats what is said; needs a transcript.
+        rubric: the offline judge's overall mark (0 to 10).
     """
 
     emotions: EmotionSets
@@ -188,12 +160,12 @@ def measure(
         fluency: mean log-probabilities for the rubric's mark; without them fluency goes by rules.
     """
     whole = utterances if whole is None else whole
-    known = {id(u): place for place, u in enumerate(whole)}
-    places = [known[id(u)] for u in utterances]
+    places = {id(u): place for place, u in enumerate(whole)}
     evidence = rubric.evidence(whole)
     others = OtherClips(whole, [e.relative for e in evidence], label_map or {})
     found = []
-    for i, (caption, u, place) in enumerate(zip(captions, utterances, places, strict=True)):
+    for i, (caption, u) in enumerate(zip(captions, utterances, strict=True)):
+        place = places[id(u)]
         cues = evidence[place].relative
         read = bool(cues) and not is_chinese(caption)
         claims = claims_of(caption) if read else []
@@ -203,13 +175,10 @@ def measure(
             for part in (checked.right, checked.wrong, checked.unknown)
         )
         genders = genders_of(caption)
-        judged = u.emotion is not None or bool(cues)
-        mark = (
-            rubric.score(caption, evidence[place], None if fluency is None else fluency[i])
-            if judged
-            else None
-        )
-        line_up = others.find(caption, place, claims, genders) if read else Found(None, None)
+        fit, among = others.find(caption, place, claims, genders) if read else (None, None)
+        mark = None
+        if u.emotion is not None or cues:
+            mark = rubric.score(caption, evidence[place], fluency[i] if fluency else None).overall
         found.append(
             ClipMeasures(
                 emotions=emotion_sets(caption, u, label_map),
@@ -219,53 +188,48 @@ def measure(
                 wrong=wrong,
                 unknown=unknown,
                 wrong_gender=bool(genders - {u.gender}) if genders and u.gender else None,
-                fit=line_up.fit,
-                among=line_up.among,
-                leak=leaks(caption, u.transcript) if u.transcript else None,
-                rubric=None if mark is None else mark.overall,
+                fit=fit,
+                among=among,
+                leak=rubric.leaks(caption, u.transcript) if u.transcript else None,
+                rubric=mark,
             )
         )
     return found
 
 
-def _ratio(above: Sequence[float | None], below: Sequence[float | None]) -> Statistic:
-    """Sum over sum; clips where either is None count in neither."""
-    known = [
-        (a, b) if a is not None and b is not None else (0.0, 0.0) for a, b in zip(above, below, strict=True)
-    ]
-    return Statistic(np.array(known, dtype=np.float64), lambda sums: sums[..., 0] / sums[..., 1])
+_PER_CLIP: dict[str, Callable[[ClipMeasures], float | None]] = {
+    "emotion_set_precision": lambda m: m.emotions.precision,
+    "emotion_set_recall": lambda m: m.emotions.recall,
+    "emotion_set_f1": lambda m: m.emotions.f1,
+    "valence_flip_share": lambda m: m.emotions.valence_flip,
+    "arousal_flip_share": lambda m: m.emotions.arousal_flip,
+    "wrong_claims_per_caption": lambda m: None if m.wrong is None else len(m.wrong),
+    "caption_with_wrong_claim_share": lambda m: None if m.wrong is None else len(m.wrong) > 0,
+    "claims_per_caption": lambda m: m.claims,
+    "wrong_gender_share": lambda m: m.wrong_gender,
+    "generic_share": lambda m: m.generic,
+    "very_generic_share": lambda m: None if m.fit is None else m.fit > VERY_GENERIC,
+    "fit_share": lambda m: m.fit,
+    "found_among_10": lambda m: m.among,
+    "transcript_leak_share": lambda m: m.leak,
+    "instruction_breach_share": lambda m: bool(m.breaches),
+    "rubric_score": lambda m: m.rubric,
+}
+MEASURES = ("wrong_claim_share", *_PER_CLIP)
 
 
 def hallucination_statistics(measures: Sequence[ClipMeasures]) -> dict[str, Statistic]:
-    """MEASURES as sums over clips; those that no clip allows are absent."""
-    wrong = [None if m.wrong is None else float(len(m.wrong)) for m in measures]
-    checked = [
-        None if m.right is None or m.wrong is None else float(len(m.right) + len(m.wrong)) for m in measures
-    ]
-    per_clip: dict[str, list[float | None]] = {
-        "emotion_set_precision": [m.emotions.precision for m in measures],
-        "emotion_set_recall": [m.emotions.recall for m in measures],
-        "emotion_set_f1": [m.emotions.f1 for m in measures],
-        "valence_flip_share": [m.emotions.valence_flip for m in measures],
-        "arousal_flip_share": [m.emotions.arousal_flip for m in measures],
-        "instruction_breach_share": [bool(m.breaches) for m in measures],
-        "found_among_10": [m.among for m in measures],
-        "wrong_claims_per_caption": wrong,
-        "caption_with_wrong_claim_share": [None if n is None else float(n > 0) for n in wrong],
-        "claims_per_caption": [m.claims for m in measures],
-        "wrong_gender_share": [m.wrong_gender for m in measures],
-        "generic_share": [m.generic for m in measures],
-        "very_generic_share": [None if m.fit is None else m.fit > VERY_GENERIC for m in measures],
-        "fit_share": [m.fit for m in measures],
-        "transcript_leak_share": [m.leak for m in measures],
-        "rubric_score": [m.rubric for m in measures],
-    }
-    found = {"wrong_claim_share": _ratio(wrong, checked)} if any(checked) else {}
-    for name, values in per_clip.items():
-        if None not in values:
+    """MEASURES as sums over clips; each a mean over the clips that allow it, absent where none does."""
+    wrong = np.array([len(m.wrong or ()) for m in measures], dtype=np.float64)
+    checked = np.array([len(m.right or ()) for m in measures], dtype=np.float64) + wrong
+    found = {"wrong_claim_share": ratio(wrong, checked)} if checked.any() else {}
+    for name, of in _PER_CLIP.items():
+        values = [of(m) for m in measures]
+        known = np.array([value is not None for value in values])
+        if known.all():
             found[name] = mean(np.array(values, dtype=np.float64))
-        elif any(value is not None for value in values):
-            found[name] = _ratio(values, [1.0] * len(values))
+        elif known.any():
+            found[name] = ratio(np.array([value or 0.0 for value in values]), known.astype(np.float64))
     return found
 
 

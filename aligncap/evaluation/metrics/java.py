@@ -42,17 +42,16 @@ def coco_statistics(
     Raises:
         UserError: an unknown name; pycocoevalcap, Java or SPICE's CoreNLP is missing, or Java failed.
     """
-    result: dict[str, Statistic] = {}
-    for name in names:
-        if name == "meteor_1_5":
-            result[name] = Statistic(meteor_counts(captions, references), meteor_scores)
-        elif name == "spice":
-            result[name] = mean(spice(captions, references))
-        else:
-            raise UserError(
-                f"{name!r} is no metric of pycocoevalcap's; choose among {', '.join(COCO_METRICS)}"
-            )
-    return result
+    if unknown := [name for name in names if name not in COCO_METRICS]:
+        raise UserError(
+            f"{unknown[0]!r} is no metric of pycocoevalcap's; choose among {', '.join(COCO_METRICS)}"
+        )
+    found: dict[str, Statistic] = {}
+    if "meteor_1_5" in names:
+        found["meteor_1_5"] = Statistic(meteor_counts(captions, references), meteor_scores)
+    if "spice" in names:
+        found["spice"] = mean(spice(captions, references))
+    return found
 
 
 def meteor_counts(captions: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -> Floats:
@@ -68,7 +67,7 @@ def meteor_counts(captions: Sequence[Tokens], references: Sequence[Sequence[Toke
     """
     folder = _package() / "meteor"
     lines = [
-        " ||| ".join(["SCORE", *map(_line, targets), _line(caption)]) + "\n"
+        " ||| ".join(["SCORE", *map(" ".join, [*targets, caption])]) + "\n"
         for caption, targets in zip(captions, references, strict=True)
     ]
     command = ["-Xmx2G", "-jar", "meteor-1.5.jar", "-", "-", "-stdio", "-l", "en", "-norm"]
@@ -130,16 +129,12 @@ def spice(captions: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) ->
 
 
 def signature(names: Sequence[str]) -> dict[str, str]:
-    """What was counted, for the report."""
-    told = {
+    """Which variant was counted, for a signature."""
+    variants = {
         "meteor_1_5": "Java METEOR 1.5 (en, -norm: exact, stem, synonym, paraphrase), corpus level as COCO's",
         "spice": "Java SPICE 1.0, mean over clips",
     }
-    return {name: f"{told[name]}, of pycocoevalcap {version('pycocoevalcap')}" for name in names}
-
-
-def _line(tokens: Tokens) -> str:
-    return " ".join(tokens)
+    return {name: f"{variants[name]}, of pycocoevalcap {version('pycocoevalcap')}" for name in names}
 
 
 def _package() -> Path:

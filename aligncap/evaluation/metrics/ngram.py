@@ -1,8 +1,9 @@
-"""BLEU and CIDEr-D from n-gram counts that are made once, as numpy arrays, for all captions and references.
+"""BLEU, ROUGE-L, CIDEr-D and METEOR of tokenised captions, clip by clip, and the WordNet that METEOR reads.
 
-Own code rather than sacrebleu's, because resampling needs BLEU's counts clip by clip, which sacrebleu keeps
-to itself, and because COCO's guard against empty counts differs from sacrebleu's smoothings where no 4-gram
-matches. Where both are defined they agree; the tests hold the two side by side.
+BLEU and CIDEr-D share n-gram counts that are made once, as numpy arrays, for all captions and references. The
+counting is our own rather than sacrebleu's, because resampling needs BLEU's counts clip by clip, which
+sacrebleu keeps to itself, and because COCO's guard against empty counts differs from sacrebleu's smoothing
+where no 4-gram matches. Where both are defined they agree; the tests compare them.
 """
 
 from __future__ import annotations
@@ -12,22 +13,20 @@ import re
 import shutil
 import tempfile
 import unicodedata
-from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from itertools import chain, count
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-import datasets
-import evaluate
 import numpy as np
 from numpy.typing import NDArray
 
-from aligncap.evaluation.metrics import FEATURES, USAGE
 from aligncap.utils.errors import UserError
-from aligncap.utils.statistics import Clusters, Interval, Statistic, mean
+from aligncap.utils.io import Row
 
 Tokens = Sequence[str]
 Ints = NDArray[np.int64]
@@ -200,22 +199,32 @@ def cider_d(sets: CaptionSet) -> Floats:
     return scores
 
 
-def distinct(sentences: Grams, clusters: Ints) -> tuple[Any, Ints, Ints]:
-    """(different n-grams, of them those said in one cluster only, per cluster; n-grams of each cluster)."""
-    amount = int(clusters.max()) + 1
-    cluster = clusters[sentences.sentence]
-    pairs, _ = _counted(sentences.gram * amount + cluster)
-    kind, where = np.divmod(pairs, amount)
-    shared = np.bincount(kind, minlength=sentences.kinds)
-    alone = np.bincount(where[shared[kind] == 1], minlength=amount)
-    return (
-        int(np.count_nonzero(shared)),
-        alone,
-        np.bincount(cluster, sentences.count, amount).astype(np.int64),
-    )
+def distinct_share(sets: CaptionSet, order: int, clusters: Ints) -> tuple[float, Floats]:
+    """Distinct-n (Li et al. 2016): different n-grams by n-grams, over all captions; and without each cluster.
+
+    It depends on the size of the set, so compare only systems on the same clips.
+
+    "he is sad", "he is calm": words he is sad calm of 6: distinct-1 = 4/6.
+
+    Args:
+        clusters: number of the cluster (the speaker) of each clip.
+
+    Returns:
+        the share, and (clusters,) the share when one cluster is left out, NaN where nothing is left.
+    """
+    grams, amount = sets.captions[order - 1], int(clusters.max()) + 1
+    cluster = clusters[grams.sentence]
+    kind, where = np.divmod(_counted(grams.gram * amount + cluster)[0], amount)
+    in_clusters = np.bincount(kind, minlength=grams.kinds)
+    kinds = np.count_nonzero(in_clusters)
+    alone = np.bincount(where[in_clusters[kind] == 1], minlength=amount)  # said in one cluster only
+    sizes = np.bincount(cluster, grams.count, amount)
+    left = sizes.sum() - sizes
+    without = np.divide(kinds - alone, left, out=np.full(amount, np.nan), where=left > 0)
+    return float(kinds / sizes.sum()) if sizes.any() else 0.0, without
 
 
-DESCRIPTION = (
+TOKENIZER = (
     "NFKC, lower case, Penn-Treebank clitics, hyphens kept, punctuation dropped, Han and kana by character"
 )
 
@@ -244,55 +253,6 @@ def tokenize(caption: str) -> tuple[str, ...]:
     """
     text = unicodedata.normalize("NFKC", caption).lower().translate(_APOSTROPHES)
     return tuple(_TOKEN.findall(text))
-
-
-class Bleu(evaluate.Metric):
-    """Closest reference length, no smoothing, counts summed over clips before dividing."""
-
-    def _info(self) -> evaluate.MetricInfo:
-        return evaluate.MetricInfo(
-            description="BLEU-1 to BLEU-4 as COCO's caption evaluation computes them.",
-            citation="Papineni et al. BLEU: automatic evaluation of machine translation. ACL 2002.",
-            inputs_description=USAGE,
-            features=datasets.Features(FEATURES()),
-        )
-
-    def _compute(
-        self, predictions: list[str], references: list[list[str]], per_clip: bool = False
-    ) -> dict[str, Any]:
-        captions = [tokenize(caption) for caption in predictions]
-        counts = bleu_counts(
-            count_ngrams(captions, [[tokenize(text) for text in texts] for texts in references])
-        )
-        result: dict[str, Any] = {
-            f"bleu_{n}": float(v) for n, v in enumerate(bleu_scores(counts.sum(axis=0)), 1)
-        }
-        if per_clip:
-            result["per_clip"] = bleu_scores(counts).tolist()
-        return result
-
-
-class CiderD(evaluate.Metric):
-    """A single clip scores 0: its document frequencies leave no n-gram rare."""
-
-    def _info(self) -> evaluate.MetricInfo:
-        return evaluate.MetricInfo(
-            description="CIDEr-D, 0 to 10; document frequencies come from these references.",
-            citation="Vedantam et al. CIDEr: consensus-based image description evaluation. CVPR 2015.",
-            inputs_description=USAGE,
-            features=datasets.Features(FEATURES()),
-        )
-
-    def _compute(
-        self, predictions: list[str], references: list[list[str]], per_clip: bool = False
-    ) -> dict[str, Any]:
-        captions = [tokenize(caption) for caption in predictions]
-        targets = [[tokenize(text) for text in texts] for texts in references]
-        scores = cider_d(count_ngrams(captions, targets))
-        result: dict[str, Any] = {"cider_d": float(scores.mean())}
-        if per_clip:
-            result["per_clip"] = scores.tolist()
-        return result
 
 
 BETA = 1.2  # how much recall outweighs precision in COCO's ROUGE-L
@@ -343,34 +303,6 @@ def rouge_l(captions: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) 
     return scores
 
 
-@dataclass(frozen=True)
-class _Word:
-    text: str
-
-    def name(self) -> str:
-        return self.text
-
-
-@dataclass(frozen=True)
-class _Synonyms:
-    """Looks like an NLTK synset and like the list of all its words."""
-
-    words: tuple[_Word, ...]
-
-    def lemmas(self) -> tuple[_Word, ...]:
-        return self.words
-
-
-@dataclass(frozen=True)
-class _CachedStemmer:
-    stem: Callable[[str], str]
-
-
-@dataclass(frozen=True)
-class _CachedWordNet:
-    synsets: Callable[[str], list[_Synonyms]]
-
-
 def meteor(captions: Sequence[Tokens], references: Sequence[Sequence[Tokens]], *, wordnet: bool) -> Floats:
     """METEOR of each clip (clips,), the best of its references, by nltk.translate.meteor_score.
 
@@ -384,55 +316,30 @@ def meteor(captions: Sequence[Tokens], references: Sequence[Sequence[Tokens]], *
     from nltk.stem.porter import PorterStemmer
     from nltk.translate.meteor_score import meteor_score
 
-    from aligncap.evaluation.metrics.ngram import require_wordnet
-
     reader = require_wordnet() if wordnet else None
     stem = cache(PorterStemmer().stem)
-    # NLTK seeks synonyms among the stems of the references: leaving out one that is no such stem changes no
-    # score and halves the time.
+    # NLTK looks for synonyms among the stems of the references: leaving out one that is no such stem changes
+    # no score and halves the time.
     vocabulary = {stem(word) for targets in references for target in targets for word in target}
 
     @cache
-    def synsets(word: str) -> list[_Synonyms]:
+    def synsets(word: str) -> list[SimpleNamespace]:
+        """One synset of all synonyms of the word, in the form in which NLTK reads synsets."""
         if reader is None:
             return []
         words = {lemma.name() for synset in reader.synsets(word) for lemma in synset.lemmas()} & vocabulary
-        return [_Synonyms(tuple(_Word(text) for text in sorted(words)))]
+        lemmas = [SimpleNamespace(name=lambda text=text: text) for text in sorted(words)]
+        return [SimpleNamespace(lemmas=lambda: lemmas)]
 
-    stemmer = _CachedStemmer(stem)
-    lexicon = _CachedWordNet(synsets)
-    return np.array(
-        [
-            meteor_score(
-                [list(target) for target in targets], list(caption), stemmer=stemmer, wordnet=lexicon
-            )
-            for caption, targets in zip(captions, references, strict=True)
-        ],
-        dtype=np.float64,
-    )
-
-
-class RougeL(evaluate.Metric):
-    """F-measure of the longest common subsequence, from the best precision and the best recall."""
-
-    def _info(self) -> evaluate.MetricInfo:
-        return evaluate.MetricInfo(
-            description="ROUGE-L as COCO's caption evaluation computes it (Lin 2004; beta 1.2, no stemming).",
-            citation="Lin. ROUGE: a package for automatic evaluation of summaries. 2004.",
-            inputs_description=USAGE,
-            features=datasets.Features(FEATURES()),
-        )
-
-    def _compute(
-        self, predictions: list[str], references: list[list[str]], per_clip: bool = False
-    ) -> dict[str, Any]:
-        captions = [tokenize(caption) for caption in predictions]
-        targets = [[tokenize(text) for text in texts] for texts in references]
-        scores = rouge_l(captions, targets)
-        result: dict[str, Any] = {"rouge_l": float(scores.mean())}
-        if per_clip:
-            result["per_clip"] = scores.tolist()
-        return result
+    nltk: Row = {
+        "stemmer": SimpleNamespace(stem=stem),
+        "wordnet": SimpleNamespace(synsets=synsets),
+    }
+    scores = [
+        meteor_score([list(target) for target in targets], list(caption), **nltk)
+        for caption, targets in zip(captions, references, strict=True)
+    ]
+    return np.array(scores, dtype=np.float64)
 
 
 SYSTEM_FOLDER = Path("/usr/share/wordnet")  # of the Debian packages wordnet-base and wordnet-sense-index
@@ -541,99 +448,3 @@ def require_wordnet() -> Any:
             f"{nltk_folder()}/corpora/wordnet, or ask for METEOR without synonyms"
         )
     return reader
-
-
-class Meteor(evaluate.Metric):
-    """Exact words, Porter stems and, where WordNet is found, synonyms; the result's `variant` says which.
-
-    `compute(..., wordnet=True)` insists on synonyms, `wordnet=False` leaves them out.
-    """
-
-    def _info(self) -> evaluate.MetricInfo:
-        return evaluate.MetricInfo(
-            description="METEOR as nltk.translate.meteor_score defines it (not Java's 1.5).",
-            citation="Lavie and Agarwal. METEOR. WMT 2007.",
-            inputs_description=USAGE,
-            features=datasets.Features(FEATURES()),
-        )
-
-    def _compute(
-        self,
-        predictions: list[str],
-        references: list[list[str]],
-        per_clip: bool = False,
-        wordnet: bool | None = None,
-    ) -> dict[str, Any]:
-        if wordnet is None:
-            wordnet = find_wordnet() is not None
-        captions = [tokenize(caption) for caption in predictions]
-        targets = [[tokenize(text) for text in texts] for texts in references]
-        scores = meteor(captions, targets, wordnet=wordnet)
-        variant = "exact+stem+WordNet" if wordnet else "exact+stem"
-        result: dict[str, Any] = {"meteor": float(scores.mean()), "variant": variant}
-        if per_clip:
-            result["per_clip"] = scores.tolist()
-        return result
-
-
-def most_frequent(captions: Sequence[str], number: int = 10) -> list[dict[str, Any]]:
-    """The captions said most often: [{"caption", "count", "share"}], ties in order of the text.
-
-    Case, spaces and a full stop at the end make no difference; each is shown as it was first said.
-    """
-    first: dict[str, str] = {}
-    counts: Counter[str] = Counter()
-    for caption in captions:
-        plain = _plain(caption)
-        first.setdefault(plain, caption.strip())
-        counts[plain] += 1
-    ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:number]
-    return [{"caption": first[text], "count": n, "share": n / len(captions)} for text, n in ranked]
-
-
-def _plain(caption: str) -> str:
-    return " ".join(caption.lower().split()).rstrip(" .。!！")
-
-
-def diversity_statistics(captions: Sequence[str], lengths: np.ndarray) -> dict[str, Statistic]:
-    """top_caption_share and mean_length (tokens).
-
-    A resample counts the caption that is most frequent in the whole set: the largest share of a resample
-    would be biased upwards.
-    """
-    plain = [_plain(caption) for caption in captions]
-    top = min(Counter(plain).items(), key=lambda item: (-item[1], item[0]))[0]
-    return {
-        "top_caption_share": mean(np.array([text == top for text in plain], dtype=np.float64)),
-        "mean_length": mean(lengths.astype(np.float64)),
-    }
-
-
-def distinct_share(sets: CaptionSet, order: int, clusters: Clusters) -> Interval:
-    """Distinct-n (Li et al. 2016): different n-grams divided by n-grams, over all captions.
-
-    Depends on the size of the set, so compare only systems on the same clips. The interval is by the
-    jackknife (value ± t · SE from leaving out one cluster at a time), since a bootstrap repeats captions and
-    so lowers the share by itself.
-
-    "he is sad", "he is calm": words he is sad calm of 6: distinct-1 = 4/6.
-    """
-    from scipy.stats import t
-
-    kinds, alone, sizes = distinct(sets.captions[order - 1], clusters.index)
-    total = sizes.sum()
-    if not total:
-        return {"value": 0.0, "low": None, "high": None}
-    value = kinds / total
-    use = sizes < total
-    without = (kinds - alone[use]) / (total - sizes[use])
-    n = len(without)
-    if n < 2:
-        return {"value": float(value), "low": None, "high": None}
-    error = np.sqrt((n - 1) / n * ((without - without.mean()) ** 2).sum())
-    reach = float(t.ppf(0.975, n - 1) * error)
-    return {
-        "value": float(value),
-        "low": max(0.0, float(value) - reach),
-        "high": min(1.0, float(value) + reach),
-    }

@@ -1,22 +1,29 @@
-"""How close in meaning a caption is to its references, by a sentence encoder that runs offline."""
+"""How close in meaning captions are, by a sentence encoder that runs offline; and SECap's protocol.
+
+SECap (Xu et al., AAAI 2024) samples eight captions of each clip, drops the three that are least similar to
+the others, and averages the scores of the five that remain. What is dropped depends on the captions alone,
+not on the references.
+"""
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from aligncap.utils.errors import UserError
+from aligncap.evaluation.metrics.ngram import common_subsequence, tokenize
+from aligncap.utils.errors import UserError, UserErrors
+from aligncap.utils.io import Row
 
 Floats = NDArray[np.float64]
 Choice = Literal["auto", "require", "none"]
+Alike = Literal["encoder", "words"]
 Encode = Callable[[Sequence[str]], NDArray[np.float32]]
 
 ENCODER = "all-minilm-l6-v2"  # of data/models.yaml
@@ -24,6 +31,7 @@ REMEDY = f"run `aligncap models fetch {ENCODER}`"
 _BATCH = 64
 _LONGEST = 256  # tokens; what the encoder was trained with
 _LATIN = 0x24F  # last letter of Latin Extended-B
+SAMPLES, DROPPED = 8, 3  # of SECap's paper
 
 
 @dataclass(frozen=True)
@@ -36,25 +44,10 @@ class Encoder:
 
 def find_encoder() -> Encoder | None:
     """The sentence encoder, or None where it was not fetched."""
-    home = os.environ.get("ALIGNCAP_HOME")
-    folder = (Path(home).expanduser() if home else Path.home() / ".cache" / "aligncap") / "models" / ENCODER
-    if not folder.is_dir():  # asked first, since the models' room takes seconds to import
-        return None
-    from aligncap.models.hub import defaults, is_ready
+    from aligncap.models.hub import cache_folder, defaults, is_ready
 
-    return load_encoder(folder) if ENCODER in defaults() and is_ready(ENCODER) else None
-
-
-def require_encoder() -> Encoder:
-    """The sentence encoder.
-
-    Raises:
-        UserError: it was not fetched; the message says how.
-    """
-    encoder = find_encoder()
-    if encoder is None:
-        raise UserError(f"the sentence encoder {ENCODER} is not on this machine: {REMEDY}, or do without")
-    return encoder
+    known = ENCODER in defaults() and is_ready(ENCODER)
+    return load_encoder(cache_folder() / ENCODER) if known else None
 
 
 @cache
@@ -67,8 +60,10 @@ def load_encoder(folder: Path) -> Encoder:
     import torch
     from transformers import AutoModel, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    model: Any = AutoModel.from_pretrained(folder, local_files_only=True, dtype=torch.float32).eval()
+    from aligncap.models.hub import load_pretrained
+
+    tokenizer = load_pretrained(AutoTokenizer, folder, local_files_only=True)
+    model: Any = load_pretrained(AutoModel, folder, local_files_only=True, dtype=torch.float32).eval()
     known: dict[str, NDArray[np.float32]] = {}
 
     def encode(texts: Sequence[str]) -> NDArray[np.float32]:
@@ -90,9 +85,7 @@ def load_encoder(folder: Path) -> Encoder:
     return Encoder(f"{folder.name} of {wheels}" if wheels else folder.name, encode)
 
 
-def sentence_encoder(
-    choice: Choice, captions: Sequence[str], references: Sequence[Sequence[str]]
-) -> Encoder | str:
+def sentence_encoder(choice: Choice, texts: Sequence[str]) -> Encoder | str:
     """The encoder for these texts, or in words why there is none.
 
     Raises:
@@ -100,14 +93,14 @@ def sentence_encoder(
     """
     if choice == "none":
         return "not asked for"
-    if choice == "require":
-        require_encoder()
-    if foreign(captions) or any(map(foreign, references)):
+    reason = f"no sentence encoder on this machine; {REMEDY}"
+    if foreign(texts):
         reason = f"texts in another script than {ENCODER} reads, which is English"
-        if choice == "require":
-            raise UserError(f"similarity is required, but there are {reason}")
-        return reason
-    return find_encoder() or f"no sentence encoder on this machine; {REMEDY}"
+    elif encoder := find_encoder():
+        return encoder
+    if choice == "require":
+        raise UserError(f"similarity is required, but not to be had: {reason}")
+    return reason
 
 
 def foreign(texts: Sequence[str]) -> bool:
@@ -129,3 +122,104 @@ def cosines(captions: Sequence[str], references: Sequence[Sequence[str]], encode
     scores: Floats = np.bincount(clip_of, products, len(captions)) / np.bincount(clip_of)
     scores[[not caption.strip() for caption in captions]] = 0.0
     return scores
+
+
+def secap_runs(
+    rows: Sequence[Row],
+    *,
+    similarity: Alike,
+    samples: int = SAMPLES,
+    dropped: int = DROPPED,
+) -> list[list[Row]]:
+    """What `aligncap candidates` wrote as `samples` - `dropped` lists of captions, by SECap's protocol.
+
+    List r holds the r-th kept caption of each clip. Similarity of two captions is the cosine by the sentence
+    encoder, or with "words" the share of words that they have in common order, 2 · LCS / (both lengths); that
+    of a caption is its mean to the clip's others. Kept captions stay in the order they were sampled in; of
+    two equally alike the earlier one is kept.
+
+    Raises:
+        UserErrors: rows without id, candidate or caption, or another number of them than `samples` a clip.
+        UserError: the sentence encoder is asked for and not to be had.
+    """
+    if not 0 <= dropped < samples:
+        raise UserError(f"of {samples} samples {dropped} cannot be dropped; drop 0 to {samples - 1}")
+    if similarity not in get_args(Alike):
+        raise UserError(f"similarity is {similarity!r}; choose among {', '.join(get_args(Alike))}")
+    clips = _by_clip(rows, samples)
+    encoder: Encoder | None = None
+    if similarity == "encoder":
+        texts = [str(row["caption"]) for row in rows]
+        found = sentence_encoder("auto", texts)
+        if isinstance(found, str):
+            raise UserError(
+                f"SECap's protocol compares captions by a sentence encoder: {found}; or compare by words "
+                "(protocol secap-words)"
+            )
+        encoder = found
+        encoder.encode(texts)  # all at once: it remembers them
+    runs: list[list[Row]] = [[] for _ in range(samples - dropped)]
+    for group in clips:
+        texts = [str(row["caption"]) for row in group]
+        if encoder is None:
+            alike = _words_alike(texts)
+        else:
+            vectors = encoder.encode(texts).astype(np.float64)
+            alike = vectors @ vectors.T
+        for run, place in zip(runs, kept(alike, dropped), strict=True):
+            run.append(dict(group[place]))
+    return runs
+
+
+def kept(alike: Floats, dropped: int) -> list[int]:
+    """Places of the captions that stay, in order; `alike` is their similarity (captions, captions).
+
+    All are judged against all others once, before any is dropped.
+    """
+    others = alike.sum(axis=1) - np.diag(alike)
+    # rounded: equal captions must tie, whatever the order of their sums
+    order = np.argsort(-np.round(others, 9), kind="stable")
+    return sorted(order[: len(order) - dropped].tolist())
+
+
+def secap_note(similarity: Alike) -> str:
+    """The protocol in words, for the note of a system."""
+    encoder = find_encoder() if similarity == "encoder" else None
+    by = encoder.name if encoder else "words in common order"
+    return (
+        f"SECap's: {SAMPLES} sampled captions a clip, the {DROPPED} least similar to the others dropped "
+        f"(by {by}), mean over the {SAMPLES - DROPPED} kept; ± is over them"
+    )
+
+
+def _by_clip(rows: Sequence[Row], samples: int) -> list[list[Row]]:
+    errors: list[str] = []
+    clips: dict[str, dict[int, Row]] = {}
+    for number, row in enumerate(rows, 1):
+        name, place, caption = row.get("id"), row.get("candidate"), row.get("caption")
+        if not isinstance(name, str) or not isinstance(place, int) or not isinstance(caption, str):
+            errors.append(
+                f'row {number}: no "id", "candidate" and "caption"; give what `aligncap candidates` wrote'
+            )
+        elif place in clips.setdefault(name, {}):
+            errors.append(f"row {number}: candidate {place} of {name!r} was there before; keep one")
+        else:
+            clips[name][place] = row
+    errors += [
+        f"id {name!r}: {len(group)} candidates, not {samples}; run `aligncap candidates --num {samples}`"
+        for name, group in clips.items()
+        if len(group) != samples
+    ]
+    if errors:
+        raise UserErrors(errors)
+    return [[group[place] for place in sorted(group)] for group in clips.values()]
+
+
+def _words_alike(texts: Sequence[str]) -> NDArray[np.float64]:
+    words = [tokenize(text) for text in texts]
+    result = np.eye(len(words))
+    for i, one in enumerate(words):
+        for j, other in enumerate(words[:i]):
+            length = len(one) + len(other)
+            result[i, j] = result[j, i] = 2 * common_subsequence(one, other) / length if length else 1.0
+    return result

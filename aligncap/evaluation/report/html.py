@@ -10,33 +10,24 @@ import base64
 import os
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 from urllib.parse import quote
 
 import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from aligncap.data.manifest import Utterance, audio_path
-from aligncap.evaluation import listening as listening_words
-from aligncap.evaluation.listening import Listening
-from aligncap.evaluation.report.pictures import confusion_picture, speakers_picture
-from aligncap.evaluation.systems import (
-    LESS_IS_BETTER,
-    MEANINGS,
-    NEITHER,
-    TITLES,
-    Cell,
-    System,
-    Yardstick,
-    baseline_cells,
-    figure,
-    interval,
-    pooled,
-    table,
-)
+from aligncap.evaluation.listening import HEARD, MEANINGS, Listening
+from aligncap.evaluation.metrics import SCORES, figure, interval, shown, signed
+from aligncap.evaluation.metrics.emotion import Emotions
+from aligncap.evaluation.report.pictures import bars_picture, confusion_picture, speakers_picture
+from aligncap.evaluation.scoring import System, details
 from aligncap.text.emotions import emotion_of
 from aligncap.utils.errors import UserError
-from aligncap.utils.io import atomic_open, data_path, write_json, write_text
+from aligncap.utils.io import Row, atomic_open, data_path, write_json, write_text
+from aligncap.utils.statistics import Interval
 
 Audio = Literal["copy", "link", "embed"]
 
@@ -50,70 +41,88 @@ _MIME = {
 }
 
 
+@dataclass(frozen=True)
+class Baseline:
+    """What systems are compared with, such as a linear probe: some scores, by name.
+
+    Raises:
+        UserError: a value is given for something that is no score.
+    """
+
+    name: str
+    values: Mapping[str, float]
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        for name in self.values:
+            if name not in SCORES:
+                raise UserError(f"baseline {self.name!r}: {name!r} is no metric, unlike {', '.join(SCORES)}")
+
+    @property
+    def cells(self) -> dict[str, Row]:
+        """In the form of `System.cells`, without intervals."""
+        rest = {"low": None, "high": None, "spread": None, "runs": 1}
+        return {name: {**rest, "value": value} for name, value in self.values.items()}
+
+
 def choose_samples(
-    systems: Sequence[System], main: System, references: Sequence[Utterance], number: int, seed: int
-) -> list[dict[str, Any]]:
-    """Rows of the sample table: `number` clips drawn by `seed`, sorted by label, with what systems say."""
-    captions = {s.name: {row["id"]: row["caption"] for row in s.rows} for s in systems}
-    pool = [u for u in references if u.id in captions[main.name]]
+    systems: Sequence[System], references: Sequence[Utterance], number: int, seed: int
+) -> list[Row]:
+    """Rows of the sample table: `number` clips drawn by `seed`, sorted by label, with what systems say.
+
+    The clips are those of the last system; each system's captions are those of its first seed.
+    """
+    captions = {s.name: dict(zip(_ids(s), s.seeds[0].captions, strict=True)) for s in systems}
+    pool = [u for u in references if u.id in captions[systems[-1].name]]
     chosen = np.random.default_rng(seed).permutation(len(pool))[:number]
-    shown = sorted((pool[i] for i in chosen), key=lambda u: (u.emotion or "", u.id))
     rows = []
-    for u in shown:
-        said = []
-        for s in systems:
-            if u.id in captions[s.name]:
-                emotion = emotion_of(captions[s.name][u.id])
-                said.append(
-                    {
-                        "system": s.name,
-                        "caption": captions[s.name][u.id],
-                        "emotion": emotion,
-                        "right": None if u.emotion is None else emotion == u.emotion,
-                    }
-                )
+    for u in sorted((pool[i] for i in chosen), key=lambda u: (u.emotion or "", u.id)):
+        said: list[Row] = [
+            {"system": name, "caption": texts[u.id], "emotion": emotion_of(texts[u.id])}
+            for name, texts in captions.items()
+            if u.id in texts
+        ]
+        for part in said:
+            part["right"] = None if u.emotion is None else part["emotion"] == u.emotion
         about = [x for x in (u.speaker and f"speaker {u.speaker}", u.gender, u.intensity) if x]
-        row = {
-            "utterance": u,
-            "about": ", ".join(about),
-            "said": said,
-            "source": None,
-            "type": None,
-            "missing": None,
-        }
-        rows.append(row)
+        rows.append({"utterance": u, "about": ", ".join(about), "said": said})
     return rows
 
 
-def attach_audio(rows: Sequence[dict[str, Any]], out: Path, manifest_path: Path, how: Audio) -> None:
+def _ids(system: System) -> list[str]:
+    return [u.id for u in system.seeds[0].utterances]
+
+
+def attach_audio(rows: Sequence[Row], out: Path, manifest: Path | None, how: Audio) -> None:
     """Give each row a "source" for its player: a copy in `out`/audio, a relative link or a data URI.
 
-    A file that is not there is named under "missing".
+    A file that is not there is named under "missing". Without a manifest there are no players.
 
     Raises:
         UserError: an audio path leads out of its root, or a copy cannot be written.
     """
-    paths = [audio_path(manifest_path, row["utterance"]) for row in rows]
-    folder = out / "audio"
-    for stale in folder.glob("clip-*.*"):
+    for row in rows:
+        row |= {"source": None, "type": None, "missing": None}
+    paths = [audio_path(manifest, row["utterance"]) for row in rows] if manifest else []
+    for stale in (out / "audio").glob("clip-*.*") if manifest else ():
         stale.unlink()
-    for number, (row, path) in enumerate(zip(rows, paths, strict=True)):
+    for number, (row, path) in enumerate(zip(rows, paths, strict=False)):
         suffix = path.suffix.lower()
         row["type"] = _MIME.get(suffix, "application/octet-stream")
         if not path.is_file():
             row["missing"] = f"{row['utterance'].audio}: no such file"
         elif how == "embed":
-            row["source"] = f"data:{row['type']};base64,{base64.b64encode(path.read_bytes()).decode()}"
+            row["source"] = _data_uri(row["type"], path.read_bytes())
         elif how == "link":
             row["source"] = quote(Path(os.path.relpath(path, out.resolve())).as_posix())
         else:
-            name = f"clip-{number:03d}{suffix if suffix in _MIME else ''}"
-            with atomic_open(folder / name, "wb") as file:
+            row["source"] = f"audio/clip-{number:03d}{suffix if suffix in _MIME else ''}"
+            with atomic_open(out / row["source"], "wb") as file:
                 file.write(path.read_bytes())
-            row["source"] = f"audio/{name}"
 
 
-__all__ = ["System", "Yardstick", "table", "write_report"]
+def _data_uri(kind: str, content: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def write_report(
@@ -121,11 +130,10 @@ def write_report(
     systems: Sequence[System],
     references: Sequence[Utterance],
     *,
-    manifest_path: Path | None = None,
-    baselines: Sequence[Yardstick] = (),
+    manifest: Path | None = None,
+    baselines: Sequence[Baseline] = (),
     listening: Listening | None = None,
-    differences: Mapping[str, Mapping[str, Any]] | None = None,
-    headline: str | None = None,
+    differences: Mapping[str, Mapping[str, Interval]] | None = None,
     sample: int = 40,
     seed: int = 0,
     audio: Audio = "copy",
@@ -134,56 +142,44 @@ def write_report(
     """Write `out`/metrics.json, report.html, pictures and the audio of shown clips; return the page's path.
 
     Args:
-        systems: side by side in this order, all scored on the same clips.
+        systems: side by side in this order, all scored on the same clips. Summary, samples and metrics.json
+            are about the last one.
         references: the utterances that were scored; captions, labels and audio paths are taken from them.
-        manifest_path: where audio paths start; without it there are no players.
-        baselines: figures such as a linear probe's.
-        listening: what the headline system's scores lose without the clips; without it the report says how to
+        manifest: where audio paths start; without it there are no players.
+        listening: what the last system's scores lose without the clips; without it the report says how to
             find out.
-        differences: of `compare_captions`, by a name such as "distill − sft".
-        headline: name of the system that summary, samples and metrics.json are about; the last by default.
+        differences: of `scoring.differences`, by a name such as "distill − sft".
         sample: clips shown, chosen by `seed`.
         audio: copy the shown clips into `out`/audio, link to where they lie, or embed clips and pictures.
 
     Raises:
-        UserError: names repeat or are unknown, systems were scored on different clips, an audio path leads
-            out of its root, or `out` cannot be written.
+        UserError: names repeat, systems were scored on different clips, an audio path leads out of its root,
+            or `out` cannot be written.
     """
-    main = _check(systems, headline)
-    out = Path(out)
-    cells = {s.name: pooled(s.results) for s in systems}
-    columns = [*cells.items(), *((y.name, baseline_cells(y)) for y in baselines)]
-    chance = 1 / max(1, len(main.results[0]["details"]["labels"]))
-    pictures = _pictures(systems, listening, chance)
-    samples = choose_samples(systems, main, references, sample, seed)
-    if manifest_path is not None:
-        attach_audio(samples, out, manifest_path, audio)
+    _check(systems)
+    main, listening = systems[-1], listening or Listening({})
+    samples = choose_samples(systems, references, sample, seed)
+    attach_audio(samples, out, manifest, audio)
     sources = {}
-    for name, png in pictures.items():
+    for name, png in _pictures(systems, listening).items():
         with atomic_open(out / f"{name}.png", "wb") as file:
             file.write(png)
-        data = base64.b64encode(png).decode()
-        sources[name] = f"data:image/png;base64,{data}" if audio == "embed" else f"{name}.png"
-    listening = listening or Listening({}, listening_words.verdict({}))
-    page = _template().render(
+        sources[name] = _data_uri("image/png", png) if audio == "embed" else f"{name}.png"
+    columns: list[System | Baseline] = [*systems, *baselines]
+    notes = [(s.title, s.meaning) for n, s in SCORES.items() if main.cells[n]["value"] is not None]
+    counted = details(main.seeds[0])
+    page = template("report.html.j2").render(
         title=title,
-        summary=[*summary(main, cells[main.name], chance), listening.verdict[0]],
-        columns=[{"name": name, "main": name == main.name} for name, _ in columns],
-        notes=[
-            *((s.name, s.note) for s in systems if s.note),
-            *((y.name, y.note) for y in baselines if y.note),
-            *((TITLES[n], text) for n, text in MEANINGS.items() if cells[main.name][n]["value"] is not None),
-        ],
-        lines=lines(columns, len(systems)),
-        several=any(len(s.results) > 1 for s in systems),
-        main=main.name,
+        columns=[{"name": c.name, "main": c is main} for c in columns],
+        notes=[(name, note) for name, note in [*((c.name, c.note) for c in columns), *notes] if note],
+        lines=score_lines(systems, baselines),
+        several=any(len(s.seeds) > 1 for s in systems),
+        main=main,
         listening=listening,
-        heard_metrics=[TITLES[name] for name in listening_words.shown_metrics(listening.conditions)],
-        heard_lines=listening_words.lines(listening.conditions),
-        heard_said=listening_words.said_lines(listening.conditions),
-        heard_names=listening_words.HEARD,
-        manifest=shlex.quote(str(manifest_path or "M.jsonl")),
-        differences=difference_lines(differences or {}),
+        heard_names=HEARD,
+        meanings=MEANINGS,
+        manifest=shlex.quote(str(manifest or "M.jsonl")),
+        differences=differences or {},
         pictures=sources,
         confusions=[
             (s.name, sources[f"confusion_{i}"]) for i, s in enumerate(systems) if f"confusion_{i}" in sources
@@ -191,201 +187,104 @@ def write_report(
         samples=samples,
         references=len(references),
         seed=seed,
-        top_captions=main.results[0]["details"]["top_captions"],
-        signature=signature_lines(main.results[0]["signature"]),
+        top_captions=counted["top_captions"],
     )
-    write_json(out / "metrics.json", _metrics(main, systems, cells, baselines, listening, differences))
+    metrics = {
+        "system": main.name,
+        **main.cells,
+        "signature": main.signature,
+        "details": counted,
+        "systems": {s.name: {**s.cells, "seeds": s.values_by_seed} for s in systems},
+        "baselines": {b.name: b.cells for b in baselines},
+        "listening": listening.conditions,
+        "listening_verdict": listening.verdict,
+        "differences": dict(differences or {}),
+    }
+    write_json(out / "metrics.json", metrics)
     write_text(out / "report.html", page)
     return out / "report.html"
 
 
-def _check(systems: Sequence[System], headline: str | None) -> System:
+def _check(systems: Sequence[System]) -> None:
     names = [s.name for s in systems]
     if not systems:
         raise UserError("a report needs at least one system")
     if len(set(names)) < len(names):
         raise UserError(f"systems of a report need different names, found {', '.join(names)}")
-    if headline is not None and headline not in names:
-        raise UserError(f"headline {headline!r} is none of the systems {', '.join(names)}")
-    sizes = {s.name: s.results[0]["signature"]["clips"] for s in systems}
+    sizes = {s.name: len(_ids(s)) for s in systems}
     if len(set(sizes.values())) > 1:
         counts = ", ".join(f"{name}: {n}" for name, n in sizes.items())
         raise UserError(
             f"systems were scored on different numbers of clips ({counts}); caption the same manifest"
         )
-    return systems[-1 if headline is None else names.index(headline)]
 
 
-def _template() -> Any:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    folder = data_path("report.html.j2").parent
+def template(name: str) -> Template:
+    """A template of `data/`; in HTML what is filled in is escaped."""
     environment = Environment(
-        loader=FileSystemLoader(folder),
-        autoescape=True,
+        loader=FileSystemLoader(data_path(name).parent),
+        autoescape=name.endswith(".html.j2"),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("report.html.j2")
+    environment.globals.update(scores=SCORES, figure=figure, interval=interval, shown=shown, signed=signed)
+    return environment.get_template(name)
 
 
-def _pictures(systems: Sequence[System], listening: Listening | None, chance: float) -> dict[str, bytes]:
+def _pictures(systems: Sequence[System], listening: Listening) -> dict[str, bytes]:
     pictures: dict[str, bytes] = {}
     speakers: dict[str, Mapping[str, Sequence[float]]] = {}
+    chance = 1 / max(1, len(systems[-1].seeds[0].emotions.labels))
     for number, system in enumerate(systems):
-        first = system.results[0]["details"]
-        if not first["labels"]:
+        runs = [scored.emotions for scored in system.seeds]
+        together = Emotions([x for e in runs for x in e.truth], [x for e in runs for x in e.said])
+        if not together.labels:
             continue
-        labels, columns, matrix = _summed_confusion([result["details"] for result in system.results])
-        runs = len(system.results)
-        name = system.name if runs == 1 else f"{system.name} (sum of {runs} runs)"
-        pictures[f"confusion_{number}"] = confusion_picture(matrix, labels, columns, name)
+        name = system.name if len(runs) == 1 else f"{system.name} (sum of {len(runs)} runs)"
+        pictures[f"confusion_{number}"] = confusion_picture(
+            together.confusion(), together.labels, together.columns, name
+        )
         uars: dict[str, list[float]] = {}
-        for result in system.results:
-            for row in result["details"]["speakers"]:
-                if row["uar"] is not None:
-                    uars.setdefault(row["speaker"], []).append(row["uar"])
+        for scored in system.seeds:
+            for row in details(scored)["speakers"]:
+                uars.setdefault(row["speaker"], []).append(row["uar"])
         if uars:
             speakers[system.name] = uars
     if speakers:
         pictures["speakers"] = speakers_picture(speakers, chance)
-    if listening is not None and listening.conditions:
-        pictures["listening"] = listening_words.picture(listening.conditions, chance)
+    if listening.conditions:
+        first = next(iter(listening.conditions.values()))
+        panels = {
+            SCORES[name].title + "\n(less is better)" * (SCORES[name].better == "less"): {
+                "right audio": first[name]["right"],
+                **{HEARD[condition]: part[name]["heard"] for condition, part in listening.conditions.items()},
+            }
+            for name in listening.shown
+        }
+        pictures["listening"] = bars_picture(panels, {SCORES["emotion_uar"].title: (chance, "chance")})
     return pictures
 
 
-def _summed_confusion(details: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[str], np.ndarray]:
-    """Confusion matrices of several runs added, though their captions may name different further emotions."""
-    labels = list(details[0]["labels"])
-    none = details[0]["columns"][-1]
-    others = sorted({column for d in details for column in d["columns"]} - {*labels, none})
-    columns = [*labels, *others, none]
-    matrix = np.zeros((len(labels), len(columns)), np.int64)
-    for d in details:
-        matrix[:, [columns.index(column) for column in d["columns"]]] += np.array(
-            d["confusion"], dtype=np.int64
-        )
-    return labels, columns, matrix
-
-
-def _metrics(
-    main: System,
-    systems: Sequence[System],
-    cells: Mapping[str, Mapping[str, Cell]],
-    baselines: Sequence[Yardstick],
-    listening: Listening,
-    differences: Mapping[str, Mapping[str, Any]] | None,
-) -> dict[str, Any]:
-    """The content of metrics.json: the headline system's metrics flat, then everything it is held against."""
-    content: dict[str, Any] = {"system": main.name, **cells[main.name]}
-    content["signature"] = main.results[0]["signature"]
-    content["details"] = main.results[0]["details"]
-    content["systems"] = {
-        s.name: {**cells[s.name], "seeds": [{n: r[n]["value"] for n in TITLES} for r in s.results]}
-        for s in systems
-    }
-    content["baselines"] = {y.name: baseline_cells(y) for y in baselines}
-    content["listening"] = listening.conditions
-    content["listening_verdict"] = listening.verdict
-    content["differences"] = dict(differences or {})
-    return content
-
-
-def summary(main: System, cells: Mapping[str, Cell], chance: float) -> list[str]:
-    """Sentences of the paragraph at the top."""
-    signature = main.results[0]["signature"]
-    runs = len(main.results)
-    over = f"over {signature['clips']} clips"
-    if signature["speakers"]:
-        over += f" of {signature['speakers']} speaker{'s' if signature['speakers'] > 1 else ''}"
-    seeds = f", mean of {runs} runs" if runs > 1 else ""
-
-    def say(name: str) -> str:
-        spread = cells[name]["spread"]
-        more = "" if spread is None else f" ± {figure(name, spread)}"
-        return f"{figure(name, cells[name]['value'])}{more} {interval(name, cells[name])}".strip()
-
-    sentences = []
-    if cells["emotion_uar"]["value"] is not None:
-        labels = signature["emotion_labels"]
-        sentences.append(
-            f"{main.name}: emotion UAR {say('emotion_uar')} {over}{seeds} "
-            f"({labels} labels, chance {chance:.3f})."
-        )
-    else:
-        sentences.append(f"{main.name}: scored {over}{seeds}; no clip has an emotion label.")
-    sentences.append(f"CIDEr-D {say('cider_d')}, METEOR {say('meteor')}, BLEU-4 {say('bleu_4')}.")
-    sentences.append(
-        f"The most frequent caption makes up {100 * cells['top_caption_share']['value']:.1f} % of all; "
-        f"{100 * cells['emotion_none_share']['value']:.1f} % name no emotion."
-    )
-    if cells["wrong_claim_share"]["value"] is not None:
-        sentences.append(
-            f"{100 * cells['wrong_claim_share']['value']:.1f} % of acoustic claims are wrong of the measured "
-            f"audio; {100 * cells['generic_share']['value']:.1f} % of captions are generic."
-        )
-    return sentences
-
-
-def _show(name: str, cell: Cell | None) -> dict[str, str]:
-    if cell is None:
-        return {"value": "–", "spread": "", "interval": ""}
-    spread = "" if cell["spread"] is None else f"± {figure(name, cell['spread'])}"
-    return {"value": figure(name, cell["value"]), "spread": spread, "interval": interval(name, cell)}
-
-
-def lines(columns: Sequence[tuple[str, Mapping[str, Cell]]], systems: int) -> list[dict[str, Any]]:
-    """One line a metric that any system has. The best system, or those that look alike, is marked."""
-    shown_lines = []
-    for name, metric in TITLES.items():
-        values = [cells[name]["value"] for _, cells in columns[:systems]]
-        known = [value for value in values if value is not None]
+def score_lines(systems: Sequence[System], baselines: Sequence[Baseline]) -> list[Row]:
+    """One line a score that any system has. The best system, or those that look alike, is marked."""
+    result = []
+    both: list[System | Baseline] = [*systems, *baselines]
+    for name, score in SCORES.items():
+        columns = [shown(name, column.cells.get(name)) for column in both]
+        known = [v for s in systems if (v := s.cells[name]["value"]) is not None]
         if not known:
             continue
-        best = None
-        if len({figure(name, value) for value in known}) > 1 and name not in NEITHER:
-            best = figure(name, min(known) if name in LESS_IS_BETTER else max(known))
-        cells_shown = [
-            {**(shown := _show(name, cells.get(name))), "best": place < systems and shown["value"] == best}
-            for place, (_, cells) in enumerate(columns)
+        best = shown(name, {"value": (min if score.better == "less" else max)(known)})[0]
+        alike = score.better == "neither" or len({text for text, *_ in columns[: len(systems)]} - {"–"}) < 2
+        cells = [
+            {
+                "value": value,
+                "spread": spread,
+                "interval": bounds,
+                "best": not alike and place < len(systems) and value == best,
+            }
+            for place, (value, spread, bounds) in enumerate(columns)
         ]
-        shown_lines.append({"title": metric, "cells": cells_shown, "less": name in LESS_IS_BETTER})
-    return shown_lines
-
-
-def difference_lines(differences: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """One line a pair of systems and metric, of `compare_captions`."""
-    shown_lines = []
-    for pair, metrics in differences.items():
-        for name in TITLES:
-            if name in metrics and metrics[name]["low"] is not None and name not in NEITHER:
-                cell = metrics[name]
-                apart = cell["low"] > 0 or cell["high"] < 0
-                p = cell.get("p")
-                shown = "" if p is None else f"{p:.3f}"
-                value = f"{cell['value']:+.3f}"
-                bounds = f"[{cell['low']:+.3f}, {cell['high']:+.3f}]"
-                shown_lines.append(
-                    {
-                        "pair": pair,
-                        "title": TITLES[name],
-                        "value": value,
-                        "interval": bounds,
-                        "p": shown,
-                        "apart": apart,
-                    }
-                )
-    return shown_lines
-
-
-def signature_lines(signature: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The signature as name and text."""
-    shown_lines = []
-    for name, value in signature.items():
-        if isinstance(value, Mapping):
-            value = ", ".join(f"{key} {one}" for key, one in value.items()) or "none"
-        elif isinstance(value, (list, tuple)):
-            value = "–".join(map(str, value)) if name == "references_per_clip" else ", ".join(map(str, value))
-        shown_lines.append((name.replace("_", " "), str(value)))
-    return shown_lines
+        result.append({"title": score.title, "cells": cells, "less": score.better == "less"})
+    return result

@@ -1,21 +1,25 @@
-"""The report's pictures, as PNG bytes."""
+"""The report's pictures as PNG bytes, and `aligncap curves`: training curves of runs."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from textwrap import fill
-from typing import Any
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from aligncap.utils.drawing import GREY, INK, PALE, bare, cycle, figure, plain, png
+from aligncap.utils.drawing import BLUE, GREY, INK, ORANGE, PALE, bare, cycle, figure, plain, png
 from aligncap.utils.errors import UserErrors, natural
-from aligncap.utils.io import atomic_open, read_jsonl
+from aligncap.utils.io import Row, atomic_open, read_jsonl
+from aligncap.utils.options import Config, option
+from aligncap.utils.statistics import Interval
 
-Confusion = tuple[Sequence[str], Sequence[str], NDArray[np.int64]]
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 def confusion_picture(
@@ -24,65 +28,18 @@ def confusion_picture(
     """Confusion matrix (labels, columns): colour and percentage are shares of the row, below are counts."""
     picture = figure(1.9 + 0.66 * len(columns), 1.5 + 0.6 * len(labels))
     axes = picture.add_subplot()
-    _draw_confusion(axes, matrix, labels, columns, title, counts=True)
-    axes.set_xlabel("emotion the caption names", color=GREY)
-    axes.set_ylabel("label of the clip (clips)", color=GREY)
-    return png(picture)
-
-
-def confusions_picture(systems: Mapping[str, Confusion]) -> bytes:
-    """Confusion matrices of several systems side by side, in percent of the row.
-
-    Args:
-        systems: name to (labels, columns, matrix) as in `confusion_picture`; the last column is "names none".
-            Emotions that are no label of the clips, which differ from system to system, share a column.
-    """
-    across = min(len(systems), 2 if max(len(labels) for labels, *_ in systems.values()) > 5 else 3)
-    down = -(-len(systems) // across)
-    most = max(len(labels) for labels, *_ in systems.values())
-    picture = figure(1.4 + across * (0.6 + 0.46 * (most + 2)), 0.6 + down * (1.2 + 0.42 * most))
-    panels = picture.subplots(down, across, squeeze=False)
-    for axes in panels.flat[len(systems) :]:
-        axes.set_axis_off()
-    for place, (axes, (name, (labels, columns, matrix))) in enumerate(
-        zip(panels.flat, systems.items(), strict=False)
-    ):
-        known = len(labels)
-        pooled = np.column_stack([matrix[:, :known], matrix[:, known:-1].sum(1), matrix[:, -1]])
-        names = [*labels, "another", columns[-1]]
-        _draw_confusion(axes, pooled, labels, names, name, counts=False)
-        if place % across:
-            axes.set_yticklabels([])
-    picture.supxlabel("emotion the caption names", color=GREY, fontsize=9)
-    picture.supylabel("label of the clip", color=GREY, fontsize=9)
-    return png(picture)
-
-
-def _draw_confusion(
-    axes: Any,
-    matrix: NDArray[np.int64],
-    labels: Sequence[str],
-    columns: Sequence[str],
-    title: str,
-    *,
-    counts: bool,
-) -> None:
     total = matrix.sum(axis=1, keepdims=True)
     share = np.divide(matrix, total, out=np.zeros(matrix.shape), where=total > 0)
     axes.imshow(share, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     for row, column in np.ndindex(*matrix.shape):
         if matrix[row, column]:
-            style = {"ha": "center", "va": "center", "color": "white" if share[row, column] > 0.55 else INK}
-            percent = f"{100 * share[row, column]:.0f}"
-            if counts:
-                axes.text(column, row - 0.12, f"{percent} %", fontsize=9, **style)
-                axes.text(column, row + 0.24, f"{matrix[row, column]}", fontsize=7, alpha=0.8, **style)
-            else:
-                axes.text(column, row, percent, fontsize=8.5, **style)
-    turned: dict[str, Any] = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"}
+            colour = "white" if share[row, column] > 0.55 else INK
+            style: Row = {"ha": "center", "va": "center", "color": colour}
+            axes.text(column, row - 0.12, f"{100 * share[row, column]:.0f} %", fontsize=9, **style)
+            axes.text(column, row + 0.24, f"{matrix[row, column]}", fontsize=7, alpha=0.8, **style)
+    turned: Row = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"}
     axes.set_xticks(range(len(columns)), [plain(c) for c in columns], fontsize=9, **turned)
-    sizes = [f" ({n})" if counts else "" for n in total[:, 0]]
-    names = [plain(label) + size for label, size in zip(labels, sizes, strict=True)]
+    names = [f"{plain(label)} ({n})" for label, n in zip(labels, total[:, 0], strict=True)]
     axes.set_yticks(range(len(labels)), names, fontsize=9)
     axes.set_xticks(np.arange(len(columns) + 1) - 0.5, minor=True)
     axes.set_yticks(np.arange(len(labels) + 1) - 0.5, minor=True)
@@ -92,6 +49,9 @@ def _draw_confusion(
     axes.set_title(plain(title), fontsize=11, color=INK, loc="left")
     for side in axes.spines.values():
         side.set_visible(False)
+    axes.set_xlabel("emotion the caption names", color=GREY)
+    axes.set_ylabel("label of the clip (clips)", color=GREY)
+    return png(picture)
 
 
 def speakers_picture(systems: Mapping[str, Mapping[str, float | Sequence[float]]], chance: float) -> bytes:
@@ -103,62 +63,88 @@ def speakers_picture(systems: Mapping[str, Mapping[str, float | Sequence[float]]
         systems: system to speaker to UAR, or to one UAR a seed.
     """
     speakers = sorted({speaker for values in systems.values() for speaker in values}, key=natural)
-    slots, group = len(speakers), len(speakers) + 2.0
+    corpora = {speaker.rpartition("-")[0] for speaker in speakers}
+    short = [s.rpartition("-")[2] if len(corpora) == 1 else s for s in speakers]  # "21" for "ravdess-21"
+    group = len(speakers) + 2
     width = float(np.clip(len(systems) * max(1.3, 0.24 * group), 3.6, 15))
     picture = figure(1.0 + width, 4.2)
     axes = picture.add_subplot()
-    named = width / (group * len(systems)) > 0.13  # inches a name
-    slot_names: list[tuple[float, str]] = []
-    for place, (colour, (_, values)) in enumerate(zip(cycle(len(systems)), systems.items(), strict=True)):
-        start = place * group
+    axes.text(-0.01, 1.02, "mean\nrange", transform=axes.transAxes, ha="right", fontsize=8, color=GREY)
+    for start, colour, values in zip(
+        range(0, group * len(systems), group), cycle(len(systems)), systems.values(), strict=True
+    ):
         means = []
-        for slot, speaker in enumerate(speakers):
-            slot_names.append((start + slot, _short(speaker, speakers)))
+        for slot, speaker in enumerate(speakers, start):
             if speaker in values:
                 uars = np.atleast_1d(np.asarray(values[speaker], dtype=float))
                 means.append(float(uars.mean()))
-                axes.plot([start + slot] * 2, [uars.min(), uars.max()], color=colour, alpha=0.4, linewidth=1)
-                at = np.full(len(uars), start + slot)
-                axes.plot(at, uars, "o", color=colour, alpha=0.8, markersize=5.5, markeredgewidth=0)
-        if not means:
-            continue
-        ends = [start - 0.7, start + slots - 0.3]
-        axes.fill_between(ends, min(means), max(means), color=colour, alpha=0.1, linewidth=0)
-        axes.plot(ends, [np.mean(means)] * 2, color=INK, linewidth=1.6, zorder=1)
-        text = f"{np.mean(means):.2f}\n{min(means):.2f}–{max(means):.2f}"
-        axes.text(start + (slots - 1) / 2, 1.02, text, ha="center", va="bottom", fontsize=8, color=INK)
-    axes.text(
-        -0.01, 1.02, "mean\nrange", transform=axes.transAxes, ha="right", va="bottom", fontsize=8, color=GREY
-    )
+                axes.plot([slot] * 2, [uars.min(), uars.max()], color=colour, alpha=0.4, linewidth=1)
+                dots: Row = {"color": colour, "alpha": 0.8, "markersize": 5.5, "markeredgewidth": 0}
+                axes.plot([slot] * len(uars), uars, "o", **dots)
+        if means:
+            ends = [start - 0.7, start + len(speakers) - 0.3]
+            axes.fill_between(ends, min(means), max(means), color=colour, alpha=0.1, linewidth=0)
+            axes.plot(ends, [np.mean(means)] * 2, color=INK, linewidth=1.6, zorder=1)
+            text = f"{np.mean(means):.2f}\n{min(means):.2f}–{max(means):.2f}"
+            axes.text(start + (len(speakers) - 1) / 2, 1.02, text, ha="center", fontsize=8, color=INK)
     axes.axhline(chance, color=GREY, linewidth=1, linestyle="--", zorder=0)
-    axes.annotate(
-        "chance", (1, chance), (-2, 2), xycoords=("axes fraction", "data"), textcoords="offset points",
-        ha="right", color=GREY, fontsize=8,
-    )  # fmt: skip
-    middles = [place * group + (slots - 1) / 2 for place in range(len(systems))]
-    wrap = max(8, int(width / len(systems) / 0.085))
+    axes.text(group * len(systems) - 1.7, chance + 0.01, "chance", ha="right", color=GREY, fontsize=8)
     bare(axes)
-    axes.set_xticks(middles, [plain(fill(name, wrap)) for name in systems], fontsize=9.5)
-    axes.tick_params(axis="x", length=0, pad=20 if named else 4)
-    if named:
-        axes.set_xticks([x for x, _ in slot_names], [plain(n) for _, n in slot_names], minor=True)
-        axes.tick_params(axis="x", which="minor", length=2, color=PALE, labelsize=7, labelcolor=GREY)
-        if max(len(name) for _, name in slot_names) > 2:
-            axes.tick_params(axis="x", which="minor", labelrotation=90)
-            axes.tick_params(axis="x", pad=14 + 4.2 * max(len(name) for _, name in slot_names))
-    axes.set_xlim(-1.2, len(systems) * group - 1.8 + 0.4)
+    places = np.arange(len(systems)) * group
+    wrap = max(8, int(width / len(systems) / 0.085))
+    names = [plain(fill(name, wrap)) for name in systems]
+    axes.set_xticks(places + (len(speakers) - 1) / 2, names, fontsize=9.5)
+    axes.tick_params(axis="x", length=0, pad=18 + 4.2 * max(map(len, short)))
+    if width / (group * len(systems)) > 0.13:  # inches a speaker: room for names
+        slots = [place + i for place in places for i in range(len(speakers))]
+        axes.set_xticks(slots, [plain(name) for name in short] * len(systems), minor=True)
+        axes.tick_params(axis="x", which="minor", length=2, labelsize=7, labelcolor=GREY, labelrotation=90)
+    axes.set_xlim(-1.2, len(systems) * group - 1.4)
     axes.set_ylim(0, 1.0)
     axes.set_ylabel("UAR of one speaker", color=GREY)
     return png(picture)
 
 
-def _short(speaker: str, speakers: Sequence[str]) -> str:
-    """The name without the corpus that all of them begin with: "21" for "ravdess-21"."""
-    corpora = {s.rpartition("-")[0] for s in speakers}
-    return speaker.rpartition("-")[2] if len(corpora) == 1 else speaker
+def bars_picture(
+    panels: Mapping[str, Mapping[str, Interval]], dashed: Mapping[str, tuple[float, str]]
+) -> bytes:
+    """Bars with 95 % intervals, a panel a score; the first bar of each panel is what the others compare with.
+
+    Args:
+        panels: title to name to value with interval.
+        dashed: of some titles, where to draw a dashed line and what it is.
+    """
+    names = list(next(iter(panels.values()), {}))
+    picture = figure(0.8 + max(2.2, 0.7 + 0.42 * len(names)) * len(panels), 3.4)
+    drawn = picture.subplots(1, max(1, len(panels)), squeeze=False)[0]
+    for axes, (title, cells) in zip(drawn, panels.items(), strict=False):
+        for place, cell in enumerate(cells.values()):
+            top = cell["value"] or 0.0
+            axes.bar(place, top, color=PALE if place else BLUE, width=0.66)
+            if cell["low"] is not None and cell["high"] is not None:
+                axes.plot([place, place], [cell["low"], cell["high"]], color=INK, linewidth=1.4)
+                top = max(top, cell["high"])
+            text = "–" if cell["value"] is None else f"{cell['value']:.2f}"
+            style: Row = {
+                "textcoords": "offset points",
+                "ha": "center",
+                "fontsize": 8,
+                "color": INK,
+            }
+            box = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}
+            axes.annotate(text, (place, top), (0, 4), bbox=box, **style)
+        if title in dashed:
+            axes.axhline(dashed[title][0], color=ORANGE, linewidth=1.2, linestyle="--")
+            title += f"\n(dashed: {dashed[title][1]})"
+        axes.set_xticks(range(len(names)), [plain(name) for name in names], rotation=40, ha="right")
+        axes.set_xlim(-0.6, len(names) - 0.4)
+        axes.set_ylim(0, axes.get_ylim()[1] * 1.08)
+        axes.set_title(title, fontsize=9.5, color=INK)
+        bare(axes)
+    return png(picture)
 
 
-Curves = dict[str, dict[int, float]]
+Curves = dict[str, dict[int, float]]  # of one run: step to value of each curve
 
 # what a training log may hold, in the order of the panels
 CURVES = {
@@ -171,6 +157,29 @@ CURVES = {
     "eval_uar": "dev emotion UAR",
     "learning_rate": "learning rate",
 }
+
+
+@dataclass
+class CurvesConfig(Config):
+    """Training curves of runs in one picture; runs of one name are seeds, drawn thin under their mean.
+
+    Examples:
+        aligncap curves runs/distill-0 runs/distill-1 --out curves.png
+        aligncap curves distill=runs/a distill=runs/b dpo=runs/c --out curves.png
+    """
+
+    POSITIONAL: ClassVar[tuple[str, ...]] = ("runs",)
+
+    runs: list[str] = option(
+        help="[NAME=]RUN: output folders of `aligncap train`; a name again: another seed."
+    )
+    out: str = option(help="PNG to write.")
+
+
+def run_curves(config: CurvesConfig) -> int:
+    """`aligncap curves`."""
+    print(f"curves: {training_curves(named_runs(config.runs), Path(config.out))}")
+    return 0
 
 
 def training_curves(folders: Mapping[str, Sequence[Path]], out: Path) -> Path:
@@ -205,24 +214,17 @@ def training_curves(folders: Mapping[str, Sequence[Path]], out: Path) -> Path:
     for axes in panels.flat[len(shown) :]:
         axes.set_axis_off()
     for axes, key in zip(panels.flat, shown, strict=False):
-        for colour, runs in zip(cycle(len(logs)), logs.values(), strict=True):
-            _draw_curve(axes, [run[key] for run in runs if key in run], colour)
+        for colour, (name, runs) in zip(cycle(len(logs)), logs.items(), strict=True):
+            label = f"{name} ({len(runs)} seed{'s' * (len(runs) > 1)})"
+            _draw_curve(axes, [run[key] for run in runs if key in run], colour, plain(label))
         axes.set_title(CURVES[key], fontsize=10, color=INK, loc="left")
         axes.set_xlabel("step", color=GREY, fontsize=8.5)
         if key == "learning_rate":
             axes.yaxis.set_major_formatter("{x:g}")
         bare(axes)
-    lines: list[Any] = [
-        panels.flat[0].plot([], [], color=colour, linewidth=2.2, label=plain(_with_seeds(name, len(runs))))[0]
-        for colour, (name, runs) in zip(cycle(len(logs)), logs.items(), strict=True)
-    ]
-    picture.legend(
-        handles=lines,
-        loc="outside lower center",
-        ncols=min(len(lines), across + 1),
-        frameon=False,
-        fontsize=9.5,
-    )
+    lines = [line for line in panels.flat[0].lines if not line.get_label().startswith("_")]
+    ncols = min(len(lines), across + 1)
+    picture.legend(handles=lines, loc="outside lower center", ncols=ncols, frameon=False, fontsize=9.5)
     with atomic_open(out, "wb") as file:
         file.write(png(picture))
     return out
@@ -258,14 +260,10 @@ def _curves_of(run: Path) -> Curves:
     return found
 
 
-def _draw_curve(axes: Any, runs: Sequence[Mapping[int, float]], colour: str) -> None:
-    dots = {"marker": "o", "markersize": 3.5} if runs and max(map(len, runs)) <= 8 else {}
+def _draw_curve(axes: Axes, runs: Sequence[Mapping[int, float]], colour: str, label: str) -> None:
+    marker = "o" if runs and max(map(len, runs)) <= 8 else ""
     for run in runs if len(runs) > 1 else ():
         axes.plot(sorted(run), [run[step] for step in sorted(run)], color=colour, linewidth=0.8, alpha=0.45)
     steps = sorted(set.intersection(*(set(run) for run in runs))) if runs else []
     means = [float(np.mean([run[step] for run in runs])) for step in steps]
-    axes.plot(steps, means, color=colour, linewidth=2.2, **dots)
-
-
-def _with_seeds(name: str, seeds: int) -> str:
-    return f"{name} ({seeds} seed{'s' * (seeds > 1)})"
+    axes.plot(steps, means, color=colour, linewidth=2.2, marker=marker, markersize=3.5, label=label)

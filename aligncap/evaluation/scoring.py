@@ -1,0 +1,339 @@
+"""Captions scored against references, each clip once: sums over clips, to resample and compare from.
+
+Scores of a system are those of `pooled` in `aligncap.utils.statistics`, over its training seeds.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from importlib.metadata import version
+from typing import Any, get_args
+
+import numpy as np
+
+from aligncap.data.manifest import Utterance
+from aligncap.evaluation.metrics import SCORES, hallucination, java, ngram
+from aligncap.evaluation.metrics.captions import CaptionMetric
+from aligncap.evaluation.metrics.emotion import Emotions, by_speaker, emotion_statistics, read_emotions
+from aligncap.evaluation.metrics.ngram import find_wordnet, require_wordnet
+from aligncap.evaluation.metrics.similarity import Choice, Encoder, cosines, sentence_encoder
+from aligncap.utils.errors import UserError, UserErrors
+from aligncap.utils.io import Row
+from aligncap.utils.statistics import (
+    Clusters,
+    Floats,
+    Interval,
+    Statistic,
+    clusters_of,
+    jackknife,
+    mean,
+    over_seeds,
+    paired_differences,
+    pooled,
+    spread,
+)
+
+Rows = Sequence[Row]  # {"id", "caption", …} of one training seed
+
+
+def pair_up(
+    rows: Rows, references: Sequence[Utterance], *, allow_missing: bool = False
+) -> tuple[list[Utterance], list[str]]:
+    """Utterances and their captions, in the order of `references`.
+
+    With `allow_missing`, captions and references without a partner are left out. An empty caption is a
+    caption (it scores 0); an empty reference is an error.
+
+    Raises:
+        UserErrors: every id without partner, captioned twice or without a caption; clips without references.
+    """
+    errors: list[str] = []
+    captions: dict[str, str] = {}
+    for number, row in enumerate(rows, 1):
+        name, caption = row.get("id"), row.get("caption")
+        if not isinstance(name, str) or not isinstance(caption, str):
+            errors.append(
+                f'caption {number}: "id" and "caption" must both be text; run aligncap caption again'
+            )
+        elif name in captions:
+            errors.append(f"caption {number}: id {name!r} was captioned before; keep one caption a clip")
+        else:
+            captions[name] = caption
+    times = Counter(u.id for u in references)
+    errors += [
+        f"id {name!r}: {n} times in the manifest; make ids unique" for name, n in times.items() if n > 1
+    ]
+    remedy = "caption and score the same manifest, or allow missing ones"
+    chosen = []
+    for u in references:
+        if not u.captions and not allow_missing:
+            errors.append(f"id {u.id!r}: no reference captions in the manifest; run aligncap annotate")
+        elif not all(ngram.tokenize(text) for text in u.captions):
+            errors.append(f"id {u.id!r}: a reference caption without a word; mend or delete it")
+        if u.id not in captions and not allow_missing:
+            errors.append(f"id {u.id!r}: references without a caption; {remedy}")
+        elif u.id in captions and u.captions:
+            chosen.append(u)
+    if not allow_missing:
+        errors += [
+            f"id {name!r}: a caption without references; {remedy}" for name in captions if name not in times
+        ]
+    if errors:
+        raise UserErrors(errors)
+    if not chosen:
+        raise UserError("no caption has references, so there is nothing to score; check that the ids agree")
+    return chosen, [captions[u.id] for u in chosen]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Captions of one training seed with everything counted, before any resampling.
+
+    `rows` are the caption file's, in the order of `utterances`. `statistics` are the scores by name;
+    `distinct` those that are no sums over clips: the score, and the score without each cluster. `counted`
+    says how, and becomes the signature of a report.
+    """
+
+    utterances: list[Utterance]
+    captions: list[str]
+    clusters: Clusters
+    statistics: dict[str, Statistic]
+    distinct: dict[str, tuple[float, Floats]]
+    emotions: Emotions
+    counted: Row
+    rows: Rows = field(default=())
+
+
+def score(
+    utterances: list[Utterance],
+    captions: list[str],
+    *,
+    wordnet: Choice = "auto",
+    similarity: Choice = "auto",
+    coco: Sequence[str] = (),
+    label_map: Mapping[str, str] | None = None,
+    whole: Sequence[Utterance] | None = None,
+) -> Scored:
+    """Count everything once, clip by clip; `captions[i]` belongs to `utterances[i]`.
+
+    Args:
+        wordnet, similarity: whether METEOR uses WordNet and whether a sentence encoder scores similarity:
+            where found, insisted on, or not.
+        coco: scores of pycocoevalcap's Java programs, "meteor_1_5" and "spice".
+        label_map: renames emotions that captions name, for a set without such a label: {"calm": "neutral"}.
+        whole: the set that speakers' norms and "other clips" are taken from; `utterances` by default.
+
+    Raises:
+        UserError: WordNet, the encoder or a Java program is insisted on and not found.
+    """
+    for name, value in (("wordnet", wordnet), ("similarity", similarity)):
+        if value not in get_args(Choice):
+            raise UserError(f"{name} is {value!r}; choose among {', '.join(get_args(Choice))}")
+    reader = require_wordnet() if wordnet == "require" else find_wordnet() if wordnet == "auto" else None
+    references = [u.captions for u in utterances]
+    statistics: dict[str, Statistic] = {}
+    with tempfile.TemporaryDirectory() as folder:  # `evaluate` would keep one in the user's cache
+        for config in ("default", *coco):
+            metric = CaptionMetric(config, cache_dir=folder, keep_in_memory=True)
+            found = metric.compute(
+                predictions=captions, references=references, wordnet=reader is not None, statistics=True
+            )
+            statistics |= found["statistics"]
+    clusters = clusters_of(utterances)
+    said = ngram.count_ngrams([ngram.tokenize(caption) for caption in captions], [[]] * len(captions))
+    distinct = {f"distinct_{n}": ngram.distinct_share(said, n, clusters.index) for n in (1, 2)}
+    statistics["mean_length"] = mean(said.caption_lengths.astype(np.float64))
+    statistics["top_caption_share"] = top_caption_share(captions)
+    encoder = sentence_encoder(similarity, [*captions, *(text for texts in references for text in texts)])
+    if isinstance(encoder, Encoder):
+        statistics["similarity"] = mean(cosines(captions, references, encoder))
+    emotions = read_emotions(captions, utterances, label_map)
+    statistics |= emotion_statistics(emotions)
+    measures = hallucination.measure(captions, utterances, whole=whole, label_map=label_map)
+    statistics |= hallucination.hallucination_statistics(measures)
+    per_clip = [len(texts) for texts in references]
+    variant = f"exact+stem+WordNet {reader.get_version()}" if reader else "exact+stem"
+    found_by = isinstance(encoder, Encoder) and f"cosine, mean over references and clips, by {encoder.name}"
+    counted = {
+        "clips": len(captions),
+        "references": sum(per_clip),
+        "references_per_clip": [min(per_clip), max(per_clip)],
+        "speakers": clusters.speakers,
+        "clips_of_unknown_speaker": clusters.unknown,
+        "clips_with_emotion_label": sum(label is not None for label in emotions.truth),
+        "emotion_labels": len(emotions.labels),
+        "empty_captions": sum(not caption.strip() for caption in captions),
+        "captions_left_out": 0,
+        "references_left_out": 0,
+        "corpora": sorted({u.corpus for u in utterances}),
+        "languages": sorted({u.language for u in utterances}),
+        "tokenizer": ngram.TOKENIZER,
+        "bleu": "corpus level, closest reference length, no smoothing but COCO's 1e-15 guard",
+        "rouge_l": "COCO's, beta 1.2, mean over clips",
+        "cider_d": "n-grams 1-4, sigma 6, 0 to 10, document frequencies of all these references",
+        "meteor": f"nltk.translate.meteor_score, {variant}, best reference, mean over clips; not Java's 1.5",
+        "similarity": found_by or f"not counted: {encoder}",
+        **java.signature(coco),
+        "emotion": "label of the caption's emotion words by data/emotions.yaml; no word counts as wrong",
+        "emotions_renamed": dict(label_map or {}),
+        **hallucination.signature(measures),
+    }
+    return Scored(utterances, captions, clusters, statistics, distinct, emotions, counted)
+
+
+def score_rows(
+    rows: Rows,
+    references: Sequence[Utterance],
+    *,
+    allow_missing: bool = False,
+    whole: Sequence[Utterance] | None = None,
+    **options: Any,
+) -> Scored:
+    """`score` of the rows of a caption file; `whole` is `references` by default.
+
+    Raises:
+        UserErrors: captions and references do not match; all mismatches at once.
+    """
+    utterances, captions = pair_up(rows, references, allow_missing=allow_missing)
+    scored = score(utterances, captions, whole=references if whole is None else whole, **options)
+    by_id = {row["id"]: row for row in rows}
+    left_out = {
+        "captions_left_out": len(rows) - len(captions),
+        "references_left_out": len(references) - len(captions),
+    }
+    return replace(scored, rows=[by_id[u.id] for u in utterances], counted={**scored.counted, **left_out})
+
+
+def plain(caption: str) -> str:
+    """A caption without what makes no difference to whether it was said before: case, spaces, a full stop."""
+    return " ".join(caption.lower().split()).rstrip(" .。!！")
+
+
+def most_frequent(captions: Sequence[str], number: int = 10) -> list[Row]:
+    """The captions said most often: [{"caption", "count", "share"}], ties in order of the text.
+
+    Each is shown as it was first said; see `plain` for what counts as the same.
+    """
+    first: dict[str, str] = {}
+    for caption in captions:
+        first.setdefault(plain(caption), caption.strip())
+    counts = Counter(map(plain, captions))
+    ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:number]
+    return [{"caption": first[text], "count": n, "share": n / len(captions)} for text, n in ranked]
+
+
+def top_caption_share(captions: Sequence[str]) -> Statistic:
+    """Share of the caption that is most frequent in the whole set.
+
+    A resample counts that same caption: the largest share of a resample would be biased upwards.
+    """
+    top = plain(most_frequent(captions, 1)[0]["caption"])
+    return mean(np.array([plain(caption) == top for caption in captions], dtype=np.float64))
+
+
+@dataclass(frozen=True)
+class System:
+    """One system under test: what was scored of each training seed (or draw of a protocol).
+
+    Raises:
+        UserError: nothing was scored, or the seeds were scored on different clips.
+    """
+
+    name: str
+    seeds: Sequence[Scored]
+    resamples: int = 1000
+    seed: int = 0
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.seeds:
+            raise UserError(f"system {self.name!r} has no result to report; score its captions first")
+        if len({tuple(u.id for u in scored.utterances) for scored in self.seeds}) > 1:
+            raise UserError(
+                f"system {self.name!r}: its runs were scored on different clips, so they have no mean"
+            )
+
+    @cached_property
+    def cells(self) -> dict[str, Interval]:
+        """Every name of SCORES: {"value", "low", "high", "spread", "runs"}, None where it does not apply."""
+        runs = [scored.statistics for scored in self.seeds]
+        found = pooled(runs, self.seeds[0].clusters, resamples=self.resamples, seed=self.seed)
+        for name in self.seeds[0].distinct:
+            values, without = zip(*(scored.distinct[name] for scored in self.seeds), strict=True)
+            cell = jackknife(float(np.mean(values)), np.mean(without, axis=0))
+            found[name] = {**cell, "spread": spread(values), "runs": len(values)}
+        nothing: Interval = {"value": None, "low": None, "high": None, "spread": None, "runs": len(runs)}
+        return {name: found.get(name, nothing) for name in SCORES}
+
+    @property
+    def values_by_seed(self) -> list[dict[str, float | None]]:
+        """The plain scores of each seed, None where they do not apply."""
+        result = []
+        for scored in self.seeds:
+            values = {name: value for name, (value, _) in scored.distinct.items()}
+            values |= {name: statistic.value for name, statistic in scored.statistics.items()}
+            defined = {name: value for name, value in values.items() if np.isfinite(value)}
+            result.append({name: defined.get(name) for name in SCORES})
+        return result
+
+    @property
+    def signature(self) -> Row:
+        """What was counted and how, by name."""
+        first = self.seeds[0]
+        return {
+            **first.counted,
+            "interval": f"95 % percentile bootstrap over {first.clusters.note}, the same draw for all seeds; "
+            "distinct_n: jackknife",
+            **({"protocol": self.note} if self.note else {}),
+            "resamples": self.resamples,
+            "seed": self.seed,
+            "versions": {name: version(name) for name in ("aligncap", "nltk", "numpy")},
+        }
+
+
+def details(scored: Scored) -> Row:
+    """Confusion matrix with its labels and columns, scores by speaker, most frequent captions."""
+    return {
+        "labels": scored.emotions.labels,
+        "columns": scored.emotions.columns,
+        "confusion": scored.emotions.confusion().tolist(),
+        "speakers": by_speaker(scored.emotions, scored.utterances),
+        "top_captions": most_frequent(scored.captions),
+    }
+
+
+def evaluate_captions(
+    rows: Rows, references: Sequence[Utterance], *, resamples: int = 1000, seed: int = 0, **options: Any
+) -> Row:
+    """Score `rows` ({"id", "caption", ...}) against the captions and labels of `references`.
+
+    Args:
+        resamples, seed: of the bootstrap. options: of `score_rows` and `score`.
+
+    Returns:
+        one entry for each of SCORES ({"value", "low", "high", …}, None where it does not apply), "signature":
+        what was counted and how, and "details".
+
+    Raises:
+        UserErrors: captions and references do not match; all mismatches at once.
+        UserError: WordNet, the encoder or a Java program is insisted on and not found; nothing to score.
+    """
+    system = System("captions", [score_rows(rows, references, **options)], resamples, seed)
+    return {**system.cells, "signature": system.signature, "details": details(system.seeds[0])}
+
+
+def differences(
+    first: Sequence[Scored], second: Sequence[Scored], *, resamples: int = 1000, seed: int = 0
+) -> dict[str, Interval]:
+    """Second minus first, each its training seeds: {"name": {"value", "low", "high", "p"}}, in SCORES' order.
+
+    A system's score is the mean over its seeds, resampled as `over_seeds` says. All must have been scored on
+    the same clips. Distinct-n is not among the scores, as it is no sum over clips.
+    """
+    a, b = (over_seeds([scored.statistics for scored in seeds]) for seeds in (first, second))
+    gaps = paired_differences(a, b, first[0].clusters, resamples=resamples, seed=seed)
+    return {name: gaps[name] for name in SCORES if name in gaps}

@@ -1,0 +1,61 @@
+"""`train sft`: the speech student learns captions by cross-entropy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from aligncap.training.align import make_student
+from aligncap.training.collators import SpeechCollator
+from aligncap.training.config import StudentConfig
+from aligncap.training.data import SpeechDataset, read_clips
+from aligncap.training.resume import begin
+from aligncap.training.trainer import CaptionTrainer, fit
+from aligncap.utils.options import PositiveFloat, option
+
+
+@dataclass
+class SpeechSFTConfig(StudentConfig):
+    """Cross-entropy on captions from speech.
+
+    Writes to OUTPUT_DIR: the trained adapter and projector, `base/` on which they stand, the processor,
+    run.json, log.jsonl, tensorboard logs and checkpoints.
+
+    Examples:
+        aligncap train sft --config sft
+        aligncap train sft --config sft-projector --output_dir runs/projector
+        accelerate launch --config_file configs/accelerate/cpu2.yaml scripts/train.py sft --config sft
+    """
+
+    train_llm: bool = option(True, "Adapt the LLM by LoRA; false: train the projector alone.")
+    projector_learning_rate: PositiveFloat | None = option(
+        3e-4, "Learning rate of the projector once aligned; none: learning_rate."
+    )
+    feature_cache: bool = option(True, "Read encoder features from the cache; false: encode in every step.")
+
+
+class SpeechSFTTrainer(CaptionTrainer):
+    """`CaptionTrainer` on speech (`data.SpeechDataset`): the projector is trained in full beside LoRA."""
+
+    args: SpeechSFTConfig
+    trains_projector = True
+
+    def collator(self, processing_class: Any) -> SpeechCollator:
+        return SpeechCollator(processing_class)
+
+
+def run_sft(config: SpeechSFTConfig) -> int:
+    """Train the student on captions; 130 when interrupted."""
+    run = begin("train sft", config)
+    manifests = [read_clips(path, p_act=config.align_steps > 0) for path in run.manifests]
+    student = make_student(run, manifests)
+    inputs = student.inputs if config.feature_cache else student.inputs.live()
+    train, *dev = (SpeechDataset(rows, inputs) for rows in student.rows)
+    trainer = SpeechSFTTrainer(
+        model=student.model,
+        args=config,
+        train_dataset=train,
+        eval_dataset=dev[0] if dev else None,
+        processing_class=student.processor,
+    )
+    return fit(trainer, run, manifests)
