@@ -120,9 +120,10 @@ def _run(argv: list[str]) -> int:
         with locked(getattr(config, "out", None) or getattr(config, "output_dir", None)):
             return getattr(module, command.function)(config)
     group = [key for key in COMMANDS if key.startswith(f"{name} ")]
-    if not argv or argv[0] in ("-h", "--help", "help") or group and {"-h", "--help"} >= set(argv[1:]):
+    asked = {"-h", "--help", "help"} & {*argv[:1], *argv[1:2]}
+    if asked or not argv or (group and len(argv) == 1):
         print(_listing(group))
-        return 0 if argv else 2
+        return 0 if asked else 2
     if argv[0] == "--version":
         from aligncap import __version__
 

@@ -1,65 +1,82 @@
-"""The README's commands are ones that the program takes."""
+"""The commands of the README and of docs/ are ones that the program takes."""
 
+import importlib
 import re
 import shlex
 from pathlib import Path
 
 import pytest
 
-from aligncap import cli, options
-from aligncap.training import config as arguments
-from aligncap.training.verbs import ARGUMENTS
+from aligncap.cli import COMMANDS
+from aligncap.utils import options
 
 ROOT = Path(__file__).resolve().parents[1]
-TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```bash\n(.*?)```", TEXT, re.DOTALL)
-COMMANDS = [
-    line
-    for block in BLOCKS
-    for line in block.replace("\\\n", " ").splitlines()
-    if line and not line.startswith("#")
-]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def test_the_two_commands_stand_there():
-    assert any(c.startswith("bash scripts/quickstart.sh") for c in COMMANDS)
-    assert any(c.startswith("bash scripts/test.sh") for c in COMMANDS)
+def commands_of(text: str) -> list[str]:
+    """Command lines of the ```bash blocks."""
+    blocks = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    return [line for line in lines if line.strip() and not line.startswith("#")]
+
+
+def test_both_commands_are_there_and_ci_calls_the_second():
+    assert any(c.startswith("bash scripts/quickstart.sh") for c in commands_of(README))
+    assert any(c.startswith("bash scripts/test.sh") for c in commands_of(README))
     assert "bash scripts/test.sh" in (ROOT / ".ci/run").read_text()
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_commands_parse(command, monkeypatch, manifest):
+def option_names(name: str) -> tuple[type, set[str]]:
+    """The configuration of a command, and the names of its options."""
+    command = COMMANDS[name]
+    kind = getattr(importlib.import_module(f"aligncap.{command.module}"), command.kind)
+    return kind, {f.name for f in options.fields(kind) if f.init} | {"config", "help"}
+
+
+@pytest.mark.parametrize("command", commands_of(README))
+def test_commands_of_the_readme_are_taken(command):
     words = shlex.split(command, comments=True)
-    if words[0] == "bash":
-        assert (ROOT / words[1]).is_file()
+    if words[0] in ("pip", "git", "cd", "pre-commit"):
         return
-    if words[0] == "python":
+    if words[0] in ("bash", "python"):
         assert (ROOT / words[1]).is_file()
         if words[1] == "scripts/reproduce.py":
             assert (ROOT / f"configs/tables/{words[2].removeprefix('table-')}.yaml").is_file()
         return
     if words[0] == "accelerate":
         assert words[1] == "launch" and (ROOT / words[words.index("--config_file") + 1]).is_file()
-        if "-m" in words:
-            words = words[words.index("-m") + 1 :]
-        else:
-            words = ["aligncap", "train", *words[words.index("scripts/train.py") + 1 :]]
+        start = words.index("-m") + 1 if "-m" in words else words.index("scripts/train.py")
+        words = words[start:] if "-m" in words else ["aligncap", "train", *words[start + 1 :]]
     assert words[0] == "aligncap", command
-    if words[1] == "train":
-        there = ["--train_manifest", str(manifest)]
-        if words[2] == "prefer":
-            there += ["--dev_manifest", str(manifest), "--train_pairs", str(manifest), "--model", str(ROOT)]
-        found = arguments.parse(ARGUMENTS[words[2]], [*words[3:], *there])
-        assert found.output_dir
-    else:
-        assert options.parser().parse_args(words[1:]).verb in cli.VERBS
+    name = " ".join(words[1:3]) if " ".join(words[1:3]) in COMMANDS else words[1]
+    kind, known = option_names(name)
+    rest = words[1 + len(name.split()) :]
+    given = {word[2:].partition("=")[0].replace("-", "_") for word in rest if word.startswith("--")}
+    assert given <= known, given - known
+    for before, word in zip(rest, rest[1:]):
+        if before == "--config":
+            assert set(options.read_config(word)) <= known
+    leading = next((i for i, word in enumerate(rest) if word.startswith("--")), len(rest))
+    assert not leading or kind.POSITIONAL, command
 
 
-def test_every_file_that_the_readme_links_is_there():
-    for target in re.findall(r"\]\(([^)#]+)\)", TEXT):
+@pytest.mark.parametrize(
+    "path", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda p: p.name
+)
+def test_files_that_are_linked_or_run_exist(path):
+    text = path.read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text):
         if "://" not in target:
-            assert (ROOT / target).exists(), target
+            assert (path.parent / target).exists(), target
+    if path.name != "log.md":  # a diary of what was
+        for script in re.findall(r"\bscripts/[\w/]+\.(?:py|sh)", text):
+            assert (ROOT / script).is_file(), script
+        for name in re.findall(r"`aligncap (?:train |lab |models )?[a-z]+", text):
+            words = name.removeprefix("`aligncap ").split()
+            groups = {key.split()[0] for key in COMMANDS}
+            assert " ".join(words) in COMMANDS or (len(words) == 1 and words[0] in groups), name
 
 
 def test_nothing_is_left_to_fill_in():
-    assert "{{" not in TEXT
+    assert "{{" not in README
