@@ -21,6 +21,7 @@ import argparse
 import dataclasses
 import json
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -152,6 +153,12 @@ def parse(kind: type[C], argv: Sequence[str]) -> C:
     words = [*_words_of(from_files, known), *_name_positional(words, positional, kind)]
     if complete := getattr(kind, "complete_words", None):
         words = complete(words)
+    given = {word[2:].partition("=")[0] for word in words if word.startswith("--")}
+    needed = [f for f in fields(kind) if f.init and f.default is f.default_factory is dataclasses.MISSING]  # type: ignore[arg-type]
+    if missing := [f for f in needed if f.name not in given]:
+        raise UserErrors(
+            [f"{_label(f.name, positional)} is missing: {f.metadata.get('help', '')}" for f in missing]
+        )
     parser = _Parser(kind, allow_abbrev=False, add_help=False)  # type: ignore[arg-type]
     for action in parser._actions:
         if action.default is None and action.nargs != "+" and action.type is not None:
@@ -171,7 +178,7 @@ class _Parser(HfArgumentParser):
     """A wrong value is one clear line, not the usage of a hundred options."""
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(message.removeprefix("argument ").replace("the following arguments", "these options"))
+        raise UserError(message.removeprefix("argument "))
 
 
 class _OptionalList(argparse._StoreAction):
@@ -265,6 +272,24 @@ def named_values(words: Sequence[str], name: str) -> list[tuple[str, str]]:
     return [(left, right) for left, _, right in pairs]
 
 
+def _label(name: str, positional: Sequence[str]) -> str:
+    return name.upper() if name in positional else f"--{name}"
+
+
+def _default_shown(field: dataclasses.Field[Any]) -> str:
+    default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+    if default is dataclasses.MISSING:
+        return "required"
+    if isinstance(default, list):
+        return " ".join(map(str, default)) or "none"
+    return "none" if default is None else str(default).lower() if isinstance(default, bool) else str(default)
+
+
+def _choices_shown(hint: Any) -> str:
+    choices = [c for part in (hint, *get_args(hint)) if get_origin(part) is Literal for c in get_args(part)]
+    return f"; {', '.join(map(str, choices))}" if choices else ""
+
+
 def usage(command: str, kind: Any) -> str:
     """Help of a command: what its configuration's docstring says, then its options with their defaults.
 
@@ -272,6 +297,7 @@ def usage(command: str, kind: Any) -> str:
     listed.
     """
     positional = kind.POSITIONAL if hasattr(kind, "POSITIONAL") else ()
+    hints = get_type_hints(kind)
     ours = [b for b in kind.__mro__ if b.__module__.split(".")[0] not in ("transformers", "trl")]
     own = {name for base in ours for name in getattr(base, "__annotations__", ())}
     shown = [f for f in fields(kind) if f.init and f.name in own and f.name not in getattr(kind, "IDLE", ())]
@@ -288,10 +314,9 @@ def usage(command: str, kind: Any) -> str:
         "options (dashes do as well as underscores; --config FILE|NAME reads them from YAML):",
     ]
     for f in shown:
-        default: Any = f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
-        value = "required" if default is dataclasses.MISSING else str(default)
-        name = f.name.upper() if f.name in positional else f"--{f.name}"
-        lines.append(f"  {name} [{value}]  {f.metadata.get('help', '').replace('%%', '%')}".rstrip())
+        name, text = _label(f.name, positional), f.metadata.get("help", "").replace("%%", "%")
+        line = f"  {name} [{_default_shown(f)}{_choices_shown(hints[f.name])}]  {text}".rstrip()
+        lines += textwrap.wrap(line, 110, subsequent_indent=" " * 8, break_on_hyphens=False)
     inherited = [b.__name__ for b in kind.__mro__ if b.__name__ in ("TrainingArguments", "DPOConfig")]
     if inherited:
         lines.append(f"and all options of {' and '.join(inherited)}")

@@ -88,8 +88,10 @@ def test_positional_words_may_be_several_and_stand_before_or_after_flags(words):
 
 
 def test_missing_words_and_options_are_named():
-    with pytest.raises(UserError, match="action"):
-        parse(NeedyConfig, ["--model", "m"])
+    with pytest.raises(
+        UserErrors, match="^ACTION is missing: What.\n--model is missing: Folder of the model.$"
+    ):
+        parse(NeedyConfig, [])
     with pytest.raises(UserError, match="model"):
         parse(NeedyConfig, ["fetch"])
 
@@ -142,6 +144,8 @@ def test_help_lists_every_option_with_its_default():
     text = usage("sound", SoundConfig)
     assert "usage: aligncap sound FILES" in text and "aligncap sound a.wav --model M" in text
     assert "--batch_size [32]  Clips at a time, 100 % of them." in text
+    assert "--kind [wav; wav, flac]" in text and "--quick [true]" in text and "--seed [none]" in text
+    assert "FILES [none]" in text and "--names [a b]" in text
     assert "--model [required]" in usage("needy", NeedyConfig)
 
 
