@@ -2,320 +2,562 @@
 
     bash scripts/quickstart.sh --corpus ravdess RAVDESS_FOLDER
     python scripts/reproduce.py table-alignment --run runs/ravdess
-    python scripts/reproduce.py table-ablation | table-zero-shot | table-llms
 
-Tables are files of configs/tables (docs/tables.md). What stands is reused, a killed run goes on, and what is
-missing is named: a table is written of what there is. It goes to RUN/tables/NAME as Markdown, LaTeX and CSV
-with run.json. Paths are relative to the repository.
+Tables are files of configs/tables (docs/tables.md): systems as chains of `aligncap` commands, each with the
+file that it makes. As with `make`, a command runs where its file is missing. A killed run goes on; a failed
+command stops what needs it and nothing else. RUN/tables/NAME/table.md and others show what there is.
 """
 
 from __future__ import annotations
 
-import argparse
+import fcntl
+import json
 import os
+import shlex
+import shutil
 import signal
+import subprocess
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, NamedTuple, TypeVar
+
+import pandas as pd
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from aligncap.data.manifest import Utterance, read_manifest, rebase, write_manifest
+from aligncap.data.provenance import known_provenance, refuse_overlap
+from aligncap.evaluation.metrics import EXTRAS, SCORES
+from aligncap.evaluation.probe import read_probe
+from aligncap.evaluation.report import tables
+from aligncap.evaluation.report.html import Baseline
+from aligncap.evaluation.scoring import score_rows
+from aligncap.utils.errors import UserError, UserErrors, nearest
+from aligncap.utils.io import config_path, file_sha256, read_jsonl, write_json, write_text
+from aligncap.utils.options import Config, option, parse, read_config, usage
+from aligncap.utils.run_record import git_commit, write_run_record
+from aligncap.utils.statistics import Run, Statistic, clusters_of
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "scripts"))
-
-from table_plan import (  # noqa: E402
-    Plan,
-    clear,
-    make_plan,
-    probe_step,
-    record_of,
-    states,
-    subset_path,
-)
-from table_steps import clock, log_path, run_steps, take  # noqa: E402
-from table_systems import read_systems, read_yaml  # noqa: E402
-
-from aligncap.data.manifest import read_manifest, rebase, write_manifest  # noqa: E402
-from aligncap.utils.errors import (  # noqa: E402
-    UserError,
-    UserErrors,
-    nearest,
-)
-from aligncap.utils.io import write_text  # noqa: E402
-
-TABLE_KEYS = set(
-    "title seeds tests metrics against label_map subsets claims systems resamples probe unheard".split()
-)
+TABLES = ROOT / "configs/tables"
+PROGRAM = [sys.executable, "-m", "aligncap"]
+M = TypeVar("M", bound=BaseModel)
 
 
-def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, prog="reproduce.py"
-    )
-    top.add_argument(
-        "table", help="table-NAME of configs/tables/NAME.yaml: table-alignment, table-ablation, …"
-    )
-    top.add_argument("--run", default="runs/ravdess", help="folder of the quickstart: data, teacher, probe")
-    top.add_argument("--out", help="default: RUN/tables")
-    top.add_argument("--tables", default=str(ROOT / "configs/tables"), help="folder of table files")
-    top.add_argument("--seeds", nargs="+", type=int, help="default: those of the table")
-    top.add_argument("--systems", nargs="+", help="run these only; the table shows all that stand")
-    top.add_argument("--tests", nargs="+", help="default: those of the table")
-    top.add_argument("--workers", type=int, default=2, help="steps at a time; cores are shared out")
-    top.add_argument("--dry-run", action="store_true", help="print the steps and their state, run nothing")
-    top.add_argument("--redo", action="store_true", help="delete and run again what was made otherwise")
-    top.add_argument("--no-run", action="store_true", help="write the table of what stands, run nothing")
-    return top
+@dataclass
+class ReproduceConfig(Config):
+    """Train, caption and score what a table shows, and write it.
+
+    Examples:
+        python scripts/reproduce.py table-ablation --run runs/ravdess --dry_run
+        python scripts/reproduce.py table-zero-shot --systems distill sft --seeds 0
+    """
+
+    POSITIONAL: ClassVar[tuple[str, ...]] = ("table",)
+
+    table: str = option(help="table-NAME of configs/tables/NAME.yaml: table-alignment, table-ablation, …")
+    run: str = option("runs/ravdess", "Folder of the quickstart: data, teacher, probe.")
+    seeds: list[int] = option([], "Default: those of the table.")
+    systems: list[str] = option([], "Run these only; the table shows all that were run.")
+    tests: list[str] = option([], "Default: those of the table.")
+    dry_run: bool = option(False, "Print the commands and their states, run nothing.")
+    redo: bool = option(False, "Delete and run again what another command or other inputs made.")
+    no_run: bool = option(False, "Write the table of what there is, run nothing.")
 
 
-@dataclass(frozen=True)
-class Spec:
-    """A table file, checked."""
+class Command(BaseModel, extra="forbid"):
+    """A line of a chain: words with {placeholders}, and the file that exists when it is done."""
 
-    name: str
+    run: list[str]
+    makes: str
+
+
+class System(BaseModel, extra="forbid"):
+    """An entry of systems.yaml (docs/tables.md)."""
+
+    label: str = ""
+    like: str = ""
+    needs: list[str] = []
+    once: bool = False
+    seeds: list[int] = []
+    tests: list[str] = []
+    values: dict[str, str | list[str]] = {}
+    steps: list[Command | list[Command]] = []
+    more: list[str] = []
+    model: str = ""
+
+    def commands(self) -> list[Command]:
+        parts = [step if isinstance(step, list) else [step] for step in self.steps]
+        return [command.model_copy() for part in parts for command in part]
+
+
+class Claim(BaseModel, extra="forbid"):
+    """ "better" is better than "worse" by each of these metrics (`at_least`: not worse)."""
+
+    better: str
+    worse: str
+    by: list[str]
+    at_least: bool = False
+    tests: list[str] = []
+
+
+class Table(BaseModel, extra="forbid"):
+    """A table file (docs/tables.md)."""
+
     title: str
-    seeds: list[int]
     tests: list[str]
     metrics: list[str]
+    systems: list[str | dict[str, str]]
     against: str
-    labels: dict[str, str]  # system: text shown, in the order of rows
-    label_map: Mapping[str, Mapping[str, str]]
-    subsets: Mapping[str, Mapping[str, list[str]]]
-    claims: list[dict[str, Any]]
-    resamples: int
-    probe: bool
-    unheard: list[str]  # tests that must share nothing with training
+    seeds: list[int] = [0]
+    claims: list[Claim] = []
+    label_map: dict[str, dict[str, str]] = {}
+    subsets: dict[str, dict[str, list[str]]] = {}
+    unheard: list[str] = []
+    probe: bool = False
+    resamples: int = 2000
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """What the systems are called in this table, in the order of rows."""
+        rows = [row if isinstance(row, dict) else {"name": row} for row in self.systems]
+        return {row["name"]: row.get("label", "") for row in rows}
 
 
-def read_spec(folder: Path, table: str, systems: Mapping[str, Mapping[str, Any]]) -> Spec:
-    """The table file of "table-NAME".
+def checked(kind: type[M], content: Any, where: str) -> M:
+    """`content` as `kind`.
 
     Raises:
-        UserErrors: everything in it that is unknown, at once.
+        UserErrors: every error in it, with its place.
     """
-    from aligncap.evaluation.evaluate import SCORES
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        lines = [f"{where}: {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+        raise UserErrors(lines) from error
 
-    name = table.removeprefix("table-")
-    path = folder / f"{name}.yaml"
-    known = [f"table-{p.stem}" for p in sorted(folder.glob("*.yaml")) if p.stem != "systems"]
-    if not path.is_file() or name == "systems" or not table.startswith("table-"):
+
+def read_systems(path: Path) -> dict[str, System]:
+    """Systems by name, with what `like` takes over from another and `more` appends to the last training."""
+    content = read_config(str(path))
+    systems: dict[str, System] = {}
+    for name, row in content.items():
+        own = checked(System, row, f"{path}: {name}")
+        if missing := [*(n for n in own.needs if n not in content), *({own.like} - {"", *systems})]:
+            raise UserError(
+                f"{path}: {name}: {missing[0]}: no such system above{nearest(missing[0], content)}"
+            )
+        base = systems[own.like] if own.like else System()
+        steps = (own if own.steps else base).commands()
+        if own.more:
+            trained = [step for step in steps if step.run[0] == "train"]
+            if not trained:
+                raise UserError(f"{path}: {name}: more: there is no training to add to")
+            trained[-1].run = trained[-1].run + own.more
+        merged = {"steps": steps, "needs": own.needs or base.needs, "values": base.values | own.values}
+        systems[name] = own.model_copy(update=merged | {"model": own.model or base.model})
+    return systems
+
+
+def read_table(table: str, systems: dict[str, System]) -> Table:
+    """The table file of "table-NAME", its names checked."""
+    path = TABLES / f"{table.removeprefix('table-')}.yaml"
+    known = [f"table-{p.stem}" for p in sorted(TABLES.glob("*.yaml")) if p.stem != "systems"]
+    if table not in known:
         raise UserError(f"{table}: no such table; choose one of {', '.join(known)}")
-    content = read_yaml(path)
-    errors = [f"unknown key {key!r}{nearest(key, TABLE_KEYS)}" for key in set(content) - TABLE_KEYS]
-    errors += [
-        f"{key} is missing" for key in ("title", "tests", "metrics", "systems") if not content.get(key)
-    ]
-    kinds = {"seeds": list, "tests": list, "metrics": list, "systems": list, "claims": list, "unheard": list}
-    kinds |= {"label_map": dict, "subsets": dict}
-    errors += [
-        f"{key}: a {'list' if kind is list else 'mapping'} is needed, not {content[key]!r}"
-        for key, kind in kinds.items()
-        if content.get(key) is not None and not isinstance(content[key], kind)
-    ]
-    errors += [
-        f"{key}: {test}: a mapping is needed, not {value!r}"
-        for key in ("label_map", "subsets")
-        for test, value in (content[key].items() if isinstance(content.get(key), dict) else ())
-        if not isinstance(value, dict)
-    ]
-    if errors:
-        raise UserErrors([f"{path}: {error}" for error in errors])
-    rows = [row if isinstance(row, dict) else {"name": row} for row in content.get("systems") or []]
-    names = [str(row.get("name")) for row in rows]
-    errors += [f"system {n}: none of systems.yaml{nearest(n, systems)}" for n in names if n not in systems]
-    errors += [f"system {n} stands twice" for n in sorted({n for n in names if names.count(n) > 1})]
-    errors += [
-        f"system {n} is hidden, so it has no captions" for n in names if systems.get(n, {}).get("hidden")
-    ]
-    for metric in content.get("metrics") or []:
+    spec = checked(Table, read_config(str(path)), str(path))
+    shown = {name for name, system in systems.items() if system.model}
+    parties = [name for claim in spec.claims for name in (claim.better, claim.worse)]
+    errors = [f"{n}: no system with a model{nearest(n, shown)}" for n in spec.labels if n not in shown]
+    errors += [f"{n}: no system of this table" for n in (spec.against, *parties) if n not in spec.labels]
+    for metric in [*spec.metrics, *(metric for claim in spec.claims for metric in claim.by)]:
         if metric not in SCORES:
             errors.append(f"metric {metric}: none of {', '.join(SCORES)}{nearest(metric, SCORES)}")
         elif metric.startswith("distinct_"):
-            errors.append(
-                f"metric {metric}: is no sum over clips, so seeds and systems cannot be compared by it"
-            )
-    claims = content.get("claims") or []
-    against = content.get("against") or (names[-1] if names else "")
-    for number, claim in enumerate(claims, 1):
-        if not claim.get("by"):
-            errors.append(f"claim {number}: by is missing: name metrics")
-        if set(claim) - {"better", "worse", "by", "at_least", "tests", "paper"}:
-            errors.append(f"claim {number}: keys are better, worse, by, at_least, tests, paper")
-        errors += [
-            f"claim {number}: {claim.get(k)}: no system of this table"
-            for k in ("better", "worse")
-            if claim.get(k) not in names
-        ]
-        errors += [
-            f"claim {number}: metric {m}: none of {', '.join(SCORES)}"
-            for m in claim.get("by") or ()
-            if m not in SCORES
-        ]
-    if against not in names:
-        errors.append(f"against {against}: no system of this table{nearest(against, names)}")
+            errors.append(f"metric {metric}: is no sum over clips, so seeds cannot be compared by it")
     if errors:
         raise UserErrors([f"{path}: {error}" for error in errors])
-    labels = {
-        n: str(row.get("label") or systems[n].get("label") or n) for n, row in zip(names, rows, strict=True)
-    }
-    return Spec(
-        name,
-        content["title"],
-        [int(seed) for seed in content.get("seeds", [0])],
-        list(content["tests"]),
-        list(content["metrics"]),
-        against,
-        labels,
-        content.get("label_map") or {},
-        content.get("subsets") or {},
-        claims,
-        int(content.get("resamples", 2000)),
-        bool(content.get("probe")),
-        list(content.get("unheard") or []),
-    )
+    named = [{"name": n, "label": label or systems[n].label or n} for n, label in spec.labels.items()]
+    return spec.model_copy(update={"systems": named})
 
 
-def at_hand(name: str) -> str | None:
-    """Why a model's weights cannot be had on this machine, or None."""
-    from aligncap.models.hub import resolve
+@dataclass(frozen=True)
+class Step:
+    """One command and the file that it makes, with a record of the command, its inputs and its time."""
 
+    name: str
+    argv: list[str]
+    makes: Path
+    folder: Path  # of records and logs
+    after: tuple[str, ...]  # steps that must have ended well
+
+    def record(self) -> dict[str, Any]:
+        path = self.folder / f"{self.name}.json"
+        return dict(json.loads(path.read_text("utf-8"))) if path.is_file() else {}
+
+    def inputs(self) -> dict[str, str]:
+        """What the files that the command names hold: weights by time, recipes without their remarks."""
+        found = {}
+        for before, word in zip(("", *self.argv), self.argv, strict=False):
+            path = config_path(word) if before == "--config" else Path(word)
+            if before in ("--out", "--output_dir") or os.sep not in str(path) or not path.exists():
+                continue
+            if path.is_dir():
+                found[word] = str([f.stat().st_mtime_ns for f in sorted(path.glob("*.safetensors"))])
+            elif path.suffix == ".yaml":
+                found[word] = str(yaml.safe_load(path.read_text("utf-8")))
+            else:
+                found[word] = file_sha256(path)
+        return found
+
+    def state(self) -> str:
+        """ "to do", "begun" (goes on), "done", or "changed: …" by another command or other inputs."""
+        record = self.record()
+        if not record or ("seconds" in record and not self.makes.exists()):
+            return "to do"
+        if record["argv"] != self.argv:
+            return f"changed: was {shlex.join(record['argv'])}"
+        now = self.inputs()
+        if other := [name for name, value in record["inputs"].items() if now.get(name) != value]:
+            return f"changed: another content now: {', '.join(other)}"
+        return "done" if "seconds" in record else "begun"
+
+    def owns(self) -> Path:
+        """What to delete for it to start over: a training's whole folder, else what it makes."""
+        flags = [i for i, word in enumerate(self.argv) if word in ("--output_dir", "--out")]
+        return Path(self.argv[flags[0] + 1]) if flags else self.makes
+
+    def run(self, lock: int) -> str:
+        """Run it where it is not done; why it failed, or nothing."""
+        if (state := self.state()) == "done":
+            return ""
+        if state.startswith("changed"):
+            if not self.owns().resolve().is_relative_to(self.folder.parent.resolve()):
+                return f"was made otherwise; delete {self.owns()}, which lies outside {self.folder.parent}"
+            shutil.rmtree(self.owns(), ignore_errors=True)
+            self.makes.unlink(missing_ok=True)
+        begun = (self.owns() / "run.json").exists() or (self.owns() / "base").exists()
+        argv = [*self.argv, "--resume_from_checkpoint", "true"] if begun else self.argv
+        record = {"argv": self.argv, "inputs": self.inputs(), "commit": git_commit()}
+        write_json(self.folder / f"{self.name}.json", record)
+        self.makes.parent.mkdir(parents=True, exist_ok=True)
+        print(f"{self.name} {'goes on' if begun else 'begins'}", flush=True)
+        start = time.monotonic()
+        with (self.folder / f"{self.name}.log").open("ab") as log:
+            log.write(f"$ aligncap {shlex.join(argv)}\n".encode())
+            log.flush()
+            # The lock is the command's too: when this process is killed, the next waits for its end.
+            process = subprocess.Popen(
+                [*PROGRAM, *argv],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                pass_fds=(lock,),
+                start_new_session=True,
+            )
+            try:
+                code = process.wait()
+            except KeyboardInterrupt:
+                process.send_signal(signal.SIGINT)  # a training keeps a checkpoint
+                process.wait()
+                raise
+        seconds = round(time.monotonic() - start, 2)
+        if code or not self.makes.exists():
+            print(f"{self.name} FAILED after {seconds} s", flush=True)
+            return f"ended with {code}" if code else f"made no {self.makes}"
+        write_json(self.folder / f"{self.name}.json", record | {"seconds": seconds})
+        print(f"{self.name} done in {seconds} s", flush=True)
+        return ""
+
+
+def captions_path(out: Path, test: str, system: str, seed: int) -> Path:
+    return out / "captions" / test / f"{system}-{seed}.jsonl"
+
+
+def fill(word: str, values: dict[str, str | list[str]]) -> list[str]:
+    """A word with {placeholders} replaced, whose values may have some too; a list stands for its words."""
+    found = values.get(word[1:-1])
+    if isinstance(found, list):
+        return [part for one in found for part in fill(one, values)]
+    for _ in range(2):
+        for name, value in values.items():
+            word = word.replace(f"{{{name}}}", str(value))
+    if "{" in word:
+        raise UserError(f"{word}: unknown placeholder; known are {', '.join(values)}")
+    return [word]
+
+
+def make_plan(
+    systems: dict[str, System], names: Sequence[str], spec: Table, run: Path, out: Path
+) -> dict[str, Step]:
+    """What the systems take, with those they need, one seed after the other."""
+    plan: dict[str, Step] = {}
+
+    def add(name: str, seed: int, asked: tuple[str, ...] = ()) -> tuple[str, ...]:
+        """Add the steps of a system; the last of them."""
+        system = systems[name]
+        if name in asked:
+            raise UserError(f"systems need each other: {' → '.join((*asked, name))}")
+
+        def place(of: str) -> str:
+            return f"{of}-once" if systems[of].once else f"{of}-{seed}"
+
+        after = tuple(last for need in system.needs for last in add(need, seed, (*asked, name)))
+        key = place(name)
+        values = system.values | {"run": str(run), "seed": str(seed), "at": str(out / "systems" / key)}
+        values |= {part: str(run / f"data/{part}.jsonl") for part in ("train", "dev", "test")}
+        values |= {f"system:{need}": str(out / "systems" / place(need)) for need in system.needs}
+        for number, command in enumerate(system.commands(), 1):
+            argv = [word for given in command.run for word in fill(given, values)]
+            step = Step(f"{key}.{number}", argv, Path(*fill(command.makes, values)), out / "done", after)
+            plan.setdefault(step.name, step)
+            after = (step.name,)
+        for test in spec.tests if name in spec.labels else ():
+            if test in (system.tests or spec.tests):
+                made = captions_path(out, test, name, seed)
+                argv = ["caption", "--model", *fill(system.model, values), "--dtype", "auto"]
+                argv += ["--manifest", str(run / f"data/{test}.jsonl"), "--out", str(made)]
+                step = Step(f"{key}.caption-{test}", argv, made, out / "done", after)
+                plan.setdefault(step.name, step)
+        return after
+
+    for seed in spec.seeds:
+        for name in names:
+            if seed in (systems[name].seeds or spec.seeds):
+                add(name, seed)
+    return plan
+
+
+def run_steps(steps: Sequence[Step], lock: int) -> dict[str, str]:
+    """Run what is not done, in order; why steps failed, by name. What needs a failed step is left out."""
+    failed: dict[str, str] = {}
+    for step in steps:
+        if needed := [name for name in step.after if name in failed]:
+            failed[step.name] = f"needs {needed[0]}"
+        elif error := step.run(lock):
+            failed[step.name] = error
+    return failed
+
+
+class Block(NamedTuple):
+    """A test set, or its clips with some labels, with a manifest of just these."""
+
+    test: str
+    name: str
+    title: str
+    manifest: Path
+    clips: list[Utterance]
+    keep: list[bool]  # of the clips of the test set
+
+
+def test_blocks(spec: Table, run: Path, out: Path) -> list[Block]:
+    """Each test set and its subsets, whose manifests are written for the linear probe."""
+    blocks = []
+    for test in spec.tests:
+        source = run / f"data/{test}.jsonl"
+        utterances = read_manifest(source)
+        subsets: dict[str, list[str]] = {"": [], **spec.subsets.get(test, {})}
+        for subset, labels in subsets.items():
+            keep = [not labels or u.emotion in labels for u in utterances]
+            clips = [u for u, kept in zip(utterances, keep, strict=True) if kept]
+            if not clips:
+                raise UserError(f"subset {subset} of {test}: no clip has one of {', '.join(labels)}")
+            name, title, manifest = test, test, source
+            if subset:
+                name, title = f"{test}-{subset}", f"{test}, {subset}: {', '.join(labels)}"
+                manifest = out / f"probe/{name}.jsonl"
+                write_manifest(manifest, rebase(clips, source, manifest))
+            title += f" ({len(clips)} clips, {clusters_of(clips).note})"
+            blocks.append(Block(test, name, title, manifest, clips, keep))
+    return blocks
+
+
+def scored(
+    spec: Table, steps: dict[Path, Step], block: Block, out: Path, notes: list[str]
+) -> dict[str, dict[int, Run]]:
+    """Scores of every caption file that exists of a test set, by system and seed."""
+    found: dict[str, dict[int, Run]] = {name: {} for name in spec.labels}
+    for name, seed in ((name, seed) for name in found for seed in spec.seeds):
+        step = steps.get(path := captions_path(out, block.test, name, seed))
+        if step is None or not path.is_file() or "seconds" not in step.record():
+            continue
+        if (state := step.state()) != "done":
+            notes.append(f"{step.name}: {state}; run the table again")
+        if block.test in spec.unheard:
+            model = step.argv[step.argv.index("--model") + 1]
+            refuse_overlap(known_provenance([model]), [block.manifest])
+        extras = [metric for metric in spec.metrics if metric in EXTRAS]
+        try:
+            found[name][seed] = score_rows(
+                read_jsonl(path),
+                block.clips,
+                label_map=spec.label_map.get(block.test),
+                similarity="auto" if "similarity" in extras else "none",
+                coco=[metric for metric in extras if metric != "similarity"],
+            ).statistics
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
+    return found
+
+
+def probes(path: Path, block: Block, notes: list[str]) -> list[Baseline]:
+    """The linear probe on one block; where there is none, a note."""
     try:
-        resolve(name, fetch=False)
-    except UserError:
-        return "weights not at hand"
-    return None
+        return read_probe(path, block.manifest)
+    except UserError as error:
+        notes.append(f"no linear probe on {block.name}: {error}")
+        return []
+
+
+NOTES = (
+    "Mean over seeds {seeds} ± standard deviation over seeds; [95 % interval by resampling speakers, the "
+    "same draw for all seeds, {resamples} draws]. Bold: best of the column.",
+    "Differences are to {against}, over the seeds that both have. p: the larger of a bootstrap by speaker "
+    "and a permutation of the two systems' captions clip by clip. Holm: corrected for the number of systems "
+    "in the column; p of claims are not corrected. 3/3: in so many seeds the difference has this sign. Seeds "
+    "are not resampled: chance in training shows in ± and in this count.",
+    "Models that hear a clip relative to its speaker take the mean of up to 32 unlabelled clips of the same "
+    "speaker from the test set itself; single files of an unknown speaker are described less well.",
+    "A subset is scored on its clips alone; captions that name another emotion count as wrong there.",
+)
+
+
+def write_table(spec: Table, name: str, plan: dict[str, Step], blocks: list[Block], run: Path) -> None:
+    """Score what there is; write table.md, table.tex, table.csv, table.json and run.json, and print it."""
+    out, notes, claims, frames = run / "tables", [], [], []  # type: ignore[var-annotated]
+    steps = {step.makes: step for step in plan.values()}
+    whole: dict[str, dict[str, dict[int, Run]]] = {}
+    for block in blocks:
+        if block.test not in whole:
+            whole[block.test] = scored(spec, steps, block, out, notes)
+        runs = {
+            system: {
+                seed: {metric: Statistic(s.sums[block.keep], s.score) for metric, s in one.items()}
+                for seed, one in seeds.items()
+            }
+            for system, seeds in whole[block.test].items()
+        }
+        if not any(runs.values()):
+            continue
+        labels: dict[str, tuple[str, str]] = {}
+        for system, label in spec.labels.items():
+            wanted = [s for s in spec.seeds if captions_path(out, block.test, system, s) in steps]
+            lacking = ", ".join(str(seed) for seed in wanted if seed not in runs[system])
+            note = "" if wanted == spec.seeds else f"seed {', '.join(map(str, wanted))} only"
+            if lacking:
+                note = f"seed {lacking} missing" if runs[system] else "not run"
+            if wanted:
+                labels[system] = (label, note)
+        rows = tables.rows_of(runs, labels, spec.against, block.clips, spec.metrics, spec.resamples)
+        for i, row in enumerate(probes(out / f"probe/{name}.json", block, notes) if spec.probe else ()):
+            head = {"system": f"probe-{i}", "label": row.name, "seeds": "", "note": "", "baseline": True}
+            rows += [head | tables.line(metric, row.cells, {}) for metric in spec.metrics]
+        frames.append(pd.DataFrame(rows, dtype=object).assign(block=block.name, title=block.title))
+        for claim in (c for c in spec.claims if block.name in (c.tests or spec.tests)):
+            gaps = tables.differences(runs, claim.worse, claim.better, block.clips, claim.by, spec.resamples)
+            sign = "≥" if claim.at_least else "better than"
+            text = f"{block.name}: {spec.labels[claim.better]} {sign} {spec.labels[claim.worse]} on"
+            for metric in claim.by:
+                found = "not yet known"
+                if gap := gaps.get(metric):
+                    found = tables.outcome(metric, gap, claim.at_least)
+                    found += f" ({tables.difference_text(metric, gap)} seeds)"
+                claims.append(f"{text} {SCORES[metric].title}: {found}")
+    if not frames:
+        print("no system has captions yet, so there is no table to write")
+        return
+    seconds: Counter[str] = Counter()
+    for step in plan.values():
+        seconds[step.name.rpartition(".")[0]] += step.record().get("seconds", 0)
+    values = {"against": spec.labels[spec.against], "resamples": spec.resamples}
+    notes = [
+        *(note.format(**values, seeds=" ".join(map(str, spec.seeds))) for note in NOTES),
+        *(f"{test}: {a} counts as {b}" for test, words in spec.label_map.items() for a, b in words.items()),
+        *notes,
+        "Seconds: " + ", ".join(f"{key} {value:.0f}" for key, value in seconds.items() if value),
+    ]
+    frame, folder, remarks = pd.concat(frames), out / name, {"Claims": claims, "Notes": notes}
+    text = tables.markdown(frame, spec.title, spec.labels[spec.against], remarks)
+    write_text(folder / "table.md", text)
+    write_text(folder / "table.tex", tables.latex(frame, name, spec.title, remarks))
+    write_text(folder / "table.csv", frame.drop(columns=["title", "baseline"]).to_csv(index=False))
+    sources = {str(p): step.record() | {"sha256": file_sha256(p)} for p, step in steps.items() if p.is_file()}
+    record = {"rows": json.loads(frame.to_json(orient="records")), **remarks, "sources": sources}
+    write_json(folder / "table.json", record)
+    manifests: list[str | Path] = [run / f"data/{test}.jsonl" for test in spec.tests]
+    write_run_record(folder, "reproduce", spec.model_dump() | {"run": str(run)}, manifests, seed=spec.seeds)
+    print(f"{text}\n{folder}/table.md, table.tex, table.csv, table.json")
+
+
+def reproduce(config: ReproduceConfig) -> int:
+    """Run the steps of a table and write it: 0, or 1 where steps failed."""
+    run, out, name = Path(config.run), Path(config.run) / "tables", config.table.removeprefix("table-")
+    systems = read_systems(TABLES / "systems.yaml")
+    spec = read_table(config.table, systems)
+    spec.seeds, spec.tests = config.seeds or spec.seeds, config.tests or spec.tests
+    for system in config.systems:
+        if system not in spec.labels:
+            raise UserError(f"--systems {system}: no system of this table{nearest(system, spec.labels)}")
+    for part in (*spec.tests, *(("train", "dev") if spec.probe else ())):
+        if not (run / f"data/{part}.jsonl").is_file():
+            raise UserError(
+                f"{run}/data/{part}.jsonl: no such manifest; make it, or choose others by --tests"
+            )
+    blocks = test_blocks(spec, run, out)
+    plan = make_plan(systems, list(spec.labels), spec, run, out)
+    jobs = make_plan(systems, config.systems, spec, run, out) if config.systems else plan
+    if spec.probe:
+        made = out / f"probe/{name}.json"
+        argv = ["probe", "--train", f"{run}/data/train.jsonl", "--dev", f"{run}/data/dev.jsonl", "--test"]
+        argv += [*(str(block.manifest) for block in blocks), "--out", str(made)]
+        jobs = {"probe": Step(f"probe-{name}", argv, made, out / "done", ())} | jobs
+    steps = [(step, step.state()) for step in jobs.values()]
+    if config.dry_run:
+        for step, state in steps:
+            print(f"{state:8} {step.name}: aligncap {shlex.join(step.argv)}")
+        return 0
+    changed = [f"{step.name}: {state}; {step.owns()}" for step, state in steps if state.startswith("changed")]
+    if changed and not (config.redo or config.no_run):
+        raise UserErrors([*changed, "delete these files and folders, or let --redo do so"])
+    failed: dict[str, str] = {}
+    if not config.no_run:
+        (out / "done").mkdir(parents=True, exist_ok=True)
+        with (out / "lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise UserError(f"{out}: another process is at work there; wait for it or stop it") from error
+            failed = run_steps(list(jobs.values()), lock.fileno())
+    write_table(spec, name, plan, blocks, run)
+    for key, why in failed.items():
+        print(f"reproduce: {key} {why}", file=sys.stderr)
+        if not why.startswith("needs "):
+            lines = (out / f"done/{key}.log").read_text("utf-8", errors="replace").splitlines()[-8:]
+            print("\n".join(f"    {line}" for line in lines), file=sys.stderr)
+    return 1 if failed else 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the steps of a table and write it: 0, 1 (steps failed), 2 (a mistake) or 130 (stopped)."""
-    a = parser().parse_args(argv)
+    """0, 1 (steps failed), 2 (a mistake of the user's) or 130 (stopped)."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if {"-h", "--help"} & set(words):
+        print(f"{__doc__}\n{usage('reproduce', ReproduceConfig)}")
+        return 0
     # A shell that starts this in the background leaves SIGINT ignored, here and in what is started from here.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
     try:
-        return reproduce(a)
+        return reproduce(parse(ReproduceConfig, words))
     except UserError as error:
-        for line in str(error).splitlines():
-            print(f"reproduce: {line}", file=sys.stderr)
+        print("\n".join(f"reproduce: {line}" for line in str(error).splitlines()), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("reproduce: stopped; the same command goes on from there", file=sys.stderr)
         return 130
-
-
-def say(line: str) -> None:
-    print(line, flush=True)
-
-
-def reproduce(a: argparse.Namespace) -> int:
-    run = Path(a.run)
-    out = Path(a.out) if a.out else run / "tables"
-    systems = read_systems(Path(a.tables) / "systems.yaml")
-    spec = read_spec(Path(a.tables), a.table, systems)
-    spec = replace(spec, seeds=a.seeds or spec.seeds, tests=a.tests or spec.tests)
-    if a.workers < 1:
-        raise UserError(f"--workers {a.workers}: at least 1")
-    for name in a.systems or ():
-        if name not in spec.labels:
-            raise UserError(f"--systems {name}: no system of this table{nearest(name, spec.labels)}")
-    missing = [test for test in spec.tests if not (run / "data" / f"{test}.jsonl").is_file()]
-    if missing:
-        made = ", ".join(f"{run}/data/{test}.jsonl" for test in missing)
-        raise UserError(f"{made}: no such manifest; prepare and annotate it, or choose others by --tests")
-    for name in ("train", "dev"):
-        if spec.probe and not (run / "data" / f"{name}.jsonl").is_file():
-            raise UserError(f"{run}/data/{name}.jsonl: no such manifest, and the linear probe needs it")
-    subsets = _write_subsets(spec, run, out)  # reads every test set: errors now, not after hours of training
-    whole = make_plan(systems, list(spec.labels), spec.seeds, spec.tests, run, out, at_hand)
-    chosen = [name for name in spec.labels if not a.systems or name in a.systems]
-    plan = make_plan(systems, chosen, spec.seeds, spec.tests, run, out, at_hand)
-    if spec.probe:
-        step = probe_step(spec.name, spec.tests, subsets, run, out)
-        plan.steps = {step.id: step, **plan.steps}
-        whole.steps = {step.id: step, **whole.steps}
-    failed: dict[str, str] = {}
-    if not a.no_run:
-        found = states(plan)
-        if a.dry_run:
-            _print_steps(plan, found)
-            return 0
-        other = [plan.steps[name] for name, (what, _) in found.items() if what in ("changed", "stale")]
-        if other and not a.redo:
-            raise UserErrors(
-                [
-                    f"{step.id}: {found[step.id][0]}: {found[step.id][1]}; delete {step.owns} and its record "
-                    f"{out}/done/{step.id}.json, or let --redo do so"
-                    for step in other
-                ]
-            )
-        clear(other, out, take)
-        failed = run_steps(plan, a.workers, say)
-    for sheet in _write(spec, whole, run, out):
-        _print(sheet)
-    for name, error in failed.items():
-        log = log_path(plan.steps[name], out)
-        tail = log.read_text(encoding="utf-8", errors="replace").splitlines()[-8:] if log.is_file() else []
-        print(f"reproduce: {name} {error}; the end of {log}:", file=sys.stderr)
-        for line in tail:
-            print(f"    {line}", file=sys.stderr)
-    return 1 if failed else 0
-
-
-def _write_subsets(spec: Spec, run: Path, out: Path) -> list[str]:
-    """Write the clips of each subset as a manifest of its own; their names."""
-    names = []
-    for test in spec.tests:
-        source = run / "data" / f"{test}.jsonl"
-        utterances = read_manifest(source)
-        for subset, labels in spec.subsets.get(test, {}).items():
-            chosen = [u for u in utterances if u.emotion in labels]
-            if not chosen:
-                raise UserError(f"subset {subset} of {test}: no clip has one of {', '.join(labels)}")
-            path = subset_path(out, f"{test}-{subset}")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_manifest(path, rebase(chosen, source, path))
-            names.append(path.stem)
-    return names
-
-
-def _print_steps(plan: Plan, found: Mapping[str, tuple[str, str]]) -> None:
-    for step in plan.steps.values():
-        what, why = found[step.id]
-        took = record_of(step, plan.out).get("seconds")
-        spent = f" ({clock(took)})" if took and what == "done" else ""
-        print(f"{what:8}{spent} {step.id}: aligncap {' '.join(step.words)}{f'  [{why}]' if why else ''}")
-    for name, why in plan.absent.items():
-        print(f"{'absent':8} {name}: {why}")
-    done = sum(what == "done" for what, _ in found.values())
-    print(f"{done} of {len(found)} steps stand")
-
-
-def _print(sheet: Any) -> None:
-    from rich.console import Console
-
-    Console(width=None if sys.stdout.isatty() else 200).print(sheet)
-
-
-def _write(spec: Spec, plan: Plan, run: Path, out: Path) -> list[Any]:
-    """Score what stands, write table.md, table.tex, table.csv and run.json; what to print."""
-    from table_rows import build
-
-    from aligncap.evaluation.report.tables import csv_text, latex, markdown, terminal
-    from aligncap.utils.run_record import write_run_record
-
-    table, sources = build(spec, plan, run, out, say)
-    if table is None:
-        say("no system has captions yet, so there is no table to write")
-        return []
-    folder = out / spec.name
-    write_text(folder / "table.md", markdown(table))
-    write_text(folder / "table.tex", latex(table))
-    write_text(folder / "table.csv", csv_text(table))
-    manifests: list[str | Path] = [run / "data" / f"{test}.jsonl" for test in spec.tests]
-    write_run_record(
-        folder, "reproduce", vars(spec) | {"run": str(run)}, manifests, seed=spec.seeds, **sources
-    )
-    return [*terminal(table), *table.claims, *table.notes, f"table: {folder}/table.md, table.tex, table.csv"]
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
 r"""Train on any number of devices: what `aligncap train` does, as a script for accelerate.
 
-accelerate launch --config_file configs/accelerate/cpu2.yaml \
-    scripts/train.py distill --config configs/recipes/distill.yaml
-accelerate launch --config_file configs/accelerate/gpu8.yaml \
-    scripts/train.py distill --config configs/recipes/distill.yaml
-python scripts/train.py sft --config configs/recipes/sft.yaml
+    accelerate launch --config_file configs/accelerate/cpu2.yaml scripts/train.py distill --config distill
+    accelerate launch --config_file configs/accelerate/gpu8.yaml -m aligncap train distill --config distill
+    python scripts/train.py sft --config sft
+
+The second form needs no checkout but for the launch configuration, which is in the package's `_configs` too.
 """
 
 import sys

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import SENTENCES, make_llm, make_model, make_tokenizer, make_whisper, voice
+from tiny import SENTENCES, make_model, save_parts, voice
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 torch.set_num_threads(1)
@@ -31,17 +31,8 @@ def tiny():
 
 @pytest.fixture(scope="session")
 def parts(tmp_path_factory) -> dict[str, str]:
-    """Folders of a tiny Whisper and a tiny LLM, as `build` reads them."""
-    from transformers import WhisperFeatureExtractor
-
-    folder = tmp_path_factory.mktemp("parts")
-    torch.manual_seed(0)
-    make_whisper().save_pretrained(folder / "whisper")
-    WhisperFeatureExtractor().save_pretrained(folder / "whisper")
-    tokenizer = make_tokenizer()
-    make_llm(len(tokenizer)).save_pretrained(folder / "llm")
-    tokenizer.save_pretrained(folder / "llm")
-    return {"encoder": str(folder / "whisper"), "llm": str(folder / "llm")}
+    """Folders of a tiny Whisper and a tiny LLM, as `--encoder` and `--llm` take them."""
+    return save_parts(tmp_path_factory.mktemp("parts"))
 
 
 @pytest.fixture(scope="session")

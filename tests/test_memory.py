@@ -1,4 +1,4 @@
-"""scripts/memory.py: the formula on a shape small enough to count by hand, and the choice that follows."""
+"""The memory formula of scripts/benchmarks/memory.py, counted by hand, and the choice that follows."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts/benchmarks"))
 
 from memory import GIB, SHAPES, Shape, choice, read_shape, terms
 

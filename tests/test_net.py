@@ -34,6 +34,7 @@ Numbers = dict[str, Any]
 
 # ------------------------------------------------------------------------------------------------ commands
 
+
 def words(*argv: object) -> list[str]:
     """A command line."""
     return [str(word) for word in argv]

@@ -14,20 +14,17 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
 
 import reproduce  # noqa: E402
-import table_plan  # noqa: E402
-import table_steps  # noqa: E402
-import table_systems  # noqa: E402
 
-from aligncap.evaluation import evaluate  # noqa: E402
+from aligncap.evaluation import scoring  # noqa: E402
 
-# what stands for `aligncap`: writes its words to --out (or a folder), may fail or take its time
+# stands for `aligncap`: writes its words to --out (or a folder), may fail or take its time
 FAKE = """
 import hashlib, json, os, pathlib, sys, time
 words = sys.argv[1:]
 def of(name, default=None):
     return words[words.index(name) + 1] if name in words else default
 with open(os.environ["JOURNAL"], "a") as file:
-    row = {"words": words, "begin": time.time(), "threads": os.environ["OMP_NUM_THREADS"]}
+    row = {"words": words, "begin": time.time()}
     file.write(json.dumps(row) + "\\n")
 if words[0] == "train":
     folder = pathlib.Path(of("--output_dir"))
@@ -74,7 +71,7 @@ def place(tmp_path, monkeypatch):
             "id": f"u{i}",
             "audio": f"u{i}.wav",
             "root": ".",
-            "corpus": "made",
+            "corpus": "synthetic",
             "language": "en",
             "speaker": f"s{i % 4}",
             "emotion": emotion,
@@ -85,28 +82,27 @@ def place(tmp_path, monkeypatch):
     for name in ("train", "dev", "test"):
         (data / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "fake.py").write_text(FAKE)
-    monkeypatch.setattr(evaluate, "find_wordnet", lambda: None)  # seconds to load, and no part of this
+    monkeypatch.setattr(scoring, "find_wordnet", lambda: None)  # seconds to load, and no part of this
     monkeypatch.setenv("JOURNAL", str(tmp_path / "journal"))
-    monkeypatch.setattr(
-        table_steps, "command", lambda words: [sys.executable, str(tmp_path / "fake.py"), *words]
-    )
+    monkeypatch.setattr(reproduce, "PROGRAM", [sys.executable, str(tmp_path / "fake.py")])
+    monkeypatch.setattr(reproduce, "TABLES", tmp_path / "tables")
     return tmp_path
 
 
-def system(name, run="build --out {at}/model", makes="{at}/model", **more):
-    return {"name": name, "steps": [{"makes": makes, "run": run}], "model": "{at}/model", **more}
+def system(run="join --out {at}/model", makes="{at}/model", **more):
+    return {"steps": [{"makes": makes, "run": run.split()}], "model": "{at}/model", **more}
 
 
 def tables(place, systems, **table):
     folder = place / "tables"
     folder.mkdir(exist_ok=True)
-    (folder / "systems.yaml").write_text(yaml.safe_dump({"systems": systems}))
-    shown = [row["name"] for row in systems if not row.get("hidden")]
+    (folder / "systems.yaml").write_text(yaml.safe_dump(systems))
+    shown = [name for name, row in systems.items() if row.get("model")]
     (folder / "x.yaml").write_text(yaml.safe_dump({**TABLE, "systems": shown, **table}))
 
 
 def reproduced(place, *words):
-    return reproduce.main(["table-x", "--run", str(place / "run"), "--tables", str(place / "tables"), *words])
+    return reproduce.main(["table-x", "--run", str(place / "run"), *words])
 
 
 def journal(place):
@@ -114,50 +110,40 @@ def journal(place):
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def made(place):
-    return [" ".join(Path(w).stem if "/" in w else w for w in row["words"]) for row in journal(place)]
-
-
 def out(place, name):
     return place / "run/tables" / name
 
 
 def test_systems_run_in_order_with_what_they_need_and_once_for_all_seeds(place):
-    tables(
-        place,
-        [
-            system("b", "build --seed {seed} --from {system:t}/model --out {at}/model", needs=["t"]),
-            system("a"),
-            system("t", "build --teacher --out {at}/model", once=True, hidden=True),
-        ],
-        seeds=[0, 1],
-    )
-    assert reproduced(place, "--workers", "1") == 0
+    teacher = system("join --teacher --out {at}/model", once=True, model="")
+    needy = system("join --seed {seed} --from {system:t}/model --out {at}/model", needs=["t"])
+    tables(place, {"b": needy, "a": system(), "t": teacher}, seeds=[0, 1])
+    assert reproduced(place) == 0
     words = [row["words"] for row in journal(place)]
-    assert [w[0] for w in words] == ["build", "build", "caption"] + ["build", "caption"] * 3
+    assert [w[0] for w in words] == ["join", "join", "caption"] + ["join", "caption"] * 3
     assert "--teacher" in words[0] and sum("--teacher" in w for w in words) == 1
-    assert words[1][:5] == ["build", "--seed", "0", "--from", str(out(place, "systems/t-once/model"))]
+    assert words[1][:5] == ["join", "--seed", "0", "--from", str(out(place, "systems/t-once/model"))]
     assert out(place, "captions/test/b-1.jsonl").is_file()
 
 
-def test_what_stands_is_not_run_again_and_a_missing_product_is(place):
-    tables(place, [system("a")])
+def test_what_exists_is_not_made_again_and_a_missing_file_is(place):
+    tables(place, {"a": system()})
     assert reproduced(place) == 0
     assert reproduced(place) == 0
     assert len(journal(place)) == 2
     out(place, "captions/test/a-0.jsonl").unlink()
     assert reproduced(place) == 0
-    assert [row["words"][0] for row in journal(place)] == ["build", "caption", "caption"]
+    assert [row["words"][0] for row in journal(place)] == ["join", "caption", "caption"]
 
 
 def test_a_failed_step_stops_its_own_system_only_and_is_named_with_its_log(place, capsys):
     flag = place / "mended"
-    tables(
-        place, [system("a", f"build --fail {flag} --out {{at}}/model"), system("b"), system("c", needs=["a"])]
-    )
+    failing = system(f"join --fail {flag} --out {{at}}/model")
+    tables(place, {"a": failing, "b": system(), "c": system(needs=["a"])})
     assert reproduced(place) == 1
-    said = capsys.readouterr()
-    assert "a-0.1 ended with 3" in said.err and "the disk is on fire" in said.err
+    printed = capsys.readouterr()
+    assert "a-0.1 ended with 3" in printed.err and "the disk is on fire" in printed.err
+    assert "c-0.1 needs a-0.1" in printed.err
     assert out(place, "captions/test/b-0.jsonl").is_file()
     assert not out(place, "systems/c-0").exists()
     text = out(place, "x/table.md").read_text()
@@ -168,41 +154,30 @@ def test_a_failed_step_stops_its_own_system_only_and_is_named_with_its_log(place
 
 
 def test_a_step_that_makes_nothing_has_failed(place, capsys):
-    tables(place, [system("a", makes="{at}/other")])
+    tables(place, {"a": system(makes="{at}/other")})
     assert reproduced(place) == 1
     assert "made no" in capsys.readouterr().err
 
 
-def test_two_workers_run_side_by_side_and_share_the_cores(place, monkeypatch):
-    monkeypatch.setattr(table_steps, "cores", lambda: 6)
-    tables(place, [system(n, "build --sleep 0.8 --out {at}/model") for n in "ab"])
-    assert reproduced(place, "--workers", "2") == 0
-    first, second = (row for row in journal(place) if row["words"][0] == "build")
-    assert second["begin"] - first["begin"] < 0.7
-    assert first["threads"] == "3"
-
-
-def test_changed_words_are_refused_until_redo_which_runs_what_follows_too(place, capsys):
-    needy = system("b", "build --from {system:a}/model --out {at}/model", needs=["a"])
-    tables(place, [system("a"), needy, system("c")])
+def test_a_changed_command_is_refused_until_redo_which_runs_what_follows_too(place, capsys):
+    systems = {"a": system(), "b": system("join --from {system:a}/model --out {at}/model", needs=["a"])}
+    tables(place, systems | {"c": system()})
     assert reproduced(place) == 0
-    tables(place, [system("a", "build --steps 2 --out {at}/model"), needy, system("c")])
+    systems["a"] = system("join --steps 2 --out {at}/model")
+    tables(place, systems | {"c": system()})
     assert reproduced(place) == 2
-    said = capsys.readouterr().err
-    assert (
-        "a-0.1: changed: words were fewer, are --steps 2" in said
-        and str(out(place, "systems/a-0/model")) in said
-    )
-    assert "b-0.1: stale: made before a-0.1" in said and "c-0.1" not in said
+    printed = capsys.readouterr().err
+    assert "a-0.1: changed: was join --out" in printed and str(out(place, "systems/a-0/model")) in printed
+    assert "c-0.1" not in printed
     before = len(journal(place))
     assert reproduced(place, "--redo") == 0
-    assert len(journal(place)) == before + 4
+    assert len(journal(place)) == before + 3  # b's model is made anew, of the same bytes as before
 
 
 def test_another_content_of_a_recipe_is_a_change_and_a_remark_is_not(place, capsys):
     recipe = place / "recipe.yaml"
     recipe.write_text("steps: 3\n")
-    tables(place, [system("a", f"build --config {recipe} --out {{at}}/model")])
+    tables(place, {"a": system(f"join --config {recipe} --out {{at}}/model")})
     assert reproduced(place) == 0
     recipe.write_text("# for a\nsteps: 3\n")
     assert reproduced(place) == 0
@@ -211,36 +186,36 @@ def test_another_content_of_a_recipe_is_a_change_and_a_remark_is_not(place, caps
     assert "recipe.yaml" in capsys.readouterr().err
 
 
-def test_dry_run_says_the_state_of_each_step_and_runs_nothing(place, capsys):
-    tables(place, [system("a")])
+def test_dry_run_prints_each_command_with_its_state_and_runs_nothing(place, capsys):
+    tables(place, {"a": system()})
     assert reproduced(place) == 0
-    tables(place, [system("a"), system("b")])
+    tables(place, {"a": system(), "b": system()})
     capsys.readouterr()
     assert reproduced(place, "--dry-run") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines[:-1]] == ["done", "done", "to", "to"]
-    assert lines[-1] == "2 of 4 steps stand" and len(journal(place)) == 2
+    assert [line.split()[0] for line in lines] == ["done", "done", "to", "to"]
+    assert lines[2].endswith(f"b-0.1: aligncap join --out {out(place, 'systems/b-0/model')}")
+    assert len(journal(place)) == 2
 
 
 def test_a_training_that_was_stopped_goes_on_from_its_checkpoint(place):
     flag = place / "mended"
-    train = f"train sft --fail {flag} --output_dir {{at}}/run"
-    tables(place, [system("a", train, "{at}/run/weights")])
+    tables(place, {"a": system(f"train sft --fail {flag} --output_dir {{at}}/run", "{at}/run/weights")})
     assert reproduced(place) == 1
     flag.write_text("")
     assert reproduced(place) == 0
-    first, second, caption = (row["words"] for row in journal(place))
+    first, second, _ = (row["words"] for row in journal(place))
     assert "--resume_from_checkpoint" not in first
     assert second == [*first, "--resume_from_checkpoint", "true"]
     record = json.loads(out(place, "done/a-0.1.json").read_text())
-    assert record["attempts"] == 2 and record["seconds"] > 0 and record["words"] == first
+    assert record["seconds"] > 0 and record["argv"] == first
 
 
 def begun(place, *words):
     """The same in a process of its own, whose output goes to a file."""
 
     def go():
-        sys.stdout = sys.stderr = (place / "said").open("w")
+        sys.stdout = sys.stderr = (place / "printed").open("w")
         code = reproduced(place, *words)
         sys.stdout.flush()
         os._exit(code)
@@ -257,138 +232,153 @@ def wait_for(check, seconds=60):
         time.sleep(0.05)
 
 
-def test_killed_in_the_middle_it_goes_on_and_never_runs_a_step_twice_at_once(place):
-    tables(place, [system("a", "train sft --sleep 3 --output_dir {at}/run", "{at}/run/weights"), system("b")])
-    runner = begun(place, "--workers", "1")
+def test_killed_in_the_middle_it_goes_on_and_never_runs_a_step_twice_at_once(place, capsys):
+    train = system("train sft --sleep 3 --output_dir {at}/run", "{at}/run/weights")
+    tables(place, {"a": train, "b": system()})
+    runner = begun(place)
     wait_for(lambda: journal(place))
     time.sleep(0.2)
     runner.kill()
     runner.join()
-    began = journal(place)[0]["begin"]
-    # the step lives on and holds its lock: the next run waits for its end, then takes it up
-    assert reproduced(place, "--workers", "1") == 0
-    trained = [row for row in journal(place) if row["words"][0] == "train"]
-    assert len(trained) == 2 and trained[1]["begin"] - began >= 3
-    assert trained[1]["words"][-2:] == ["--resume_from_checkpoint", "true"]
+    # The step lives on and holds the lock: another run is refused until its end, then goes on.
+    assert reproduced(place) == 2
+    assert "another process is at work there" in capsys.readouterr().err
+    wait_for(lambda: out(place, "systems/a-0/run/weights").exists())
+    wait_for(lambda: reproduced(place) == 0)
+    trained = [row["words"] for row in journal(place) if row["words"][0] == "train"]
+    assert len(trained) == 2 and trained[1][-2:] == ["--resume_from_checkpoint", "true"]
     assert out(place, "x/table.md").is_file()
 
 
-def test_two_invocations_share_the_steps(place):
-    tables(place, [system(n, "build --sleep 0.5 --out {at}/model") for n in "abc"])
-    other = begun(place, "--workers", "1")
-    wait_for(lambda: journal(place))
-    assert reproduced(place, "--workers", "1") == 0
-    other.join()
-    assert other.exitcode == 0, (place / "said").read_text()
-    assert len(journal(place)) == 6
-
-
-def test_stopped_it_stops_its_steps_and_says_how_to_go_on(place):
-    tables(place, [system("a", "build --sleep 60 --out {at}/model")])
+def test_stopped_it_stops_its_steps_and_names_the_way_to_go_on(place):
+    tables(place, {"a": system("join --sleep 60 --out {at}/model")})
     runner = begun(place)
     wait_for(lambda: journal(place))
     runner.terminate()
     runner.join(timeout=30)
-    assert runner.exitcode == 130 and "goes on from there" in (place / "said").read_text()
-    assert table_steps.take(table_plan.Step("a-0.1", "a", "0", (), Path(), ()), out(place, "")) is not None
+    assert runner.exitcode == 130 and "goes on from there" in (place / "printed").read_text()
+    tables(place, {"a": system("join --out {at}/model")})
+    assert reproduced(place, "--redo") == 0  # nobody holds the lock
 
 
-def test_the_table_names_absent_weights_missing_seeds_and_claims(place, monkeypatch):
-    monkeypatch.setattr(
-        reproduce, "at_hand", lambda name: "weights not at hand" if name == "org/big" else None
-    )
+def test_the_table_names_missing_seeds_and_claims(place):
     tables(
         place,
-        [
-            system("a"),
-            system("b", seeds=[0]),
-            system("big", weights="{llm}", values={"llm": "org/big"}),
-            system("c"),
-        ],
+        {"a": system(), "b": system(seeds=[0]), "c": system()},
         seeds=[0, 1],
         claims=[{"better": "b", "worse": "a", "by": ["emotion_uar"], "at_least": True}],
     )
     assert reproduced(place, "--systems", "a", "b", "--seeds", "0") == 0
-    assert reproduced(place, "--systems", "a", "b") == 0
+    assert reproduced(place, "--systems", "b") == 0
     text = out(place, "x/table.md").read_text()
-    assert "b (seed 0 only)" in text and "big (weights not at hand)" in text and "c (not run)" in text
+    assert "b (seed 0 only)" in text and "c (not run)" in text and "a (seed 1 missing)" in text
     assert "test: b ≥ a on Emotion UAR: holds (+0.000 [0.000, 0.000], p 1.000, 1/1 seeds)" in text
-    record = json.loads(out(place, "x/run.json").read_text())
-    source = record["captions"]["test/a-1"]
-    assert len(source["sha256"]) == 64 and source["words"][0] == "caption"
-    assert set(record["systems"]["a"]["seconds"]) == {"0", "1"}
-    assert (out(place, "x/table.csv")).read_text().count("\n") == 1 + 4 * 2
-
-
-def test_captions_from_elsewhere_are_a_system_without_steps(place):
-    rows = (place / "run/data/test.jsonl").read_text().splitlines()
-    said = [{"id": json.loads(r)["id"], "audio": "", "caption": "He sounds sad."} for r in rows]
-    (place / "given-0.jsonl").write_text("".join(json.dumps(row) + "\n" for row in said))
-    row = {"name": "given", "captions": str(place) + "/given-{seed}.jsonl"}
-    tables(place, [system("a"), row], subsets={"test": {"two": ["angry", "sad"]}})
-    assert reproduced(place) == 0
+    content = json.loads(out(place, "x/table.json").read_text())
+    (source,) = (s for path, s in content["sources"].items() if path.endswith("test/a-0.jsonl"))
+    assert len(source["sha256"]) == 64 and source["argv"][0] == "caption" and source["seconds"] > 0
+    assert content["Claims"] == [line[2:] for line in text.splitlines() if line.startswith("- test: b")]
     csv = out(place, "x/table.csv").read_text()
-    assert "test,given,given,0,,emotion_uar,0.25," in csv
-    assert "test-two,given,given,0,,emotion_uar,0.5," in csv
+    assert csv.count("\n") == 1 + 3 * 2 and csv.startswith("system,label,seeds,note,metric,value,low,high")
+
+
+def test_a_system_of_one_test_set_has_no_row_on_others(place):
+    (place / "run/data/other.jsonl").write_text((place / "run/data/test.jsonl").read_text())
+    tables(place, {"a": system(), "b": system(tests=["other"])}, tests=["test", "other"])
+    assert reproduced(place) == 0
+    first, second = out(place, "x/table.md").read_text().split("## other")
+    assert "| b |" not in first and "| b |" in second
+    assert not out(place, "captions/test/b-0.jsonl").exists()
 
 
 def test_the_linear_probe_is_a_row_of_every_block_and_never_bold(place):
-    tables(place, [system("a")], probe=True, subsets={"test": {"two": ["angry", "sad"]}})
+    tables(place, {"a": system()}, probe=True, subsets={"test": {"two": ["angry", "sad"]}})
     assert reproduced(place) == 0
     text = out(place, "x/table.md").read_text()
     assert text.count("| linear probe, layer 3 | 0.400 | – |") == 2  # best and last layer, "test"
     assert text.count("| linear probe, layer 3 | 0.800 | – |") == 2  # "test-two"
     words = journal(place)[0]["words"]
-    assert words[0] == "probe" and words[-3] == str(out(place, "probe/test-two.jsonl"))
+    assert words[0] == "probe" and str(out(place, "probe/test-two.jsonl")) in words
+    assert "## test, two: angry, sad (4 clips, 2 speakers" in text
     assert reproduced(place) == 0 and len(journal(place)) == 3
 
 
+def test_a_test_set_that_training_has_heard_is_refused(place, monkeypatch, capsys):
+    tables(place, {"a": system()}, unheard=["test"])
+
+    def refuse(provenance, manifests):
+        raise reproduce.UserError(f"{manifests[0]}: was heard in training")
+
+    monkeypatch.setattr(reproduce, "refuse_overlap", refuse)
+    monkeypatch.setattr(reproduce, "known_provenance", lambda models: models)
+    assert reproduced(place) == 2
+    assert "was heard in training" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
-    "table, system_row, message",
+    "table, row, message",
     [
         ({"metrics": ["emotion_uarr"]}, {}, "metric emotion_uarr"),
         ({"metrics": ["distinct_1"]}, {}, "no sum over clips"),
-        ({"against": "z"}, {}, "against z"),
-        ({"claims": [{"better": "a", "worse": "y", "by": ["bleu_1"]}]}, {}, "claim 1: y"),
-        ({"titel": "x"}, {}, "'titel', nearest is \"title\""),
+        ({"against": "z"}, {}, "z: no system of this table"),
+        ({"claims": [{"better": "a", "worse": "y", "by": ["bleu_1"]}]}, {}, "y: no system of this table"),
+        ({"claims": [{"better": "a", "worse": "a"}]}, {}, "claims.0.by: Field required"),
+        ({"titel": "x"}, {}, "titel: Extra inputs are not permitted"),
+        ({"seeds": "all"}, {}, "seeds: Input should be a valid list"),
         ({"tests": ["nemo"]}, {}, "nemo.jsonl: no such manifest"),
-        ({}, {"stepz": []}, "unknown key 'stepz'"),
-        ({}, {"needs": ["q"]}, "needs q"),
-        ({}, {"like": "q"}, "like q"),
+        ({}, {"stepz": []}, "stepz: Extra inputs"),
+        ({}, {"needs": ["q"]}, "q: no such system"),
+        ({}, {"like": "q"}, "q: no such system"),
+        ({}, {"needs": ["a"]}, "systems need each other: a → a"),
         ({}, {"model": "{there}"}, "unknown placeholder"),
-        ({}, {"more": "--x 1"}, "no training to add to"),
+        ({}, {"more": ["--x", "1"]}, "no training to add to"),
     ],
 )
-def test_mistakes_in_a_table_are_named(place, capsys, table, system_row, message):
-    tables(place, [system("a") | system_row], **table)
+def test_mistakes_in_a_table_are_named(place, capsys, table, row, message):
+    tables(place, {"a": system() | row}, **table)
     assert reproduced(place) == 2
     assert message in capsys.readouterr().err
     assert not journal(place)
 
 
-def test_every_table_of_the_project_can_be_planned():
+def test_every_table_of_the_project_can_be_planned_and_its_commands_parse(tmp_path, monkeypatch):
+    from aligncap.cli import COMMANDS
+    from aligncap.utils.options import read_config
+
     folder = ROOT / "configs/tables"
-    systems = table_systems.read_systems(folder / "systems.yaml")
-    shown = set()
+    systems = reproduce.read_systems(folder / "systems.yaml")
+    shown, seen = set(), set()
     for path in folder.glob("*.yaml"):
         if path.stem == "systems":
             continue
         assert f"reproduce.py table-{path.stem} " in path.read_text()
-        spec = reproduce.read_spec(folder, f"table-{path.stem}", systems)
+        spec = reproduce.read_table(f"table-{path.stem}", systems)
         run = Path("runs/r")
-        plan = table_plan.make_plan(
-            systems, list(spec.labels), spec.seeds, spec.tests, run, run / "tables", lambda name: None
-        )
+        plan = reproduce.make_plan(systems, list(spec.labels), spec, run, run / "tables")
         shown |= set(spec.labels)
-        for step in plan.steps.values():
-            assert step.makes.is_relative_to(run / "tables"), step.id
-            assert all("{" not in word for word in step.words), step.id
-    assert shown >= {n for n, row in systems.items() if not row.get("hidden")}
+        for step in plan.values():
+            assert step.makes.is_relative_to(run / "tables"), step.name
+            assert all("{" not in word for word in step.argv), step.name
+            words = 2 if " ".join(step.argv[:2]) in COMMANDS else 1
+            command = COMMANDS[" ".join(step.argv[:words])]
+            module = __import__(f"aligncap.{command.module}", fromlist=[command.kind])
+            known = {
+                f
+                for base in getattr(module, command.kind).__mro__
+                for f in vars(base).get("__annotations__", {})
+            }
+            flags = {word[2:] for word in step.argv if word.startswith("--")} - {"config"}
+            assert flags <= known, (step.name, flags - known)
+            for before, word in zip(step.argv, step.argv[1:]):
+                if before == "--config" and word not in seen:
+                    assert set(read_config(word)) <= known, word
+                    seen.add(word)
+    assert shown == {name for name, row in systems.items() if row.model}
 
 
-def test_ablations_say_their_flag_last():
-    systems = table_systems.read_systems(ROOT / "configs/tables/systems.yaml")
-    assert systems["t2"]["steps"][0]["run"][-2:] == ["--temperature", "2"]
-    assert systems["distill-no-p-act"]["needs"] == ["teacher-no-p-act"]
-    assert systems["distill"]["steps"][0]["run"][-2:] == ["--output_dir", "{at}/run"]
-    assert systems["llm-gpt2"]["values"] == {"llm": "gpt2"}
+def test_ablations_put_their_flag_last():
+    systems = reproduce.read_systems(ROOT / "configs/tables/systems.yaml")
+    assert systems["t2"].commands()[0].run[-2:] == ["--temperature", "2"]
+    assert systems["distill-no-p-act"].needs == ["teacher-no-p-act"]
+    assert systems["distill"].commands()[0].run[-2:] == ["--output_dir", "{at}/run"]
+    gpt2 = systems["llm-opt-1.3b"]
+    assert gpt2.values["llm"] == "facebook/opt-1.3b" and len(gpt2.commands()) == 7

@@ -9,8 +9,6 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
-from rich.table import Table
-from rich.text import Text
 
 from aligncap.audio.files import AudioError, info, level_dbfs, load_audio
 from aligncap.data.manifest import Utterance, audio_path, read_manifest
@@ -18,15 +16,12 @@ from aligncap.data.provenance import Provenance
 from aligncap.data.split import choose_evenly
 from aligncap.evaluation.evaluate import Evaluation
 from aligncap.evaluation.metrics import SCORES, shown
-from aligncap.evaluation.metrics.emotion import Emotions, emotion_statistics
-from aligncap.evaluation.report.html import template
-from aligncap.evaluation.scoring import Scored, top_caption_share
+from aligncap.evaluation.metrics.emotion import joined
+from aligncap.evaluation.scoring import subset_cells, together
 from aligncap.utils.errors import UserError
 from aligncap.utils.io import Row, file_sha256
 from aligncap.utils.progress import track
-from aligncap.utils.statistics import Interval, Run, Statistic, averaged, clusters_of, pooled
 
-SUBSET = ("emotion_uar", "emotion_accuracy", "emotion_none_share")
 WEIGHTS = {
     "pooled": "the clips of all corpora as one set, so that a corpus weighs as many clips as it has; "
     "CIDEr-D's document frequencies and speakers' norms are those of each corpus",
@@ -82,6 +77,9 @@ def content_of(
         conditions = describe(corpus.manifest, corpus.utterances)
         levels = conditions["level_dbfs"], known and known["level_dbfs"]
         own = sorted(conditions["labels"].keys() - {"unknown"})
+        emotions = joined([scored.emotions for scored in seeds])
+        said = [said for truth, said in zip(emotions.truth, emotions.said, strict=True) if truth]
+        foreign = sorted(set(emotions.columns[:-1]) - set(emotions.labels))
         corpora[corpus.name] = {
             **evaluation.systems[-1].cells,
             **subset_cells([[seeds]], labels, **drawing),
@@ -93,7 +91,7 @@ def content_of(
             "label_map": dict(corpus.label_map),
             "chance": 1 / len(own) if own else None,
             "subset": [label for label in labels if label in own],
-            "foreign_emotions": _foreign(seeds),
+            "foreign_emotions": {label: said.count(label) / len(said) for label in foreign},
             "baselines": {b.name: {**b.values, "note": b.note} for b in evaluation.baselines},
             "listening": {"conditions": listening.conditions, "verdict": listening.verdict}
             if listening.conditions
@@ -112,99 +110,6 @@ def content_of(
     }
 
 
-def _foreign(seeds: Sequence[Scored]) -> dict[str, float]:
-    """By emotion that no clip has: share of the captions of labelled clips that name it, over all seeds."""
-    said = [
-        s for scored in seeds for t, s in zip(scored.emotions.truth, scored.emotions.said, strict=True) if t
-    ]
-    others = {label for scored in seeds for label in scored.emotions.columns[:-1]} - {
-        *seeds[0].emotions.labels
-    }
-    return {label: said.count(label) / len(said) for label in sorted(others)}
-
-
-def together(
-    corpora: Sequence[Sequence[Scored]], labels: Sequence[str], **drawing: int
-) -> dict[str, dict[str, Interval]]:
-    """Scores of all corpora: {"pooled" and "mean_over_corpora": {name: cell}}, of those that all have.
-
-    "pooled" takes the clips of all corpora as one set; "mean_over_corpora" is the plain mean of the corpora's
-    own scores. There is no distinct-n, which is no sum over clips.
-
-    Args:
-        corpora: what was scored of each corpus, by training seed; of all corpora as many.
-    """
-    ways: dict[str, list[Run]] = {"pooled": [], "mean_over_corpora": []}
-    for parts in zip(*corpora, strict=True):
-        shared = [name for name in SCORES if all(name in part.statistics for part in parts)]
-        by_name = {name: [part.statistics[name] for part in parts] for name in shared}
-        one_set = {
-            name: Statistic(np.concatenate([s.sums for s in own]), own[0].score)
-            for name, own in by_name.items()
-            # what differs in width is made of other labels, or of other denominators
-            if name != "emotion_uar" and len({s.sums.shape[1] for s in own}) == 1
-        }
-        one_set |= emotion_statistics(_joined([part.emotions for part in parts]))
-        one_set["top_caption_share"] = top_caption_share([c for part in parts for c in part.captions])
-        ways["pooled"].append({name: one_set[name] for name in SCORES if name in one_set})
-        ways["mean_over_corpora"].append({name: _mean_of(own) for name, own in by_name.items()})
-    clusters = clusters_of([u for seeds in corpora for u in seeds[0].utterances])
-    groups: dict[str, Sequence[Sequence[Sequence[Scored]]]]
-    groups = {"pooled": [corpora], "mean_over_corpora": [[seeds] for seeds in corpora]}
-    return {
-        way: {**pooled(runs, clusters, **drawing), **subset_cells(groups[way], labels, **drawing)}
-        for way, runs in ways.items()
-    }
-
-
-def subset_cells(
-    groups: Sequence[Sequence[Sequence[Scored]]], labels: Sequence[str], **drawing: int
-) -> dict[str, Interval]:
-    """Emotion scores of the clips with one of these labels alone, averaged over groups of corpora.
-
-    The clips of a group's corpora are one set. A caption that names an emotion outside of the labels, or
-    none, is wrong.
-
-    Args:
-        groups: groups of corpora, a corpus being what was scored of it by training seed.
-
-    Returns:
-        {"subset_…": cell}, empty where no clip has one of the labels.
-    """
-    chosen = [[seeds for seeds in group if {*labels} & {*seeds[0].emotions.labels}] for group in groups]
-    chosen = [group for group in chosen if group]
-    if not chosen:
-        return {}
-    runs = []
-    for number in range(len(chosen[0][0])):
-        parts = [
-            emotion_statistics(_joined([seeds[number].emotions for seeds in group], labels))
-            for group in chosen
-        ]
-        runs.append({name: _mean_of([part[name] for part in parts]) for name in SUBSET})
-    clips = [u for group in chosen for seeds in group for u in seeds[0].utterances if u.emotion in labels]
-    cells = pooled(runs, clusters_of(clips), **drawing)
-    return {f"subset_{name}": cell for name, cell in cells.items()}
-
-
-def _joined(parts: Sequence[Emotions], labels: Sequence[str] | None = None) -> Emotions:
-    """Several corpora as one set; of clips with one of `labels` only."""
-    pairs = [pair for part in parts for pair in zip(part.truth, part.said, strict=True)]
-    pairs = [(truth, said) for truth, said in pairs if labels is None or truth in labels]
-    return Emotions([truth for truth, _ in pairs], [said for _, said in pairs])
-
-
-def _mean_of(parts: Sequence[Statistic]) -> Statistic:
-    """The mean of scores of different sets as a score of all their clips: each set has its own columns."""
-    sizes = [len(part.sums) for part in parts]
-    placed, start = [], 0
-    for part, size in zip(parts, sizes, strict=True):
-        padding = ((start, sum(sizes) - start - size), (0, 0))
-        placed.append(Statistic(np.pad(part.sums, padding), part.score))
-        start += size
-    return averaged(placed)
-
-
 def describe(manifest: Path, utterances: Sequence[Utterance]) -> Row:
     """What to know of a set's recordings before its scores are compared with another set's.
 
@@ -218,7 +123,7 @@ def describe(manifest: Path, utterances: Sequence[Utterance]) -> Row:
     if not levels:
         chosen = [utterances[i] for i in choose_evenly(list(utterances), _MEASURED, seed=0)]
         measured = (_level(manifest, u) for u in track(chosen, len(chosen), "measuring levels"))
-        levels = [level for level in measured if level is not None]
+        levels = [level for level in measured if np.isfinite(level)]
     return {
         "clips": len(utterances),
         "speakers": len({(u.corpus, u.speaker) for u in utterances if u.speaker}),
@@ -253,12 +158,11 @@ def describe_training(provenance: Provenance) -> Row:
     }
 
 
-def _level(manifest: Path, u: Utterance) -> float | None:
+def _level(manifest: Path, u: Utterance) -> float:
     try:
-        level = level_dbfs(load_audio(audio_path(manifest, u), normalise=False))
+        return level_dbfs(load_audio(audio_path(manifest, u), normalise=False))
     except UserError:
-        return None
-    return level if np.isfinite(level) else None
+        return float("nan")
 
 
 def _rate(manifest: Path, u: Utterance) -> str:
@@ -272,8 +176,8 @@ def _counts(values: Iterable[str]) -> dict[str, int]:
     return dict(sorted(Counter(values).items()))
 
 
-def rows_of(content: Row) -> tuple[list[str], list[list[str]]]:
-    """Header and lines of the table: corpora, their baselines, all together."""
+def table_of(content: Row) -> list[list[str]]:
+    """Lines of the table: its header, corpora, their baselines, all together."""
     metrics = [m for m in _SHOWN if content["labels"] or not m.startswith("subset_")]
 
     def cells(values: Row) -> list[str]:
@@ -285,7 +189,7 @@ def rows_of(content: Row) -> tuple[list[str], list[list[str]]]:
     number = f", {len(content['labels'])} labels"
     header = ["corpus", "language", "level, dBFS", "clips", "speakers", "labels"]
     header += [t + number * m.startswith("subset_") for m, t in zip(metrics, titles, strict=True)]
-    lines = []
+    lines = [header]
     for name, c in content["corpora"].items():
         level = "–" if c["level_dbfs"] is None else f"{c['level_dbfs']:.0f}"
         if c["level_difference_db"] is not None:
@@ -296,22 +200,4 @@ def rows_of(content: Row) -> tuple[list[str], list[list[str]]]:
         lines += [[f"{name}: {other}", *[""] * 5, *cells(values)] for other, values in c["baselines"].items()]
     for way, values in (content["together"] or {}).items():
         lines.append([way.replace("_", " "), *[""] * 5, *cells(values)])
-    return header, lines
-
-
-def markdown(content: Row) -> str:
-    """The table and what a reader must know of its figures as a Markdown page."""
-    header, lines = rows_of(content)
-    return template("zero_shot.md.j2").render(content=content, header=header, lines=lines) + "\n"
-
-
-def terminal_table(content: Row) -> Table:
-    """The table for a terminal, scores downwards."""
-    header, lines = rows_of(content)
-    sheet = Table(title=f"zero-shot: {content['system']}")
-    sheet.add_column("")
-    for line in lines:
-        sheet.add_column(Text(line[0]), justify="right")
-    for place, name in enumerate(header[1:], 1):
-        sheet.add_row(Text(name), *(Text(line[place]) for line in lines))
-    return sheet
+    return lines

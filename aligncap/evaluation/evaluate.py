@@ -14,11 +14,11 @@ from rich.text import Text
 from aligncap.data.manifest import Utterance, read_manifest
 from aligncap.evaluation.listening import HEARD, Listening, audio_gains
 from aligncap.evaluation.listening import table as listening_table
-from aligncap.evaluation.metrics.java import COCO_METRICS
+from aligncap.evaluation.metrics.captions import COCO_METRICS
 from aligncap.evaluation.metrics.similarity import Alike, secap_note, secap_runs
 from aligncap.evaluation.probe import read_probe
-from aligncap.evaluation.report.html import Baseline, choose_samples, score_lines, write_report
-from aligncap.evaluation.scoring import Rows, Scored, System, differences, score_rows
+from aligncap.evaluation.report.html import choose_samples, score_lines, write_report
+from aligncap.evaluation.scoring import Baseline, Rows, Scored, System, differences, score_rows
 from aligncap.utils.errors import UserError, nearest
 from aligncap.utils.io import read_jsonl
 from aligncap.utils.options import Config, NaturalInt, PositiveInt, named_values, option

@@ -15,19 +15,12 @@ from rich.table import Table
 from rich.text import Text
 
 from aligncap.data.manifest import Utterance
-from aligncap.evaluation.metrics import SCORES, figure, interval, signed
+from aligncap.evaluation.metrics import SCORES, figure, interval, signed, template
 from aligncap.evaluation.scoring import Scored, most_frequent, score
 from aligncap.text.emotions import emotion_of
 from aligncap.utils.errors import UserError
 from aligncap.utils.io import Row
-from aligncap.utils.statistics import (
-    Clusters,
-    Interval,
-    clusters_of,
-    intervals,
-    over_seeds,
-    paired_differences,
-)
+from aligncap.utils.statistics import Interval, intervals, over_seeds, paired_differences
 
 SHOWN = ("emotion_uar", "cider_d", "rubric_score", "wrong_claim_share")  # of all that are in the JSON
 HEARD = {
@@ -36,16 +29,6 @@ HEARD = {
     "noise": "noise",
     "same-words": "same words",
     "whisper": "whisper",
-}
-MEANINGS = {
-    "wrong": "another clip of the set",
-    "silence": "digital silence, as long as the clip",
-    "noise": "steady noise of the clip's length, level and long-term spectrum, which keeps some of "
-    "the vocal effort",
-    "same-words": "the words kept, the voice changed: the same words spoken with another emotion by the same "
-    "speaker, or else by one of the same gender; where there is no such clip, the words in a whisper",
-    "whisper": "the clip's words with pitch, voicing and most of the vocal effort taken out; rate, pauses "
-    "and loudness contour are left",
 }
 VOICELESS = ("wrong", "silence", "noise")  # nothing of the clip's voice: a listener's scores must fall
 USUAL = (*VOICELESS, "same-words")  # what every report should have
@@ -76,8 +59,25 @@ class Listening:
 
     @property
     def verdict(self) -> list[str]:
-        """What the gains say, in sentences; the first says whether it listens."""
-        return [_listens(self.conditions), *_observations(self.conditions)]
+        """What the gains say, in sentences (data/listening.txt.j2); the first says whether it listens.
+
+        It does where the score falls on every condition captioned that has nothing of the clip's voice: the
+        95 % interval of the gain leaves out zero. The score is emotion UAR, of clips without labels CIDEr-D.
+        """
+        labelled = all("emotion_uar" in part for part in self.conditions.values())
+        metric = "emotion_uar" if labelled else "cider_d"
+        voiceless = {n: self.conditions[n][metric] for n in VOICELESS if n in self.conditions}
+        falls = [name for name, cell in voiceless.items() if _above_zero(cell["gain"])]
+        text = template("listening.txt.j2").render(
+            conditions=self.conditions,
+            metric=metric,
+            titles=HEARD,
+            voiceless=voiceless,
+            falls=falls,
+            stays=[name for name in voiceless if name not in falls],
+            above_zero=_above_zero,
+        )
+        return text.splitlines()
 
 
 def audio_gains(
@@ -107,25 +107,20 @@ def audio_gains(
     for name in (name for name in HEARD if conditions.get(name)):
         other = conditions[name]
         found[name] = {
-            **_gains(("right", "heard"), right, other, right[0].clusters, **drawing),
+            **_gains(("right", "heard"), right, other, **drawing),
             "said": _said([caption for scored in other for caption in scored.captions]),
             "made": dict(Counter(row.get("made") or "clip" for scored in other for row in scored.rows)),
         }
-    swapped = [_swapped(scored, whole) for scored in conditions.get("same-words", ())]
-    ids = [name for name in (swapped[0] if swapped else {}) if all(name in part for part in swapped)]
-    if ids:
-        known = {u.id: u for u in whole}
-        own = [known[name] for name in ids]
-        against: dict[str, list[Scored]] = {"voice": [], "words": []}
+    known = {u.id: u for u in whole}
+    swapped = [_swapped(scored, known) for scored in conditions.get("same-words", ())]
+    if ids := [name for name in (swapped[0] if swapped else {}) if all(name in part for part in swapped)]:
+        how: Row = {"label_map": label_map, "whole": whole, "wordnet": "none", "similarity": "none"}
+        voice, words = [], []
         for part in swapped:
-            captions = [part[name][1] for name in ids]
-            for which, clips in (("voice", [part[name][0] for name in ids]), ("words", own)):
-                against[which].append(
-                    score(
-                        clips, captions, label_map=label_map, whole=whole, wordnet="none", similarity="none"
-                    )
-                )
-        gains = _gains(("voice", "words"), against["voice"], against["words"], clusters_of(own), **drawing)
+            heard, captions = map(list, zip(*(part[name] for name in ids), strict=True))
+            voice.append(score(heard, captions, **how))
+            words.append(score([known[name] for name in ids], captions, **how))
+        gains = _gains(("voice", "words"), voice, words, **drawing)
         found["same-words"]["follows"] = {"clips": len(ids), **gains}
     return Listening(found)
 
@@ -142,9 +137,8 @@ def check_condition(name: str, rows: Sequence[Row]) -> None:
         )
 
 
-def _swapped(scored: Scored, whole: Sequence[Utterance]) -> dict[str, tuple[Utterance, str]]:
+def _swapped(scored: Scored, known: Mapping[str, Utterance]) -> dict[str, tuple[Utterance, str]]:
     """Of each clip for which another recording of the words was played: that recording and the caption."""
-    known = {u.id: u for u in whole}
     return {
         row["id"]: (known[row["heard"]], row["caption"])
         for row in scored.rows
@@ -152,26 +146,16 @@ def _swapped(scored: Scored, whole: Sequence[Utterance]) -> dict[str, tuple[Utte
     }
 
 
-def _gains(
-    names: tuple[str, str],
-    first: Sequence[Scored],
-    second: Sequence[Scored],
-    clusters: Clusters,
-    **drawing: int,
-) -> Row:
+def _gains(names: tuple[str, str], first: Sequence[Scored], second: Sequence[Scored], **drawing: int) -> Row:
     """{score: {names[0], names[1], "gain"}}: by what `first` is better than `second`; each is its seeds."""
     a, b = (over_seeds([scored.statistics for scored in seeds]) for seeds in (first, second))
-    alone = [intervals(part, clusters, **drawing) for part in (a, b)]
-    more, less = paired_differences(b, a, clusters, **drawing), paired_differences(a, b, clusters, **drawing)
-    return {
-        name: {
-            names[0]: alone[0][name],
-            names[1]: alone[1][name],
-            "gain": (less if SCORES[name].better == "less" else more)[name],
-        }
-        for name in SCORES
-        if name in more and SCORES[name].better != "neither"
-    }
+    shared = [name for name in SCORES if SCORES[name].better != "neither" and name in a and name in b]
+    less = {name for name in shared if SCORES[name].better == "less"}
+    low, high = ({n: (x if n in less else y)[n] for n in shared} for x, y in ((a, b), (b, a)))
+    clusters = second[0].clusters
+    one, two = (intervals({n: part[n] for n in shared}, clusters, **drawing) for part in (a, b))
+    gains = paired_differences(low, high, clusters, **drawing)
+    return {n: {names[0]: one[n], names[1]: two[n], "gain": gains[n]} for n in shared}
 
 
 def _said(captions: Sequence[str]) -> Row:
@@ -183,78 +167,8 @@ def _said(captions: Sequence[str]) -> Row:
     }
 
 
-def _listens(conditions: Mapping[str, Row]) -> str:
-    """Whether it listens, in a sentence.
-
-    It does where the score falls on every condition captioned that has nothing of the clip's voice: the 95 %
-    interval of the gain leaves out zero. The score is emotion UAR, of clips without labels CIDEr-D.
-    """
-    metric, title = _lead(conditions)
-    cells = {name: conditions[name][metric] for name in VOICELESS if name in conditions}
-    if not cells:
-        return "Whether it listens is not shown: captions of wrong audio, silence or noise are missing."
-    falls = [name for name, cell in cells.items() if _above_zero(cell["gain"])]
-    stays = [name for name in cells if name not in falls]
-    lead = "It listens" if not stays else "It listens in part" if falls else "It is not shown to listen"
-    told = {
-        name: f"{figure(metric, cell['heard']['value'])} on {HEARD[name]} (gain {_gain(metric, cell)})"
-        for name, cell in cells.items()
-    }
-    right = figure(metric, next(iter(cells.values()))["right"]["value"])
-    text = f"{lead}: {title} is {right} on the right audio"
-    if falls:
-        text += f" and falls to {_listed([told[name] for name in falls])}"
-    if stays:
-        text += f"; no fall is shown to {_listed([told[name] for name in stays])}"
-    return f"{text}."
-
-
-def _observations(conditions: Mapping[str, Row]) -> list[str]:
-    """What is said of silence and noise, and what captions follow when words and voice disagree."""
-    metric, title = _lead(conditions)
-    sentences, named = [], []
-    for name in ("silence", "noise"):
-        if name in conditions:
-            label, share = next(iter(conditions[name]["said"]["emotions"].items()))
-            what = "no emotion" if label == "none" else label
-            named.append(f"captions of {name} name {what} ({100 * share:.0f} %)")
-    if named:
-        text = _listed(named)
-        sentences.append(f"{text[0].upper()}{text[1:]} most often.")
-    follows = conditions.get("same-words", {}).get("follows")
-    if follows:
-        cell = follows[metric]
-        end = "follow the voice" if _above_zero(cell["gain"]) else "are not shown to follow the voice"
-        sentences.append(
-            f"With the words kept and the voice changed, {title} is "
-            f"{figure(metric, cell['words']['value'])} against the clip's own references and "
-            f"{figure(metric, cell['voice']['value'])} against those of the voice that is heard: "
-            f"captions {end} (gap {_gain(metric, cell)})."
-        )
-    if "whisper" in conditions:
-        cell = conditions["whisper"][metric]
-        sentences.append(
-            f"In a whisper {title} is {figure(metric, cell['heard']['value'])} (gain {_gain(metric, cell)}); "
-            "what is left is told by rate, loudness and the sounds of the words."
-        )
-    return sentences
-
-
-def _lead(conditions: Mapping[str, Row]) -> tuple[str, str]:
-    labelled = all("emotion_uar" in cells for cells in conditions.values())
-    return ("emotion_uar", "emotion UAR") if labelled else ("cider_d", "CIDEr-D")
-
-
 def _above_zero(gain: Interval) -> bool:
     return (gain["low"] or 0) > 0
-
-
-def _gain(metric: str, cell: Row) -> str:
-    return f"{signed(metric, cell['gain']['value'])} {interval(metric, cell['gain'])}".strip()
-
-
-def _listed(parts: Sequence[str]) -> str:
-    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 
 def table(listening: Listening) -> Table:
@@ -270,7 +184,9 @@ def table(listening: Listening) -> Table:
             cell = part.get(metric, {}).get(key, {"value": None})
             text = Text(figure(metric, cell["value"]))
             text.append(f" {interval(metric, cell)}", style="dim")
-            text.append(f"\ngain {_gain(metric, part[metric])}" if key == "heard" else "")
+            if key == "heard":
+                gain = part[metric]["gain"]
+                text.append(f"\ngain {signed(metric, gain['value'])} {interval(metric, gain)}".rstrip())
             cells.append(text)
         sheet.add_row(name, *cells)
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from aligncap.audio.files import load_audio
 from aligncap.data.manifest import audio_files, read_manifest
-from aligncap.evaluation.report.html import Baseline
+from aligncap.evaluation.scoring import Baseline
 from aligncap.models.checkpoints import load_encoder
 from aligncap.models.encoders import encode_frames
 from aligncap.models.processing_aligncap import AlignCapProcessor

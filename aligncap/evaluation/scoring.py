@@ -1,6 +1,7 @@
-"""Captions scored against references, each clip once: sums over clips, to resample and compare from.
+"""Captions scored against references, each clip once: sums over clips, to resample, compare and pool from.
 
-Scores of a system are those of `pooled` in `aligncap.utils.statistics`, over its training seeds.
+Scores of a system are those of `pooled` in `aligncap.utils.statistics`, over its training seeds; those of
+several corpora together are in `together`.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
 from typing import Any, get_args
@@ -16,9 +17,15 @@ from typing import Any, get_args
 import numpy as np
 
 from aligncap.data.manifest import Utterance
-from aligncap.evaluation.metrics import SCORES, hallucination, java, ngram
-from aligncap.evaluation.metrics.captions import CaptionMetric
-from aligncap.evaluation.metrics.emotion import Emotions, by_speaker, emotion_statistics, read_emotions
+from aligncap.evaluation.metrics import SCORES, hallucination, ngram
+from aligncap.evaluation.metrics.captions import CaptionMetric, coco_signature
+from aligncap.evaluation.metrics.emotion import (
+    Emotions,
+    by_speaker,
+    emotion_statistics,
+    joined,
+    read_emotions,
+)
 from aligncap.evaluation.metrics.ngram import find_wordnet, require_wordnet
 from aligncap.evaluation.metrics.similarity import Choice, Encoder, cosines, sentence_encoder
 from aligncap.utils.errors import UserError, UserErrors
@@ -27,7 +34,9 @@ from aligncap.utils.statistics import (
     Clusters,
     Floats,
     Interval,
+    Run,
     Statistic,
+    averaged,
     clusters_of,
     jackknife,
     mean,
@@ -105,7 +114,14 @@ class Scored:
     distinct: dict[str, tuple[float, Floats]]
     emotions: Emotions
     counted: Row
-    rows: Rows = field(default=())
+    rows: Rows = ()
+
+    @property
+    def values(self) -> dict[str, float | None]:
+        """Every name of SCORES and its value, None where it does not apply."""
+        found = {name: statistic.value for name, statistic in self.statistics.items()}
+        found |= {name: value for name, (value, _) in self.distinct.items()}
+        return {name: found[name] if np.isfinite(found.get(name, np.nan)) else None for name in SCORES}
 
 
 def score(
@@ -177,7 +193,7 @@ def score(
         "cider_d": "n-grams 1-4, sigma 6, 0 to 10, document frequencies of all these references",
         "meteor": f"nltk.translate.meteor_score, {variant}, best reference, mean over clips; not Java's 1.5",
         "similarity": found_by or f"not counted: {encoder}",
-        **java.signature(coco),
+        **coco_signature(coco),
         "emotion": "label of the caption's emotion words by data/emotions.yaml; no word counts as wrong",
         "emotions_renamed": dict(label_map or {}),
         **hallucination.signature(measures),
@@ -270,17 +286,6 @@ class System:
         return {name: found.get(name, nothing) for name in SCORES}
 
     @property
-    def values_by_seed(self) -> list[dict[str, float | None]]:
-        """The plain scores of each seed, None where they do not apply."""
-        result = []
-        for scored in self.seeds:
-            values = {name: value for name, (value, _) in scored.distinct.items()}
-            values |= {name: statistic.value for name, statistic in scored.statistics.items()}
-            defined = {name: value for name, value in values.items() if np.isfinite(value)}
-            result.append({name: defined.get(name) for name in SCORES})
-        return result
-
-    @property
     def signature(self) -> Row:
         """What was counted and how, by name."""
         first = self.seeds[0]
@@ -293,6 +298,30 @@ class System:
             "seed": self.seed,
             "versions": {name: version(name) for name in ("aligncap", "nltk", "numpy")},
         }
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """What systems are compared with, such as a linear probe: some scores, by name.
+
+    Raises:
+        UserError: a value is given for something that is no score.
+    """
+
+    name: str
+    values: Mapping[str, float]
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        if unknown := [name for name in self.values if name not in SCORES]:
+            choices = ", ".join(SCORES)
+            raise UserError(f"baseline {self.name!r}: {unknown[0]!r} is no metric, unlike {choices}")
+
+    @property
+    def cells(self) -> dict[str, Interval]:
+        """In the form of `System.cells`, without intervals."""
+        rest = {"low": None, "high": None, "spread": None, "runs": 1}
+        return {name: {**rest, "value": value} for name, value in self.values.items()}
 
 
 def details(scored: Scored) -> Row:
@@ -337,3 +366,74 @@ def differences(
     a, b = (over_seeds([scored.statistics for scored in seeds]) for seeds in (first, second))
     gaps = paired_differences(a, b, first[0].clusters, resamples=resamples, seed=seed)
     return {name: gaps[name] for name in SCORES if name in gaps}
+
+
+def together(
+    corpora: Sequence[Sequence[Scored]], labels: Sequence[str], **drawing: int
+) -> dict[str, dict[str, Interval]]:
+    """Scores of all corpora: {"pooled" and "mean_over_corpora": {name: cell}}, of those that all have.
+
+    "pooled" takes the clips of all corpora as one set; "mean_over_corpora" is the plain mean of the corpora's
+    own scores. There is no distinct-n, which is no sum over clips.
+
+    Args:
+        corpora: what was scored of each corpus, by training seed; of all corpora as many.
+        labels: see `subset_cells`.
+    """
+    one_set: list[Run] = []
+    means: list[Run] = []
+    for parts in zip(*corpora, strict=True):
+        shared = [name for name in SCORES if all(name in part.statistics for part in parts)]
+        by_name = {name: [part.statistics[name] for part in parts] for name in shared}
+        means.append({name: _mean_of(own) for name, own in by_name.items()})
+        found = {
+            name: Statistic(np.concatenate([s.sums for s in own]), own[0].score)
+            for name, own in by_name.items()
+            # what differs in width is made of other labels, or of other denominators
+            if name != "emotion_uar" and len({s.sums.shape[1] for s in own}) == 1
+        }
+        found |= emotion_statistics(joined([part.emotions for part in parts]))
+        found["top_caption_share"] = top_caption_share([c for part in parts for c in part.captions])
+        one_set.append({name: found[name] for name in SCORES if name in found})
+    clusters = clusters_of([u for seeds in corpora for u in seeds[0].utterances])
+    return {
+        "pooled": pooled(one_set, clusters, **drawing) | subset_cells([corpora], labels, **drawing),
+        "mean_over_corpora": pooled(means, clusters, **drawing)
+        | subset_cells([[seeds] for seeds in corpora], labels, **drawing),
+    }
+
+
+def subset_cells(
+    groups: Sequence[Sequence[Sequence[Scored]]], labels: Sequence[str], **drawing: int
+) -> dict[str, Interval]:
+    """Emotion scores of the clips with one of these labels alone, averaged over groups of corpora.
+
+    The clips of a group's corpora are one set. A caption that names an emotion outside of the labels, or
+    none, is wrong.
+
+    Args:
+        groups: groups of corpora, a corpus being what was scored of it by training seed.
+
+    Returns:
+        {"subset_…": cell}, empty where no clip has one of the labels.
+    """
+    chosen = [[seeds for seeds in group if {*labels} & {*seeds[0].emotions.labels}] for group in groups]
+    chosen = [group for group in chosen if group]
+    runs = []
+    for number in range(len(chosen[0][0]) if chosen else 0):
+        of_groups = [joined([seeds[number].emotions for seeds in group], labels) for group in chosen]
+        parts = [emotion_statistics(emotions) for emotions in of_groups]
+        shared = [name for name in SCORES if name in parts[0]]
+        runs.append({f"subset_{name}": _mean_of([part[name] for part in parts]) for name in shared})
+    clips = [u for group in chosen for seeds in group for u in seeds[0].utterances if u.emotion in labels]
+    return pooled(runs, clusters_of(clips), **drawing) if runs else {}
+
+
+def _mean_of(parts: Sequence[Statistic]) -> Statistic:
+    """The mean of scores of different sets as a score of all their clips: each set has its own columns."""
+    sizes = [len(part.sums) for part in parts]
+    starts = np.cumsum([0, *sizes])
+    rows = [((start, starts[-1] - start - size), (0, 0)) for start, size in zip(starts, sizes, strict=False)]
+    return averaged(
+        [Statistic(np.pad(p.sums, padding), p.score) for p, padding in zip(parts, rows, strict=True)]
+    )

@@ -14,15 +14,18 @@ from pathlib import Path
 from typing import Literal
 
 from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from aligncap.data.manifest import read_manifest
 from aligncap.data.provenance import known_provenance, refuse_overlap
 from aligncap.data.split import choose_evenly
-from aligncap.evaluation.corpora import Corpus, content_of, markdown, terminal_table
+from aligncap.evaluation.corpora import Corpus, content_of, table_of
 from aligncap.evaluation.evaluate import EvaluateConfig, evaluate_files, grouped
 from aligncap.evaluation.listening import HEARD
+from aligncap.evaluation.metrics import template
 from aligncap.evaluation.probe import read_probe
-from aligncap.evaluation.report.html import Baseline
+from aligncap.evaluation.scoring import Baseline
 from aligncap.inference.batch import caption_jobs, job_of, with_condition
 from aligncap.inference.captioner import Captioner
 from aligncap.models.checkpoints import model_key
@@ -31,6 +34,8 @@ from aligncap.utils.errors import UserError, UserErrors, nearest
 from aligncap.utils.io import Row, file_sha256, load_data, read_jsonl, write_json, write_text
 from aligncap.utils.options import Config, NaturalInt, PositiveInt, named_values, option
 from aligncap.utils.run_record import write_run_record
+
+MARK = ".made_of.json"  # beside a caption file: what wrote it
 
 
 @dataclass
@@ -133,12 +138,18 @@ def run_zeroshot(config: ZeroShotConfig) -> int:
     # report all together
     content = content_of(provenance, results, config.labels, config.limit)
     write_json(out / "zero_shot.json", content)
-    text = markdown(content)
+    header, *lines = table_of(content)
+    text = template("zero_shot.md.j2").render(content=content, header=header, lines=lines) + "\n"
     write_text(out / "zero_shot.md", text)
     paths = [path for part in (files, *heard.values()) for several in part.values() for path in several]
     data: list[str | Path] = [*config.manifest, *config.trained_on, *paths, *config.probe]
     write_run_record(out, "zeroshot", asdict(config), data, seed=config.seed)
-    Console().print(terminal_table(content))
+    sheet = Table("", title=f"zero-shot: {config.name}")  # scores downwards
+    for name, *_ in lines:
+        sheet.add_column(Text(name), justify="right")
+    for row in list(zip(header, *lines, strict=True))[1:]:
+        sheet.add_row(*map(Text, row))
+    Console().print(sheet)
     print(text.rpartition("\n\n")[2] + f"zero-shot: {out / 'zero_shot.md'}")
     return 0
 
@@ -210,19 +221,15 @@ def read_corpora(
 def _given_captions(config: ZeroShotConfig, corpora: Sequence[Corpus]) -> dict[str, list[Path]]:
     """Caption files that were written before, by corpus."""
     files = grouped(named_values(config.captions, "captions"))
-    names = [corpus.name for corpus in corpora]
+    seeds = {corpus.name: len(files.get(corpus.name, config.model)) for corpus in corpora}
     errors = [
-        f"--captions {name}=…: no such corpus{nearest(name, names)}; there are {', '.join(names)}"
+        f"--captions {name}=…: no such corpus{nearest(name, seeds)}; there are {', '.join(seeds)}"
         for name in files
-        if name not in names
+        if name not in seeds
     ]
-    if not config.model:
-        errors += [
-            f"{name}: no captions; give --captions {name}=FILE or --model"
-            for name in names
-            if name not in files
-        ]
-    seeds = {name: len(files.get(name, config.model)) for name in names}
+    errors += [
+        f"{name}: no captions; give --captions {name}=FILE or --model" for name, n in seeds.items() if not n
+    ]
     if not errors and len(set(seeds.values())) > 1:
         counts = ", ".join(f"{name}: {count}" for name, count in seeds.items())
         errors.append(f"captions of different numbers of seeds ({counts}); give as many for each corpus")
@@ -292,7 +299,7 @@ def caption_corpora(
             only = captioner.naming_only(settings["emotions"]) if settings.get("emotions") else {}
             # Before the mark changes: a kill must not leave a file beside another one's mark.
             out.unlink(missing_ok=True)
-            write_json(_mark(out), settings)
+            write_json(out.with_suffix(MARK), settings)
             _, errors = caption_jobs(
                 captioner,
                 jobs,
@@ -308,21 +315,18 @@ def caption_corpora(
     return files
 
 
-def _mark(out: Path) -> Path:
-    return out.with_suffix(".made_of.json")
-
-
 def _stands(out: Path, settings: Row, corpus: Corpus) -> bool:
     """Whether the finished file is of these settings and clips."""
+    mark = out.with_suffix(MARK)
     if not out.is_file():
         return False
-    if not _mark(out).is_file():
+    if not mark.is_file():
         raise UserError(
-            f"{out}: stands without {_mark(out).name}, so nothing tells which model wrote it; delete it, "
-            f"choose another --captions_dir, or vouch for it with --captions {corpus.name}={out}"
+            f"{out}: stands without {mark.name}, so nothing tells which model wrote it; delete it, choose "
+            f"another --captions_dir, or vouch for it with --captions {corpus.name}={out}"
         )
     try:
-        made_of = json.loads(_mark(out).read_text(encoding="utf-8"))
+        made_of = json.loads(mark.read_text(encoding="utf-8"))
         ids = [row.get("id") for row in read_jsonl(out)]
     except (ValueError, UserError):
         return False

@@ -41,9 +41,9 @@ def numbers_of(states: States, utterances: Sequence[Utterance], seed: int) -> Ro
     said = [f"{text}\n{u.captions[0]}" for text, u in zip(read, utterances, strict=True)]
     found = {}
     for row, pair in states.items():
-        options: Row = {"texts": read if row == "before" else said, "seed": seed}
-        found[row] = state_numbers(*pair, utterances=utterances, **options)
-        found[row][CENTRED] = state_numbers(*map(centred, pair), utterances=utterances, **options)
+        how: Row = {"texts": read if row == "before" else said, "utterances": utterances, "seed": seed}
+        found[row] = state_numbers(*pair, **how)
+        found[row][CENTRED] = state_numbers(*map(centred, pair), **how)
     return found
 
 
@@ -147,24 +147,17 @@ def states_picture(
             axes.set_title(f"{plain(name)}: {ROWS[column]}", fontsize=11, color=INK, loc="left")
             wrong = numbers["after_wrong"] if column == "after" else None
             axes.set_xlabel(_under(numbers[column], wrong), fontsize=8.5, color=INK)
-            axes.set_xticks([])
-            axes.set_yticks([])
-            for side in axes.spines.values():
-                side.set_color(PALE)
+            axes.set(xticks=[], yticks=[])
+            axes.spines[:].set_color(PALE)
     kinds = [("o", "white", "speech"), ("^", "white", "text")]
     kinds += [("s", COLOURS.get(emotion, OTHER_COLOUR), emotion) for emotion in order]
     edge: Row = {"linestyle": "", "markeredgecolor": INK, "markeredgewidth": 0.6}
     marks = [Line2D([], [], marker=m, color=c, label=label, **edge) for m, c, label in kinds]
+    columns = -(-len(marks) // 2) if len(marks) > 6 else len(marks)
+    title = "t-SNE by cosine" + "; states less the mean of their kind" * less_mean
+    look: Row = {"frameon": False, "fontsize": 9.5, "title_fontsize": 8.5, "handletextpad": 0.1}
     picture.legend(
-        handles=marks,
-        loc="outside lower center",
-        ncols=-(-len(marks) // 2) if len(marks) > 6 else len(marks),
-        frameon=False,
-        fontsize=9.5,
-        handletextpad=0.1,
-        labelcolor=INK,
-        title="t-SNE by cosine" + "; states less the mean of their kind" * less_mean,
-        title_fontsize=8.5,
+        handles=marks, loc="outside lower center", ncols=columns, title=title, labelcolor=INK, **look
     )
     picture.get_layout_engine().set(w_pad=0.1, h_pad=0.1)  # type: ignore[union-attr, call-arg]
     return png(picture)

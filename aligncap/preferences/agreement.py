@@ -12,9 +12,10 @@ from typing import ClassVar
 
 import numpy as np
 import pandas as pd
+from rich.console import Console
+from rich.table import Table
 
 from aligncap.preferences.judges import CRITERIA, read_scored
-from aligncap.preferences.reports import agreement_tables, show
 from aligncap.text.lexicon import caption_length
 from aligncap.utils.errors import UserError, UserErrors
 from aligncap.utils.io import Row, read_jsonl, write_json
@@ -36,6 +37,13 @@ from aligncap.utils.statistics import (
 KEY = ["id", "kind", "number", "caption"]  # what tells captions apart
 FEW = 20  # fewer clips than this make a coarse interval
 _WINNERS = ("a", "b", "tie")
+_TITLES = {
+    "tau_within": "Kendall's τ-b, mean within clips",
+    "tau_overall": "Kendall's τ-b, all captions",
+    "pairwise": "pairs ordered alike (ties left out)",
+    "pairwise_ties_half": "pairs ordered alike (ties count half)",
+    "kappa": "weighted κ of overall scores",
+}
 
 
 @dataclass
@@ -65,11 +73,10 @@ class Scored:
     b: Floats
     clip: Ints
 
-    @property
-    def clips(self) -> list[slice]:
-        """Places of each clip's captions."""
-        ends = [*np.flatnonzero(np.diff(self.clip)) + 1, len(self.clip)]
-        return [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
+    def by_clip(self) -> list[tuple[Floats, Floats]]:
+        """Scores of both judges, clip by clip."""
+        ends = np.flatnonzero(np.diff(self.clip)) + 1
+        return list(zip(np.split(self.a, ends), np.split(self.b, ends), strict=True))
 
 
 def clusters_of_clips(clip: Ints) -> Clusters:
@@ -83,9 +90,9 @@ def pair_counts(scored: Scored) -> Floats:
     Ordered alike, ordered the other way, tied by A alone, tied by B alone, tied by both.
     """
     rows = []
-    for clip in scored.clips:
-        i, j = np.triu_indices(clip.stop - clip.start, 1)
-        a, b = (np.sign(x[clip][i] - x[clip][j]) for x in (scored.a, scored.b))
+    for scores in scored.by_clip():
+        i, j = np.triu_indices(len(scores[0]), 1)
+        a, b = (np.sign(x[i] - x[j]) for x in scores)
         alike, tied_a, tied_b = a * b, a == 0, b == 0
         kinds = (alike > 0, alike < 0, tied_a & ~tied_b, ~tied_a & tied_b, tied_a & tied_b)
         rows.append([kind.sum() for kind in kinds])
@@ -99,7 +106,7 @@ def order_statistics(scored: Scored, counts: Floats) -> dict[str, Statistic]:
     "pairwise": share of pairs ordered alike, of those that neither judge ties; "pairwise_ties_half": the
     same of the pairs that B orders, a tie of A's counting half, as a coin would do.
     """
-    taus = np.array([tau_b(scored.a[clip], scored.b[clip]) for clip in scored.clips])
+    taus = np.array([tau_b(a, b) for a, b in scored.by_clip()])
     alike, other, tied_a = counts[:, 0], counts[:, 1], counts[:, 2]
     return {
         "tau_within": ratio(np.nan_to_num(taus), np.isfinite(taus).astype(np.float64)),
@@ -130,35 +137,51 @@ def agree(rows_a: Sequence[Row], rows_b: Sequence[Row], *, resamples: int, seed:
             "the two judges scored no caption in common (same id, candidate number and caption); "
             "judge the same candidates file with both"
         )
-    only = {"only_a": len(rows_a) - len(both), "only_b": len(rows_b) - len(both)}
     scored = _scored(both, "overall")
-    words = both["caption"].map(caption_length).to_numpy(float)
-    judges = [sorted({row["verdict"]["judge"] for row in rows}) for rows in (rows_a, rows_b)]
-    names = [" and ".join(several) for several in judges]
-    counts = pair_counts(scored)
-    longer = pair_counts(Scored(words, scored.b, scored.clip)).sum(0)
+    lengths = both["caption"].map(caption_length).to_numpy(float)
+    longer = pair_counts(Scored(lengths, scored.b, scored.clip)).sum(0)
     better = "longer" if longer[0] >= longer[1] else "shorter"
-    by_length = Scored(words if better == "longer" else -words, scored.b, scored.clip)
+    by_length = Scored(lengths if better == "longer" else -lengths, scored.b, scored.clip)
+    names = [" and ".join(sorted({row["verdict"]["judge"] for row in rows})) for rows in (rows_a, rows_b)]
+    why = "undefined: no two captions of a clip that both judges tell apart"
+    for side, name, scores in (("B", names[1], scored.b), ("A", names[0], scored.a)):
+        if len(np.unique(scores)) == 1:
+            why = f"undefined: {side} ({name}) gives every caption {scores[0]:g}"
+    why_length = "undefined: every caption is equally long" if len(np.unique(lengths)) == 1 else why
 
-    # Kappa of length is left out: a number of words is no score of 0 to 10.
+    draw: dict[str, int] = {"resamples": resamples, "seed": seed}
+    counts = pair_counts(scored)
     own = order_statistics(scored, counts)
     length = order_statistics(by_length, pair_counts(by_length))
-    why = _why_undefined(scored, names)
-    why_length = "undefined: every caption is equally long" if len(np.unique(words)) == 1 else why
     clips, every = (clusters_of_clips(index) for index in (np.arange(len(counts)), scored.clip))
-    draw: dict[str, int] = {"resamples": resamples, "seed": seed}
+    # Kappa of length is left out: a number of words is no score of 0 to 10.
+    statistics, of_length = (
+        {
+            **noted_intervals(of, clips, reason, **draw),
+            "tau_overall": overall_tau(judge.a, judge.b, every, reason, **draw),
+        }
+        for of, judge, reason in ((own, scored, why), (length, by_length, why_length))
+    )
     gain = paired_differences(length, own, clips, **draw)
     total, pairs = counts.sum(0), counts.sum()
     ties = {"tied_by_a": total[2] + total[4], "tied_by_b": total[3] + total[4], "tied_by_both": total[4]}
     result: Row = {
-        "a": _about(names[0], scored.a),
-        "b": _about(names[1], scored.b),
-        "matched": {"captions": len(both), "clips": len(counts), **only},
-        "statistics": {
-            **noted_intervals(own, clips, why, **draw),
-            "tau_overall": overall_tau(scored.a, scored.b, every, why, **draw),
-            "kappa": _kappa(scored, **draw),
+        **{
+            side: {
+                "judge": name,
+                "mean": float(scores.mean()),
+                "sd": float(scores.std()),
+                "different_scores": len(np.unique(scores)),
+            }
+            for side, name, scores in (("a", names[0], scored.a), ("b", names[1], scored.b))
         },
+        "matched": {
+            "captions": len(both),
+            "clips": len(counts),
+            "only_a": len(rows_a) - len(both),
+            "only_b": len(rows_b) - len(both),
+        },
+        "statistics": {**statistics, "kappa": _kappa(scored, **draw)},
         "kappa_by_criterion": {
             name: {"captions": len(part.a), **_kappa(part, **draw)}
             for name in CRITERIA
@@ -166,13 +189,7 @@ def agree(rows_a: Sequence[Row], rows_b: Sequence[Row], *, resamples: int, seed:
         },
         "ties": {"pairs": int(pairs)} | {k: float(n / pairs) if pairs else None for k, n in ties.items()},
         "clips_without_tau": int((own["tau_within"].sums[:, 1] == 0).sum()),
-        "length": {
-            "better": better,
-            "statistics": {
-                **noted_intervals(length, clips, why_length, **draw),
-                "tau_overall": overall_tau(by_length.a, scored.b, every, why_length, **draw),
-            },
-        },
+        "length": {"better": better, "statistics": of_length},
         "gain": {
             name: {**gain[name], "note": why_length if gain[name]["value"] is None else ""}
             for name in ("tau_within", "pairwise_ties_half")
@@ -258,15 +275,16 @@ def agree_files(config: AgreeConfig) -> Row:
 
 def run_agree(config: AgreeConfig) -> int:
     """Print how far two judges agree."""
-    show(agreement_tables(agree_files(config)))
+    console = Console(markup=False, emoji=False)
+    for part in agreement_tables(agree_files(config)):
+        console.print(part)
     return 0
 
 
 def _frame(rows: Sequence[Row]) -> pd.DataFrame:
     """A line a caption: KEY, the overall score, and those by criterion."""
     lines = [
-        {**row, "number": row[row["kind"]], "overall": row["verdict"]["overall"]}
-        | {name: row["verdict"]["scores"].get(name) for name in CRITERIA}
+        {**row, "number": row[row["kind"]], "overall": row["verdict"]["overall"], **row["verdict"]["scores"]}
         for row in rows
     ]
     return pd.DataFrame(lines, columns=[*KEY, "overall", *CRITERIA])
@@ -277,18 +295,6 @@ def _scored(both: pd.DataFrame, name: str) -> Scored:
     part = both[["id", f"{name}_a", f"{name}_b"]].dropna()
     a, b = (part[f"{name}_{side}"].to_numpy(float) for side in "ab")
     return Scored(a, b, part["id"].factorize()[0])
-
-
-def _about(name: str, scores: Floats) -> Row:
-    spread = {"mean": float(scores.mean()), "sd": float(scores.std())}
-    return {"judge": name, **spread, "different_scores": len(np.unique(scores))}
-
-
-def _why_undefined(scored: Scored, names: Sequence[str]) -> str:
-    for side, name, scores in (("A", names[0], scored.a), ("B", names[1], scored.b)):
-        if len(np.unique(scores)) == 1:
-            return f"undefined: {side} ({name}) gives every caption {scores[0]:g}"
-    return "undefined: no two captions of a clip that both judges tell apart"
 
 
 def _kappa(scored: Scored, *, resamples: int, seed: int) -> Row:
@@ -303,18 +309,18 @@ def _kappa(scored: Scored, *, resamples: int, seed: int) -> Row:
 
 
 def _warnings(result: Row) -> list[str]:
-    found = []
     a, b, gain = result["a"]["judge"], result["b"]["judge"], result["gain"]["pairwise_ties_half"]
-    for side in ("a", "b"):
-        if result[side]["different_scores"] == 1:
-            found.append(f"{result[side]['judge']} gives every caption the same score and so orders nothing")
+    found = [
+        f"{result[side]['judge']} gives every caption the same score and so orders nothing"
+        for side in ("a", "b")
+        if result[side]["different_scores"] == 1
+    ]
     if gain["value"] is None:
         found.append(f"{a} cannot be compared with length alone: {gain['note'].removeprefix('undefined: ')}")
     else:
         better = f"length alone ({result['length']['better']} is better)"
-        own, other = (
-            s["pairwise_ties_half"]["value"] for s in (result["statistics"], result["length"]["statistics"])
-        )
+        both = (result["statistics"], result["length"]["statistics"])
+        own, other = (statistics["pairwise_ties_half"]["value"] for statistics in both)
         shares = f"{own:.1%} of {b}'s pairs against {other:.1%}"
         if gain["value"] < 0:
             found.append(f"{a} does worse than {better}: {shares}; do not train on it")
@@ -325,3 +331,49 @@ def _warnings(result: Row) -> list[str]:
     if a == b:
         found.append(f"both files are of {a}: this is how far it agrees with itself")
     return found
+
+
+def cell(found: Row | None) -> str:
+    """ "0.412 [0.300, 0.510]", or why there is no number."""
+    if found is None:
+        return ""
+    if found["value"] is None:
+        return str(found["note"])
+    interval = "" if found["low"] is None else f" [{found['low']:.3f}, {found['high']:.3f}]"
+    note = f" ({found['note']})" if found["note"] else ""
+    return f"{found['value']:.3f}{interval}{note}"
+
+
+def agreement_tables(result: Row) -> list[Table | str]:
+    """What `agree_files` found: one table, what stands beside it, and the warnings, in order."""
+    a, b = result["a"]["judge"], result["b"]["judge"]
+    matched, ties, length = result["matched"], result["ties"], result["length"]
+    sheet = Table(
+        title=f"Agreement with {b}: {matched['captions']} captions of {matched['clips']} clips",
+        caption=f"95 % intervals over clips, {result['resamples']} resamples",
+    )
+    sheet.add_column("")
+    for name in (a, f"length alone ({length['better']} is better)", "difference"):
+        sheet.add_column(name, justify="right")
+    columns = (result["statistics"], length["statistics"], result["gain"])
+    for name, title in _TITLES.items():
+        sheet.add_row(title, *(cell(column.get(name)) for column in columns))
+    for name, found in result["kappa_by_criterion"].items():
+        sheet.add_row(f"weighted κ of {name}", cell(found), "", "")
+    parts: list[Table | str] = [sheet]
+    if ties["pairs"]:
+        parts.append(
+            f"{ties['pairs']} pairs of captions of one clip: {ties['tied_by_a']:.1%} tied by {a}, "
+            f"{ties['tied_by_b']:.1%} by {b}, {ties['tied_by_both']:.1%} by both; "
+            f"{result['clips_without_tau']} clips without τ-b"
+        )
+    if matched["only_a"] or matched["only_b"]:
+        parts.append(f"left out: {matched['only_a']} captions only {a} scored, {matched['only_b']} only {b}")
+    own = result.get("self")
+    if own:
+        parts.append(
+            f"with captions swapped ({own['pairs']} pairs): same winner {cell(own['consistent'])}, "
+            f"first shown preferred {cell(own['first_preferred'])}, ties {own['ties']:.1%}"
+        )
+    warnings = [*result["warnings"], *(own["warnings"] if own else [])]
+    return parts + [f"warning: {line}" for line in warnings]

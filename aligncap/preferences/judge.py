@@ -14,19 +14,20 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from itertools import combinations
 from pathlib import Path
 from typing import ClassVar, Literal
 
+from aligncap.inference.fluency import log_probs
 from aligncap.models.hub import DEFAULT_LLM
 from aligncap.models.precision import best_dtype
 from aligncap.preferences.judges import CRITERIA, Item, Verdict, read_items, weighted_overall
 from aligncap.preferences.judges.endpoint import OpenAIOptions
 from aligncap.preferences.judges.human import judge_human, write_form
 from aligncap.preferences.judges.openai import ask_all, plan_lines, question
-from aligncap.preferences.judges.rubric import judge_rubric
-from aligncap.utils.distributed import launched
+from aligncap.text import rubric
+from aligncap.utils.distributed import ALONE, Group, Store, launched
 from aligncap.utils.errors import UserError
 from aligncap.utils.io import Row, write_jsonl
 from aligncap.utils.journal import journaled
@@ -73,19 +74,19 @@ class JudgeConfig(OpenAIOptions, _Judging):
     rater: str = option("", "human: who filled the sheet.")
 
     def own_errors(self) -> list[str]:
-        own = {
-            "openai": {f.name for f in fields(OpenAIOptions)},
-            "human": {"form", "filled", "rater"},
-            "rubric": {"fluency", "fluency_model"},
-        }
+        owners = {f: f.metadata["help"].partition(": ")[0] for f in fields(self)}  # the help says whose it is
         errors = [
-            f"--{f.name}: is for --judge {judge}"
-            for f in fields(self)
-            for judge, names in own.items()
-            if judge != self.judge and f.name in names and getattr(self, f.name) != f.default
+            f"--{f.name}: is for --judge {owner}"
+            for f, owner in owners.items()
+            if owner in ("rubric", "openai", "human")
+            and owner != self.judge
+            and getattr(self, f.name) != f.default
         ]
-        if self.judge == "openai":
-            errors += self.missing()
+        if self.judge == "openai" and not self.model:
+            errors.append("--judge openai needs --model, like gpt-4.1-mini, or a model of your own endpoint")
+        elif self.judge == "openai" and not self.prices and self.max_cost is not None:
+            price = "give --price_in and --price_out in dollars per million tokens (0 for a local server)"
+            errors.append(f"no price is known for {self.model!r}, so --max_cost cannot be kept; {price}")
         elif self.judge == "human" and self.form is None:
             if self.filled is None:
                 errors.append(
@@ -106,46 +107,27 @@ class JudgeConfig(OpenAIOptions, _Judging):
     @property
     def name(self) -> str:
         """The judge as verdicts name it."""
-        return {"openai": f"openai:{self.model}", "human": f"human:{self.rater.strip()}"}.get(
-            self.judge, "rubric"
-        )
+        detail = {"openai": f":{self.model}", "human": f":{self.rater.strip()}"}
+        return self.judge + detail.get(self.judge, "")
 
 
 @dataclass
 class JudgeSummary:
-    """What a run of a judge came to: `wanted` captions or comparisons, `scored` of them written to `out`.
+    """What a run of a judge came to: `wanted` captions or comparisons, `scored` of them with a verdict.
 
-    `unscored` says of each other one why, `notes` what the run did and cost. `out` None: nothing was written.
+    `lines` are to be printed, `unscored` says of each other one why, `mean` is that of the overall scores.
     """
 
-    judge: str
-    out: str | None
+    lines: Sequence[str]
     wanted: int
     scored: int = 0
-    what: str = "captions"
-    unscored: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
+    unscored: Sequence[str] = ()
     mean: float | None = None
 
     @property
     def complete(self) -> bool:
         """Whether nothing is left; the command exits 1 otherwise."""
         return not self.unscored
-
-    def lines(self) -> list[str]:
-        """Lines to print."""
-        if self.out is None:
-            return self.notes
-        mean = "" if self.mean is None else f", mean overall {self.mean:.2f}"
-        found = [f"{self.out}: {self.scored} of {self.wanted} {self.what} judged by {self.judge}{mean}"]
-        found += self.notes
-        if self.unscored:
-            left = f"{len(self.unscored)} of {self.wanted} {self.what}"
-            found.append(f"without a verdict: {left}; the same command goes on with them")
-            found += [f"  {line}" for line in self.unscored[:_MOST_LISTED]]
-            if (rest := len(self.unscored) - _MOST_LISTED) > 0:
-                found.append(f"  and {rest} more")
-        return found
 
 
 def judge_candidates(config: JudgeConfig) -> JudgeSummary:
@@ -161,52 +143,94 @@ def judge_candidates(config: JudgeConfig) -> JudgeSummary:
         remedy = "; --concurrency sets its requests at a time" if config.judge == "openai" else ""
         raise UserError(f"--judge {config.judge} runs in one process: start it without a launcher{remedy}")
     items = read_items(config.candidates, config.manifest, config.references, config.out)
+    single = [(item,) for item in items]
     if config.judge == "openai":
-        return _by_openai(items, config)
+        return _by_openai(_pairs(items, config) if config.compare else single, config)
     if config.form is not None:
         write_form(items, config.form, config.seed)
         note = f"{config.form}: {len(items)} captions to score, 0 to 10; then give the sheet with --filled"
-        return JudgeSummary("human", None, len(items), notes=[note])
+        return JudgeSummary([note], len(items))
     if config.judge == "human":
-        return _write(config, _rows(items, judge_human(items, str(config.filled), config.rater)))
+        return _write(config, single, judge_human(items, str(config.filled), config.name))
     group, place = launched()
     device = None if place == "auto" else place
     model = config.fluency_model if config.fluency else None
     with journaled(Path(str(config.out)), {"fluency": [model, str(best_dtype(device))]}, group) as journal:
         verdicts = judge_rubric(items, model, device=device, store=journal, group=group)
-        return _write(config, _rows(items, verdicts), write=group.rank == 0)
+        return _write(config, single, verdicts, write=group.rank == 0)
 
 
-def _by_openai(items: Sequence[Item], config: JudgeConfig) -> JudgeSummary:
-    """Score captions one by one, or compare pairs of each clip's in both orders."""
-    groups = _pairs(items, config) if config.compare else [(item,) for item in items]
+def judge_rubric(
+    items: Sequence[Item],
+    fluency_model: str | None,
+    *,
+    device: str | None = None,
+    batch_tokens: int = 4096,
+    store: Store | None = None,
+    group: Group = ALONE,
+) -> list[Verdict]:
+    """The offline judge: one verdict an item, in order (`text.rubric` and a small language model).
+
+    Deterministic: the same items, data files, language model and precision give the same verdicts, up to the
+    rounding of bfloat16 in `fluent` where other captions share the batch. A reference is judged by the clip's
+    other references (`Item.references`), so none vouches for itself. `acoustics` is left out where the clip
+    has no measured cues, `emotion` where neither label nor references tell it.
+
+    Args:
+        fluency_model: text LLM whose log-probabilities make up `fluent`; None for rules alone, which needs
+            no model and takes a quarter of a millisecond a caption.
+        device: where the LLM runs; the GPU where there is one by default.
+        batch_tokens: tokens a batch of the LLM.
+        store, group: of the LLM's work, see `log_probs`; all processes return the same.
+
+    Raises:
+        UserError: no such model.
+    """
+    fluency: Sequence[float | None] = [None] * len(items)
+    how = "rules"
+    if fluency_model is not None and items:
+        captions = [item.caption for item in items]
+        fluency = log_probs(
+            captions, fluency_model, device=device, batch_tokens=batch_tokens, store=store, group=group
+        )
+        how = f"{fluency_model} in {best_dtype(device)}"
+    by = ("rubric", f"{rubric.version()}, fluency by {how}", rubric.data_hash())
+    verdicts = []
+    for item, value in zip(items, fluency, strict=True):
+        known = rubric.evidence_of(item.utterance, item.relative, item.labels, references=item.references)
+        marks = rubric.score(item.caption, known, value)
+        verdicts.append(Verdict(dict(marks.scores), marks.overall, marks.reason, *by))
+    return verdicts
+
+
+def _by_openai(groups: Sequence[tuple[Item, ...]], config: JudgeConfig) -> JudgeSummary:
+    """Score captions one by one, or compare pairs in both orders."""
     orders = [[question(order, config) for order in (g, g[::-1])[: len(g)]] for g in groups]
     questions = [asked for order in orders for asked in order]
     what = "comparisons" if config.compare else "captions"
     if config.dry_run:
-        notes = plan_lines(questions, config, config.journal)
-        return JudgeSummary(config.name, None, len(groups), what=what, notes=notes)
-    answers = ask_all(questions, config, config.journal)
-    results: list[Row | str] = []
+        return JudgeSummary(plan_lines(questions, config, config.journal), len(groups))
+    assert config.journal is not None
+    answers, notes = ask_all(questions, config, config.journal)
+    of_question = iter(answers)
+    results: list[Verdict | Row | str] = []
     for group, order in zip(groups, orders, strict=True):
-        if missing := [asked for asked in order if asked.key not in answers.paid]:
-            captions = " and ".join(map(str, group))
-            results.append(f"{group[0].id}, {captions}: {answers.why_not(missing[0])}")
+        found = [next(of_question) for _ in order]
+        lines = [line for line in found if not isinstance(line, str)]
+        if len(lines) < len(found):
+            results.append(next(line for line in found if isinstance(line, str)))
             continue
-        found = [answers.paid[asked.key] for asked in order]
-        by = {"judge": config.name, "version": found[0]["served"], "prompt_hash": order[0].prompt_hash}
-        results.append((_compared if config.compare else _scored)(group, [p["answer"] for p in found], by))
-    notes = answers.notes
+        by = {"judge": config.name, "version": lines[0]["served"], "prompt_hash": order[0].prompt_hash}
+        given = [line["answer"] for line in lines]
+        if config.compare:
+            results.append(_compared(group, given, by))
+            continue
+        scores = {name: given[0][name] for name in CRITERIA}
+        results.append(Verdict(scores, weighted_overall(scores), given[0]["reason"], **by))
     if config.compare:
-        same = [row["consistent"] for row in results if not isinstance(row, str)]
+        same = [row["consistent"] for row in results if isinstance(row, dict)]
         notes = [f"the same winner in both orders: {sum(same)} of {len(same)}", *notes]
-    return _write(config, results, what, notes)
-
-
-def _scored(group: Sequence[Item], answers: Sequence[Row], by: dict[str, str]) -> Row:
-    scores = {name: answers[0][name] for name in CRITERIA}
-    verdict = Verdict(scores, weighted_overall(scores), answers[0]["reason"], **by)
-    return {**group[0].row, "verdict": asdict(verdict)}
+    return _write(config, groups, results, what, notes)
 
 
 def _compared(group: Sequence[Item], answers: Sequence[Row], by: dict[str, str]) -> Row:
@@ -251,30 +275,36 @@ def _pairs(items: Sequence[Item], config: JudgeConfig) -> list[tuple[Item, ...]]
     return chosen
 
 
-def _rows(items: Sequence[Item], verdicts: Sequence[Verdict | str]) -> list[Row | str]:
-    return [
-        f"{item.id}, {item}: {verdict}"
-        if isinstance(verdict, str)
-        else {**item.row, "verdict": asdict(verdict)}
-        for item, verdict in zip(items, verdicts, strict=True)
-    ]
-
-
 def _write(
     config: JudgeConfig,
-    results: Sequence[Row | str],
+    groups: Sequence[tuple[Item, ...]],
+    results: Sequence[Verdict | Row | str],
     what: str = "captions",
     notes: Sequence[str] = (),
     write: bool = True,
 ) -> JudgeSummary:
-    """Write the rows among the results; each other one says why a caption has no verdict."""
-    rows = [row for row in results if not isinstance(row, str)]
-    unscored = [line for line in results if isinstance(line, str)]
+    """Write the row of every group's result; a text says why there is none."""
+    rows: list[Row] = []
+    unscored: list[str] = []
+    for group, result in zip(groups, results, strict=True):
+        if isinstance(result, str):
+            unscored.append(f"{group[0].id}, {' and '.join(map(str, group))}: {result}")
+        else:
+            row = {**group[0].row, "verdict": asdict(result)} if isinstance(result, Verdict) else result
+            rows.append(row)
     if write:
         write_jsonl(str(config.out), rows)
-    marks = [row["verdict"]["overall"] for row in rows if "verdict" in row]
+    marks = [result.overall for result in results if isinstance(result, Verdict)]
     mean = sum(marks) / len(marks) if marks else None
-    return JudgeSummary(config.name, config.out, len(results), len(rows), what, unscored, [*notes], mean)
+    done = f"{config.out}: {len(rows)} of {len(groups)} {what} judged by {config.name}"
+    lines = [done if mean is None else f"{done}, mean overall {mean:.2f}", *notes]
+    if unscored:
+        left = f"{len(unscored)} of {len(groups)} {what}"
+        lines.append(f"without a verdict: {left}; the same command goes on with them")
+        lines += [f"  {line}" for line in unscored[:_MOST_LISTED]]
+    if (rest := len(unscored) - _MOST_LISTED) > 0:
+        lines.append(f"  and {rest} more")
+    return JudgeSummary(lines, len(groups), len(rows), unscored, mean)
 
 
 def run_judge(config: JudgeConfig) -> int:
@@ -282,6 +312,6 @@ def run_judge(config: JudgeConfig) -> int:
     done = judge_candidates(config)
     if launched()[0].rank != 0:
         return 0
-    for line in done.lines():
+    for line in done.lines:
         print(line)
     return 0 if done.complete else 1

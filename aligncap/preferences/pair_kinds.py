@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from random import Random
 
 from aligncap.data.manifest import Utterance
-from aligncap.text.claims import claims_of, is_true, manner_claims
+from aligncap.text.claims import claims_of, is_true, manner_claims, relative_cues
 from aligncap.text.counterfactual import flip_claim, flip_emotion, is_near
 from aligncap.text.emotions import emotion_of
 from aligncap.text.lexicon import caption_length, caption_words
@@ -51,6 +51,11 @@ class Pair:
         if self.chosen.score is None or self.rejected.score is None:
             return None
         return round(self.chosen.score - self.rejected.score, 6)
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """Clip and captions."""
+        return self.clip.utterance.id, self.chosen.caption, self.rejected.caption
 
     def row(self) -> Row:
         """The pair as a line of a pairs file."""
@@ -162,6 +167,19 @@ class Sources:
     relative: Mapping[str, Mapping[str, float]]  # measured cues by clip
     chosen: str  # "reference" or "best", for flips and other clips
     per_clip: int
+
+    @classmethod
+    def of(
+        cls, clips: Sequence[Clip], utterances: Sequence[Utterance], chosen: str, per_clip: int
+    ) -> Sources:
+        """What the utterances of a manifest give."""
+        others: dict[tuple[str | None, str], list[tuple[Utterance, str]]] = {}
+        for u in utterances:
+            if (emotion := emotion_named(u)) and u.captions:
+                others.setdefault((u.gender, u.language), []).append((u, emotion))
+        relative = {u.id: cues for u, cues in zip(utterances, relative_cues(utterances), strict=True)}
+        labels = {u.emotion for u in utterances if u.emotion} or {c.emotion for c in clips if c.emotion}
+        return cls(frozenset(labels), others, relative, chosen, per_clip)
 
     def bases(self, clip: Clip) -> list[Text]:
         """Captions that counterfactual ones are set against."""

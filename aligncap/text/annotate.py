@@ -13,11 +13,10 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from aligncap.audio.cues import measure_many
 from aligncap.data.manifest import Utterance, audio_path, read_manifest, rebase, write_manifest
@@ -32,15 +31,10 @@ from aligncap.utils.openai_endpoint import KEY_VARIABLE, URL_VARIABLE, key_and_u
 from aligncap.utils.options import Config, NaturalInt, PositiveInt, option
 from aligncap.utils.progress import track
 
-if TYPE_CHECKING:
-    from openai import OpenAI
-
 WRITER = "annotate"  # extra["captions_by"] of captions written here, so that they can be written again
 MOST_WORDS = 25  # of a rewording: a longer answer explains, or invents
 TEMPERATURE = 0.8  # of rewordings
 TIMEOUT = 60.0  # seconds a request
-
-_listed = partial(word_list, FILE, "paraphrase")
 
 
 @dataclass
@@ -107,16 +101,16 @@ def annotate(
         New utterances in the given order, and one line an error. A clip whose file cannot be used, or that
         has neither label nor measurable cue, is an error and is left out of the utterances.
     """
-    measured = _measure(manifest_path, utterances, workers)
-    usable = [
-        replace(u, cues=c, extra=dict(u.extra))
-        for u, c in zip(utterances, measured, strict=True)
-        if isinstance(c, dict)
-    ]
+    usable: list[Utterance] = []
+    errors: list[str] = []
+    for utterance, cues in zip(utterances, _measure(manifest_path, utterances, workers), strict=True):
+        if isinstance(cues, str):
+            errors.append(cues)
+        else:
+            usable.append(replace(utterance, cues=cues, extra=dict(utterance.extra)))
     annotated: list[Utterance] = []
-    errors = [found for found in measured if isinstance(found, str)]
-    for utterance, cues in zip(usable, relative_cues(usable), strict=True):
-        utterance.cue_words = words = word_cues(cues)
+    for utterance, relative in zip(usable, relative_cues(usable), strict=True):
+        utterance.cue_words = words = word_cues(relative)
         if not utterance.captions or utterance.extra.get("captions_by") == WRITER:
             facts = utterance.emotion, utterance.intensity, utterance.gender, words
             utterance.captions = write_captions(*facts, references, Random(f"{seed}|{utterance.id}"))
@@ -157,9 +151,9 @@ class Paraphrased:
     or "request failed".
     """
 
-    captions: list[str] = field(default_factory=list)
-    reworded: list[bool] = field(default_factory=list)
-    kept_original: Counter[str] = field(default_factory=Counter)
+    captions: list[str]
+    reworded: list[bool]
+    kept_original: Counter[str]
 
 
 def paraphrase(
@@ -177,24 +171,48 @@ def paraphrase(
     Raises:
         UserError: no key, a key or model that is refused, or an endpoint that cannot be reached.
     """
-    from openai import OpenAI
+    import openai
 
     key, url = key_and_url("paraphrasing", base_url, None)
-    client = OpenAI(api_key=key, base_url=url, timeout=TIMEOUT, max_retries=retries)
-    result = Paraphrased()
-    with ThreadPoolExecutor(concurrency) as pool:
-        answers = pool.map(partial(_ask, client, model), captions)
+    client = openai.OpenAI(api_key=key, base_url=url, timeout=TIMEOUT, max_retries=retries)
+    prompt = load_data(FILE)["paraphrase"]
+    unknown = f"knows no model {model!r} (or is no such endpoint); give another model, or set {URL_VARIABLE}"
+    refused = f"refuses the key; set {KEY_VARIABLE} to a valid one"
+    fatal: dict[type[Exception], str] = {
+        openai.AuthenticationError: refused,
+        openai.PermissionDeniedError: refused,
+        openai.NotFoundError: f"{unknown}, which usually ends in /v1",
+        openai.APIConnectionError: f"cannot be reached; start the server or set {URL_VARIABLE}",
+    }
+
+    def ask(caption: str) -> str | None:
+        """The model's answer, None when the request failed for this caption alone."""
+        system, user = prompt["system"], prompt["user"].format(caption=caption)
+        messages = [{"role": "system", "content": system}, {"role": "user", "content": user}]
         try:
-            for caption, answer in zip(captions, track(answers, len(captions), "paraphrasing"), strict=True):
-                reason = "request failed" if answer is None else refusal(caption, answer)
-                result.captions.append(caption if answer is None or reason else answer)
-                result.reworded.append(reason is None)
-                if reason:
-                    result.kept_original[reason] += 1
+            response = client.chat.completions.create(
+                model=model,
+                temperature=TEMPERATURE,
+                messages=messages,  # type: ignore[arg-type]
+            )
+        except openai.APIError as error:
+            if type(error) not in fatal:
+                return None
+            # errors of the client can quote the key, hence `from None` and messages of our own
+            raise UserError(f"{client.base_url} {fatal[type(error)]}") from None
+        content = response.choices[0].message.content if response.choices else None
+        return " ".join(content.split()).strip("\"'\u201c\u201d") if content else None
+
+    with ThreadPoolExecutor(concurrency) as pool:
+        try:
+            answers = list(track(pool.map(ask, captions), len(captions), "paraphrasing"))
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    return result
+    pairs = list(zip(captions, answers, strict=True))
+    reasons = ["request failed" if a is None else refusal(caption, a) for caption, a in pairs]
+    kept = [caption if reason else str(a) for (caption, a), reason in zip(pairs, reasons, strict=True)]
+    return Paraphrased(kept, [reason is None for reason in reasons], Counter(filter(None, reasons)))
 
 
 def refusal(original: str, reworded: str) -> str | None:
@@ -212,44 +230,12 @@ def refusal(original: str, reworded: str) -> str | None:
         return "emotion"
     if manner_claims([reworded]) - manner_claims([original]):
         return "manner"
-    if any(words & _listed(gender) and not before & _listed(gender) for gender in ("female", "male")):
-        return "gender"
-    return "negation" if _negates(words) and not _negates(before) else None
-
-
-def _negates(words: set[str]) -> bool:
-    return bool(words & _listed("negations")) or any(word.endswith("n't") for word in words)
-
-
-def _ask(client: OpenAI, model: str, caption: str) -> str | None:
-    """The model's answer, None when the request failed for this caption alone."""
-    import openai
-
-    prompt = load_data(FILE)["paraphrase"]
-    messages = [
-        {"role": "system", "content": prompt["system"]},
-        {"role": "user", "content": prompt["user"].format(caption=caption)},
-    ]
-    # errors of the client can quote the key, hence `from None` and messages of our own
-    try:
-        response = client.chat.completions.create(
-            model=model,
-            temperature=TEMPERATURE,
-            messages=messages,  # type: ignore[arg-type]
+    for kind in ("female", "male", "negations"):
+        listed = word_list(FILE, "paraphrase", kind)
+        now, then = (
+            bool(found & listed) or (kind == "negations" and any(word.endswith("n't") for word in found))
+            for found in (words, before)
         )
-    except (openai.AuthenticationError, openai.PermissionDeniedError):
-        raise UserError(f"{client.base_url} refuses the key; set {KEY_VARIABLE} to a valid one") from None
-    except openai.NotFoundError:
-        raise UserError(
-            f"{client.base_url} knows no model {model!r} (or is no such endpoint); give another model, "
-            f"or set {URL_VARIABLE}, which usually ends in /v1"
-        ) from None
-    except openai.APITimeoutError:
-        return None
-    except openai.APIConnectionError:
-        what = "cannot be reached; start the server or set"
-        raise UserError(f"{client.base_url} {what} {URL_VARIABLE}") from None
-    except openai.APIError:
-        return None
-    content = response.choices[0].message.content if response.choices else None
-    return " ".join(content.split()).strip("\"'\u201c\u201d") if content else None
+        if now and not then:
+            return "negation" if kind == "negations" else "gender"
+    return None

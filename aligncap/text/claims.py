@@ -6,14 +6,14 @@ Claims are read by rules from the words of `data/cue_words.yaml` and `data/claim
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 
 from aligncap.audio.cues import relative
 from aligncap.data.manifest import Utterance
-from aligncap.text.emotions import emotion_words, words_of
-from aligncap.text.emotions import labels as emotion_labels
+from aligncap.text.emotions import emotion_words, labels, words_of
 from aligncap.text.lexicon import (
     Hit,
     Phrases,
@@ -27,12 +27,10 @@ from aligncap.text.lexicon import (
     verb_forms,
     word_list,
 )
-from aligncap.utils.errors import UserErrors
-from aligncap.utils.io import data_path, load_data
+from aligncap.utils.io import load_data
 
 FILE = "cue_words.yaml"
 WORDS_FILE = "claim_words.yaml"
-FORMS = ("voice", "quality", "adverb", "phrase", "also")
 SLACK = 0.25  # units of a relative cue by which a claim may miss the bound of its level
 _REACH = 6  # tokens between an adjective and the noun it is said of
 
@@ -46,7 +44,7 @@ listed = partial(word_list, WORDS_FILE)
 class Level:
     """One level of a dimension and the words that claim it, by grammatical form.
 
-    `rank` is -1, 0 or 1: below, near or above the norm.
+    `rank` is -1, 0 or 1: below, near or above the norm. `quality` is `voice` where the file has none.
     """
 
     name: str
@@ -81,12 +79,6 @@ class Dimension:
     def level(self, name: str) -> Level | None:
         """The level of that name, None when the wording file no longer has it."""
         return next((level for level in self.levels if level.name == name), None)
-
-    def holds(self, rank: int, value: float, slack: float) -> bool:
-        """Whether a value lies in the level of that rank, widened by slack (narrowed where negative)."""
-        low = -float("inf") if rank < 0 else self.below if rank == 0 else self.above
-        high = float("inf") if rank > 0 else self.above if rank == 0 else self.below
-        return low - slack <= value <= high + slack
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,31 +116,15 @@ class Checked:
 
 @cache
 def dimensions() -> dict[str, Dimension]:
-    """Dimensions by name, in the order of the file.
-
-    Raises:
-        UserErrors: the file lacks three levels or sound bounds, or one word stands for two levels.
-    """
-    found: dict[str, Dimension] = {}
-    errors: list[str] = []
-    owner: dict[str, str] = {}
+    """Dimensions by name, in the order of the file."""
+    found = {}
     for name, entry in load_data(FILE).items():
-        if len(entry["levels"]) != 3 or not entry["below"] < entry["above"]:
-            errors.append(f"{data_path(FILE)}: {name} needs three levels and below < above")
-            continue
-        levels = tuple(
-            Level(str(key), rank, **{form: tuple((words or {}).get(form) or ()) for form in FORMS})
-            for rank, (key, words) in zip((-1, 0, 1), entry["levels"].items(), strict=True)
-        )
-        for level in levels:
-            for word in level.words:
-                own, first = f"{name} {level.name}", owner.setdefault(word, f"{name} {level.name}")
-                if first != own:
-                    errors.append(f"{data_path(FILE)}: {word!r} stands for {first} and {own}; keep one")
+        levels = []
+        for rank, (level, listed_words) in zip((-1, 0, 1), entry["levels"].items(), strict=True):
+            forms = {form: tuple(words) for form, words in listed_words.items()}
+            levels.append(Level(level, rank, **{"quality": forms.get("voice", ())} | forms))
         bounds = float(entry["below"]), float(entry["above"])
-        found[name] = Dimension(name, entry["cue"], entry["title"], *bounds, levels)
-    if errors:
-        raise UserErrors(errors)
+        found[name] = Dimension(name, entry["cue"], entry["title"], *bounds, tuple(levels))
     return found
 
 
@@ -187,38 +163,21 @@ def manner_claims(captions: Iterable[str]) -> set[tuple[str, str]]:
 
 @cache
 def readings() -> Phrases[Reading]:
-    """Every word and phrase with the levels it claims, by the noun it is said of.
-
-    Raises:
-        UserErrors: the file names an unknown dimension, level or place; a word has two levels at a place.
-    """
+    """Every word and phrase with the levels it claims, by the noun it is said of."""
     found: dict[str, Reading] = {}
-    errors: list[str] = []
-    where = data_path(WORDS_FILE)
-
-    def add(word: str, place: str, claim: tuple[str, str]) -> None:
-        first = found.setdefault(word, {}).setdefault(place, claim)
-        if first != claim:
-            errors.append(f"{where}: {word!r} ({place}) stands for {first} and {claim}; keep one")
-
     for name, level in ((d.name, level) for d in dimensions().values() for level in d.levels):
         for word in level.words - listed("instead"):
             manner = word.endswith("ly") and word not in level.voice + level.quality
             place = "adverb" if word in level.adverb or manner else "anywhere" if " " in word else "voice"
-            add(word, place, (name, level.name))
-    places = {*load_data(WORDS_FILE)["nouns"], "sounds", "anywhere", "adverb"}
-    for name, levels in load_data(WORDS_FILE)["words"].items():
-        for level_name, by_place in levels.items():
-            if (name, level_name) not in ranks() or set(by_place) - places:
-                errors.append(f"{where}: {name} {level_name}: unknown dimension, level or place")
-                continue
-            for place, word in ((place, word) for place, words in by_place.items() for word in words):
+            found.setdefault(word, {})[place] = name, level.name
+    words = load_data(WORDS_FILE)["words"]
+    for name, level_name in ((name, level_name) for name, levels in words.items() for level_name in levels):
+        for place, listed_words in words[name][level_name].items():
+            for word in listed_words:
                 graded = place not in ("anywhere", "adverb") and " " not in word and "-" not in word
                 forms = [f for f in adjective_forms(word) if graded and f.endswith(("er", "est"))]
                 for form in (word, *forms):
-                    add(form, place, (name, level_name))
-    if errors:
-        raise UserErrors(errors)
+                    found.setdefault(form, {})[place] = name, level_name
     # an idiom is found, so that no word in it is, and claims nothing
     return Phrases(found | {idiom: {} for idiom in listed("idioms")})
 
@@ -232,7 +191,7 @@ def nouns() -> Phrases[str]:
 @cache
 def emotion_nouns() -> frozenset[str]:
     """Nouns that name an emotion: "a quiet sadness" says nothing of the voice."""
-    words = {word for label in emotion_labels() for word in words_of(label, kinds=["noun"])}
+    words = [word for label in labels() for word in words_of(label, kinds=["noun"])]
     return frozenset(form for word in words for form in noun_forms(word))
 
 
@@ -254,9 +213,8 @@ def speech_verbs() -> frozenset[str]:
 @cache
 def gender_words() -> Phrases[str]:
     """Words that tell a gender, with it; "" for phrases that leave it open ("he or she")."""
-    words = load_data(WORDS_FILE)["gender"]
-    told = (("female", "female"), ("male", "male"), ("of_him", "male"), ("either", ""))
-    return Phrases({word: gender for key, gender in told for word in words[key]})
+    told = {"female": "female", "male": "male", "of_him": "male", "either": ""}
+    return Phrases({word: gender for key, gender in told.items() for word in listed("gender", key)})
 
 
 def _noun_after(tokens: Sequence[Token], i: int) -> str | None:
@@ -279,16 +237,17 @@ def _noun_after(tokens: Sequence[Token], i: int) -> str | None:
 
 def _noun_before(tokens: Sequence[Token], i: int, passed: frozenset[int]) -> str | None:
     """What a predicate at token i is said of: a noun class; "sounds" of a person, speaking or nothing."""
+    table = nouns()
     for k in range(i - 1, -1, -1):
         word = tokens[k].text
         if word in (":", "–", "—", "-", "it"):
-            titled = nouns().match(tokens, k - 1) if k and word == ":" else None
+            titled = table.match(tokens, k - 1) if k and word == ":" else None
             if titled:  # "Pitch: low."
                 return titled[1]
             clause = _clause(tokens, max(0, k - 1))
             return "voice" if any(t.text in listed("nouns", "voice") for t in clause) else "sounds"
-        for length in (3, 2, 1):
-            found = nouns().match(tokens, k - length + 1) if k - length + 1 >= 0 else None
+        for length in range(min(3, k + 1), 0, -1):
+            found = table.match(tokens, k - length + 1)
             if found and found[0] == length:
                 return "sounds" if found[1] == "person" else found[1]
         if word in listed("persons") or word in speech_verbs():
@@ -302,9 +261,9 @@ def _noun_before(tokens: Sequence[Token], i: int, passed: frozenset[int]) -> str
 def _subject(clause: Sequence[Token]) -> str | None:
     """The voice that a clause begins with: "the voice of the man in this recording"; None of other things."""
     for k, token in enumerate(clause):
-        found = nouns().match(clause, k)
         if token.text in listed("other_nouns") or token.text in listed("copulas"):
             return None
+        found = nouns().match(clause, k)
         if found and found[1] != "person":
             return found[1]
     return None
@@ -312,10 +271,10 @@ def _subject(clause: Sequence[Token]) -> str | None:
 
 def _clause(tokens: Sequence[Token], i: int) -> Sequence[Token]:
     """The tokens around i that no full stop, semicolon, colon or dash parts from it."""
-    marks = (".", ";", ":", "!", "?", "–", "—")
-    first = max((k + 1 for k in range(i) if tokens[k].text in marks), default=0)
-    last = min((k for k in range(i, len(tokens)) if tokens[k].text in marks), default=len(tokens))
-    return tokens[first : max(last, i)]
+    marks = [k for k, token in enumerate(tokens) if token.text in (".", ";", ":", "!", "?", "–", "—")]
+    first = max((k + 1 for k in marks if k < i), default=0)
+    last = min((k for k in marks if k >= i), default=len(tokens))
+    return tokens[first:last]
 
 
 def _adverb_counts(tokens: Sequence[Token], i: int, end: int, emotional: frozenset[int]) -> bool:
@@ -324,9 +283,8 @@ def _adverb_counts(tokens: Sequence[Token], i: int, end: int, emotional: frozens
     if end in emotional or after in listed("changes") or after in listed("other_nouns"):
         return False
     clause = {t.text for t in _clause(tokens, i)}
-    return not clause.isdisjoint(speech_verbs() | listed("nouns", "voice")) or clause.isdisjoint(
-        listed("persons")
-    )
+    speaks = not clause.isdisjoint(speech_verbs() | listed("nouns", "voice"))
+    return speaks or clause.isdisjoint(listed("persons"))
 
 
 def claims_of(caption: str) -> list[Claim]:
@@ -394,7 +352,10 @@ def is_true(claim: Claim, cues: Mapping[str, float]) -> bool | None:
     value = cues.get(dimension.cue)
     if value is None:
         return None
-    return dimension.holds(claim.rank, value, -SLACK if claim.negated else SLACK) != claim.negated
+    bounds = -math.inf, dimension.below, dimension.above, math.inf
+    low, high = bounds[claim.rank + 1], bounds[claim.rank + 2]
+    slack = -SLACK if claim.negated else SLACK
+    return (low - slack <= value <= high + slack) != claim.negated
 
 
 def check(claims: Iterable[Claim], cues: Mapping[str, float]) -> Checked:
@@ -404,10 +365,9 @@ def check(claims: Iterable[Claim], cues: Mapping[str, float]) -> Checked:
         claims: of `claims_of`.
         cues: relative cues of the clip (`relative_cues`).
     """
-    parts: dict[bool | None, list[Claim]] = {True: [], False: [], None: []}
-    for claim in {claim.key: claim for claim in reversed(list(claims))}.values():
-        parts[is_true(claim, cues)].append(claim)
-    return Checked(*(tuple(sorted(parts[k], key=lambda c: c.start)) for k in (True, False, None)))
+    first = {claim.key: claim for claim in reversed(list(claims))}.values()
+    verdicts = [(is_true(claim, cues), claim) for claim in sorted(first, key=lambda claim: claim.start)]
+    return Checked(*(tuple(c for found, c in verdicts if found is kind) for kind in (True, False, None)))
 
 
 def contradictions(claims: Iterable[Claim]) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import cache, partial
 
 from aligncap.text.emotions import chinese_forms
@@ -12,17 +12,16 @@ from aligncap.text.lexicon import (
     Hit,
     Phrases,
     Token,
+    inflect,
     mask_quotes,
     scan_chinese,
     scan_english,
     tokenise,
-    verb_forms,
     word_list,
 )
 from aligncap.utils.io import load_data
 
 _WORD_END_ZH = frozenset("，,。；;！!？?：:、 　了的地而且又并但得和与、）)")
-_CONTENT_END_ZH = re.compile("[，,。；;！!？?]")
 
 word_set = partial(word_list, "voice_words.yaml", "en")
 _zh = partial(word_list, "voice_words.yaml", "zh")
@@ -36,19 +35,20 @@ def english_table() -> Phrases[str]:
         if not word.endswith(("ly", "er", "s", "ing", "ed")):
             table[_ness(word)] = "noun"
         table[word] = "adverb" if word.endswith("ly") else "adjective"
-    sources = [(load_data("voice_words.yaml")["en"]["words"], "")]
-    sources += [(group["en"], "feeling ") for group in load_data("emotions.yaml").values()]
-    for words, origin in sources:
+    sources = [("", load_data("voice_words.yaml")["en"]["words"])]
+    sources += [("feeling ", group["en"]) for group in load_data("emotions.yaml").values()]
+    for origin, words in sources:
+        nouns = f"{origin}noun"
         # listed forms after formed ones: "laughing" is an adjective before it is a form of "laugh"
         for kind in ("verb", "noun", "adjective", "other"):
             for word in words.get(kind, ()):
                 if kind == "adjective":
-                    table[_ness(word)] = f"{origin}noun"
+                    table[_ness(word)] = nouns
                 for form in FORMS[kind](word) - {word}:
                     table[form] = "adverb" if form.endswith("ly") and kind == "adjective" else kind
         for kind in ("verb", "adjective", "other"):
             table |= dict.fromkeys(words.get(kind, ()), kind)
-        table |= {form: f"{origin}noun" for word in words.get("noun", ()) for form in FORMS["noun"](word)}
+        table |= dict.fromkeys(inflect({"noun": words.get("noun", ())}), nouns)
     return Phrases(table)
 
 
@@ -58,13 +58,13 @@ def _ness(adjective: str) -> str:
 
 @cache
 def _spoken_forms() -> frozenset[str]:
-    forms = frozenset(form for verb in word_set("speech_verbs") for form in verb_forms(verb))
-    return forms | {"spoke", "spoken", "said"}
+    return frozenset(inflect({"verb": word_set("speech_verbs")}) | {"spoke", "spoken", "said"})
 
 
-def take_neighbours(text: str, hits: Sequence[Hit[str]], taken: set[int]) -> None:
-    """Add to `taken`, in place, the hits in a list with taken ones: "toneless, quiet, resigned"."""
-    for ordered in (list(hits), list(hits)[::-1]):
+def with_neighbours(text: str, hits: Sequence[Hit[str]], starts: Collection[int]) -> set[int]:
+    """`starts` of hits, and of the hits in a list with them: "toneless, quiet, resigned"."""
+    taken = set(starts)
+    for ordered in (hits, hits[::-1]):
         for one, other in zip(ordered, ordered[1:], strict=False):
             first, second = sorted((one, other), key=lambda hit: hit.start)
             between = text[first.end : second.start].lower().replace(second.degree, " ")
@@ -75,6 +75,7 @@ def take_neighbours(text: str, hits: Sequence[Hit[str]], taken: set[int]) -> Non
                 and re.fullmatch(r"[\s,]*(and|but|or|yet)?\s*", between)
             ):
                 taken.add(other.start)
+    return taken
 
 
 def join_hits(text: str, hits: Sequence[Hit[str]], dimension: dict[int, str]) -> list[str]:
@@ -151,57 +152,41 @@ def english_clues(caption: str) -> list[str]:
     hits = [hit for hit in scan_english(text, table) if not content[hit.token]]
     taken: set[int] = set()
     dimension: dict[int, str] = {}
+    words = ["", *(token.text for token in tokens), ""]  # token i is words[i + 1]
     for hit in hits:
-        if hit.word not in word_set("ambiguous"):
+        ambiguous, needs_noun = (hit.word in word_set(key) for key in ("ambiguous", "dimension_adjectives"))
+        noun = voice_noun_near(tokens, hit.token, table) if ambiguous else None
+        spoken = (words[hit.token] in _spoken_forms() or hit.degree) and not needs_noun
+        opens_clause = hit.value == "adjective" and words[hit.token + 2] in word_set("clause_openers")
+        if not ambiguous or (not opens_clause and (noun or spoken or len(tokens) <= 6)):
             taken.add(hit.start)
-            continue
-        needs_noun = hit.word in word_set("dimension_adjectives")
-        noun = voice_noun_near(tokens, hit.token, table)
-        before = tokens[hit.token - 1].text if hit.token else ""
-        spoken = (before in _spoken_forms() or hit.degree) and not needs_noun
-        after = tokens[hit.token + 1].text if hit.token + 1 < len(tokens) else ""
-        opens_clause = hit.value == "adjective" and after in word_set("clause_openers")
-        if not opens_clause and (noun is not None or spoken or len(tokens) <= 6):
-            taken.add(hit.start)
-        if needs_noun and noun in word_set("dimensions"):
-            dimension[hit.start] = str(noun)
-    take_neighbours(text, hits, taken)
+        if noun and needs_noun and noun in word_set("dimensions"):
+            dimension[hit.start] = noun
+    taken = with_neighbours(text, hits, taken)
     return join_hits(text, [hit for hit in hits if hit.start in taken], dimension)
 
 
 @cache
-def chinese_table() -> Phrases[str]:
-    """Feeling words, voice words, and single characters that need company."""
+def _chinese_tables() -> tuple[Phrases[str], re.Pattern[str]]:
+    """Feeling words, voice words, and single characters that need company; and what opens what was said."""
     table = dict.fromkeys(_zh("single"), "single") | dict.fromkeys(_zh("words"), "voice")
-    return Phrases(table | dict.fromkeys(chinese_forms(), "feeling"), chinese=True)
-
-
-@cache
-def _content_verb() -> re.Pattern[str]:
     plain, spared = (
         "|".join(map(re.escape, sorted(_zh(key), key=len, reverse=True)))
         for key in ("content_verbs", "not_content")
     )
-    return re.compile(f"(?:{spared})|({plain})")
-
-
-def _content_spans(text: str) -> list[range]:
-    """Where a Chinese text tells what was said: after 说 and its like, to the next punctuation."""
-    spans = []
-    for match in _content_verb().finditer(text):
-        if match.group(1):
-            end = _CONTENT_END_ZH.search(text, match.end())
-            spans.append(range(match.end(), end.start() if end else len(text)))
-    return spans
+    # 说 and its like, to the next punctuation
+    content = re.compile(f"(?:{spared})|(?:{plain})(?P<said>[^，,。；;！!？?]*)")
+    return Phrases(table | dict.fromkeys(chinese_forms(), "feeling"), chinese=True), content
 
 
 def chinese_clues(caption: str) -> list[str]:
     """Clues of a Chinese caption: longest listed words with negation and degree; 语速较快 keeps its noun."""
     text = mask_quotes(caption)
-    spans = _content_spans(text)
+    table, content = _chinese_tables()
+    said = [range(*match.span("said")) for match in content.finditer(text)]
     clues: list[str] = []
-    for hit in scan_chinese(text, chinese_table()):
-        if any(hit.start in span for span in spans):
+    for hit in scan_chinese(text, table):
+        if any(hit.start in span for span in said):
             continue
         body = hit.negated + hit.degree + hit.word
         if hit.value == "single":

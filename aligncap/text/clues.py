@@ -16,8 +16,8 @@ from aligncap.text.clue_rules import (
     english_clues,
     english_table,
     join_hits,
-    take_neighbours,
     voice_noun_near,
+    with_neighbours,
     word_set,
 )
 from aligncap.text.lexicon import Hit, Phrases, Token, is_chinese, mask_quotes, scan_english, tokenise
@@ -188,17 +188,14 @@ def _owner(token: Any) -> tuple[str, Any | None]:
     return ("subject", _subject(first)) if first.pos_ == "VERB" else ("", None)
 
 
-def _lemma(token: Any) -> str:
-    return token.lemma_.lower()
-
-
 def _is_in(token: Any, key: str) -> bool:
-    return _lemma(token) in word_set(key) or token.lower_ in word_set(key)
+    return not word_set(key).isdisjoint((token.lemma_.lower(), token.lower_))
 
 
 def _names(noun: Any) -> str:
     """What a listed noun is ("feeling noun"), "" of others."""
-    found = english_table().match(tokenise(noun.lower_) or [Token("", 0, 0)], 0)
+    tokens = tokenise(noun.lower_)
+    found = english_table().match(tokens, 0) if tokens else None
     return found[1] if found else ""
 
 
@@ -207,7 +204,7 @@ def _content(doc: Any) -> set[int]:
     inside: set[int] = set()
     for token in doc:
         about = token.lower_ in ("about", "regarding", "concerning") and token.dep_ == "prep"
-        said = token.dep_ == "ccomp" and _lemma(token.head) in word_set("saying_verbs")
+        said = token.dep_ == "ccomp" and token.head.lemma_.lower() in word_set("saying_verbs")
         if about or (said and token.i > token.head.i):
             inside.update(t.i for t in token.subtree)
     return inside
@@ -235,25 +232,26 @@ def _accepts_open(token: Any, listed: bool) -> bool:
     if word in word_set("not_voice") or word in word_set("degree") or _opens_infinitive(token):
         return False
     role, owner = _owner(token)
+    noun = token.pos_ in ("NOUN", "PROPN")
     if listed and token.pos_ == "VERB":
         if any(c.dep_ == "dobj" and _is_in(c, "voice_nouns") for c in token.children):
             return True
-    if listed and token.pos_ in ("NOUN", "PROPN") and role != "noun":
+    if listed and noun and role != "noun":
         named = any(child.dep_ == "prep" and child.lower_ == "of" for child in token.children)
         return token.dep_ in ("pobj", "dobj", "attr", "nsubj", "conj", "oprd", "acomp") and not named
     if role == "verb" and owner is not None:
-        speaking = word.endswith("ly") and _lemma(owner) in word_set("speech_verbs")
+        speaking = word.endswith("ly") and owner.lemma_.lower() in word_set("speech_verbs")
         return word not in word_set("not_manner") and (listed or speaking)
     adjective = listed or "ADJ" in (token.pos_, first.pos_) or _sounds_participle(token)
     if role == "noun" and owner is not None:
         if listed and _is_in(owner, "persons"):
             return True
         fits = _is_in(owner, "voice_nouns") or _names(owner) == "feeling noun"
-        return adjective and fits and first.dep_ != "poss" and (listed or token.pos_ not in ("NOUN", "PROPN"))
+        return adjective and fits and first.dep_ != "poss" and (listed or not noun)
     if role == "subject" and adjective:
-        verb = first.head if first.dep_ in _OF_SUBJECT else first
-        linking = _lemma(verb) in word_set("linking_verbs") or _sounds_participle(first)
-        heard = linking and _lemma(verb) != "be"
+        verb = (first.head if first.dep_ in _OF_SUBJECT else first).lemma_.lower()
+        linking = verb in word_set("linking_verbs") or _sounds_participle(first)
+        heard = linking and verb != "be"
         if owner is None:
             return heard
         if _is_in(owner, "voice_nouns"):
@@ -264,14 +262,13 @@ def _accepts_open(token: Any, listed: bool) -> bool:
 
 def _opens_infinitive(token: Any) -> bool:
     """ "hard to understand" is not a hard voice, "clear that she is sad" not a clear one."""
-    if token.pos_ == "ADV" or token.i + 1 >= len(token.doc):
-        return False
-    return token.nbor().lower_ in word_set("clause_openers")
+    last = token.i + 1 >= len(token.doc)
+    return token.pos_ != "ADV" and not last and token.nbor().lower_ in word_set("clause_openers")
 
 
 def _sounds_participle(token: Any) -> bool:
     """ "feels rehearsed", read by the parser as a passive."""
-    verbs = [_lemma(c) for c in token.children if c.dep_ in ("aux", "auxpass")]
+    verbs = [c.lemma_.lower() for c in token.children if c.dep_ in ("aux", "auxpass")]
     return token.tag_ == "VBN" and not {"sound", "seem", "feel", "appear"}.isdisjoint(verbs)
 
 
@@ -291,11 +288,10 @@ def clues_of(doc: Any, text: str) -> list[str]:
         doc: spaCy parse of `text`.
         text: caption with quoted speech blanked out.
     """
-    tokens, content = tokenise(text), _content(doc)
+    tokens, content, table = tokenise(text), _content(doc), english_table()
     by_offset = {token.idx: token for token in doc}
-    positions = {token.start: i for i, token in enumerate(tokens)}
     fragment = not any(t.pos_ in ("VERB", "AUX") for t in doc)
-    scanned = scan_english(text, english_table())
+    scanned = scan_english(text, table)
     accepted: dict[int, tuple[int, str]] = {}
     covered: set[int] = set()
     for hit in scanned:
@@ -303,18 +299,16 @@ def clues_of(doc: Any, text: str) -> list[str]:
         if not inside or inside[0].i in content:
             continue
         covered.update(t.i for t in inside)
-        token = by_offset.get(hit.start, inside[0])
         if hit.word in word_set("ambiguous"):
-            near = fragment or voice_noun_near(tokens, hit.token, english_table()) is not None
-            accept = _accepts_open(token, True) or (near and not _opens_infinitive(token))
+            near = fragment or voice_noun_near(tokens, hit.token, table) is not None
+            accept = _accepts_open(inside[0], True) or (near and not _opens_infinitive(inside[0]))
         else:
-            accept = len(inside) > 1 or _accepts_listed(token, hit.value)
+            accept = len(inside) > 1 or _accepts_listed(inside[0], hit.value)
         if accept:
             accepted[hit.start] = (hit.end, hit.value)
-    taken = set(accepted)
     spoken = [h for h in scanned if h.start not in by_offset or by_offset[h.start].i not in content]
-    take_neighbours(text, spoken, taken)
-    accepted |= {h.start: (h.end, h.value) for h in scanned if h.start in taken - set(accepted)}
+    taken = with_neighbours(text, spoken, accepted)
+    accepted |= {h.start: (h.end, h.value) for h in scanned if h.start in taken}
     for token in doc:
         if token.i in content or token.i in covered or not token.is_alpha:
             continue
@@ -322,24 +316,18 @@ def clues_of(doc: Any, text: str) -> list[str]:
         if (token.pos_ in ("ADJ", "ADV") or participle) and _accepts_open(token, False):
             kind = "adverb" if token.pos_ == "ADV" else "adjective"
             accepted[token.idx] = (token.idx + len(token.text), kind)
+    positions = {token.start: i for i, token in enumerate(tokens)}
     dimension: dict[int, str] = {}
     hits: list[Hit[str]] = []
     for hit in scan_english(text, _Spans(accepted)):
-        if (anchor := by_offset.get(hit.start)) is not None:
-            if noun := _dimension(anchor, hit, tokens, positions):
+        anchor = by_offset.get(hit.start)
+        if anchor is not None and hit.word in word_set("dimension_adjectives") and anchor.pos_ != "VERB":
+            # the noun that a high or low pitch, volume or energy keeps
+            _, owner = _owner(anchor)
+            noun = owner.lower_ if owner else voice_noun_near(tokens, positions[hit.start], table)
+            if noun in word_set("dimensions"):
                 dimension[hit.start] = noun
-            if not hit.negated and _negated(anchor):
-                hit = hit._replace(negated="not")
+        if anchor is not None and not hit.negated and _negated(anchor):
+            hit = hit._replace(negated="not")
         hits.append(hit)
     return join_hits(text, hits, dimension)
-
-
-def _dimension(token: Any, hit: Hit[str], tokens: Sequence[Token], positions: dict[int, int]) -> str:
-    """The noun that a high or low pitch, volume or energy keeps, "" where there is none to keep."""
-    if hit.word not in word_set("dimension_adjectives") or token.pos_ == "VERB":
-        return ""
-    _, owner = _owner(token)
-    near = (
-        owner.lower_ if owner is not None else voice_noun_near(tokens, positions[hit.start], english_table())
-    )
-    return near if near in word_set("dimensions") else ""

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
 from functools import cache, partial
 from math import dist
 from random import Random
-from typing import Any
 
 from aligncap.text.claims import Claim, Level, cue_words, dimensions, manner_mentions
 from aligncap.text.emotions import Mention, affect, emotion_of, emotion_words, labels, words_of
@@ -79,19 +77,21 @@ def flip_claim(caption: str, rng: Random) -> str | None:
         The flipped caption; None where it is not English or makes no claim that can be flipped. A claim that
         is negated, or of a dimension that the caption speaks of twice, is never flipped.
     """
-    mentions = manner_mentions(caption)
+    mentions, flippable = manner_mentions(caption), _flippable(caption)
     spoken_of = Counter(m.dimension for m in mentions)
-    fixed = _unflippable(caption, mentions)
     for mention in rng.sample(mentions, len(mentions)):
-        if spoken_of[mention.dimension] > 1 or mention.start in fixed:
+        if spoken_of[mention.dimension] > 1 or mention.start not in flippable:
             continue
         others = [level for level in dimensions()[mention.dimension].levels if level.rank != mention.rank]
         for level in sorted(rng.sample(others, len(others)), key=lambda other: other.rank * mention.rank):
+            wanted = [(m.dimension, level.name if m is mention else m.level) for m in mentions]
             words = _claim_words(caption, mention, level)
             for word in rng.sample(words, len(words)):
                 flipped = _put(caption, [(mention.start, mention.start + len(mention.word), word)])
                 flipped = _mend_joiner(flipped, mention.start)
-                if _is_claim_flip(caption, flipped, mention, level):
+                # no other claim, no emotion may change with it, and no word be doubled
+                before, after = ([(m.word, m.negated) for m in emotion_words(t)] for t in (caption, flipped))
+                if _claims(flipped) == wanted and before == after and not _doubles(caption, flipped):
                     return flipped
     return None
 
@@ -102,21 +102,12 @@ def is_near(label: str, other: str) -> bool:
     return label == other or any(label in group and other in group for group in load_data(FILE)["near"])
 
 
-@dataclass(frozen=True, slots=True)
-class _Place:
-    """Where an adjective stands: before `noun` (no verb), or after a `verb` whose subject is `noun`."""
-
-    noun: str
-    verb: str = ""
+def _claims(caption: str) -> list[tuple[str, str]]:
+    return [(m.dimension, m.level) for m in manner_mentions(caption)]
 
 
 @cache
-def _heads() -> frozenset[str]:
-    return listed("persons") | listed("voices") | listed("paces")
-
-
-@cache
-def _adjectives() -> frozenset[str]:
+def _between() -> frozenset[str]:
     """Words that may stand between an adjective and its noun."""
     manner = {w for d in dimensions().values() for level in d.levels for w in (*level.voice, *level.also)}
     of_voices = word_list("voice_words.yaml", "en", "words", "adjective")
@@ -124,21 +115,25 @@ def _adjectives() -> frozenset[str]:
     return of_voices | manner | feelings | {"male", "female", "young", "old", "and", "but", ","}
 
 
-def _place(caption: str, start: int, end: int) -> _Place | None:
-    """Place of the adjective at [start, end); None where it cannot be told."""
+def _place(caption: str, start: int, end: int) -> tuple[str, str] | None:
+    """(noun, verb) of the adjective at [start, end), None where they cannot be told.
+
+    Before a noun it has no verb (""); after a verb, the noun is the verb's subject.
+    """
     tokens = tokenise(caption)
     after = [t.text for t in tokens if t.start >= end]
+    heads = listed("persons") | listed("voices") | listed("paces")
     for text in after:
-        if text in _heads() and text not in listed("pronouns"):
-            return _Place(text)
-        if text not in _adjectives():
+        if text in heads and text not in listed("pronouns"):
+            return text, ""
+        if text not in _between():
             break
     if after and after[0].isalpha() and after[0] not in listed("followers"):
         return None
     before = [t.text for t in reversed(tokens) if t.end <= start]
-    subject = next((text for text in before if text in _heads()), "")
+    subject = next((text for text in before if text in heads), "")
     verb = next((t for t in before if t in ("is", "was", "are") or t in listed("seeming")), "")
-    return _Place(subject, verb) if verb else None
+    return (subject, verb) if verb else None
 
 
 def _put(caption: str, changes: Sequence[tuple[int, int, str]]) -> str:
@@ -146,11 +141,8 @@ def _put(caption: str, changes: Sequence[tuple[int, int, str]]) -> str:
     for start, end, word in sorted(changes, reverse=True):
         if caption[start].isupper():
             word = word[0].upper() + word[1:]
-        head = caption[:start]
-        article = re.search(r"\b([Aa])n?\s+$", head)
-        if article:
-            vowel = re.match(r"(?!eu|uni[fqstv]|us[eu]|one\b)[aeiou]", word, re.IGNORECASE)
-            head = head[: article.start()] + article[1] + ("n " if vowel else " ")
+        vowel = re.match(r"(?!eu|uni[fqstv]|us[eu]|one\b)[aeiou]", word, re.IGNORECASE)
+        head = re.sub(r"\b([Aa])n?\s+$", r"\1n " if vowel else r"\1 ", caption[:start])
         caption = head + word + caption[end:]
     return caption
 
@@ -172,10 +164,6 @@ def _doubles(caption: str, flipped: str) -> bool:
     )
 
 
-def _claims(caption: str) -> list[tuple[str, str]]:
-    return [(m.dimension, m.level) for m in manner_mentions(caption)]
-
-
 # ---- emotions
 
 
@@ -187,30 +175,31 @@ def _form(caption: str, mention: Mention, start: int) -> str | None:
     word, entry = mention.word, emotion_entry(mention.label)
     own = [w for key in ("adjective", "predicate", "strong", "tone") for w in entry.get(key, [])]
     adjective = word in own or word in words_of(mention.label, kinds=["adjective"])
-    noun = word in entry.get("noun", []) or word in words_of(mention.label, kinds=["noun"])
+    is_noun = word in entry.get("noun", []) or word in words_of(mention.label, kinds=["noun"])
     before = ["", "with", *caption[:start].lower().split()][-2:]
     place = _place(caption, mention.start, mention.start + len(word)) if adjective else None
+    noun, verb = place or ("", "")
     fits = before[-1] in listed("before_noun") and (before[-1] != "is" or before[0] == "there")
     if before[-1].endswith("ly"):  # "pleasantly surprised"
         return None
-    if noun and (place is None or (place.verb and fits)):
+    if is_noun and (place is None or (verb and fits)):
         return "noun" if fits and len(caption.split()) > 1 else None
     if place is None:
         return "adverb" if word.endswith("ly") and not adjective else None
-    if place.verb and word.endswith("ing"):  # "is crying"
+    if verb and word.endswith("ing"):  # "is crying"
         return None
-    if place.noun in listed("voices"):
+    if noun in listed("voices"):
         return "tone"
-    if not place.verb:
-        return "person" if place.noun in listed("persons") else None
-    return "feeling" if place.verb in listed("seeming") else "state"
+    if not verb:
+        return "person" if noun in listed("persons") else None
+    return "feeling" if verb in listed("seeming") else "state"
 
 
 @cache
-def _graders() -> tuple[str, ...]:
+def _graders() -> frozenset[str]:
     entries = load_data(TEMPLATES)["emotions"].values()
     words = {degree for entry in entries for noun in (False, True) for degree in degrees(entry, noun)}
-    return tuple(sorted(words | listed("any_degree"), key=len, reverse=True))
+    return listed("any_degree") | words
 
 
 def _degree_start(caption: str, mention: Mention) -> int:
@@ -218,9 +207,9 @@ def _degree_start(caption: str, mention: Mention) -> int:
     head = caption[: mention.start].lower()
     bare = head.rstrip()
     if bare != head:
-        own = [mention.degree] if mention.degree else []
-        for degree in sorted([*own, *_graders()], key=len, reverse=True):
-            if bare.endswith(degree) and not re.search(r"[\w-]$", bare[: -len(degree)]):
+        graders = filter(bare.endswith, {mention.degree, *_graders()} - {""})
+        for degree in sorted(graders, key=len, reverse=True):
+            if not re.search(r"[\w-]$", bare[: -len(degree)]):
                 return len(bare) - len(degree)
     return mention.start
 
@@ -254,7 +243,7 @@ def _replace_english(caption: str, said: Sequence[Mention], target: str, rng: Ra
 
 
 def _replace_chinese(caption: str, said: Sequence[Mention], target: str, rng: Random) -> str | None:
-    table: Mapping[str, Any] = load_data(FILE)["zh"]
+    table = load_data(FILE)["zh"]
     if target not in table or len(said) > 1 or said[0].word not in table.get(said[0].label, []):
         return None
     start, end = said[0].start, said[0].start + len(said[0].word)
@@ -266,60 +255,53 @@ def _replace_chinese(caption: str, said: Sequence[Mention], target: str, rng: Ra
 # ---- acoustic claims
 
 
-def _unflippable(caption: str, mentions: Sequence[Claim]) -> set[int]:
-    """Offsets of claims that are negated, quoted, graded past the opposite, or settled by other words."""
+def _flippable(caption: str) -> set[int]:
+    """Offsets of cue words that are not negated, quoted, graded past the opposite, or settled by others."""
     text = mask_quotes(caption)
     words = {t.text for t in tokenise(text)}
     settled = {name for name, acts in load_data(FILE)["settled"].items() if words & set(acts)}
-    hits = {h.start: h for h in scan_english(text, cue_words())}
-    fixed = set()
-    for mention in mentions:
-        hit = hits.get(mention.start)
-        if (
-            hit is None
-            or hit.negated
-            or hit.degree in listed("absolute_degree")
-            or mention.dimension in settled
-            or (mention.dimension == "steadiness" and hit.degree in weak_degrees())  # "a bit steady"
-        ):
-            fixed.add(mention.start)
-    return fixed
+    found = set()
+    for hit in scan_english(text, cue_words()):
+        dimension = hit.value[0]
+        hedged = dimension == "steadiness" and hit.degree in weak_degrees()  # "a bit steady"
+        absolute = hit.degree in listed("absolute_degree")
+        if not (hit.negated or absolute or hedged or dimension in settled):
+            found.add(hit.start)
+    return found
 
 
 def _level_of(mention: Claim) -> Level:
-    return next(level for level in dimensions()[mention.dimension].levels if level.name == mention.level)
+    return dimensions()[mention.dimension].levels[mention.rank + 1]
 
 
-def _claim_words(caption: str, mention: Claim, level: Level) -> list[str]:
+def _claim_words(caption: str, mention: Claim, level: Level) -> Sequence[str]:
     """Words of a level that can take a mention's place."""
     word, source = mention.word, _level_of(mention)
     if word in source.phrase:
-        return list(level.phrase)
+        return level.phrase
     if word in source.adverb or (word in source.also and word.endswith("ly")):
         near = {t.text for t in tokenise(caption) if abs(t.start - mention.start) < _NEAR}
-        return list(level.adverb) if listed("speaking") & near else []
+        return level.adverb if listed("speaking") & near else ()
     if " " in word:  # "deep voice", "low pitch" as a noun
         noun = word.rsplit(" ", 1)[1]
         if noun == "voice":
             return [f"{adjective} voice" for adjective in level.voice]
         return [w for w in level.also if w.endswith(f" {noun}") and w.count(" ") == 1]
-    place = _place(caption, mention.start, mention.start + len(word))
-    if place is None or (place.noun in listed("persons") and place.verb not in listed("seeming")):
-        return []
-    if place.noun in listed("paces"):
-        return list(level.quality) if mention.dimension == "rate" else []
-    return list((level.quality or level.voice) if place.verb else (level.voice or level.quality))
+    noun, verb = _place(caption, mention.start, mention.start + len(word)) or ("he", "is")
+    if noun in listed("persons") and verb not in listed("seeming"):
+        return ()
+    if noun in listed("paces"):
+        return level.quality if mention.dimension == "rate" else ()
+    return level.quality if verb else level.voice or level.quality
 
 
 def _mend_joiner(caption: str, start: int) -> str:
     """ "low but loud" with one of the two flipped is "high and loud" (before "voice": "high, loud")."""
     found = manner_mentions(caption)
     ends = [m.start + len(m.word) for m in found]
-    between = [
-        " ".join(t.text for t in tokenise(caption[end : m.start]))
-        for end, m in zip(ends, found[1:], strict=False)
-    ]
-    joined = [i for i, words in enumerate(between) if words in (",", "and", "but", ", and")]
+    gaps = [caption[end : m.start] for end, m in zip(ends, found[1:], strict=False)]
+    listing = re.compile(r"\s*(,|and|but|,\s*and)\s*", re.IGNORECASE)
+    joined = [i for i, gap in enumerate(gaps) if listing.fullmatch(gap)]
     pair = [i for i in joined if start in (found[i].start, found[i + 1].start)]
     if len(pair) != 1 or pair[0] + 1 in joined or pair[0] - 1 in joined:
         return caption  # no list of two
@@ -327,20 +309,10 @@ def _mend_joiner(caption: str, start: int) -> str:
     if any(m.word in _level_of(m).phrase for m in (left, right)):
         return caption  # "quickly, at a normal volume" is no list
     ranks = {m.rank for m in (left, right) if m.dimension != "steadiness"}
-    end = ends[pair[0]]
-    joiner = caption[end : right.start]
-    place = _place(caption, left.start, end)
+    end, joiner = ends[pair[0]], gaps[pair[0]]
     if len(ranks) < 2 and joiner.strip(" ,") == "but":
-        joiner = ", " if place is not None and not place.verb else " and "
+        _, verb = _place(caption, left.start, end) or ("", "is")
+        joiner = " and " if verb else ", "
     elif len(ranks) == 2 and joiner in (", ", " and "):
         joiner = " but "
     return caption[:end] + joiner + caption[right.start :]
-
-
-def _is_claim_flip(caption: str, flipped: str, mention: Claim, level: Level) -> bool:
-    """Whether just this claim changed, and to that level: no other claim, no emotion, no word doubled."""
-    wanted = [
-        (m.dimension, level.name if m.start == mention.start else m.level) for m in manner_mentions(caption)
-    ]
-    before, after = ([(m.word, m.negated) for m in emotion_words(text)] for text in (caption, flipped))
-    return _claims(flipped) == wanted and before == after and not _doubles(caption, flipped)

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-PICTURES = {"cues.png": "Relative cues by emotion", "levels.png": "Share of each wording level by emotion"}
 UNLABELLED = "(no label)"
 # Okabe and Ito's palette, told apart by colour-blind readers; one colour an emotion in every panel
 COLOURS = {
@@ -35,8 +34,6 @@ COLOURS = {
 OTHER_COLOUR = "#D9D9D9"
 LEVEL_COLOURS = ("#5E8FC4", "#E6E6E6", "#E8985A")  # below, near, above the norm
 OTHER_TITLES = {"pause_share": "Share of pauses", "voiced_share": "Share of voiced speech"}
-
-Shares = list[tuple[str, int, list[float]]]  # (emotion, measured clips, share of each level)
 
 
 def write_cue_report(utterances: Sequence[Utterance], out_folder: str | Path) -> Path:
@@ -56,47 +53,40 @@ def write_cue_report(utterances: Sequence[Utterance], out_folder: str | Path) ->
     measured = [u for u in utterances if u.cues]
     if not measured:
         raise UserError("no utterance holds measured cues; run `aligncap annotate` first")
-    table = pd.DataFrame(relative_cues(measured))
-    groups = table.groupby([u.emotion or UNLABELLED for u in measured])
-    titles = {d.cue: d.title for d in dimensions().values()}
+    table = pd.DataFrame(relative_cues(measured), index=[u.emotion or UNLABELLED for u in measured])
+    titles = {d.cue: d.title for d in dimensions().values() if d.cue in table}
     titles |= {cue: OTHER_TITLES.get(cue, cue) for cue in sorted(set(table) - titles.keys())}
-    titles = {cue: title for cue, title in titles.items() if cue in table}
-    shares = [(d, _shares(groups, d) if d.cue in table else []) for d in dimensions().values()]
+    none = pd.Series(dtype=float)
+    shares = [(d, _shares(table.get(d.cue, none).dropna(), d)) for d in dimensions().values()]
+    pictures = {
+        "cues.png": ("Relative cues by emotion", _draw_cues(table, titles)),
+        "levels.png": ("Share of each wording level by emotion", _draw_levels(shares)),
+    }
     out = Path(out_folder)
-    for name, picture in zip(PICTURES, (_draw_cues(groups, titles), _draw_levels(shares)), strict=True):
+    for name, (_, picture) in pictures.items():
         with atomic_open(out / name, "wb") as file:
             file.write(png(picture))
-    template = data_path("cue_report.html.j2").read_text(encoding="utf-8")
-    html = (
-        Environment(autoescape=True)
-        .from_string(template)
-        .render(
-            clips=len(measured),
-            speakers=len({u.speaker for u in measured}),
-            pictures=PICTURES,
-            titles=titles,
-            counts=groups.size().to_dict(),
-            medians=groups.median().to_dict("index"),
-            shares=shares,
-        )
+    template = Environment(autoescape=True).from_string(data_path("cue_report.html.j2").read_text("utf-8"))
+    html = template.render(
+        clips=len(measured),
+        speakers=len({u.speaker for u in measured}),
+        pictures={name: title for name, (title, _) in pictures.items()},
+        titles=titles,
+        counts=table.groupby(level=0).size(),
+        medians=table.groupby(level=0).median().to_dict("index"),
+        shares=shares,
     )
     write_text(out / "index.html", html)
     return out / "index.html"
 
 
-def _values(groups: Any, cue: str) -> dict[str, pd.Series]:
-    """Measured values of a cue by emotion, emotions without any left out."""
-    found = {emotion: values.dropna() for emotion, values in groups[cue]}
-    return {emotion: values for emotion, values in found.items() if len(values)}
-
-
-def _shares(groups: Any, dimension: Dimension) -> Shares:
-    """Shares of the levels by emotion, emotions from the low to the high level."""
-    rows = []
-    for emotion, values in _values(groups, dimension.cue).items():
-        ranks = [dimension.level_of(value).rank for value in values]
-        rows.append((emotion, len(ranks), [ranks.count(rank) / len(ranks) for rank in (-1, 0, 1)]))
-    return sorted(rows, key=lambda row: row[2][2] - row[2][0])
+def _shares(values: pd.Series, dimension: Dimension) -> pd.DataFrame:
+    """By emotion its measured "clips" and the share of each level, emotions from the low to the high one."""
+    ranks = values.map(lambda value: dimension.level_of(value).rank)
+    levels = {level.name: ranks.eq(level.rank).groupby(level=0).mean() for level in dimension.levels}
+    table = values.groupby(level=0).size().to_frame("clips").assign(**levels)
+    low, _, high = levels.values()
+    return table.loc[(high - low).sort_values(kind="stable").index]
 
 
 def _panels(count: int, emotions: int) -> tuple[Figure, list[Axes]]:
@@ -110,53 +100,50 @@ def _panels(count: int, emotions: int) -> tuple[Figure, list[Axes]]:
     return picture, list(panels.flat[:count])
 
 
-def _draw_cues(groups: Any, titles: dict[str, str]) -> Figure:
+def _draw_cues(table: pd.DataFrame, titles: dict[str, str]) -> Figure:
     """Box plots of each cue, emotions from the lowest median at the bottom; outer levels shaded and named."""
-    picture, panels = _panels(len(titles), len(groups))
+    picture, panels = _panels(len(titles), table.index.nunique())
     by_cue = {d.cue: d for d in dimensions().values()}
     for panel, (cue, title) in zip(panels, titles.items(), strict=True):
-        _draw_boxes(panel, _values(groups, cue), title, by_cue.get(cue))
+        values = table[cue].dropna()
+        order = list(values.groupby(level=0).median().sort_values(kind="stable").index)
+        boxes = panel.boxplot(
+            [values.loc[[emotion]] for emotion in order],
+            orientation="horizontal",
+            tick_labels=order,
+            patch_artist=True,
+            widths=0.65,
+            medianprops={"color": "black", "linewidth": 2},
+            flierprops={"marker": ".", "markersize": 3, "markeredgecolor": "#777777"},
+        )
+        for box, emotion in zip(boxes["boxes"], order, strict=True):
+            box.set_facecolor(COLOURS.get(emotion, OTHER_COLOUR))
+        dimension = by_cue.get(cue)
+        below, above = (dimension.below, dimension.above) if dimension else (0.0, 0.0)
+        low, high = np.percentile(values, [0.5, 99.5])
+        left, right = min(low, below - 0.5, -2.0) - 0.2, max(high, above + 0.5, 2.0) + 0.2
+        panel.set_xlim(left, right)
+        panel.axvline(0, color="#555555", linewidth=0.8, zorder=0)
+        if dimension:
+            panel.axvspan(left, below, color="#F1F1F1", zorder=-1)
+            panel.axvspan(above, right, color="#F1F1F1", zorder=-1)
+            named: dict[str, Any] = {"transform": panel.transAxes, "va": "bottom", "style": "italic"}
+            panel.text(0.015, 1.01, dimension.levels[0].name, ha="left", **named)
+            panel.text(0.985, 1.01, dimension.levels[2].name, ha="right", **named)
+        panel.set_title(title, fontweight="bold")
+        panel.set_xlabel("deviations from the speaker's norm")
     return picture
 
 
-def _draw_boxes(panel: Axes, values: dict[str, pd.Series], title: str, dimension: Dimension | None) -> None:
-    order = sorted(values, key=lambda emotion: float(values[emotion].median()))
-    boxes = panel.boxplot(
-        [values[emotion] for emotion in order],
-        orientation="horizontal",
-        tick_labels=order,
-        patch_artist=True,
-        widths=0.65,
-        medianprops={"color": "black", "linewidth": 2},
-        flierprops={"marker": ".", "markersize": 3, "markeredgecolor": "#777777"},
-    )
-    for box, emotion in zip(boxes["boxes"], order, strict=True):
-        box.set_facecolor(COLOURS.get(emotion, OTHER_COLOUR))
-    low, high = np.percentile(np.concatenate(list(values.values())), [0.5, 99.5])
-    below, above = (dimension.below, dimension.above) if dimension else (0.0, 0.0)
-    left, right = min(low, below - 0.5, -2.0) - 0.2, max(high, above + 0.5, 2.0) + 0.2
-    panel.set_xlim(left, right)
-    panel.axvline(0, color="#555555", linewidth=0.8, zorder=0)
-    if dimension:
-        names = [level.name for level in dimension.levels]
-        for start, end, name, side, at in (
-            (left, below, names[0], "left", 0.015),
-            (above, right, names[2], "right", 0.985),
-        ):
-            panel.axvspan(start, end, color="#F1F1F1", zorder=-1)
-            panel.text(at, 1.01, name, transform=panel.transAxes, ha=side, va="bottom", style="italic")
-    panel.set_title(title, fontweight="bold")
-    panel.set_xlabel("deviations from the speaker's norm")
-
-
-def _draw_levels(shares: Sequence[tuple[Dimension, Shares]]) -> Figure:
+def _draw_levels(shares: Sequence[tuple[Dimension, pd.DataFrame]]) -> Figure:
+    """Bars of the levels' shares, one panel a dimension."""
     picture, panels = _panels(len(shares), max(len(rows) for _, rows in shares))
     for panel, (dimension, rows) in zip(panels, shares, strict=True):
         left = np.zeros(len(rows))
-        for i, (level, colour) in enumerate(zip(dimension.levels, LEVEL_COLOURS, strict=True)):
-            widths = np.array([100 * row[i] for *_, row in rows])
-            names = [emotion for emotion, *_ in rows]
-            bars = panel.barh(names, widths, left=left, color=colour, label=level.name, edgecolor="white")
+        for level, colour in zip(dimension.levels, LEVEL_COLOURS, strict=True):
+            widths = 100 * rows[level.name].to_numpy()
+            style: dict[str, Any] = {"color": colour, "label": level.name, "edgecolor": "white"}
+            bars = panel.barh(rows.index, widths, left=left, **style)
             texts = [f"{width:.0f}" if width >= 8 else "" for width in widths]
             panel.bar_label(bars, texts, label_type="center", fontsize=9)
             left += widths

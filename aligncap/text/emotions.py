@@ -8,25 +8,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import NamedTuple
 
-from aligncap.text.lexicon import (
-    Phrases,
-    inflect,
-    is_chinese,
-    mask_quotes,
-    scan_chinese,
-    scan_english,
-    weak_degrees,
-)
-from aligncap.utils.errors import UserError, UserErrors
-from aligncap.utils.io import data_path, load_data
+from aligncap.text.lexicon import Phrases, inflect, mask_quotes, scan, weak_degrees
+from aligncap.utils.errors import UserError
+from aligncap.utils.io import load_data
 
 FILE = "emotion_wheels.yaml"
 _WEAK = 0.5  # "slightly sad but angry" is angry, "slightly sad" is still sad
-_CACHED = 1 << 16  # captions remembered: references are read once for all systems
 
 Sectors = tuple[frozenset[str], ...]  # one set a wheel
 
@@ -42,9 +32,13 @@ class Mention(NamedTuple):
     degree: str
     start: int
 
+    @property
+    def weak(self) -> bool:
+        """Whether a degree weakens it: "slightly", "a hint of"."""
+        return self.degree in weak_degrees()
 
-@dataclass(frozen=True, slots=True)
-class Overlap:
+
+class Overlap(NamedTuple):
     """Overlap of two sets, mean over wheels, each 0 to 1."""
 
     precision: float
@@ -83,9 +77,8 @@ def words_of(label: str, language: str = "en", kinds: Sequence[str] | None = Non
         raise UserError(f"emotion words: no language {language!r}; choose 'en' or 'zh'")
     if language == "zh":
         return list(group["zh"])
-    return list(
-        dict.fromkeys(w for kind, ws in group["en"].items() if kinds is None or kind in kinds for w in ws)
-    )
+    chosen = [words for kind, words in group["en"].items() if kinds is None or kind in kinds]
+    return list(dict.fromkeys(word for words in chosen for word in words))
 
 
 def _group(label: str) -> dict:
@@ -117,26 +110,23 @@ def forms_outside(allowed: Iterable[str]) -> list[str]:
     Raises:
         UserError: an allowed label has no emotion words.
     """
-    kept = set(allowed)
-    for label in kept:
-        _group(label)
+    kept = {label for label in allowed if _group(label)}
     return [form for form, label in english_forms().items() if label not in kept]
 
 
 @cache
-def _tables() -> tuple[Phrases[tuple[str, str]], Phrases[tuple[str, str]], Phrases[tuple[str, str]]]:
-    """(label, family) of the words that have a label, of those on the wheels too, and of Chinese words."""
+def _tables(on_wheels: bool) -> tuple[Phrases[tuple[str, str]], Phrases[tuple[str, str]]]:
+    """(label, family) of English words, with or without those on the wheels alone; and of Chinese words."""
     families = load_data(FILE)["families"]
     family_of = {form: name for name, words in families.items() for form in sorted(inflect(words))}
+    alone = {form: ("", family) for form, family in family_of.items()} if on_wheels else {}
     labelled = {form: (label, family_of.get(form, label)) for form, label in english_forms().items()}
-    on_wheels = {form: ("", family) for form, family in family_of.items()}
     chinese = {word: (label, label) for word, label in chinese_forms().items()}
-    return Phrases(labelled), Phrases(on_wheels | labelled), Phrases(chinese, chinese=True)
+    return Phrases(alone | labelled), Phrases(chinese, chinese=True)
 
 
-def _mentions(caption: str, english: Phrases[tuple[str, str]]) -> list[Mention]:
-    text = mask_quotes(caption)
-    hits = scan_chinese(text, _tables()[2]) if is_chinese(text) else scan_english(text, english)
+def _mentions(caption: str, on_wheels: bool) -> list[Mention]:
+    hits = scan(mask_quotes(caption), *_tables(on_wheels))
     return [Mention(h.word, *h.value, bool(h.negated), h.degree, h.start) for h in hits]
 
 
@@ -146,10 +136,10 @@ def emotion_words(caption: str) -> list[Mention]:
     >>> [(m.word, m.label, m.negated) for m in emotion_words("Not angry, but slightly sad.")]
     [('angry', 'angry', True), ('sad', 'sad', False)]
     """
-    return _mentions(caption, _tables()[0])
+    return _mentions(caption, on_wheels=False)
 
 
-@lru_cache(maxsize=_CACHED)
+@lru_cache(maxsize=1 << 16)  # references are read once for all systems
 def feelings(caption: str) -> tuple[Mention, ...]:
     """Words of a caption that name a label or a family of the wheels, in order, quoted speech left out.
 
@@ -158,7 +148,7 @@ def feelings(caption: str) -> tuple[Mention, ...]:
     >>> [(f.word, f.family, f.negated) for f in feelings("Not jealous, but deeply disappointed.")]
     [('jealous', 'envy', True), ('disappointed', 'disappointment', False)]
     """
-    return tuple(_mentions(caption, _tables()[1]))
+    return tuple(_mentions(caption, on_wheels=True))
 
 
 def emotion_of(caption: str) -> str | None:
@@ -173,32 +163,16 @@ def emotion_of(caption: str) -> str | None:
     weights: dict[str, float] = {}
     for mention in emotion_words(caption):
         if not mention.negated:
-            weight = _WEAK if mention.degree in weak_degrees() else 1.0
-            weights[mention.label] = weights.get(mention.label, 0.0) + weight
+            weights[mention.label] = weights.get(mention.label, 0.0) + (_WEAK if mention.weak else 1.0)
     return max(weights, key=lambda label: weights[label], default=None)
 
 
 @cache
 def wheels() -> dict[str, dict[str, str]]:
-    """The sector of each family, by wheel.
-
-    Raises:
-        UserErrors: a family without a place on a wheel, with two, or unknown; a word of two families.
-    """
-    entries, where = load_data(FILE), data_path(FILE)
-    families = {*labels(), *entries["families"]}
-    owners = Counter(form for words in entries["families"].values() for form in inflect(words))
-    errors = [f"{where}: {form!r} is of {n} families; keep it in one" for form, n in owners.items() if n > 1]
-    for wheel, sectors in entries["wheels"].items():
-        places = Counter(family for listed in sectors.values() for family in listed)
-        errors += [f"{where}: {wheel} has no sector for {f!r}" for f in sorted(families - set(places))]
-        errors += [f"{where}: {wheel}: {f!r} is no family" for f in sorted(set(places) - families)]
-        errors += [f"{where}: {wheel} has {f!r} in {n} sectors; keep one" for f, n in places.items() if n > 1]
-    if errors:
-        raise UserErrors(errors)
+    """The sector of each family, by wheel; every family has one on each."""
     return {
         wheel: {family: sector for sector, listed in sectors.items() for family in listed}
-        for wheel, sectors in entries["wheels"].items()
+        for wheel, sectors in load_data(FILE)["wheels"].items()
     }
 
 

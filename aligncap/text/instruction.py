@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from functools import cache, lru_cache, partial
+from functools import lru_cache, partial
 from typing import Literal
 
 from aligncap.text.claims import claims_of, gender_words, manner_mentions, speech_verbs
@@ -23,7 +23,7 @@ Language = Literal["en", "zh"]
 
 _ITEM = re.compile(r"^\s*(?:[-*•]|\d+[.)])\s", re.MULTILINE)
 _FIELD = re.compile(r"(?:^|[\n,;.{|])\s*\"?[^\W\d_][\w ]{0,20}\"?\s*[:：]")
-_UNIT = 8  # words of the longest sequence looked for three times in a row
+_TRIPLED = re.compile(r"(?<!\S)((?:\S+ ){2,8})\1\1")  # two to eight words three times in a row
 _LEAST = 3  # words of a caption
 _ENOUGH = 6  # words from which half of them must be different
 
@@ -90,23 +90,13 @@ def _foreign(text: str, words: Sequence[str]) -> bool:
 
 def _repeats(words: Sequence[str], chinese: bool) -> bool:
     """Whether a sequence of words stands three times in a row, or hardly any word is new."""
-    if not chinese and len(words) >= _ENOUGH and 2 * len(set(words)) < len(words):
+    if _TRIPLED.search(" ".join(words) + " "):
         return True
-    for unit in range(2 if chinese else 1, _UNIT + 1):
-        for i in range(len(words) - 3 * unit + 1):
-            part = words[i : i + unit]
-            if part == words[i + unit : i + 2 * unit] == words[i + 2 * unit : i + 3 * unit]:
-                if unit > 1 or part[0] not in _listed("doubled"):
-                    return True
-    return False
-
-
-@cache
-def _phrase_words() -> frozenset[str]:
-    """Words that make a sentence, or a phrase, of adjectives."""
-    kinds = ("voice", "pitch", "rate", "volume", "person")
-    known = _listed("verbs") | speech_verbs() | claim_list("persons")
-    return known.union(*(claim_list("nouns", kind) for kind in kinds))
+    if chinese:
+        return False
+    threes = zip(words, words[1:], words[2:], strict=False)
+    tripled = any(a == b == c and a not in _listed("doubled") for a, b, c in threes)
+    return tripled or (len(words) >= _ENOUGH and 2 * len(set(words)) < len(words))
 
 
 def _fragment(text: str, words: Sequence[str]) -> bool:
@@ -115,9 +105,12 @@ def _fragment(text: str, words: Sequence[str]) -> bool:
     unfinished = any(name == "unfinished" for name, _ in disfluencies(text)) and not text.endswith("her.")
     if len(words) < _LEAST or unfinished:
         return True
+    said_of = (claim_list("nouns", kind) for kind in ("voice", "pitch", "rate", "volume", "person"))
+    sentence = _listed("verbs"), speech_verbs(), claim_list("persons")  # what makes one, beside a noun
+    if not all(known.isdisjoint(words) for known in (*sentence, *said_of)):
+        return False
     tokens = tokenise(text)
-    tells_gender = any(gender_words().match(tokens, i) for i in range(len(tokens)))
-    return _phrase_words().isdisjoint(words) and not tells_gender
+    return not any(gender_words().match(tokens, i) for i in range(len(tokens)))
 
 
 def _tells_of_the_voice(text: str, chinese: bool) -> bool:

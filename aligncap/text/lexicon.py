@@ -41,9 +41,7 @@ def caption_words(text: str) -> list[str]:
 
 
 def caption_length(text: str) -> int:
-    """Length of a caption: its English words, its Chinese characters.
-
-    Whatever counts lengths of captions counts them here, since Chinese has no spaces to split at.
+    """Length of a caption: its English words, its Chinese characters (there are no spaces to split at).
 
     >>> caption_length("He sounds sad."), caption_length("他听起来很伤心。")
     (3, 7)
@@ -116,11 +114,10 @@ def noun_forms(word: str) -> set[str]:
 def verb_forms(word: str) -> set[str]:
     """The verb with -s, -ed and -ing."""
     third = _with_s(word)
-    if word.endswith("y") and third.endswith("ies"):
-        return {word, third, word[:-1] + "ied", word + "ing"}
     if word.endswith("e"):
         return {word, third, word + "d", word[:-1] + "ing"}
-    return {word, third, _doubled(word) + "ed", _doubled(word) + "ing"}
+    past = word[:-1] + "ied" if third.endswith("ies") else _doubled(word) + "ed"
+    return {word, third, past, _doubled(word) + "ing"}
 
 
 FORMS = {"adjective": adjective_forms, "noun": noun_forms, "verb": verb_forms, "other": lambda word: {word}}
@@ -143,13 +140,14 @@ def word_list(file: str, *keys: str) -> frozenset[str]:
 @cache
 def phrase_pattern(file: str, *keys: str) -> re.Pattern[str]:
     """Phrases of a word list anywhere in a text, whole words where they begin or end with a letter."""
-    parts = [
-        (r"(?<![\w-])" if p[0].isascii() and p[0].isalpha() else "")
-        + re.escape(p)
-        + (r"(?![\w-])" if p[-1].isascii() and p[-1].isalpha() else "")
-        for p in sorted(word_list(file, *keys), key=len, reverse=True)
-    ]
-    return re.compile("|".join(parts), re.IGNORECASE)
+
+    def whole(phrase: str) -> str:
+        before, after = r"(?<![\w-])", r"(?![\w-])"
+        first, last = (c.isascii() and c.isalpha() for c in (phrase[0], phrase[-1]))
+        return before * first + re.escape(phrase) + after * last
+
+    phrases = sorted(word_list(file, *keys), key=len, reverse=True)
+    return re.compile("|".join(map(whole, phrases)), re.IGNORECASE)
 
 
 class Phrases(Generic[T]):
@@ -206,29 +204,20 @@ def _markers() -> Phrases[str]:
 
 
 def _list_goes_on(tokens: Sequence[Token], i: int, table: Phrases[Any]) -> bool:
-    """Whether the comma at token i stands in a list joined by "or" or "nor": "no anger, fear or joy"."""
-    fillers = word_list("voice_words.yaml", "en", "fillers")
-    i += 1
-    while i < len(tokens):
-        if tokens[i].text in ("or", "nor"):
-            return True
-        found = table.match(tokens, i)
-        if found is None and tokens[i].text not in fillers and tokens[i].text != ",":
-            return False
+    """Whether the comma before token i stands in a list joined by "or" or "nor": "no anger, fear or joy"."""
+    passed = word_list("voice_words.yaml", "en", "fillers") - {"or", "nor"} | {","}
+    while i < len(tokens) and ((found := table.match(tokens, i)) or tokens[i].text in passed):
         i += found[0] if found else 1
-    return False
+    return i < len(tokens) and tokens[i].text in ("or", "nor")
 
 
 def _directly_goes_on(tokens: Sequence[Token], i: int, table: Phrases[Any]) -> bool:
     """Whether a listed word stands at token i, past articles and degrees."""
     while i < len(tokens) and not table.match(tokens, i):
-        marker = _markers().match(tokens, i)
-        if marker and marker[1] == "degree":
-            i += marker[0]
-        elif tokens[i].text in ("a", "an", "the", "any"):
-            i += 1
-        else:
+        length, kind = _markers().match(tokens, i) or (1, "")
+        if kind != "degree" and tokens[i].text not in ("a", "an", "the", "any"):
             return False
+        i += length
     return i < len(tokens)
 
 
@@ -271,7 +260,7 @@ def scan_english(text: str, table: Phrases[T]) -> list[Hit[T]]:
             elif kind in ("breakers", "not_negators"):
                 negated = False
             elif word == ",":
-                negated = negated and _list_goes_on(tokens, i, table)
+                negated = negated and _list_goes_on(tokens, i + 1, table)
             elif word in ("and", "&") or (after_hit and word not in fillers):
                 negated = negated and word in ("and", "&") and _directly_goes_on(tokens, i + 1, table)
             if word != "and":
@@ -288,55 +277,55 @@ _CLAUSE_ZH = re.compile("[，,。；;！!？?：:]|但是|但|而是|却|反而|
 @cache
 def _chinese_markers() -> Phrases[tuple[str, str]]:
     words = load_data("voice_words.yaml")["zh"]
-    table: dict[str, tuple[str, str]] = {word: ("filler", word) for word in words["fillers"]}
-    table |= {word: ("degree", word) for word in words["degree"]}
-    table |= {word: ("negation", form) for word, form in words["negators"].items()}
-    table |= {word: ("plain", "") for word in words["not_negators"]}
+    table = {word: (kind, word) for kind in ("fillers", "degree") for word in words[kind]}
+    table |= {word: ("negators", form) for word, form in words["negators"].items()}
     # a dimension is taken whole, so that 语气愤怒 is not read as 语|气愤|怒
-    return Phrases(table | {word: ("noun", "") for word in words["dimensions"]}, chinese=True)
+    table |= {word: (kind, "") for kind in ("not_negators", "dimensions") for word in words[kind]}
+    return Phrases(table, chinese=True)
 
 
 def scan_chinese(text: str, table: Phrases[T]) -> list[Hit[T]]:
     """Listed words of a Chinese text in order, each with its negation and degree."""
     tokens, markers = characters(text), _chinese_markers()
+
+    def grades_next(i: int) -> bool:
+        """Whether 的 and a listed word follow: 强烈 in 强烈的愤怒 is a degree, in 语气强烈 a quality."""
+        return i + 1 < len(tokens) and tokens[i].text == "的" and table.match(tokens, i + 1) is not None
+
     hits: list[Hit[T]] = []
     negated, degree = "", ""
     i = gap = 0
     while i < len(tokens):
-        found, marker = table.match(tokens, i), markers.match(tokens, i)
-        grades = (
-            marker is not None and marker[1][0] == "degree" and _grades_next(tokens, i + marker[0], table)
-        )
-        if found and not (marker and (marker[0] > found[0] or grades)):
-            length, value = found
-            hits.append(Hit(value, text[i : i + length], i, i + length, negated, degree, i))
+        found = table.match(tokens, i)
+        length, (kind, form) = markers.match(tokens, i) or (0, ("", ""))
+        grades = kind == "degree" and grades_next(i + length)
+        if found and length <= found[0] and not grades:
+            end = i + found[0]
+            hits.append(Hit(found[1], text[i:end], i, end, negated, degree, i))
             degree, gap = "", 0
-            i += length
+            i = end
         elif clause := _CLAUSE_ZH.match(text, i):
             negated, degree = "", ""
             i = clause.end()
-        elif marker is None:
+        elif not kind:
             gap += 1
             # unlisted characters may stand between a negator and its word, none between a degree and its
             negated = negated if gap <= 2 else ""
             degree = ""
             i += 1
         else:
-            length, (kind, form) = marker
             if kind == "degree":
-                degree += form
-                if _grades_next(tokens, i + length, table):
-                    degree += "的"
-            elif kind == "negation":
+                degree += form + "的" * grades
+            elif kind == "negators":
                 negated, degree, gap = form, "", 0
-            elif kind == "plain":
+            elif kind == "not_negators":
                 negated, degree = "", ""
-            elif kind == "noun" or form not in ("的", "地"):
+            elif form not in ("的", "地"):
                 degree = ""
             i += length
     return hits
 
 
-def _grades_next(tokens: Sequence[Token], i: int, table: Phrases[Any]) -> bool:
-    """Whether 的 and a listed word follow: 强烈 in 强烈的愤怒 is a degree, in 语气强烈 a quality."""
-    return i + 1 < len(tokens) and tokens[i].text == "的" and table.match(tokens, i + 1) is not None
+def scan(text: str, english: Phrases[T], chinese: Phrases[T]) -> list[Hit[T]]:
+    """Listed words of a text by the scanner of its language."""
+    return scan_chinese(text, chinese) if is_chinese(text) else scan_english(text, english)

@@ -15,25 +15,9 @@ from dataclasses import dataclass, field
 from functools import cache, lru_cache
 
 from aligncap.data.manifest import Utterance
-from aligncap.text.claims import (
-    Checked,
-    Claim,
-    check,
-    claims_of,
-    contradictions,
-    genders_of,
-    relative_cues,
-)
+from aligncap.text.claims import Claim, check, claims_of, contradictions, genders_of, relative_cues
 from aligncap.text.emotions import Mention, affect, emotion_of, emotion_words, labels
-from aligncap.text.lexicon import (
-    is_chinese,
-    mask_quotes,
-    phrase_pattern,
-    tokenise,
-    voice_words,
-    weak_degrees,
-    word_list,
-)
+from aligncap.text.lexicon import is_chinese, mask_quotes, phrase_pattern, tokenise, voice_words, word_list
 from aligncap.utils.io import load_data
 
 FILE = "rubric.yaml"
@@ -181,18 +165,6 @@ def evidence(utterances: Sequence[Utterance]) -> list[Evidence]:
     return [evidence_of(u, relative, known) for u, relative in zip(utterances, cues, strict=True)]
 
 
-@dataclass(frozen=True)
-class _Read:
-    """What a caption says, read once for all criteria."""
-
-    mentions: Sequence[Mention]
-    claims: Sequence[Claim]
-    checked: Checked
-    conflicts: Sequence[str]
-    genders: frozenset[str]
-    wrong_gender: bool
-
-
 _Points = tuple[float | None, list[str]]  # None: the criterion cannot be judged; and reasons in words
 
 
@@ -206,24 +178,44 @@ def score(caption: str, evidence: Evidence, fluency: float | None = None) -> Mar
     """
     if not tokenise(mask_quotes(caption)) and not is_chinese(caption):
         return Marks({name: 0.0 for name in CRITERIA}, 0.0, "says nothing")
-    claims, genders = claims_of(caption), genders_of(caption)
+    rules, words = load_data(FILE), length(caption)
+    mentions, claims, genders = emotion_words(caption), claims_of(caption), genders_of(caption)
     wrong_gender = evidence.gender is not None and bool(genders - {evidence.gender})
-    checked = check(claims, evidence.relative)
-    read = _Read(emotion_words(caption), claims, checked, contradictions(claims), genders, wrong_gender)
-    measured = bool(evidence.relative) and not is_chinese(caption)  # claims are read in English alone
-    emotion = _emotion(read, evidence)
+    checked, conflicts = check(claims, evidence.relative), contradictions(claims)
+    cost = rules["faithful"]
+    faults = [
+        (wrong_gender, cost["wrong_gender"], f"the speaker is {evidence.gender}"),
+        (len(genders) > 1 and not wrong_gender, cost["two_genders"], "calls the speaker he and she"),
+        *((True, cost["contradiction"], f"contradicts itself about {name}") for name in conflicts),
+        (leaks(caption, evidence.transcript), cost["leak"], "repeats what was said"),
+        (quotes(caption), cost["quote"], "quotes speech"),
+        (tells_the_unheard(caption), cost["unheard"], "tells what cannot be heard"),
+        (speaks_of_itself(caption), cost["about_itself"], "is an answer, no description"),
+        (not (claims or mentions or genders), cost["nothing_said"], "does not say how the speaker sounds"),
+        (words < cost["least"], cost["per_word"] * (cost["least"] - words), "too short"),
+        (words > cost["most"], cost["per_word"] * (words - cost["most"]), "too long"),
+    ]
+    emotion = _emotion(mentions, evidence)
+    acoustics: _Points = (None, [])
+    if evidence.relative and not is_chinese(caption):  # claims are read in English alone
+        acoustics = _acoustics(_by_dimension(checked.right, checked.wrong, conflicts), bool(checked.unknown))
+    gain = rules["specific"]
+    named = bool(emotions_said(mentions)) and (emotion[0] is None or emotion[0] >= TOP / 2)
+    specific = named * gain["emotion"] + (len(genders) == 1 and not wrong_gender) * gain["gender"]
+    told = _by_dimension((*checked.right, *checked.unknown), checked.wrong, conflicts)
+    specific += sum(gain[kind] for kind, _ in told.values())
     parts: dict[str, _Points] = {
-        "faithful": _faithful(caption, read, evidence),
+        "faithful": (TOP - sum(c for holds, c, _ in faults if holds), [r for holds, _, r in faults if holds]),
         "emotion": emotion,
-        "acoustics": _acoustics(read) if measured else (None, []),
+        "acoustics": acoustics,
         "fluent": _fluent(caption, fluency),
-        "specific": (_specific(read, emotion[0]), []),
+        "specific": (TOP * specific / gain["enough"], []),
     }
     scores = {n: round(min(TOP, max(0.0, p)), 2) for n, (p, _) in parts.items() if p is not None}
-    weights = load_data(FILE)["weights"]
+    weights = rules["weights"]
     overall = sum(weights[name] * mark for name, mark in scores.items())
     overall /= sum(weights[name] for name in scores)
-    overall *= 1 - load_data(FILE)["drag"] * (1 - scores["fluent"] / TOP)
+    overall *= 1 - rules["drag"] * (1 - scores["fluent"] / TOP)
     reasons = [reason for _, reasons in parts.values() for reason in reasons]
     return Marks(scores, round(overall, 3), "; ".join(reasons) or "nothing to object to")
 
@@ -248,16 +240,16 @@ def emotions_said(mentions: Sequence[Mention]) -> dict[str, bool]:
     said: dict[str, bool] = {}
     for m in mentions:
         if not m.negated:
-            said[m.label] = said.get(m.label, True) and m.degree in weak_degrees()
+            said[m.label] = said.get(m.label, True) and m.weak
     return said
 
 
-def _emotion(read: _Read, evidence: Evidence) -> _Points:
+def _emotion(mentions: Sequence[Mention], evidence: Evidence) -> _Points:
     if agreement("neutral", evidence) is None:
         return None, []
-    said = emotions_said(read.mentions)
+    said = emotions_said(mentions)
     truth = evidence.emotion or ", ".join(sorted(evidence.named))
-    if any(m.negated and agreement(m.label, evidence) == TOP for m in read.mentions):
+    if any(m.negated and agreement(m.label, evidence) == TOP for m in mentions):
         return 0.0, [f"denies that the speaker is {truth}"]
     if not said:
         return load_data(FILE)["emotion"]["none"], [f"names no emotion, where it is {truth}"]
@@ -282,54 +274,18 @@ def _by_dimension(
     return found | {c.dimension: ("contradicted", c) for c in (*right, *wrong) if c.dimension in conflicts}
 
 
-def _acoustics(read: _Read) -> _Points:
-    rules = load_data(FILE)["acoustics"]
-    found = _by_dimension(read.checked.right, read.checked.wrong, read.conflicts)
-    if not found and read.checked.unknown:
+def _acoustics(found: Mapping[str, tuple[str, Claim]], unknown: bool) -> _Points:
+    """Points of verdicts by dimension; `unknown`: there are claims of what was not measured."""
+    if not found and unknown:
         return None, []
+    rules = load_data(FILE)["acoustics"]
     reasons = [f"{claim} is not what was measured" for kind, claim in found.values() if kind == "wrong"]
-    if not found:
-        reasons = ["says nothing of how the voice sounds"]
-    gains = sum(rules[kind] for kind, _ in found.values() if rules[kind] > 0)
-    costs = sum(rules[kind] for kind, _ in found.values() if rules[kind] < 0)
+    points = [rules[kind] for kind, _ in found.values()]
     # earnings stop at the top before costs come off: more right claims never buy a wrong one
-    points, soft = min(TOP, rules["start"] + gains) + costs, rules["soft"]
+    total = min(TOP, rules["start"] + sum(p for p in points if p > 0)) + sum(p for p in points if p < 0)
     # below `soft` points fall off towards 0 instead of stopping there: a second error still costs
-    return points if points >= soft else soft * math.exp(points / soft - 1), reasons
-
-
-def _specific(read: _Read, emotion: float | None) -> float:
-    rules = load_data(FILE)["specific"]
-    points = 0.0
-    if emotions_said(read.mentions) and (emotion is None or emotion >= TOP / 2):
-        points += rules["emotion"]
-    if len(read.genders) == 1 and not read.wrong_gender:
-        points += rules["gender"]
-    right = (*read.checked.right, *read.checked.unknown)
-    points += sum(
-        rules[kind] for kind, _ in _by_dimension(right, read.checked.wrong, read.conflicts).values()
-    )
-    return TOP * points / rules["enough"]
-
-
-def _faithful(caption: str, read: _Read, evidence: Evidence) -> _Points:
-    rules, words = load_data(FILE)["faithful"], length(caption)
-    two = len(read.genders) > 1 and not read.wrong_gender
-    silent = not (read.claims or read.mentions or read.genders)
-    costs = [
-        (read.wrong_gender, rules["wrong_gender"], f"the speaker is {evidence.gender}"),
-        (two, rules["two_genders"], "calls the speaker he and she"),
-        *((True, rules["contradiction"], f"contradicts itself about {name}") for name in read.conflicts),
-        (leaks(caption, evidence.transcript), rules["leak"], "repeats what was said"),
-        (quotes(caption), rules["quote"], "quotes speech"),
-        (tells_the_unheard(caption), rules["unheard"], "tells what cannot be heard"),
-        (speaks_of_itself(caption), rules["about_itself"], "is an answer, no description"),
-        (silent, rules["nothing_said"], "does not say how the speaker sounds"),
-        (words < rules["least"], rules["per_word"] * (rules["least"] - words), "too short"),
-        (words > rules["most"], rules["per_word"] * (words - rules["most"]), "too long"),
-    ]
-    found = [(cost, reason) for holds, cost, reason in costs if holds]
-    return TOP - sum(cost for cost, _ in found), [reason for _, reason in found]
+    total = total if total >= rules["soft"] else rules["soft"] * math.exp(total / rules["soft"] - 1)
+    return total, reasons if found else ["says nothing of how the voice sounds"]
 
 
 def _fluent(caption: str, fluency: float | None) -> _Points:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from random import Random
 from string import Formatter
@@ -18,17 +17,8 @@ FILE = "caption_templates.yaml"
 PLAIN_SHARE = 0.5  # how often the plain word of an emotion is chosen
 ADD_SHARE = 0.7  # how often a slot with room takes one more fact
 STRONG_WORD_SHARE = 0.3  # of strong clips: a stronger synonym instead of a degree word
-_SLOT = re.compile(r"(voice|quality|manner|phrase)(\d?)")
+_FACT = re.compile(r"(voice|quality|manner|phrase)(\d?)")  # a slot of measured facts, and how many it takes
 _WORD = re.compile(r"[A-Za-z][\w'-]*")
-
-
-@dataclass(frozen=True, slots=True)
-class Draft:
-    """A caption with its pattern and the dimensions that it speaks of."""
-
-    text: str
-    pattern: str
-    dimensions: frozenset[str]
 
 
 def write_captions(
@@ -60,24 +50,24 @@ def write_captions(
     patterns = templates["patterns" if sayable else "feeling_only"]
     if emotion is None:
         patterns = templates["facts_only"] if sayable else []
-    drafts: list[Draft] = []
+    written: dict[str, tuple[str, frozenset[str]]] = {}  # captions with their pattern and dimensions
     for fresh_pattern, fresh_facts in ((True, True), (True, False), *[(False, False)] * 4):
         for pattern in rng.sample(patterns, len(patterns)):
             # several tries: a pattern may miss only because of an unlucky word or too many facts
             for _ in range(4):
-                if len(drafts) == count:
-                    return [draft.text for draft in drafts]
-                draft = _draft(pattern, emotion, intensity, gender, sayable, rng)
-                if draft is None or any(
-                    draft.text == other.text
-                    or (fresh_pattern and draft.pattern == other.pattern)
-                    or (fresh_facts and draft.dimensions == other.dimensions)
-                    for other in drafts
+                if len(written) == count:
+                    return list(written)
+                text, said = _draft(pattern, emotion, intensity == "strong", gender, sayable, rng)
+                if not text or text in written:
+                    continue
+                if any(
+                    (fresh_pattern and pattern == other) or (fresh_facts and said == facts_said)
+                    for other, facts_said in written.values()
                 ):
                     continue
-                drafts.append(draft)
+                written[text] = pattern, said
                 break
-    return [draft.text for draft in drafts]
+    return list(written)
 
 
 def emotion_entry(label: str) -> dict[str, Any]:
@@ -104,31 +94,48 @@ def degrees(entry: Mapping[str, Any], noun: bool) -> list[str]:
     return entry.get(key, load_data(FILE)["default"][key])
 
 
+def _reads_well(text: str, least: int, most: int) -> bool:
+    """Right length, no content word twice, no pile of "in a …" or "with …" phrases, no list of one."""
+    words = [word.lower() for word in _WORD.findall(text)]
+    content = [word for word in words if word not in word_list(FILE, "small_words")]
+    return (
+        least <= len(words) <= most
+        and len(content) == len(set(content))
+        and len(re.findall(r"\bin an? ", text.lower())) < 2
+        and words.count("with") < 2
+        and not {"tone", "monotone"} <= set(words)
+        and not re.search(r": [\w-]+\.$", text)  # a list of one
+    )
+
+
 def _draft(
     pattern: str,
     emotion: str | None,
-    intensity: str | None,
+    strong: bool,
     gender: str | None,
     levels: Mapping[str, Level],
     rng: Random,
-) -> Draft | None:
-    """One try at a pattern; None when it cannot be filled or reads badly."""
-    slots = _slots(pattern)
-    filled = _people(pattern, gender, rng)
-    shares = _share_out([slot for slot in slots if _SLOT.fullmatch(slot)], levels, rng)
-    if filled is None or shares is None:
-        return None
-    for slot in slots:
+) -> tuple[str, frozenset[str]]:
+    """One try at a pattern with its dimensions; an empty text when it cannot be filled or reads badly."""
+    failed = "", frozenset[str]()
+    people = _people(pattern, gender, rng)
+    shares = _share_out([slot for slot in _slots(pattern) if _FACT.fullmatch(slot)], levels, rng)
+    if people is None or shares is None:
+        return failed
+    for slot in _slots(pattern):
         if slot in shares:
-            filled[slot] = _say(slot.rstrip("0123456789"), shares[slot], levels, rng)
-        elif slot not in filled:
-            feeling = _feel(slot, emotion or "", intensity == "strong", rng)
+            people[slot] = _say(slot.rstrip("0123456789"), shares[slot], levels, rng)
+        elif slot not in people:
+            feeling = _feel(slot, emotion or "", strong, rng)
             if feeling is None:
-                return None
-            filled[slot] = feeling
-    text = _finish(pattern.format_map(filled))
+                return failed
+            people[slot] = feeling
+    text = re.sub(r"\ba (?=[aeiou])", "an ", pattern.format_map(people))
+    if "speaker" in text:  # "the speaker speaks" grates
+        text = text.replace(" speaks ", " talks ").replace(" speaking ", " talking ")
+    text = text[0].upper() + text[1:]
     said = frozenset(name for names in shares.values() for name in names)
-    return Draft(text, pattern, said) if _reads_well(text) else None
+    return (text, said) if _reads_well(text, **load_data(FILE)["length"]) else failed
 
 
 @cache
@@ -138,8 +145,8 @@ def _slots(pattern: str) -> tuple[str, ...]:
 
 def _people(pattern: str, gender: str | None, rng: Random) -> dict[str, str] | None:
     """Words for the speaker; None when the pattern needs a gender that is not known."""
-    everybody, known = load_data(FILE)["people"], gender in ("female", "male")
-    people = everybody[gender if known else "unknown"]
+    known = gender in ("female", "male")
+    people = load_data(FILE)["people"][gender if known else "unknown"]
     if not known and "{sex" in pattern:
         return None
     his = people["his"]
@@ -150,9 +157,7 @@ def _people(pattern: str, gender: str | None, rng: Random) -> dict[str, str] | N
 
 
 def _forms(level: Level, form: str) -> tuple[str, ...]:
-    if form == "quality":
-        return level.quality or level.voice
-    return level.adverb if form == "manner" else getattr(level, form)
+    return getattr(level, "adverb" if form == "manner" else form)
 
 
 def _share_out(slots: Sequence[str], levels: Mapping[str, Level], rng: Random) -> dict[str, list[str]] | None:
@@ -203,25 +208,3 @@ def _feel(slot: str, emotion: str, strong: bool, rng: Random) -> str | None:
     plain = rng.random() < PLAIN_SHARE + (STRONG_WORD_SHARE / 2 if strong else 0)
     word = words[0] if plain or len(words) == 1 else rng.choice(words[1:])
     return f"{rng.choice(degrees(entry, slot == 'noun'))} {word}" if strong else word
-
-
-def _finish(text: str) -> str:
-    text = re.sub(r"\ba (?=[aeiou])", "an ", text)
-    if "speaker" in text:  # "the speaker speaks" grates
-        text = text.replace(" speaks ", " talks ").replace(" speaking ", " talking ")
-    return text[0].upper() + text[1:]
-
-
-def _reads_well(text: str) -> bool:
-    """Right length, no content word twice, no pile of "in a …" or "with …" phrases, no list of one."""
-    words = [word.lower() for word in _WORD.findall(text)]
-    length = load_data(FILE)["length"]
-    content = [word for word in words if word not in word_list(FILE, "small_words")]
-    return (
-        length["least"] <= len(words) <= length["most"]
-        and len(content) == len(set(content))
-        and len(re.findall(r"\bin an? ", text.lower())) < 2
-        and words.count("with") < 2
-        and not {"tone", "monotone"} <= set(words)
-        and not re.search(r": [\w-]+\.$", text)  # a list of one
-    )

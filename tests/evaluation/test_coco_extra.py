@@ -12,8 +12,13 @@ import numpy as np
 import pytest
 
 from aligncap.data.manifest import Utterance
-from aligncap.evaluation.metrics import java as coco
-from aligncap.evaluation.metrics.java import coco_statistics, meteor_counts, meteor_scores, spice
+from aligncap.evaluation.metrics import captions as coco
+from aligncap.evaluation.metrics.captions import (
+    caption_statistics,
+    meteor_counts,
+    meteor_scores,
+    spice,
+)
 from aligncap.evaluation.metrics.ngram import tokenize
 from aligncap.evaluation.scoring import evaluate_captions
 from aligncap.utils.errors import UserError
@@ -90,10 +95,12 @@ def test_spice_reads_the_f_score_of_each_clip(package: Path) -> None:
 
 
 def test_what_is_missing_is_named(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [" ".join(words) for words in CAPTIONS]
+    references = [[" ".join(words) for words in targets] for targets in REFERENCES]
     with pytest.raises(UserError, match="stanford-corenlp-3.6.0.jar.*get_stanford_models.*leave SPICE out"):
-        coco_statistics(["spice"], CAPTIONS, REFERENCES)
-    with pytest.raises(UserError, match="'bleu' is no metric.*meteor_1_5, spice"):
-        coco_statistics(["bleu"], CAPTIONS, REFERENCES)
+        caption_statistics(["spice"], texts, references, wordnet=False)
+    with pytest.raises(UserError, match="no score 'blue'.*meteor_1_5, spice"):
+        caption_statistics(["blue"], texts, references, wordnet=False)
     monkeypatch.setenv("PATH", "")
     with pytest.raises(UserError, match="no `java`"):
         meteor_counts(CAPTIONS, REFERENCES)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import aligncap.evaluation.metrics as metrics
+from aligncap.utils.errors import UserError
 
 FOLDER = Path(metrics.__file__).parent
 PREDICTIONS = ["He sounds sad.", "She is very happy, speaking fast."]
@@ -73,7 +74,7 @@ def test_scores_of_single_clips_on_request(tmp_path: Path) -> None:
     result = metric.compute(predictions=PREDICTIONS, references=REFERENCES, per_clip=True)
     assert result["per_clip"]["rouge_l"][0] == pytest.approx(1.0)
     assert result["rouge_l"] == pytest.approx(sum(result["per_clip"]["rouge_l"]) / 2)
-    with pytest.raises(ValueError, match="no score 'rouge'"):
+    with pytest.raises(UserError, match="no score 'rouge'"):
         CaptionMetric("rouge", cache_dir=str(tmp_path)).compute(
             predictions=PREDICTIONS, references=REFERENCES
         )

@@ -73,7 +73,7 @@ def test_of_a_step_logged_twice_the_later_counts(tmp_path):
     run = log(tmp_path / "r", {1: 1.0})
     with (run / "log.jsonl").open("a") as file:
         file.write('{"step": 1, "loss": 7.0}\n')
-    assert pictures._curves_of(run)["loss"] == {1: 7.0}
+    assert pictures._curves_of(run)["loss"].to_dict() == {1: 7.0}
 
 
 def test_folders_without_a_log_are_all_named(tmp_path):

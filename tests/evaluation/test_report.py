@@ -16,8 +16,8 @@ from aligncap.data.manifest import Utterance
 from aligncap.evaluation.evaluate import table
 from aligncap.evaluation.listening import Listening, audio_gains
 from aligncap.evaluation.metrics import SCORES
-from aligncap.evaluation.report.html import Baseline, write_report
-from aligncap.evaluation.scoring import System, evaluate_captions, score_rows
+from aligncap.evaluation.report.html import write_report
+from aligncap.evaluation.scoring import Baseline, System, evaluate_captions, score_rows
 from aligncap.utils.errors import UserError
 
 ATTACK = "<script>alert('x')</script>"

@@ -12,8 +12,14 @@ import soundfile
 
 from aligncap.data.manifest import Utterance, read_manifest, write_manifest
 from aligncap.evaluation import evaluate as module
-from aligncap.evaluation.corpora import subset_cells, together
-from aligncap.evaluation.scoring import Scored, System, evaluate_captions, score_rows
+from aligncap.evaluation.scoring import (
+    Scored,
+    System,
+    evaluate_captions,
+    score_rows,
+    subset_cells,
+    together,
+)
 from aligncap.evaluation.zero_shot import ZeroShotConfig, read_corpora, run_zeroshot
 from aligncap.utils.errors import UserError, UserErrors
 from aligncap.utils.io import read_jsonl

@@ -69,4 +69,4 @@ def asked(path: Path, url: str, **options: Any) -> JudgeConfig:
 def judge_in_a_process_of_its_own(path: Path, out: Path, url: str, concurrency: int, cap: float) -> None:
     limits = {"concurrency": concurrency, "timeout": 1.5, "retries": 12, "backoff": 0.02, "max_cost": cap}
     done = judge_candidates(asked(path, url, out=str(out), **limits))
-    sys.exit(0 if done.complete else "\n".join(done.lines()))
+    sys.exit(0 if done.complete else "\n".join(done.lines))

@@ -71,7 +71,7 @@ def test_a_filled_sheet_becomes_verdicts_in_the_order_of_the_candidates(
     done = judge(path, tmp_path / "s.jsonl", references=1, filled=filled, rater="ann")
     scored = read_scored(tmp_path / "s.jsonl")
     assert (done.scored, done.wanted, done.complete) == (7, 8, False)
-    assert "no score in the sheet" in "\n".join(done.lines())
+    assert "no score in the sheet" in "\n".join(done.lines)
     verdict = scored[-1]["verdict"]
     assert verdict["scores"] == {"emotion": 8, "fluent": 7.5} and verdict["overall"] == 7.89
     assert verdict["judge"] == "human:ann" and verdict["reason"] == "good"

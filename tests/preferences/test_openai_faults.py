@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import importlib.util
 import json
 import logging
@@ -46,7 +47,7 @@ def test_a_fault_is_counted_paid_for_and_overcome(
     done = judge(path, stub.url)
     assert done.complete and done.scored == 4 and len(stub.requests) == 5 and set(stub.ok.values()) == {1}
     counted = COUNTED.get(error) or {"503": "5xx", "408": "408"}.get(error, "malformed")
-    assert f"errors: 1 {counted}" in done.lines()
+    assert f"errors: 1 {counted}" in done.lines
     spent = read_ledger(path.with_name("s.jsonl.verdicts.jsonl")).spent
     if error in LOST or error == "other json":
         assert spent > stub.billed_cost  # counted at its worst case
@@ -63,7 +64,7 @@ def test_an_item_that_keeps_failing_is_listed_and_the_same_command_goes_on_with_
     stub.script = lambda n, body: "refusal" if "number 1 0" in body["messages"][1]["content"] else "ok"
     done = judge(path, stub.url)
     assert not done.complete and done.scored == 5 and len(stub.requests) == 5 + 3
-    text = "\n".join(done.lines())
+    text = "\n".join(done.lines)
     assert "without a verdict: 1 of 6 captions" in text
     assert "clip1, candidate 0: refusal (attempt 3): the model refuses: I cannot judge voices." in text
     assert len(read_scored(path.with_name("s.jsonl"))) == 5
@@ -133,7 +134,7 @@ def test_an_endpoint_that_fails_at_everything_is_not_asked_for_ever(
     done = judge(candidates(clips=100), stub.url, retries=1, concurrency=4)
     assert len(stub.requests) <= 2 * (openai_judge.MOST_FAILED_IN_A_ROW + 4)
     assert done.scored == 0 and len(done.unscored) == 200
-    text = "\n".join(done.lines())
+    text = "\n".join(done.lines)
     assert "questions all failed, the last with malformed" in text and "and 180 more" in text
 
 
@@ -160,6 +161,22 @@ def test_an_endpoint_without_usage_is_counted_at_its_worst_case(
     sent = read_events(path.with_name("s.jsonl.verdicts.jsonl"))[0]
     assert read_ledger(path.with_name("s.jsonl.verdicts.jsonl")).spent == sent["cost"] > stub.billed_cost
     assert read_scored(path.with_name("s.jsonl"))[0]["verdict"]["version"] == "m"
+
+
+def test_a_full_disk_stops_the_run_before_another_request_leaves(
+    candidates: Callable[..., Path], stub: Stub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, written = candidates(clips=5), []
+
+    def full(descriptor: int) -> None:
+        written.append(descriptor)
+        if len(written) > 4:  # the head, two requests and one answer
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("aligncap.preferences.judges.endpoint.os.fsync", full)
+    with pytest.raises(UserError, match=r"verdicts\.jsonl: cannot be written: No space left.*--cache"):
+        judge(path, stub.url, concurrency=1)
+    assert len(stub.requests) <= 2
 
 
 class Killed(BaseException):
@@ -284,7 +301,7 @@ def test_transformers_serve_that_answers_garbage_ends_cleanly(
         server.terminate()
         server.wait(20)
         log.close()
-    text = "\n".join(done.lines())
+    text = "\n".join(done.lines)
     assert not done.complete and done.scored == 0 and len(done.unscored) == 4
     outcomes = Counter(
         event["outcome"]

@@ -23,7 +23,7 @@ from aligncap.preferences.judges.endpoint import (
     read_ledger,
     retry_after,
 )
-from aligncap.preferences.judges.openai import prompt_hash, read_response
+from aligncap.preferences.judges.openai import answer_in, billing, prompt_hash
 from aligncap.utils.errors import UserError, UserErrors
 
 FREE: dict[str, Any] = {"price_in": None, "price_out": None}  # no price is given
@@ -129,11 +129,11 @@ def test_a_caption_cannot_end_its_quotation(candidates: Callable[..., Path], stu
 def test_a_dry_run_says_everything_and_sends_nothing(candidates: Callable[..., Path], stub: Stub) -> None:
     path = candidates()
     done = judge(path, stub, out=None, dry_run=True, model="gpt-4o-mini-2024-07-18", **FREE)
-    text = "\n".join(done.lines())
+    text = "\n".join(done.lines)
     assert "6 questions to gpt-4o-mini-2024-07-18, 6 requests to send" in text
     assert "about $0.00" in text and "if every answer took all its room" in text
     assert "[system]\nYou judge one caption" in text and "Caption to judge: " in text
-    assert "cost unknown" in judge(path, stub, dry_run=True, **FREE).lines()[1]
+    assert "cost unknown" in judge(path, stub, dry_run=True, **FREE).lines[1]
     assert not stub.requests and sorted(p.name for p in path.parent.iterdir()) == ["c.jsonl", "data"]
 
 
@@ -144,7 +144,7 @@ def test_no_more_is_spent_than_the_cap_and_a_raised_cap_goes_on(
     journal = path.with_name("s.jsonl.verdicts.jsonl")
     done = judge(path, stub, max_cost=0.02, concurrency=16)
     assert not done.complete and 0 < done.scored < 40
-    assert any("raise --max_cost" in line for line in done.lines())
+    assert any("raise --max_cost" in line for line in done.lines)
     assert stub.billed_cost <= read_ledger(journal).spent <= 0.02
     running = 0.0
     open_: dict[str, float] = {}
@@ -302,7 +302,7 @@ def test_comparisons_are_made_in_both_orders_and_name_captions_not_places(
     assert rows[0]["winner_ab"] == rows[0]["winner_ba"] == "a"
     assert rows[0]["a"] < rows[0]["b"] and (rows[1]["winner_ab"], rows[1]["winner_ba"]) == ("tie", "tie")
     assert (rows[2]["winner_ab"], rows[2]["winner_ba"]) == ("a", "b")
-    assert rows[0]["judge"] == "openai:m" and "2 of 3" in "\n".join(done.lines())
+    assert rows[0]["judge"] == "openai:m" and "2 of 3" in "\n".join(done.lines)
     judge_candidates(config)
     assert len(stub.requests) == 6
 
@@ -311,6 +311,5 @@ def test_half_a_surrogate_and_a_strange_usage_lose_no_paid_answer() -> None:
     marks = ", ".join(f'"{name}": 7' for name in CRITERIA)
     content = f'{{{marks}, "reason": "fine \\ud83d"}}'
     body = {"choices": [{"message": {"content": content}, "finish_reason": "stop"}], "usage": "none"}
-    reading = read_response(body, "score", "m")
-    assert reading.answer is not None and reading.tokens is None
-    reading.answer["reason"].encode("utf-8")
+    assert billing(body, "m") == ("m", None)
+    answer_in(body, "score")["reason"].encode("utf-8")

@@ -12,8 +12,7 @@ import pytest
 from aligncap.data.manifest import Utterance, write_manifest
 from aligncap.preferences import pairs as pairs_module
 from aligncap.preferences.pair_kinds import KINDS
-from aligncap.preferences.pairs import PairsConfig
-from aligncap.preferences.reports import guessed_from_text, pair_tables
+from aligncap.preferences.pairs import PairsConfig, guessed_from_text, pair_tables
 from aligncap.text.claims import manner_claims
 from aligncap.text.emotions import emotion_of
 from aligncap.text.lexicon import caption_words

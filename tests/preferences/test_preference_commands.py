@@ -60,9 +60,9 @@ def test_two_judges_are_compared(tmp_path: Path, start: str, manifest: Path, cap
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["judge"], "candidates"),
+        (["judge"], "CANDIDATES is missing"),
         (["judge", "C", "--judge", "oracle"], "'rubric', 'openai', 'human'"),
-        (["agree", "C"], "--b"),
+        (["agree", "C"], "B is missing"),
         (["judge", "nowhere.jsonl", "--out", "s.jsonl"], "no such file"),
         (["judge", "C", "--judge", "openai", "--out", "s.jsonl"], "--model"),
         (["judge", "C"], "--out is missing"),

@@ -10,8 +10,8 @@ import pytest
 from aligncap.data.manifest import Utterance, write_manifest
 from aligncap.inference import fluency
 from aligncap.models.precision import best_dtype
+from aligncap.preferences.judge import judge_rubric
 from aligncap.preferences.judges import Item, Verdict, read_items
-from aligncap.preferences.judges.rubric import judge_rubric
 from aligncap.text.rubric import data_hash, version
 from aligncap.utils.io import write_jsonl
 

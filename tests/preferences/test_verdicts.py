@@ -114,7 +114,7 @@ def test_references_follow_their_clip_and_are_no_evidence_for_themselves(
     assert items[2].caption == items[0].references[0] and items[2].references == items[0].references[1:]
     assert items[2].row["candidate"] is None and items[2].row["reference"] == 0
     assert {i.row["manifest"] for i in items} == {"../data/m.jsonl"}
-    assert len({i.key for i in items}) == 8
+    assert len({(i.id, i.kind, i.number) for i in items}) == 8
 
 
 def test_the_manifest_is_found_beside_the_file_or_where_it_is_said_to_be(

@@ -19,11 +19,13 @@ from aligncap.text.claims import (
     genders_of,
     is_true,
     manner_claims,
+    ranks,
     readings,
     relative_cues,
 )
+from aligncap.text.lexicon import tokenise
 from aligncap.text.sentences import write_captions
-from aligncap.utils.io import data_path, read_jsonl
+from aligncap.utils.io import data_path, load_data, read_jsonl
 
 
 def said(caption: str) -> list[str]:
@@ -179,6 +181,22 @@ def test_relative_cues_are_those_of_the_speakers_norm() -> None:
     assert values == sorted(values) and values[4] == 0 and values[0] == -values[8]
 
 
-def test_word_tables_load_without_two_levels_for_one_word() -> None:
-    readings.cache_clear()
-    assert readings()
+def test_a_listed_word_claims_its_own_level_at_each_place_and_no_other() -> None:
+    known = load_data("claim_words.yaml")
+    listed = [
+        (word, place, (name, level))
+        for name, levels in known["words"].items()
+        for level, by_place in levels.items()
+        for place, words in by_place.items()
+        for word in words
+    ]
+    assert {claim for _, _, claim in listed} <= set(ranks())
+    assert {place for _, place, _ in listed} <= {*known["nouns"], "sounds", "anywhere", "adverb"}
+    for d in dimensions().values():
+        for level in d.levels:
+            for word in level.words - set(known["instead"]):
+                found = readings().match(tokenise(word), 0)
+                assert found and (d.name, level.name) in found[1].values(), word
+    for word, place, claim in listed:
+        found = readings().match(tokenise(word), 0)
+        assert found and found[1][place] == claim, (word, place)

@@ -2,10 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from aligncap.text import claims as cue_words
 from aligncap.text.claims import dimensions, manner_claims, manner_mentions, word_cues
 from aligncap.text.emotions import emotion_of
-from aligncap.utils.errors import UserErrors
+from aligncap.utils.io import load_data
 
 
 def test_values_beyond_a_bound_take_the_outer_level_and_values_on_it_stay_near_the_norm() -> None:
@@ -59,15 +58,10 @@ def test_claims_are_pairs_of_dimension_and_level() -> None:
     assert manner_claims(["A soft, quiet voice.", "He talks fast."]) == {("effort", "soft"), ("rate", "fast")}
 
 
-def test_a_word_that_stands_for_two_levels_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    entry = {"cue": "c", "title": "t", "below": -1, "above": 1}
-    data = {
-        "pitch": {**entry, "levels": {"low": {"voice": ["dark"]}, "mid": {}, "high": {}}},
-        "effort": {**entry, "levels": {"soft": {"voice": ["dark"]}, "mid": {}, "loud": {}}},
-        "rate": {**entry, "below": 2, "levels": {"slow": {}, "mid": {}, "fast": {}}},
-    }
-    monkeypatch.setattr(cue_words, "load_data", lambda name: data)
-    with pytest.raises(UserErrors) as caught:
-        dimensions.__wrapped__()
-    assert len(caught.value.errors) == 2
-    assert "'dark'" in caught.value.errors[0] and "rate" in caught.value.errors[1]
+def test_dimensions_have_three_levels_and_sound_bounds_and_a_word_stands_for_one_level() -> None:
+    owner: dict[str, tuple[str, str]] = {}
+    for name, entry in load_data("cue_words.yaml").items():
+        assert len(entry["levels"]) == 3 and entry["below"] < entry["above"], name
+        for level, forms in entry["levels"].items():
+            for word in {word for words in forms.values() for word in words}:
+                assert owner.setdefault(word, (name, level)) == (name, level), word

@@ -217,6 +217,20 @@ def loss_and_gradient(trainer: Any, model: Any, batch: dict[str, Tensor]) -> tup
     return loss.item(), gradient
 
 
+def agreement(rival: tuple[float, Tensor], *ours: tuple[float, Tensor]) -> str:
+    """How far results of `loss_and_gradient` agree; the last is of a top-k teacher, a lower bound.
+
+    Raises:
+        AssertionError: losses differ by more than 1e-4 of theirs, gradients by more than 1e-3, or the bound
+            is above the loss.
+    """
+    (loss, gradient), (top, _) = rival, ours[-1]
+    apart = max(abs(other - loss) / loss for other, _ in ours[:-1])
+    turned = max(float((other - gradient).norm() / gradient.norm()) for _, other in ours[:-1])
+    assert apart < 1e-4 and turned < 1e-3 and 0 < top <= loss * (1 + 1e-5), (apart, turned, top, loss)
+    return f"loss {loss:.5f}, apart {apart:.0e}, gradients {turned:.0e} of their size; top-k {top:.5f}"
+
+
 def linear_weights(module: nn.Module, adapters: bool) -> int:
     """Numbers in the matrices of `module`'s linear layers: the adapters', or all others."""
     return sum(

@@ -22,8 +22,7 @@ from aligncap.inference.batch import caption_jobs, jobs_of_manifest
 from aligncap.inference.captioner import Captioner
 from aligncap.preferences import candidates, judge
 from aligncap.preferences.candidates import CandidatesConfig, write_candidates
-from aligncap.preferences.judge import JudgeConfig, judge_candidates
-from aligncap.preferences.judges.rubric import judge_rubric
+from aligncap.preferences.judge import JudgeConfig, judge_candidates, judge_rubric
 from aligncap.training.caches import feature_cache, fill_features, fill_states
 from aligncap.utils.distributed import ALONE, Gathered, Group, launched
 from aligncap.utils.errors import UserError, UserErrors

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from aligncap.data.manifest import Utterance
@@ -22,7 +23,7 @@ from aligncap.text.emotions import (
 )
 from aligncap.text.lexicon import weak_degrees
 from aligncap.utils.io import Row
-from aligncap.utils.statistics import Statistic, mean, ratio, recall_sums, uar
+from aligncap.utils.statistics import Floats, Statistic, mean, ratio, recall_sums, uar
 
 NONE = "none"  # stands for the emotion of a caption without an emotion word
 
@@ -44,15 +45,21 @@ class Emotions:
         """Columns of the confusion matrix: the labels, other emotions that captions name, NONE."""
         return [*self.labels, *sorted(set(self.said) - {*self.labels, NONE}), NONE]
 
-    def confusion(self, clips: Sequence[int] | None = None) -> NDArray[np.int64]:
-        """Counts (labels, columns); rows: the clip's label, columns: what is said; of `clips` only."""
+    def confusion(self) -> NDArray[np.int64]:
+        """Counts (labels, columns) of the clips with a label; rows: the label, columns: what is said."""
         row, column = ({name: i for i, name in enumerate(names)} for names in (self.labels, self.columns))
         matrix = np.zeros((len(row), len(column)), np.int64)
-        for clip in range(len(self.truth)) if clips is None else clips:
-            label = self.truth[clip]
+        for label, said in zip(self.truth, self.said, strict=True):
             if label is not None:
-                matrix[row[label], column[self.said[clip]]] += 1
+                matrix[row[label], column[said]] += 1
         return matrix
+
+
+def joined(parts: Sequence[Emotions], labels: Sequence[str] | None = None) -> Emotions:
+    """Several seeds or corpora as one set; of clips with one of `labels` only, if they are given."""
+    pairs = [pair for part in parts for pair in zip(part.truth, part.said, strict=True)]
+    pairs = [(truth, said) for truth, said in pairs if labels is None or truth in labels]
+    return Emotions([truth for truth, _ in pairs], [said for _, said in pairs])
 
 
 def read_emotions(
@@ -86,23 +93,22 @@ def emotion_statistics(emotions: Emotions) -> dict[str, Statistic]:
 
 def by_speaker(emotions: Emotions, utterances: Sequence[Utterance]) -> list[Row]:
     """Clips, accuracy and UAR of each known speaker: [{"speaker", "gender", "clips", "accuracy", "uar"}]."""
-    places: dict[tuple[str, str], list[int]] = {}
-    for place, u in enumerate(utterances):
-        if u.speaker is not None and u.emotion is not None:
-            places.setdefault((u.corpus, u.speaker), []).append(place)
+    sums = recall_sums(emotions.truth, emotions.said, emotions.labels)
+    kept = [i for i, u in enumerate(utterances) if u.speaker is not None and u.emotion is not None]
+    speakers = pd.Series(
+        [(utterances[i].corpus, utterances[i].speaker) for i in kept], index=kept, dtype=object
+    )
     several = len({u.corpus for u in utterances}) > 1
-    genders = {(u.corpus, u.speaker): u.gender for u in utterances}
     rows = []
-    for (corpus, speaker), own in sorted(places.items()):
-        truth, said = [emotions.truth[i] for i in own], [emotions.said[i] for i in own]
-        sums = recall_sums(truth, said, emotions.labels).sum(axis=0)
+    for (corpus, speaker), own in speakers.groupby(speakers):
+        total = sums[own.index].sum(axis=0)
         rows.append(
             {
                 "speaker": f"{corpus}/{speaker}" if several else speaker,
-                "gender": genders[corpus, speaker],
+                "gender": utterances[own.index[-1]].gender,
                 "clips": len(own),
-                "accuracy": float(sums[: len(emotions.labels)].sum() / len(own)),
-                "uar": float(uar(sums)),
+                "accuracy": float(total[: len(emotions.labels)].sum() / len(own)),
+                "uar": float(uar(total)),
             }
         )
     return rows
@@ -110,8 +116,6 @@ def by_speaker(emotions: Emotions, utterances: Sequence[Utterance]) -> list[Row]
 
 DEAD_ZONE = 0.25  # valence and arousal no further from 0 than this have no sign
 _WEAK = 0.5  # weight of "slightly sad"
-
-Affect = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -130,20 +134,13 @@ class EmotionSets:
     arousal_flip: bool | None = None
 
 
-def _mean_affect(found: Sequence[Mention], rename: Mapping[str, str]) -> Affect | None:
+def _mean_affect(found: Sequence[Mention], rename: Mapping[str, str]) -> Floats | None:
     """Mean (valence, arousal) of the emotion words asserted, weakened ones by half; None without any."""
-    places = [
-        (affect(rename.get(m.label, m.label)), _WEAK if m.degree in weak_degrees() else 1.0)
-        for m in found
-        if m.label and not m.negated
-    ]
-    if not places:
+    asserted = [m for m in found if m.label and not m.negated]
+    if not asserted:
         return None
-    total = sum(weight for _, weight in places)
-    return (
-        sum(point[0] * weight for point, weight in places) / total,
-        sum(point[1] * weight for point, weight in places) / total,
-    )
+    weights = [_WEAK if m.degree in weak_degrees() else 1.0 for m in asserted]
+    return np.average([affect(rename.get(m.label, m.label)) for m in asserted], axis=0, weights=weights)
 
 
 def _flip(said: float, true: float) -> bool | None:

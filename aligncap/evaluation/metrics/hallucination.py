@@ -118,7 +118,7 @@ class ClipMeasures:
         emotions: overlap and flips of its emotion words.
         breaches: names of what makes it no description of a voice.
         claims: number of its different acoustic claims; needs measured cues.
-        right, wrong, unknown: these claims, by what the cues say of them.
+        right, wrong: those of these claims that the cues bear out, and those that they do not.
         wrong_gender: of a caption that gives a gender, and a clip whose gender is known.
         fit: share of the other clips of which everything it says is as true; needs cues.
         among: probability that it finds its clip among ten; needs cues and ten clips.
@@ -131,7 +131,6 @@ class ClipMeasures:
     claims: int | None
     right: tuple[str, ...] | None
     wrong: tuple[str, ...] | None
-    unknown: tuple[str, ...] | None
     wrong_gender: bool | None
     fit: float | None
     among: float | None
@@ -170,10 +169,7 @@ def measure(
         read = bool(cues) and not is_chinese(caption)
         claims = claims_of(caption) if read else []
         checked = check(claims, cues)
-        right, wrong, unknown = (
-            tuple(map(str, part)) if read else None
-            for part in (checked.right, checked.wrong, checked.unknown)
-        )
+        right, wrong = (tuple(map(str, p)) if read else None for p in (checked.right, checked.wrong))
         genders = genders_of(caption)
         fit, among = others.find(caption, place, claims, genders) if read else (None, None)
         mark = None
@@ -186,7 +182,6 @@ def measure(
                 claims=len({claim.key for claim in claims}) if read else None,
                 right=right,
                 wrong=wrong,
-                unknown=unknown,
                 wrong_gender=bool(genders - {u.gender}) if genders and u.gender else None,
                 fit=fit,
                 among=among,

@@ -26,11 +26,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aligncap.utils.errors import UserError
-from aligncap.utils.io import Row
+from aligncap.utils.io import load_data
+from aligncap.utils.statistics import Floats, Ints
 
 Tokens = Sequence[str]
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
 
 ORDERS = 4  # n-grams of one to four words
 SIGMA = 6.0  # of CIDEr-D's length penalty, in bigrams
@@ -264,25 +263,14 @@ def common_subsequence(a: Tokens, b: Tokens) -> int:
     >>> common_subsequence("he sounds very sad".split(), "he is sad".split())
     2
     """
-    return _common(_positions(a), len(a), b)
-
-
-def _positions(tokens: Tokens) -> dict[str, int]:
     masks: dict[str, int] = {}
-    for place, token in enumerate(tokens):
+    for place, token in enumerate(a):
         masks[token] = masks.get(token, 0) | 1 << place
-    return masks
-
-
-def _common(masks: dict[str, int], length: int, other: Tokens) -> int:
-    full = (1 << length) - 1
-    row = full
-    for token in other:
-        hits = masks.get(token, 0)
-        if hits:
-            up = row & hits
-            row = ((row + up) | (row - up)) & full
-    return length - bin(row).count("1")
+    row = full = (1 << len(a)) - 1
+    for token in b:
+        up = row & masks.get(token, 0)
+        row = ((row + up) | (row - up)) & full
+    return len(a) - row.bit_count()
 
 
 def rouge_l(captions: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -> Floats:
@@ -294,8 +282,7 @@ def rouge_l(captions: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) 
     for clip, (caption, targets) in enumerate(zip(captions, references, strict=True)):
         if not caption:
             continue
-        masks = _positions(caption)
-        common = [(_common(masks, len(caption), target), len(target)) for target in targets]
+        common = [(common_subsequence(caption, target), len(target)) for target in targets]
         precision = max(length for length, _ in common) / len(caption)
         recall = max(length / max(size, 1) for length, size in common)
         if precision and recall:
@@ -331,12 +318,10 @@ def meteor(captions: Sequence[Tokens], references: Sequence[Sequence[Tokens]], *
         lemmas = [SimpleNamespace(name=lambda text=text: text) for text in sorted(words)]
         return [SimpleNamespace(lemmas=lambda: lemmas)]
 
-    nltk: Row = {
-        "stemmer": SimpleNamespace(stem=stem),
-        "wordnet": SimpleNamespace(synsets=synsets),
-    }
+    stemmer: Any = SimpleNamespace(stem=stem)
+    synonyms: Any = SimpleNamespace(synsets=synsets)
     scores = [
-        meteor_score([list(target) for target in targets], list(caption), **nltk)
+        meteor_score([list(target) for target in targets], list(caption), stemmer=stemmer, wordnet=synonyms)
         for caption, targets in zip(captions, references, strict=True)
     ]
     return np.array(scores, dtype=np.float64)
@@ -344,19 +329,12 @@ def meteor(captions: Sequence[Tokens], references: Sequence[Sequence[Tokens]], *
 
 SYSTEM_FOLDER = Path("/usr/share/wordnet")  # of the Debian packages wordnet-base and wordnet-sense-index
 
+_PARTS = ("noun", "verb", "adj", "adv")  # of speech, as WordNet numbers them from 1
 _FILES = (
-    *(f"{kind}.{part}" for kind in ("data", "index") for part in ("noun", "verb", "adj", "adv")),
-    *(f"{part}.exc" for part in ("noun", "verb", "adj", "adv")),
+    *(f"{kind}.{part}" for kind in ("data", "index") for part in _PARTS),
+    *(f"{part}.exc" for part in _PARTS),
     "index.sense",
     "cntlist.rev",
-)
-_NOUN = (
-    "Tops act animal artifact attribute body cognition communication event feeling food group location "
-    "motive object person phenomenon plant possession process quantity relation shape state substance time"
-)
-_VERB = (
-    "body change cognition communication competition consumption contact creation emotion motion perception "
-    "possession social stative weather"
 )
 
 
@@ -367,12 +345,12 @@ def nltk_folder() -> Path:
 
 
 def lexnames() -> str:
-    """WordNet's table of lexicographer files (lexnames(5WN)), which Debian's packages leave out."""
-    rows = [("adj.all", 3), ("adj.pert", 3), ("adv.all", 4)]
-    rows += [(f"noun.{name}", 1) for name in _NOUN.split()]
-    rows += [(f"verb.{name}", 2) for name in _VERB.split()]
-    rows += [("adj.ppl", 3)]
-    return "".join(f"{number:02d}\t{name}\t{part}\n" for number, (name, part) in enumerate(rows))
+    """WordNet's table of lexicographer files: number, name and part of speech a line (data/wordnet.yaml)."""
+    names = load_data("wordnet.yaml")["lexnames"].split()
+    parts = [_PARTS.index(name.partition(".")[0]) + 1 for name in names]
+    return "".join(
+        f"{i:02d}\t{name}\t{part}\n" for i, (name, part) in enumerate(zip(names, parts, strict=True))
+    )
 
 
 def build_wordnet(source: Path = SYSTEM_FOLDER, out: Path | None = None) -> Path:

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from aligncap.evaluation.metrics.ngram import common_subsequence, tokenize
 from aligncap.utils.errors import UserError, UserErrors
 from aligncap.utils.io import Row
+from aligncap.utils.statistics import Floats
 
-Floats = NDArray[np.float64]
 Choice = Literal["auto", "require", "none"]
 Alike = Literal["encoder", "words"]
 Encode = Callable[[Sequence[str]], NDArray[np.float32]]
@@ -125,11 +125,7 @@ def cosines(captions: Sequence[str], references: Sequence[Sequence[str]], encode
 
 
 def secap_runs(
-    rows: Sequence[Row],
-    *,
-    similarity: Alike,
-    samples: int = SAMPLES,
-    dropped: int = DROPPED,
+    rows: Sequence[Row], *, similarity: Alike, samples: int = SAMPLES, dropped: int = DROPPED
 ) -> list[list[Row]]:
     """What `aligncap candidates` wrote as `samples` - `dropped` lists of captions, by SECap's protocol.
 

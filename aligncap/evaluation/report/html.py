@@ -10,23 +10,21 @@ import base64
 import os
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 from urllib.parse import quote
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from aligncap.data.manifest import Utterance, audio_path
-from aligncap.evaluation.listening import HEARD, MEANINGS, Listening
-from aligncap.evaluation.metrics import SCORES, figure, interval, shown, signed
-from aligncap.evaluation.metrics.emotion import Emotions
+from aligncap.evaluation.listening import HEARD, Listening
+from aligncap.evaluation.metrics import SCORES, figure, shown, template
+from aligncap.evaluation.metrics.emotion import by_speaker, joined
 from aligncap.evaluation.report.pictures import bars_picture, confusion_picture, speakers_picture
-from aligncap.evaluation.scoring import System, details
+from aligncap.evaluation.scoring import Baseline, System, details
 from aligncap.text.emotions import emotion_of
 from aligncap.utils.errors import UserError
-from aligncap.utils.io import Row, atomic_open, data_path, write_json, write_text
+from aligncap.utils.io import Row, atomic_open, write_json, write_text
 from aligncap.utils.statistics import Interval
 
 Audio = Literal["copy", "link", "embed"]
@@ -41,30 +39,6 @@ _MIME = {
 }
 
 
-@dataclass(frozen=True)
-class Baseline:
-    """What systems are compared with, such as a linear probe: some scores, by name.
-
-    Raises:
-        UserError: a value is given for something that is no score.
-    """
-
-    name: str
-    values: Mapping[str, float]
-    note: str = ""
-
-    def __post_init__(self) -> None:
-        for name in self.values:
-            if name not in SCORES:
-                raise UserError(f"baseline {self.name!r}: {name!r} is no metric, unlike {', '.join(SCORES)}")
-
-    @property
-    def cells(self) -> dict[str, Row]:
-        """In the form of `System.cells`, without intervals."""
-        rest = {"low": None, "high": None, "spread": None, "runs": 1}
-        return {name: {**rest, "value": value} for name, value in self.values.items()}
-
-
 def choose_samples(
     systems: Sequence[System], references: Sequence[Utterance], number: int, seed: int
 ) -> list[Row]:
@@ -72,7 +46,8 @@ def choose_samples(
 
     The clips are those of the last system; each system's captions are those of its first seed.
     """
-    captions = {s.name: dict(zip(_ids(s), s.seeds[0].captions, strict=True)) for s in systems}
+    first = [(s.name, s.seeds[0]) for s in systems]
+    captions = {n: dict(zip([u.id for u in s.utterances], s.captions, strict=True)) for n, s in first}
     pool = [u for u in references if u.id in captions[systems[-1].name]]
     chosen = np.random.default_rng(seed).permutation(len(pool))[:number]
     rows = []
@@ -87,10 +62,6 @@ def choose_samples(
         about = [x for x in (u.speaker and f"speaker {u.speaker}", u.gender, u.intensity) if x]
         rows.append({"utterance": u, "about": ", ".join(about), "said": said})
     return rows
-
-
-def _ids(system: System) -> list[str]:
-    return [u.id for u in system.seeds[0].utterances]
 
 
 def attach_audio(rows: Sequence[Row], out: Path, manifest: Path | None, how: Audio) -> None:
@@ -156,7 +127,17 @@ def write_report(
         UserError: names repeat, systems were scored on different clips, an audio path leads out of its root,
             or `out` cannot be written.
     """
-    _check(systems)
+    if not systems:
+        raise UserError("a report needs at least one system")
+    names = [s.name for s in systems]
+    if len(set(names)) < len(names):
+        raise UserError(f"systems of a report need different names, found {', '.join(names)}")
+    sizes = [len(s.seeds[0].captions) for s in systems]
+    if len(set(sizes)) > 1:
+        counts = ", ".join(f"{name}: {n}" for name, n in zip(names, sizes, strict=True))
+        raise UserError(
+            f"systems were scored on different numbers of clips ({counts}); caption the same manifest"
+        )
     main, listening = systems[-1], listening or Listening({})
     samples = choose_samples(systems, references, sample, seed)
     attach_audio(samples, out, manifest, audio)
@@ -177,7 +158,6 @@ def write_report(
         main=main,
         listening=listening,
         heard_names=HEARD,
-        meanings=MEANINGS,
         manifest=shlex.quote(str(manifest or "M.jsonl")),
         differences=differences or {},
         pictures=sources,
@@ -194,7 +174,7 @@ def write_report(
         **main.cells,
         "signature": main.signature,
         "details": counted,
-        "systems": {s.name: {**s.cells, "seeds": s.values_by_seed} for s in systems},
+        "systems": {s.name: {**s.cells, "seeds": [scored.values for scored in s.seeds]} for s in systems},
         "baselines": {b.name: b.cells for b in baselines},
         "listening": listening.conditions,
         "listening_verdict": listening.verdict,
@@ -205,52 +185,22 @@ def write_report(
     return out / "report.html"
 
 
-def _check(systems: Sequence[System]) -> None:
-    names = [s.name for s in systems]
-    if not systems:
-        raise UserError("a report needs at least one system")
-    if len(set(names)) < len(names):
-        raise UserError(f"systems of a report need different names, found {', '.join(names)}")
-    sizes = {s.name: len(_ids(s)) for s in systems}
-    if len(set(sizes.values())) > 1:
-        counts = ", ".join(f"{name}: {n}" for name, n in sizes.items())
-        raise UserError(
-            f"systems were scored on different numbers of clips ({counts}); caption the same manifest"
-        )
-
-
-def template(name: str) -> Template:
-    """A template of `data/`; in HTML what is filled in is escaped."""
-    environment = Environment(
-        loader=FileSystemLoader(data_path(name).parent),
-        autoescape=name.endswith(".html.j2"),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.globals.update(scores=SCORES, figure=figure, interval=interval, shown=shown, signed=signed)
-    return environment.get_template(name)
-
-
 def _pictures(systems: Sequence[System], listening: Listening) -> dict[str, bytes]:
+    """PNG files by name: confusion_0 … of each system, speakers, listening; those that there is data for."""
     pictures: dict[str, bytes] = {}
-    speakers: dict[str, Mapping[str, Sequence[float]]] = {}
+    speakers: dict[str, dict[str, list[float]]] = {}
     chance = 1 / max(1, len(systems[-1].seeds[0].emotions.labels))
     for number, system in enumerate(systems):
-        runs = [scored.emotions for scored in system.seeds]
-        together = Emotions([x for e in runs for x in e.truth], [x for e in runs for x in e.said])
+        together = joined([scored.emotions for scored in system.seeds])
         if not together.labels:
             continue
-        name = system.name if len(runs) == 1 else f"{system.name} (sum of {len(runs)} runs)"
+        several = f" (sum of {len(system.seeds)} runs)" if len(system.seeds) > 1 else ""
         pictures[f"confusion_{number}"] = confusion_picture(
-            together.confusion(), together.labels, together.columns, name
+            together.confusion(), together.labels, together.columns, system.name + several
         )
-        uars: dict[str, list[float]] = {}
         for scored in system.seeds:
-            for row in details(scored)["speakers"]:
-                uars.setdefault(row["speaker"], []).append(row["uar"])
-        if uars:
-            speakers[system.name] = uars
+            for row in by_speaker(scored.emotions, scored.utterances):
+                speakers.setdefault(system.name, {}).setdefault(row["speaker"], []).append(row["uar"])
     if speakers:
         pictures["speakers"] = speakers_picture(speakers, chance)
     if listening.conditions:
@@ -269,22 +219,18 @@ def _pictures(systems: Sequence[System], listening: Listening) -> dict[str, byte
 def score_lines(systems: Sequence[System], baselines: Sequence[Baseline]) -> list[Row]:
     """One line a score that any system has. The best system, or those that look alike, is marked."""
     result = []
-    both: list[System | Baseline] = [*systems, *baselines]
+    columns: list[System | Baseline] = [*systems, *baselines]
     for name, score in SCORES.items():
-        columns = [shown(name, column.cells.get(name)) for column in both]
         known = [v for s in systems if (v := s.cells[name]["value"]) is not None]
         if not known:
             continue
-        best = shown(name, {"value": (min if score.better == "less" else max)(known)})[0]
-        alike = score.better == "neither" or len({text for text, *_ in columns[: len(systems)]} - {"–"}) < 2
-        cells = [
-            {
-                "value": value,
-                "spread": spread,
-                "interval": bounds,
-                "best": not alike and place < len(systems) and value == best,
-            }
-            for place, (value, spread, bounds) in enumerate(columns)
-        ]
-        result.append({"title": score.title, "cells": cells, "less": score.better == "less"})
+        less = score.better == "less"
+        best = figure(name, min(known) if less else max(known))
+        differ = score.better != "neither" and len({figure(name, value) for value in known}) > 1
+        cells = []
+        for column in columns:
+            value, spread, bounds = shown(name, column.cells.get(name))
+            marked = differ and isinstance(column, System) and value == best
+            cells.append({"value": value, "spread": spread, "interval": bounds, "best": marked})
+        result.append({"title": score.title, "cells": cells, "less": less})
     return result

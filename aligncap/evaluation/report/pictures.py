@@ -10,6 +10,7 @@ from textwrap import fill
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from aligncap.utils.drawing import BLUE, GREY, INK, ORANGE, PALE, bare, cycle, figure, plain, png
@@ -47,8 +48,7 @@ def confusion_picture(
     axes.tick_params(which="both", length=0)
     axes.axvline(len(labels) - 0.5, color=GREY, linewidth=1.2, linestyle="--")
     axes.set_title(plain(title), fontsize=11, color=INK, loc="left")
-    for side in axes.spines.values():
-        side.set_visible(False)
+    axes.spines[:].set_visible(False)
     axes.set_xlabel("emotion the caption names", color=GREY)
     axes.set_ylabel("label of the clip (clips)", color=GREY)
     return png(picture)
@@ -125,12 +125,7 @@ def bars_picture(
                 axes.plot([place, place], [cell["low"], cell["high"]], color=INK, linewidth=1.4)
                 top = max(top, cell["high"])
             text = "–" if cell["value"] is None else f"{cell['value']:.2f}"
-            style: Row = {
-                "textcoords": "offset points",
-                "ha": "center",
-                "fontsize": 8,
-                "color": INK,
-            }
+            style: Row = {"textcoords": "offset points", "ha": "center", "fontsize": 8, "color": INK}
             box = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}
             axes.annotate(text, (place, top), (0, 4), bbox=box, **style)
         if title in dashed:
@@ -143,8 +138,6 @@ def bars_picture(
         bare(axes)
     return png(picture)
 
-
-Curves = dict[str, dict[int, float]]  # of one run: step to value of each curve
 
 # what a training log may hold, in the order of the panels
 CURVES = {
@@ -195,14 +188,14 @@ def training_curves(folders: Mapping[str, Sequence[Path]], out: Path) -> Path:
         UserErrors: folders without a log, or with an empty one, all of them.
     """
     errors: list[str] = []
-    logs: dict[str, list[Curves]] = {name: [] for name in folders}
+    logs: dict[str, list[pd.DataFrame]] = {name: [] for name in folders}
     for name, paths in folders.items():
         for path in paths:
             if not (path / "log.jsonl").is_file():
                 errors.append(f"{path}: no log.jsonl here; give the output_dir of `aligncap train`")
                 continue
             logs[name].append(_curves_of(path))
-            if not logs[name][-1]:
+            if logs[name][-1].empty:
                 errors.append(f"{path}/log.jsonl: no step is logged yet; wait for logging_steps")
     if errors:
         raise UserErrors(errors)
@@ -216,7 +209,7 @@ def training_curves(folders: Mapping[str, Sequence[Path]], out: Path) -> Path:
     for axes, key in zip(panels.flat, shown, strict=False):
         for colour, (name, runs) in zip(cycle(len(logs)), logs.items(), strict=True):
             label = f"{name} ({len(runs)} seed{'s' * (len(runs) > 1)})"
-            _draw_curve(axes, [run[key] for run in runs if key in run], colour, plain(label))
+            _draw_curve(axes, [run[key].dropna() for run in runs if key in run], colour, plain(label))
         axes.set_title(CURVES[key], fontsize=10, color=INK, loc="left")
         axes.set_xlabel("step", color=GREY, fontsize=8.5)
         if key == "learning_rate":
@@ -244,26 +237,20 @@ def named_runs(words: Sequence[str]) -> dict[str, list[Path]]:
     return runs
 
 
-def _curves_of(run: Path) -> Curves:
-    """Step to value of each curve of a run; of a step that was logged twice, the later."""
-    found: Curves = {}
-    for row in read_jsonl(run / "log.jsonl"):
-        for key in CURVES:
-            if isinstance(row.get(key), int | float):
-                found.setdefault(key, {})[int(row["step"])] = float(row[key])
+def _curves_of(run: Path) -> pd.DataFrame:
+    """Curves of a run, step by curve; of a step that was logged twice, the later."""
+    table = pd.DataFrame(read_jsonl(run / "log.jsonl"), columns=["step", *CURVES]).set_index("step")
+    curves = table.apply(pd.to_numeric, errors="coerce").groupby(level="step").last()
     if (run / "align.jsonl").is_file():
-        losses = {int(row["step"]): float(row["loss"]) for row in read_jsonl(run / "align.jsonl")}
-        window = max(1, len(losses) // 20)
-        steps, values = sorted(losses), [losses[step] for step in sorted(losses)]
-        smooth = np.convolve(values, np.ones(window) / window, mode="valid")
-        found["align"] = dict(zip(steps[window - 1 :], smooth.tolist(), strict=True))
-    return found
+        losses = pd.DataFrame(read_jsonl(run / "align.jsonl")).groupby("step")["loss"].last()
+        smooth = losses.rolling(max(1, len(losses) // 20)).mean()
+        curves = curves.drop(columns="align").join(smooth.rename("align"), how="outer")
+    return curves.dropna(axis="columns", how="all")
 
 
-def _draw_curve(axes: Axes, runs: Sequence[Mapping[int, float]], colour: str, label: str) -> None:
+def _draw_curve(axes: Axes, runs: Sequence[pd.Series], colour: str, label: str) -> None:
     marker = "o" if runs and max(map(len, runs)) <= 8 else ""
     for run in runs if len(runs) > 1 else ():
-        axes.plot(sorted(run), [run[step] for step in sorted(run)], color=colour, linewidth=0.8, alpha=0.45)
-    steps = sorted(set.intersection(*(set(run) for run in runs))) if runs else []
-    means = [float(np.mean([run[step] for run in runs])) for step in steps]
-    axes.plot(steps, means, color=colour, linewidth=2.2, marker=marker, markersize=3.5, label=label)
+        axes.plot(run.index, run, color=colour, linewidth=0.8, alpha=0.45)
+    mean = pd.concat(runs, axis=1, join="inner").mean(axis=1) if runs else pd.Series(dtype=float)
+    axes.plot(mean.index, mean, color=colour, linewidth=2.2, marker=marker, markersize=3.5, label=label)

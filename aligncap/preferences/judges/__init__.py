@@ -57,9 +57,7 @@ class _Candidate(_Caption):
     kind: Literal["candidate"] = "candidate"
 
 
-class _ScoredCandidate(_Caption):
-    candidate: Number
-    kind: Literal["candidate"]
+class _ScoredCandidate(_Candidate):
     verdict: Verdict
 
 
@@ -94,11 +92,6 @@ class Item:
     labels: frozenset[str] = frozenset()
     row: Row = field(default_factory=dict)
 
-    @property
-    def key(self) -> tuple[str, str, int]:
-        """What tells the items of one file apart."""
-        return self.id, self.kind, self.number
-
     def __str__(self) -> str:
         return f"{self.kind} {self.number}"
 
@@ -109,21 +102,11 @@ def weighted_overall(scores: Mapping[str, float]) -> float:
     Raises:
         ValueError: no score at all.
     """
+    if not scores:
+        raise ValueError("no criterion was scored")
     weights: dict[str, float] = load_data("rubric.yaml")["weights"]
     total = sum(weights[name] for name in scores)
-    if not total:
-        raise ValueError("no criterion was scored")
     return round(sum(weights[name] * score for name, score in scores.items()) / total, 2)
-
-
-def read_scored(path: str | Path) -> list[Row]:
-    """Rows of a scored file, in its order; "verdict" is checked and left a dict.
-
-    Raises:
-        UserError: no such file, or an empty one.
-        UserErrors: every line that is no scored caption, or the same caption as an earlier line.
-    """
-    return [row for _, row in _numbered(Path(path), scored=True)]
 
 
 def manifest_of(row: Row, path: str | Path, override: str | Path | None = None) -> Path:
@@ -161,22 +144,21 @@ def read_items(
         UserErrors: rows that are no candidates, or of clips that the manifest does not hold.
     """
     path = Path(path)
-    numbered = _numbered(path, scored=False)
+    lines = _read(path, scored=False)
+    last = {row["id"]: line for line, row in lines.items()}
     clips: dict[Path, dict[str, Item]] = {}
-    last = {row["id"]: index for index, (_, row) in enumerate(numbered)}
     items: list[Item] = []
     errors: list[str] = []
-    for index, (line, row) in enumerate(numbered):
+    for line, row in lines.items():
         source = manifest_of(row, path, manifest)
         if source not in clips:
             clips[source] = _clips(source)
-        clip = clips[source].get(row["id"])
-        if clip is None:
+        if (clip := clips[source].get(row["id"])) is None:
             errors.append(f'{path}:{line}: {source} holds no clip "{row["id"]}"; name its manifest')
             continue
         row = row | {"kind": "candidate", "manifest": relative_name(source, out or path)}
         items.append(replace(clip, caption=row["caption"], number=row["candidate"], row=row))
-        if last[row["id"]] == index:
+        if last[row["id"]] == line:
             items += [_reference(items[-1], n) for n in range(min(references, len(clip.references)))]
     if errors:
         raise UserErrors(errors)
@@ -201,17 +183,27 @@ def _reference(item: Item, number: int) -> Item:
     return replace(item, caption=caption, kind="reference", number=number, references=others, row=row)
 
 
-def _numbered(path: Path, *, scored: bool) -> list[tuple[int, Row]]:
-    """(line number, row) of every line; all errors at once."""
+def read_scored(path: str | Path) -> list[Row]:
+    """Rows of a scored file, in its order; "verdict" is checked and left a dict.
+
+    Raises:
+        UserError: no such file, or an empty one.
+        UserErrors: every line that is no scored caption, or the same caption as an earlier line.
+    """
+    return list(_read(Path(path), scored=True).values())
+
+
+def _read(path: Path, *, scored: bool) -> dict[int, Row]:
+    """Row by line number; all errors at once."""
     command = "judge" if scored else "candidates"
     if not path.is_file():
         raise UserError(f"{path}: no such file; `aligncap {command}` writes it")
     content = path.read_bytes()
     if scored and content.strip() and b'"verdict"' not in content:
         raise UserError(f"{path}: holds no verdict; `aligncap judge` writes a scored file")
-    rows: list[tuple[int, Row]] = []
+    rows: dict[int, Row] = {}
     errors: list[str] = []
-    first: dict[tuple[Any, ...], int] = {}
+    first: dict[tuple[str, str, int], int] = {}
     for number, line in enumerate(content.split(b"\n"), 1):
         if not line.strip():
             continue
@@ -223,17 +215,15 @@ def _numbered(path: Path, *, scored: bool) -> list[tuple[int, Row]]:
                 where = ".".join(map(str, found["loc"][scored:]))  # the first of a scored row is its kind
                 what = f"{where}: {found['msg']}, found {found['input']!r:.40}".removeprefix(": ")
                 errors.append(f"{path}:{number}: {what}; mend or delete the line")
-            continue
         except ValueError as error:
             errors.append(f"{path}:{number}: broken JSON ({error}); mend or delete the line")
-            continue
-        kind = row.get("kind", "candidate")
-        key = (row["id"], kind, row[kind])
-        if key in first:
-            double = f'{kind} {key[2]} of "{row["id"]}" is on line {first[key]} already'
-            errors.append(f"{path}:{number}: {double}; delete one")
-        first.setdefault(key, number)
-        rows.append((number, row))
+        else:
+            kind = row.get("kind", "candidate")
+            place = first.setdefault((row["id"], kind, row[kind]), number)
+            if place != number:
+                double = f'{kind} {row[kind]} of "{row["id"]}" is on line {place} already'
+                errors.append(f"{path}:{number}: {double}; delete one")
+            rows[number] = row
     if errors:
         raise UserErrors(errors)
     if not rows:

@@ -6,7 +6,8 @@ when its end is known:
     {"event": "done", "request", "key", "outcome": "ok" or an error, "cost", "tokens": [in, out],
      "served": model as the endpoint names it, "answer": where the outcome is "ok"}
 So no answer that was paid is lost or asked for again whenever a run is killed, and what all runs have spent
-is never more than the journal says.
+is never more than the journal says. That is why the client's own retries are off: it would send requests that
+nobody noted.
 """
 
 from __future__ import annotations
@@ -92,15 +93,6 @@ class OpenAIOptions(Config):
         """What the model costs, None where that is not known."""
         return prices_of(self.model or "", self.price_in, self.price_out)
 
-    def missing(self) -> list[str]:
-        """What the judge cannot start without."""
-        if not self.model:
-            return ["--judge openai needs --model, like gpt-4.1-mini, or a model of your own endpoint"]
-        if self.prices or self.max_cost is None:
-            return []
-        price = "give --price_in and --price_out in dollars per million tokens (0 for a local server)"
-        return [f"no price is known for {self.model!r}, so --max_cost cannot be kept; {price}"]
-
 
 # --------------------------------------------------------------------------------------------------- journal
 
@@ -143,24 +135,22 @@ class VerdictJournal(Ledger):
     """A journal opened for writing by this process alone; every line is on disk before its method returns.
 
     Raises:
-        UserError: another process holds the journal, it is no journal, or cannot be written.
+        UserError: another process holds the journal, or it is no journal.
         UserErrors: broken lines before the last.
+        OSError: it cannot be written.
     """
 
     def __init__(self, path: str | Path) -> None:
         super().__init__()
-        self.path = Path(path)
+        path = Path(path)
         with ExitStack() as stack:
-            stack.enter_context(locked(self.path))
-            content = self.path.read_bytes() if self.path.exists() else b""
-            for event in _events(self.path, content):
+            stack.enter_context(locked(path))
+            for event in read_events(path):
                 self.take(event)
-            try:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                self._file: IO[bytes] = stack.enter_context(self.path.open("r+b" if content else "wb"))
-                self._file.truncate(content.rfind(b"\n") + 1)  # a kill may have torn the last line
-            except OSError as error:
-                raise self._unwritable(error) from error
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+            self._file: IO[bytes] = stack.enter_context(path.open("r+b"))
+            self._file.truncate(path.read_bytes().rfind(b"\n") + 1)  # a kill may have torn the last line
             if self._file.seek(0, os.SEEK_END) == 0:
                 self._append(_HEAD)
             self._held = stack.pop_all()
@@ -189,42 +179,29 @@ class VerdictJournal(Ledger):
         self.take(event)
 
     def _append(self, line: bytes) -> None:
-        try:
-            self._file.write(line + b"\n")
-            self._file.flush()
-            os.fsync(self._file.fileno())
-        except OSError as error:
-            raise self._unwritable(error) from error
-
-    def _unwritable(self, error: OSError) -> UserError:
-        remedy = "free space or name another journal with --cache"
-        return UserError(f"{self.path}: cannot be written: {error.strerror or error}; {remedy}")
+        self._file.write(line + b"\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
 
 
 def read_ledger(path: str | Path) -> Ledger:
-    """What a journal comes to, without opening it for writing; empty where there is none.
-
-    Raises:
-        UserError, UserErrors: as `read_events`.
-    """
+    """What a journal comes to, without opening it for writing. Raises as `read_events`."""
     ledger = Ledger()
-    for event in read_events(path) if Path(path).exists() else []:
+    for event in read_events(path):
         ledger.take(event)
     return ledger
 
 
 def read_events(path: str | Path) -> list[Row]:
-    """Events of a journal, also while another process writes it.
+    """Events of a journal, also while another process writes it; none where there is no file.
 
     Raises:
         UserError: it is no journal.
         UserErrors: broken lines before the last.
     """
-    return _events(Path(path), Path(path).read_bytes())
-
-
-def _events(path: Path, content: bytes) -> list[Row]:
-    head, *lines = content.split(b"\n")
+    if not Path(path).exists():
+        return []
+    head, *lines = Path(path).read_bytes().split(b"\n")
     if head != _HEAD and (lines or not _HEAD.startswith(head)):
         raise UserError(f"{path}: not a journal of verdicts; name another file with --cache")
     events: list[Row] = []
@@ -288,7 +265,8 @@ class Failure(Exception):
     """A request without a usable answer.
 
     `kind` is how it is counted. `fatal` is a message when no other request can fare better. `billed`: it may
-    have been paid for all the same. `retry` is false for what will not go away.
+    have been paid for all the same. `retry` is false for what will not go away; `pause` are the seconds after
+    which the endpoint wants to be asked again.
     """
 
     kind: str
@@ -296,7 +274,7 @@ class Failure(Exception):
     fatal: str | None = None
     retry: bool = True
     billed: bool = False
-    headers: Mapping[str, str] = field(default_factory=dict)
+    pause: float | None = None
 
 
 def failure_of(error: Exception, client: AsyncOpenAI, model: str) -> Failure:
@@ -325,5 +303,5 @@ def failure_of(error: Exception, client: AsyncOpenAI, model: str) -> Failure:
         return Failure("no credit", quote, f"{url} has no credit left for this key: {quote}")
     if status in (408, 409, 425, 429) or status >= 500:
         kind = str(status) if status <= 500 else "5xx"
-        return Failure(kind, quote, headers=error.response.headers)
+        return Failure(kind, quote, pause=retry_after(error.response.headers))
     return Failure("rejected", f"{status}: {quote}", retry=False)

@@ -44,8 +44,8 @@ def write_form(items: Sequence[Item], path: str | Path, seed: int) -> None:
                 writer.writerow(cells + [""] * (len(CRITERIA) + 1))
 
 
-def judge_human(items: Sequence[Item], path: str | Path, rater: str) -> list[Verdict | str]:
-    """Verdicts of a filled sheet; for captions without any score, why there is none.
+def judge_human(items: Sequence[Item], path: str | Path, judge: str) -> list[Verdict | str]:
+    """Verdicts of a filled sheet by `judge`, "human:NAME"; of captions without any score, why there is none.
 
     A criterion may be left blank. `overall` is the weighted mean of the scored criteria.
 
@@ -80,8 +80,7 @@ def judge_human(items: Sequence[Item], path: str | Path, rater: str) -> list[Ver
             if not LOWEST <= scores[name] <= HIGHEST:
                 errors.append(f'{path}:{line}: {name}: "{text}" is no number of {LOWEST} to {HIGHEST}')
         if scores:
-            overall, reason = weighted_overall(scores), row["reason"].strip()
-            found[code] = Verdict(scores, overall, reason, f"human:{rater.strip()}", "1", guide)
+            found[code] = Verdict(scores, weighted_overall(scores), row["reason"].strip(), judge, "1", guide)
     if errors:
         raise UserErrors(errors)
     return [found.get(code, "no score in the sheet") for code in wanted]
@@ -89,7 +88,7 @@ def judge_human(items: Sequence[Item], path: str | Path, rater: str) -> list[Ver
 
 def item_code(item: Item) -> str:
     """Ten hex digits that stand for one caption of one clip."""
-    return hashlib.sha256(repr((item.key, item.caption)).encode()).hexdigest()[:10]
+    return hashlib.sha256(repr(((item.id, item.kind, item.number), item.caption)).encode()).hexdigest()[:10]
 
 
 def _lines(path: Path) -> list[tuple[int, dict[str, str]]]:

@@ -1,8 +1,7 @@
 """A language model as judge: questions put to an OpenAI-compatible endpoint, many at once.
 
-Every request is noted in the journal before it leaves and again when its end is known, so that nothing that
-was paid is lost or asked twice, and no more than the cap is ever spent, whenever the run is killed. That is
-why the client makes one attempt a call: each attempt is a request that is noted.
+What a question costs is kept in a journal (see `endpoint`), so that nothing that was paid is lost or asked
+twice, and no more than the cap is ever spent, whenever the run is killed.
 """
 
 from __future__ import annotations
@@ -15,7 +14,8 @@ import logging
 import os
 import random
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -34,7 +34,6 @@ from aligncap.preferences.judges.endpoint import (
     VerdictJournal,
     failure_of,
     read_ledger,
-    retry_after,
 )
 from aligncap.utils.errors import UserError
 from aligncap.utils.io import Row, load_data
@@ -57,7 +56,6 @@ _Score = Literal[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10]
 _STRICT = ConfigDict(extra="forbid", strict=True)
 # The reason first: a model that has said why scores accordingly.
 _FIELDS: Any = {"reason": (str, ...)} | {name: (_Score, ...) for name in CRITERIA}
-Scores: type[BaseModel] = create_model("CaptionScores", __config__=_STRICT, **_FIELDS)
 
 
 class Winner(BaseModel):
@@ -68,7 +66,10 @@ class Winner(BaseModel):
     winner: Literal["first", "second", "tie"]
 
 
-_ANSWERS: dict[str, type[BaseModel]] = {"score": Scores, "compare": Winner}
+_ANSWERS: dict[str, type[BaseModel]] = {
+    "score": create_model("CaptionScores", __config__=_STRICT, **_FIELDS),
+    "compare": Winner,
+}
 
 
 @dataclass(frozen=True)
@@ -168,38 +169,23 @@ def _quoted(text: str) -> str:
 # --------------------------------------------------------------------------------------------------- answers
 
 
-@dataclass(frozen=True)
-class Reading:
-    """A response of the endpoint: answer or error, and the tokens billed (None when it does not say)."""
-
-    answer: Row | None
-    error: Failure | None
-    tokens: tuple[int, int] | None
-    served: str
-
-    def cost(self, prices: Prices, worst: float) -> float:
-        """Dollars; where the endpoint names no tokens, what it may have cost at most."""
-        if self.tokens:
-            return prices.cost(*self.tokens)
-        return worst if self.error is None or self.error.billed else 0.0
-
-
-def read_response(body: Any, kind: str, model: str) -> Reading:
-    """What the body of an endpoint's 200 says, a chat completion or not."""
+def billing(body: Any, model: str) -> tuple[str, tuple[int, int] | None]:
+    """Which model answered, and the tokens in and out that are billed (None: the endpoint does not say)."""
     body = body if isinstance(body, dict) else {}
     usage = body.get("usage") if isinstance(body.get("usage"), dict) else {}
     a, b = usage.get("prompt_tokens"), usage.get("completion_tokens")
     tokens = (a, b) if isinstance(a, int) and isinstance(b, int) and min(a, b) >= 0 else None
-    served = str(body.get("model") or model)
-    try:
-        return Reading(_answer_in(body, kind), None, tokens, served)
-    except Failure as error:
-        error.billed = True
-        return Reading(None, error, tokens, served)
+    return str(body.get("model") or model), tokens
 
 
-def _answer_in(body: Row, kind: str) -> Row:
-    """The answer's object; what stands around the outermost braces is passed over, as a fence of JSON."""
+def answer_in(body: Any, kind: str) -> Row:
+    """The answer in the body of an endpoint's 200, a chat completion or not.
+
+    What stands around the outermost braces is passed over, as a fence of JSON.
+
+    Raises:
+        Failure: there is none.
+    """
     try:
         choice = body["choices"][0]
         refused, content = choice["message"].get("refusal"), choice["message"].get("content")
@@ -212,9 +198,8 @@ def _answer_in(body: Row, kind: str) -> Row:
     if ended == "length":
         raise Failure("truncation", "the answer was cut off")
     text = content if isinstance(content, str) else ""
-    start, end = text.find("{"), text.rfind("}")
     try:
-        value = json.loads(text[start : end + 1])
+        value = json.loads(text[text.find("{") : text.rfind("}") + 1])
     except (ValueError, RecursionError):
         raise Failure("malformed", f"no JSON object in the answer {text[:60]!r}") from None
     try:
@@ -230,21 +215,13 @@ def _answer_in(body: Row, kind: str) -> Row:
 # -------------------------------------------------------------------------------------------------- requests
 
 
-@dataclass
-class Answers:
-    """Answers by key; `failed` says by key why a question has none, `notes` are lines about the run."""
-
-    paid: Mapping[str, Row]  # "answer" and "served"
-    failed: Mapping[str, str]
-    notes: list[str]
-
-    def why_not(self, question: Question) -> str:
-        """Why a question has no answer."""
-        return self.failed.get(question.key, "not asked, the run ended before its turn")
-
-
-def ask_all(questions: Sequence[Question], options: OpenAIOptions, journal: Path | None) -> Answers:
+def ask_all(
+    questions: Sequence[Question], options: OpenAIOptions, journal: Path
+) -> tuple[list[Row | str], list[str]]:
     """Answer every question, from the journal where it was paid already.
+
+    Returns:
+        Of each question the journal's line ("answer", "served") or why there is none; and notes on the run.
 
     Raises:
         UserError: no key, a key or model that is refused, no credit, an endpoint that cannot be reached, or
@@ -252,40 +229,41 @@ def ask_all(questions: Sequence[Question], options: OpenAIOptions, journal: Path
     """
     from openai import AsyncOpenAI
 
-    assert journal is not None
     key, url = key_and_url("the judge", options.base_url, None)
     client = AsyncOpenAI(api_key=key, base_url=url, timeout=options.timeout, max_retries=0)
-    with VerdictJournal(journal) as book:
-        for line in _plan(questions, options, journal, book):
-            _log.info(line)
-        before = book.spent
-        run = _Run(questions, options, book)
-        asyncio.run(run.all(client))
-        if run.fatal:
-            raise UserError(f"{run.fatal} ({len(book.paid)} answers are kept in {journal})")
-        cost = f", ${book.spent - before:.4f} (${book.spent:.4f} in all, lost answers at most)"
-        notes = [
-            f"{run.asked} requests, {run.cached} answers from {journal}, {run.tokens[0]:,} tokens in and "
-            f"{run.tokens[1]:,} out" + (cost if options.prices else "")
-        ]
-        if run.errors:
-            counted = ", ".join(f"{count} {kind}" for kind, count in run.errors.most_common())
-            notes.append(f"errors: {counted}")
-        return Answers(book.paid, run.failed, notes + ([run.stopped] if run.stopped else []))
+    try:
+        with VerdictJournal(journal) as book:
+            for line in _plan(questions, options, journal, book):
+                _log.info(line)
+            run = _Run(questions, options, book)
+            before, cached = book.spent, len({q.key for q in questions} & book.paid.keys())
+            asyncio.run(run.all(client))
+    except OSError as error:  # those of the endpoint are failures of its requests
+        remedy = "free space or name another journal with --cache"
+        raise UserError(f"{journal}: cannot be written: {error.strerror or error}; {remedy}") from error
+    if run.fatal:
+        raise UserError(f"{run.fatal} ({len(book.paid)} answers are kept in {journal})")
+    cost = f", ${book.spent - before:.4f} (${book.spent:.4f} in all, lost answers at most)"
+    notes = [
+        f"{run.asked} requests, {cached} answers from {journal}, {run.tokens[0]:,} tokens in and "
+        f"{run.tokens[1]:,} out" + (cost if options.prices else "")
+    ]
+    if run.errors:
+        notes.append("errors: " + ", ".join(f"{count} {kind}" for kind, count in run.errors.most_common()))
+    unasked = "not asked, the run ended before its turn"
+    answers = [book.paid.get(q.key) or run.failed.get(q.key, unasked) for q in questions]
+    return answers, notes + ([run.stopped] if run.stopped else [])
 
 
 class _Run:
     """One run's state: what is left, in flight, spent and counted."""
 
     def __init__(self, questions: Sequence[Question], options: OpenAIOptions, book: VerdictJournal) -> None:
-        wanted = {question.key: question for question in questions}
-        self.todo = deque(q for q in wanted.values() if q.key not in book.paid)
+        self.todo = deque({q.key: q for q in questions if q.key not in book.paid}.values())
         self.options, self.journal = options, book
         self.prices = options.prices or Prices(0, 0)
         self.gate = Gate(options.rpm, options.tpm)
         self.settled = asyncio.Condition()
-        self.bar = track(range(len(self.todo)), len(self.todo), "judging")
-        self.cached = len(wanted) - len(self.todo)
         self.asked = self.answered = self.in_flight = self.in_a_row = 0
         self.tokens = [0, 0]
         self.errors: Counter[str] = Counter()
@@ -296,16 +274,15 @@ class _Run:
     async def all(self, client: AsyncOpenAI) -> None:
         """Answer all questions that the journal does not hold, several at a time."""
         workers = min(self.options.concurrency, len(self.todo))
-        try:
-            async with client:
-                await asyncio.gather(*(self.worker(client) for _ in range(workers)))
-        finally:
-            self.bar.close()  # type: ignore[attr-defined]
 
-    async def worker(self, client: AsyncOpenAI) -> None:
-        while self.todo and not self.over:
-            await self.answer(client, self.todo.popleft())
-            next(self.bar, None)
+        async def work(bar: Iterator[int]) -> None:
+            while self.todo and not self.over:
+                await self.answer(client, self.todo.popleft())
+                next(bar, None)
+
+        with closing(track(range(len(self.todo)), len(self.todo), "judging")) as bar:  # type: ignore[type-var]
+            async with client:
+                await asyncio.gather(*(work(bar) for _ in range(workers)))
 
     @property
     def over(self) -> bool:
@@ -328,14 +305,12 @@ class _Run:
                 if nobody_there:
                     self.fatal = f"{error.message}; start the server or give another --base_url"
                 elif self.in_a_row >= MOST_FAILED_IN_A_ROW:
-                    self.stopped = (
-                        f"stopped: the last {self.in_a_row} questions all failed, the last with "
-                        f"{error.kind}: {error.message}"
-                    )
+                    last = f"the last with {error.kind}: {error.message}"
+                    self.stopped = f"stopped: the last {self.in_a_row} questions all failed, {last}"
                 return
             if error.kind == "truncation":
                 room = min(2 * room, LONGEST_ANSWER * options.max_tokens)
-            pause = retry_after(error.headers)
+            pause = error.pause
             if pause is None:
                 pause = options.backoff * 2**attempt * random.uniform(0.5, 1.0)
             pause = min(pause, LONGEST_WAIT)
@@ -344,7 +319,7 @@ class _Run:
             await asyncio.sleep(pause)
 
     async def attempt(self, client: AsyncOpenAI, question: Question, room: int) -> Failure | None:
-        """Send one request; None when it was answered."""
+        """Send one request and note what came of it; None when it was answered."""
         await self.gate.enter(question.tokens_guess() + room)
         worst = self.prices.cost(question.tokens_bound(), room)
         if self.over or not await self.affordable(worst):
@@ -353,34 +328,36 @@ class _Run:
         request = self.journal.sent(question.key, worst)
         self.asked += 1
         self.in_flight += 1
+        answer: Row | None = None
+        failure: Failure | None = None
+        served, tokens = model, None
         try:
             # The plain request: the answer is checked here, and typed objects take half of the time.
             body = question.body(self.options, room)
             reply = await client.post("/chat/completions", cast_to=object, body=body)
-            reading = read_response(reply, question.kind, model)
-        except UserError:  # of the journal
-            raise
+            served, tokens = billing(reply, model)
+            answer = answer_in(reply, question.kind)
+        except Failure as error:  # of `answer_in`: there was an answer to pay for
+            failure, error.billed = error, True
         except Exception as error:  # whatever the client raises, the answer is lost
-            reading = Reading(None, failure_of(error, client, model), None, model)
+            failure = failure_of(error, client, model)
         finally:
             self.in_flight -= 1
-        await self.settle(request, question, reading, worst)
-        return reading.error
-
-    async def settle(self, request: str, question: Question, reading: Reading, worst: float) -> None:
-        """Note and count what came of a request."""
-        error, tokens = reading.error, list(reading.tokens or (0, 0))
-        outcome, cost = error.kind if error else "ok", reading.cost(self.prices, worst)
-        more = {"tokens": tokens, "served": reading.served}
-        self.journal.done(request, question.key, outcome, cost, reading.answer, **more)
+        if tokens:
+            cost = self.prices.cost(*tokens)
+        else:  # what the request may have cost at most
+            cost = worst if failure is None or failure.billed else 0.0
+        outcome, tokens = failure.kind if failure else "ok", tokens or (0, 0)
+        self.journal.done(request, question.key, outcome, cost, answer, tokens=list(tokens), served=served)
         self.tokens = [a + b for a, b in zip(self.tokens, tokens, strict=True)]
-        if error is None:
+        if failure is None:
             self.answered += 1
         else:
-            self.errors[error.kind] += 1
-            self.fatal = self.fatal or error.fatal
+            self.errors[failure.kind] += 1
+            self.fatal = self.fatal or failure.fatal
         async with self.settled:
             self.settled.notify_all()
+        return failure
 
     async def affordable(self, worst: float) -> bool:
         """Whether the cap leaves room for a request's worst case, once others have settled if need be."""
@@ -388,15 +365,14 @@ class _Run:
         if cap is None:
             return True
         async with self.settled:
-            while self.journal.spent + worst > cap and self.in_flight:
-                await self.settled.wait()
-        if self.journal.spent + worst > cap:
-            self.stopped = (
-                f"stopped at the cap: ${self.journal.spent:.4f} of ${cap:.4f} are spent, the next request "
-                f"could cost ${worst:.4f}; raise --max_cost to go on"
-            )
-            return False
-        return True
+            await self.settled.wait_for(lambda: self.journal.spent + worst <= cap or not self.in_flight)
+        if self.journal.spent + worst <= cap:
+            return True
+        self.stopped = (
+            f"stopped at the cap: ${self.journal.spent:.4f} of ${cap:.4f} are spent, the next request "
+            f"could cost ${worst:.4f}; raise --max_cost to go on"
+        )
+        return False
 
 
 def plan_lines(questions: Sequence[Question], options: OpenAIOptions, journal: Path | None) -> list[str]:

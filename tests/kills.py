@@ -1,6 +1,6 @@
 """Kill a command with SIGKILL at random moments, resume it, and hold the result against an unbroken run's.
 
-Used by bench_kills.py and by tests.
+Used by tests/test_kills.py and tests/training/test_resume.py.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-ALIGNCAP = [sys.executable, "-c", "import sys; from aligncap.cli import main; sys.exit(main())"]
+ALIGNCAP = [sys.executable, "-m", "aligncap"]
 
 
 @dataclass

@@ -1,0 +1,431 @@
+"""Memory of training by formula and as measured, processes side by side, and the start of a large run.
+
+python scripts/benchmarks/memory.py formula            # the table of docs/scaling.md
+python scripts/benchmarks/memory.py measure            # the formula against measured runs
+python scripts/benchmarks/memory.py processes RUN      # two processes against one
+python scripts/benchmarks/memory.py startup            # 100,000 rows against 1,000
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from common import GIB, ROOT, alone, benchmark, machine, main, middle, print_table, ratios
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What of a decoder's config.json counts (Llama, Qwen2, SmolLM2: gated MLP, grouped attention)."""
+
+    layers: int
+    width: int
+    inner: int
+    heads: int
+    kv_heads: int
+    vocab: int
+    tied: bool
+
+    @property
+    def kv_width(self) -> int:
+        return self.width // self.heads * self.kv_heads
+
+    @property
+    def layer(self) -> int:
+        """Weights of the linear maps of a layer."""
+        return self.width * (2 * self.width + 2 * self.kv_width + 3 * self.inner)
+
+    @property
+    def table(self) -> int:
+        return self.vocab * self.width
+
+    @property
+    def weights(self) -> int:
+        return self.layers * self.layer + self.table * (1 if self.tied else 2)
+
+    def adapter(self, rank: int) -> int:
+        """LoRA on the query and value projections."""
+        return self.layers * rank * (3 * self.width + self.kv_width)
+
+
+# Published configurations.
+SHAPES = {
+    "SmolLM2-135M": Shape(30, 576, 1536, 9, 3, 49152, True),
+    "SmolLM2-360M": Shape(32, 960, 2560, 15, 5, 49152, True),
+    "Qwen2.5-0.5B": Shape(24, 896, 4864, 14, 2, 151936, True),
+    "Llama-3.2-1B": Shape(16, 2048, 8192, 32, 8, 128256, True),
+    "Llama-3.2-3B": Shape(28, 3072, 8192, 24, 8, 128256, True),
+    "Llama-3.1-8B": Shape(32, 4096, 14336, 32, 8, 128256, False),
+    "Qwen2.5-14B": Shape(48, 5120, 13824, 40, 8, 152064, False),
+    "Qwen2.5-32B": Shape(64, 5120, 27648, 40, 8, 152064, False),
+    "Llama-3.1-70B": Shape(80, 8192, 28672, 64, 8, 128256, False),
+}
+
+
+def terms(
+    shape: Shape,
+    *,
+    batch: int,
+    length: int,
+    response: int,
+    half: bool,
+    shards: int = 1,
+    checkpointing: bool = False,
+    eager: bool = False,
+    rank: int = 8,
+    encoder: int = 0,
+    projector: int = 0,
+) -> dict[str, float]:
+    """Bytes on one device at the peak of a distillation step, by what takes them (docs/scaling.md).
+
+    Args:
+        batch: rows on the device; length: tokens of a student's row; response: those that are predicted.
+        half: compute in bfloat16; embeddings stay float32, sharded weights too.
+        shards: devices that FSDP2 spreads weights over.
+        eager: attention keeps its scores, as training in bfloat16 on a CPU does.
+        rank: of LoRA; encoder, projector: their numbers of weights.
+    """
+    size = 2 if half else 4
+    tokens, predicted = batch * length, batch * response
+    trained = shape.adapter(rank) + projector
+    if shards > 1:
+        # The layer at work and the next, gathered in the precision of computing; the tail stays gathered.
+        copies = size * (2 * shape.layer + shape.table)
+    else:
+        # A head that is the embedding's table, kept in float32, has a copy of its own.
+        copies = size * shape.table if half and shape.tied else 0
+    one = tokens * (8 * shape.width + (2 * (size + 1) + 4 * size) * shape.width + 3 * size * shape.inner)
+    one += eager * tokens * length * shape.heads * (4 + size)  # the softmax in float32, and as it is read
+    activations = shape.layers * tokens * 4 * shape.width + one if checkpointing else shape.layers * one
+    # Frozen weights: unsharded in mixed precision, linear layers are kept in bfloat16.
+    linear = shape.weights - shape.table + encoder
+    kept = 4 * shape.table + (2 if half and shards == 1 else 4) * linear
+    return {
+        "weights": kept / shards,
+        "copies": copies,
+        "trained": 16 * trained / shards,
+        "activations": activations,
+        "logits": 4 * size * predicted * shape.vocab,
+        "softmaxes": 5 * 4 * min(predicted, 32) * shape.vocab,
+    }
+
+
+def peak(shape: Shape, **how: Any) -> float:
+    """Bytes on one device at the peak of a run: of a step, or before it, of the float32 weights alone.
+
+    Unsharded weights come to the device in float32; sharded ones are spread from the host.
+    """
+    whole = 4 * (shape.weights + how.get("encoder", 0)) if how.get("shards", 1) == 1 else 0
+    return max(sum(terms(shape, **how).values()), whole)
+
+
+def choice(shape: Shape, capacity: float, **how: Any) -> str:
+    """The simplest configuration whose peak is below nine tenths of `capacity` bytes a device."""
+    fsdp2 = [(8 * n, f"fsdp2, {8 * n} GPUs") for n in (1, 2, 4)]
+    plain = [(1, "gpu1 or gpu8", False), (1, "gpu8, checkpointing", True), *((*one, False) for one in fsdp2)]
+    for shards, name, checkpointing in (*plain, *((n, f"{x}, checkpointing", True) for n, x in fsdp2)):
+        if peak(shape, **(how | {"shards": shards, "checkpointing": checkpointing})) <= 0.9 * capacity:
+            return name
+    return "more GPUs or a smaller batch"
+
+
+# The names of a shape's numbers in a config.json.
+KEYS = {"layers": "num_hidden_layers", "width": "hidden_size", "inner": "intermediate_size"}
+KEYS |= {"heads": "num_attention_heads", "kv_heads": "num_key_value_heads"}
+KEYS |= {"vocab": "vocab_size", "tied": "tie_word_embeddings"}
+
+
+def read_shape(folder: Path) -> Shape:
+    """The shape that a folder's config.json describes."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    given = {"num_key_value_heads": config["num_attention_heads"], "tie_word_embeddings": False} | config
+    return Shape(**{name: given[key] for name, key in KEYS.items()})
+
+
+@benchmark(llm=Path, batch=8, length=128, response=32, device_gib=[24.0, 80.0], float32=False)
+def formula(a: argparse.Namespace) -> None:
+    """GiB a device by formula, and which launch configuration to choose.
+
+    --llm: a folder with a config.json; --batch: rows a device; --length: tokens of a student's row;
+    --response: tokens of a caption.
+    """
+    shapes = {a.llm.name: read_shape(a.llm)} if a.llm else SHAPES
+    how: dict[str, Any] = {"batch": a.batch, "length": a.length, "response": a.response}
+    how |= {"half": not a.float32, "encoder": 20_000_000, "projector": 2_000_000}
+    print(f"GiB a device: {a.batch} rows of {a.length} tokens, {a.response} predicted, half: {how['half']}")
+    parts = list(terms(SHAPES["SmolLM2-135M"], **how))
+    rows = []
+    for name, shape in shapes.items():
+        sizes = [*terms(shape, **how).values(), *(peak(shape, **how, shards=n) for n in (1, 8, 16))]
+        sizes.append(4 * shape.weights)
+        rows.append([name, *(f"{size / GIB:.2f}" for size in sizes)])
+        rows[-1] += [choice(shape, gib * GIB, **how) for gib in a.device_gib]
+    on = [f"on {gib:g} GiB" for gib in a.device_gib]
+    print_table(["", *parts, "one GPU", "fsdp2 8", "fsdp2 16", "host", *on], rows)
+    print("host: float32 weights that each process reads before they are sharded")
+
+
+# LLM, rows, tokens of a row, tokens that are predicted, precision.
+CASES = [
+    ("SmolLM2-135M", 2, 64, 16, "float32"),
+    ("SmolLM2-135M", 8, 128, 32, "float32"),
+    ("SmolLM2-135M", 8, 128, 32, "bfloat16"),
+    ("SmolLM2-135M", 4, 256, 64, "float32"),
+    ("SmolLM2-135M", 8, 128, 32, "float32, checkpoints"),
+    ("SmolLM2-360M", 4, 128, 32, "float32"),
+    ("SmolLM2-360M", 4, 128, 32, "bfloat16"),
+    ("Qwen2.5-0.5B", 8, 128, 32, "bfloat16"),  # from here on with --large
+    ("Llama-3.2-1B", 4, 128, 32, "float32"),
+    ("Llama-3.2-1B", 8, 128, 32, "bfloat16"),
+]
+
+
+@benchmark(large=False, only=int)
+def measure(a: argparse.Namespace) -> None:
+    """The formula against measured runs.
+
+    Each case builds AlignCap with random weights in a process of its own and takes three distillation steps
+    with AdamW, from cached frames, the teacher read live. On a CPU the peak is that of the resident memory
+    less what the process held before the model was built; on a GPU `torch.cuda.max_memory_allocated`. No data
+    is needed. --large: up to the size of Llama-3.2-1B, 12 GiB of a CPU, or a GPU.
+    """
+    rows = []
+    for number, (name, batch, length, response, kind) in enumerate(CASES if a.large else CASES[:7]):
+        how: dict[str, Any] = {"batch": batch, "length": length, "response": response}
+        how |= {"half": kind == "bfloat16", "checkpointing": "checkpoints" in kind}
+        if a.only == number:
+            print(json.dumps(peak_of_steps(SHAPES[name], **how)))
+        if a.only is not None:
+            continue
+        # Freed tensors go back to the system at once, or the peak would count holes in the heap.
+        limits = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+        found = alone(["measure", "--large", "--only", str(number)], **limits)
+        total = sum(terms(SHAPES[name], **how, **found["counted"]).values())
+        figures = [f"{total / GIB:.2f}", f"{found['peak'] / GIB:.2f}", f"{total / found['peak']:.2f}"]
+        rows.append([name, *map(str, (batch, length, response)), kind, *figures])
+    if a.only is not None:
+        return
+    print_table("LLM rows tokens predicted precision formula,_GiB measured ratio".split(), rows)
+
+
+def peak_of_steps(
+    shape: Shape, *, batch: int, length: int, response: int, half: bool, checkpointing: bool
+) -> dict[str, Any]:
+    """Peak bytes of three distillation steps, above what the process held before, and what was counted."""
+    import torch
+    from transformers import LlamaConfig, WhisperConfig
+
+    from aligncap.models.configuration_aligncap import AlignCapConfig
+    from aligncap.models.modeling_aligncap import AlignCapForConditionalGeneration, PooledFrames
+    from aligncap.models.precision import suit_bfloat16
+    from aligncap.training.distill import DistillConfig, DistillTrainer
+
+    before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    # Two layers of Whisper base's width.
+    sizes = {
+        "d_model": 512,
+        "encoder_layers": 2,
+        "decoder_layers": 1,
+        "encoder_ffn_dim": 2048,
+        "vocab_size": 8,
+    }
+    sizes |= dict.fromkeys(("encoder_attention_heads", "decoder_attention_heads"), 8)
+    sizes |= dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id"), 0)
+    placeholder = shape.vocab - 2
+    config = AlignCapConfig(
+        audio_config=WhisperConfig(**sizes),
+        text_config=LlamaConfig(**{key: getattr(shape, name) for name, key in KEYS.items()}),
+        audio_token_id=placeholder,
+        tie_word_embeddings=shape.tied,
+        encoder_layer="last",
+    )
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model: Any = AlignCapForConditionalGeneration(config).to(device).requires_grad_(False)
+    frames = torch.randn(batch, 40, 512, device=device)
+    mask = torch.ones(batch, 40, dtype=torch.bool, device=device)
+    with torch.no_grad():
+        tokens = int(model.model.get_audio_features(PooledFrames(frames, mask))[1].sum(1)[0])
+    ids = torch.randint(0, placeholder, (batch, length), device=device)
+    student, labels, ones = ids.clone(), ids.clone(), torch.ones_like(ids)
+    labels[:, : length - response] = -100
+    student[:, 2 : 2 + tokens] = placeholder
+    rows = {"input_ids": student, "attention_mask": ones, "labels": labels}
+    rows |= {"audio_frames": frames, "audio_frames_mask": mask}
+    rows |= {"teacher_input_ids": ids, "teacher_attention_mask": ones, "teacher_labels": labels}
+    modules = {"projector": model.model.multi_modal_projector, "encoder": model.model.audio_tower}
+    counted: dict[str, Any] = {n: sum(p.numel() for p in m.parameters()) for n, m in modules.items()}
+    with tempfile.TemporaryDirectory() as folder:
+        precision = "bfloat16" if half else "float32"
+        options = {"train_manifest": __file__, "report_to": "none", "precision": precision}
+        args = DistillConfig(output_dir=folder, gradient_checkpointing=checkpointing, **options)
+        trainer: Any = DistillTrainer(model, args, train_dataset=[0] * 8, data_collator=list)  # type: ignore[arg-type]
+        if checkpointing:
+            trainer.model.gradient_checkpointing_enable({"use_reentrant": False})
+        optimizer = trainer.create_optimizer()
+        if half:
+            suit_bfloat16(trainer.model)
+        adapted = trainer.accelerator.prepare_model(trainer.model)  # autocast lies around its forward
+        for _ in range(3):
+            trainer.training_step(adapted.train(), dict(rows))
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+    if device == "cuda":
+        return {"peak": torch.cuda.max_memory_allocated(), "counted": counted | {"eager": False}}
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+    return {"peak": used, "counted": counted | {"eager": half}}
+
+
+def launch(count: int, *words: object) -> tuple[float, float]:
+    """Seconds of `aligncap` in `count` processes of one thread, and GiB of the largest at its peak."""
+    config = ("--config_file", ROOT / "configs/accelerate/cpu2.yaml", "--num_processes", count)
+    start = ("-m", "accelerate.commands.launch", *config) if count > 1 else ()
+    command = [str(word) for word in (sys.executable, *start, "-m", "aligncap", *words)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    began = time.perf_counter()
+    with tempfile.TemporaryFile() as output:
+        process = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
+        _, status, usage = os.wait4(process.pid, 0)
+        if status:
+            output.seek(0)
+            sys.exit(output.read().decode())
+    return time.perf_counter() - began, usage.ru_maxrss / 2**20
+
+
+FIRST = 2  # steps of distillation that are left out: threads, caches and the optimizer are set up in them
+FEW = 4  # clips of a run whose time is taken off that of many: loading
+
+
+@benchmark(run=Path, rounds=3, captions=128, candidates=64, steps=12, batch=8)
+def processes(a: argparse.Namespace) -> None:
+    """Work done a second by two processes of one thread each against one process of one thread.
+
+    Captions, candidates and steps of distillation with the same global batch, each started by accelerate as a
+    user would. Loading is left out of "a second" and stands in the whole time beside it. Runs take turns; two
+    processes must write the file of one, and the losses agree. Nothing else should run on the machine.
+    """
+    from aligncap.data.manifest import read_manifest, rebase, write_manifest
+    from aligncap.data.split import choose_evenly
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+
+        def part_of(part: str, count: int) -> Path:
+            source, out = a.run / f"data/{part}.jsonl", folder / f"{part}-{count}.jsonl"
+            every = read_manifest(source)
+            write_manifest(out, rebase([every[i] for i in choose_evenly(every, count, 0)], source, out))
+            return out
+
+        def written(command: str, clips: int, count: int) -> tuple[Any, ...]:
+            """Clips a second, whole time, peak, the file."""
+            out, model = folder / "made.jsonl", ("--model", a.run / "model", "--device", "cpu")
+            out.unlink(missing_ok=True)
+            loading, _ = launch(count, command, *model, "--manifest", part_of("test", FEW), "--out", out)
+            out.unlink()
+            total, largest = launch(
+                count, command, *model, "--manifest", part_of("test", clips), "--out", out
+            )
+            return (clips - FEW) / (total - loading), total, largest, out.read_bytes()
+
+        def distilled(count: int) -> tuple[Any, ...]:
+            """Steps a second after the first ones, whole time, peak, losses."""
+            options = {"llm": a.run / "teacher", "train_manifest": part_of("train", 8 * a.batch)}
+            options |= {"output_dir": folder / f"run-{time.time()}", "cache_dir": folder / "cache"}
+            options |= {"per_device_train_batch_size": a.batch // count, "max_steps": FIRST + a.steps}
+            options |= dict.fromkeys(
+                ("align_steps", "lora_dropout", "projector_dropout", "speaker_dropout"), 0
+            )
+            options |= {"save_strategy": "no", "teacher_cache": "no", "report_to": "none", "logging_steps": 1}
+            options |= {"precision": "float32", "use_cpu": "true"}
+            words = [word for key, value in options.items() for word in (f"--{key}", value)]
+            total, largest = launch(count, "train", "distill", "--config", "distill", *words)
+            lines = (options["output_dir"] / "log.jsonl").read_text().splitlines()
+            rows = [row for row in map(json.loads, lines) if "loss" in row]
+            seconds = rows[-1]["seconds"] - rows[FIRST - 1]["seconds"]
+            return a.steps / seconds, total, largest, [row["loss"] for row in rows]
+
+        kinds: dict[str, Callable[[int], tuple[Any, ...]]] = {
+            "captions": lambda count: written("caption", a.captions, count),
+            "clips, 8 candidates": lambda count: written("candidates", a.candidates, count),
+            "distill steps": distilled,
+        }
+        found: dict[str, dict[int, list[tuple[Any, ...]]]] = {kind: {1: [], 2: []} for kind in kinds}
+        for turn in range(a.rounds):
+            for kind, run in kinds.items():
+                for count in (1, 2) if turn % 2 else (2, 1):
+                    found[kind][count].append(run(count))
+                one, two = (found[kind][count][-1][3] for count in (1, 2))
+                if kind == "distill steps":
+                    assert all(abs(x - y) < 1e-3 * abs(x) for x, y in zip(one, two, strict=True)), (one, two)
+                else:
+                    assert one == two, f"{kind}: two processes wrote another file"
+    print(f"two processes = one: files byte for byte, losses to 1e-3; {machine()}")
+    rows = []
+    for kind, counts in found.items():
+        one, two = ([done[0] for done in counts[n]] for n in (1, 2))
+        totals = " and ".join(f"{statistics.median(done[1] for done in counts[n]):.0f}" for n in (1, 2))
+        peaks = " and ".join(f"{max(done[2] for done in counts[n]):.1f}" for n in (1, 2))
+        rows.append([kind, middle(one, 3), middle(two, 3), middle(ratios(two, one)), totals, peaks])
+    print_table(["a second", "one process", "two processes", "ratio", "whole run, s", "GiB each"], rows)
+
+
+@benchmark(rows=100_000, few=1_000)
+def startup(a: argparse.Namespace) -> None:
+    """Time and memory of a run's start with many rows against few: `train distill` up to its first step.
+
+    Rows are synthetic: 50 clips under as many names as there are rows, by hard links, so that every row has a
+    file of its own; tiny models, features of those 50 clips, the teacher live. The limits of the issue that
+    asked for it: 30 s and 1 GB more.
+    """
+    import soundfile
+    from tiny import save_parts, voice
+
+    from aligncap.data.manifest import Utterance, write_manifest
+    from aligncap.utils.io import file_sha256
+
+    measured = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        parts = save_parts(folder / "parts")
+        clips = []
+        for i in range(50):
+            path = folder / f"clip{i}.wav"
+            soundfile.write(path, voice(0.5 + 0.02 * i, 100 + 4 * i, seed=i), 16_000)
+            clips.append((path, file_sha256(path), path.stat()))
+        for rows in (a.few, a.rows):
+            audio = folder / f"audio-{rows}"
+            audio.mkdir()
+            utterances = []
+            for i in range(rows):
+                path, sha256, stat = clips[i % 50]
+                os.link(path, audio / f"{i}.wav")
+                label = ("angry", "calm", "sad")[i % 3]
+                own = Utterance(f"clip{i}", str(audio), f"{i}.wav", "synthetic", speaker=f"s{i % 400}")
+                own.sha256, own.bytes, own.mtime_ns = sha256, stat.st_size, stat.st_mtime_ns
+                own.transcript, own.emotion = f"Kids are talking by door {i}", label
+                own.captions = [f"The speaker sounds {label}, as in clip {i}."]
+                own.clues, own.p_act = [[label]], [f"Voice: {label}."]
+                utterances.append(own)
+            write_manifest(manifest := folder / f"{rows}.jsonl", utterances)
+            words = ["--encoder", parts["encoder"], "--llm", parts["llm"], "--train_manifest", str(manifest)]
+            words += ["--output_dir", str(folder / f"run-{rows}"), "--cache_dir", str(folder / "cache")]
+            words += "--max_steps 1 --align_steps 0 --teacher_cache no --report_to none".split()
+            measured[rows] = launch(1, "train", "distill", *words)
+    lines = [[f"{n:,} rows", f"{s:.1f}", f"{gib:.2f}"] for n, (s, gib) in measured.items()]
+    more = [many - few for few, many in zip(*measured.values(), strict=True)]
+    print_table(["", "seconds", "peak GiB"], [*lines, ["more", f"{more[0]:.1f}", f"{more[1]:.2f}"]])
+    assert more[0] <= 30 and more[1] <= 1e9 / GIB, "more than 30 s or 1 GB"
+
+
+if __name__ == "__main__":
+    main(__doc__)
