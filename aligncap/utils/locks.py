@@ -7,6 +7,7 @@ import os
 import shlex
 import socket
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -15,6 +16,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from aligncap.utils.errors import UserError
+
+_MUTEX = threading.Lock()  # filelock's own counting is not safe between threads of one process
 
 
 @contextmanager
@@ -37,7 +40,8 @@ def locked(out: str | Path | None) -> Iterator[None]:
     lock = FileLock(file, timeout=0, thread_local=False, is_singleton=True)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
+        with _MUTEX:
+            lock.acquire()
     except Timeout:
         what = f"{path}: is being written by {_holder(file)}"
         raise UserError(f"{what}; wait until it is done, or choose another output") from None
@@ -49,10 +53,11 @@ def locked(out: str | Path | None) -> Iterator[None]:
     try:
         yield
     finally:
-        with suppress(OSError):
-            if lock.lock_counter == 1:
-                file.unlink()
-        lock.release()
+        with _MUTEX:
+            with suppress(OSError):
+                if lock.lock_counter == 1:
+                    file.unlink()
+            lock.release()
         with suppress(OSError):  # folders that were made for the lock and stayed empty
             for folder in new:
                 folder.rmdir()

@@ -135,7 +135,7 @@ def test_help_shows_the_options_of_dpo(capsys):
     text = capsys.readouterr().out
     assert (
         "--beta [0.1]" in text
-        and "--loss_type [['sigmoid', 'sft']]" in text
+        and "--loss_type [sigmoid sft]" in text
         and "--pair_kinds" in text
         and "max_length" not in text
     )
