@@ -26,7 +26,7 @@ from types import ModuleType
 from typing import Any, ClassVar
 
 from aligncap.utils.errors import UserError
-from aligncap.utils.io import file_sha256, load_data, workplace, write_json
+from aligncap.utils.io import cache_folder, file_sha256, load_data, workplace, write_json
 from aligncap.utils.options import Config, option
 
 DEFAULT_LLM = "smollm2-135m-instruct"
@@ -87,12 +87,6 @@ def run_list(config: ListConfig) -> int:
         table.add_row(*(str(row[column]) for column in columns))
     Console().print(table)
     return 0
-
-
-def cache_folder() -> Path:
-    """Folder of the converted default models: `$ALIGNCAP_HOME/models`, else `~/.cache/aligncap/models`."""
-    home = os.environ.get("ALIGNCAP_HOME")
-    return (Path(home).expanduser() if home else Path.home() / ".cache" / "aligncap") / "models"
 
 
 def defaults() -> dict[str, dict[str, Any]]:

@@ -412,5 +412,5 @@ def _contrastive(
             _mean(unit, mask, int(projector.speaker is not None)), text.to(unit.device), same, scale
         )
 
-    # The spread of tokens is that of single words, not of a text's mean, in which words cancel out.
+    # The std of tokens is that of single words, not of a text's mean, in which words cancel out.
     return used, common, embeddings.detach().float().std(), loss_of

@@ -15,10 +15,12 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from aligncap.data.split import choose_evenly
 from aligncap.inference.captioner import Captioner
 from aligncap.text.emotions import emotion_of
+from aligncap.text.lexicon import caption_length
 from aligncap.text.rubric import evidence, score
 from aligncap.training.collators import audio_batch, pad_prompts
 from aligncap.training.data import ClipInputs, Clips
 from aligncap.training.resume import out_of_patience
+from aligncap.utils.statistics import recall_sums, uar
 
 _log = logging.getLogger(__name__)
 
@@ -66,8 +68,8 @@ class DevScore:
         shards (`sharded`) all processes must take the same steps.
 
         Returns:
-            rubric (mean overall, 0 to 10, fluency left out), uar of emotions, length in words, top_share (of
-            the most frequent caption).
+            rubric (mean overall, 0 to 10, fluency left out), uar of emotions, length in words (of
+            Chinese, characters), top_share (of the most frequent caption).
         """
         count = len(self.places)
         every = -(-count // processes) * processes
@@ -76,18 +78,18 @@ class DevScore:
         parts = gather_object([own]) if processes > 1 else [own]
         captions = {i: text for part in parts for i, text in part.items()}
         texts = [captions[i] for i in range(count)]
-        right: dict[str, list[bool]] = {}
-        for place, text in zip(self.places, texts, strict=True):
-            emotion = self.clips.utterances[place].emotion
-            if emotion is not None:
-                right.setdefault(emotion, []).append(emotion_of(text) == emotion)
+        emotions = [self.clips.utterances[place].emotion for place in self.places]
+        named = [
+            (emotion, emotion_of(text)) for emotion, text in zip(emotions, texts, strict=True) if emotion
+        ]
         scores = {
             "rubric": fmean(score(t, e).overall for t, e in zip(texts, self.evidence, strict=True)),
-            "length": fmean(len(text.split()) for text in texts),
+            "length": fmean(map(caption_length, texts)),
             "top_share": Counter(texts).most_common(1)[0][1] / len(texts),
         }
-        if right:
-            scores["uar"] = fmean(fmean(hits) for hits in right.values())
+        if named:
+            truth, said = zip(*named, strict=True)
+            scores["uar"] = float(uar(recall_sums(truth, said, sorted(set(truth))).sum(axis=0)))
         return scores
 
 

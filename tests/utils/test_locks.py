@@ -6,7 +6,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -55,6 +57,21 @@ def test_a_second_command_stops_and_says_who_holds_the_output(
     assert main(["join", str(manifest), "--out", str(tmp_path / "out")]) == 2  # any command, journal or not
     assert f"process {holder.pid}" in capsys.readouterr().err
     assert (tmp_path / "out.partial").read_bytes() == partial and not (tmp_path / "out").exists()
+
+
+def test_threads_of_one_process_share_the_lock(tmp_path: Path) -> None:
+    """filelock counts its holders without a lock of its own: threads that came at once refused each other."""
+    together = threading.Barrier(8)
+
+    def hold(_: int) -> None:
+        for _ in range(20):
+            together.wait(30)
+            with locked(tmp_path / "out"):
+                time.sleep(0.0005)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(hold, range(8)))
+    assert not list(tmp_path.glob(".out*"))
 
 
 def test_a_killed_holder_does_not_block(holder: subprocess.Popen[str], tmp_path: Path) -> None:

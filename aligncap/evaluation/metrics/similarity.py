@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from aligncap.evaluation.metrics.ngram import common_subsequence, tokenize
 from aligncap.utils.errors import UserError, UserErrors
-from aligncap.utils.io import Row
+from aligncap.utils.io import Row, cache_folder
 from aligncap.utils.statistics import Floats
 
 Choice = Literal["auto", "require", "none"]
@@ -44,7 +44,7 @@ class Encoder:
 
 def find_encoder() -> Encoder | None:
     """The sentence encoder, or None where it was not fetched."""
-    from aligncap.models.hub import cache_folder, defaults, is_ready
+    from aligncap.models.hub import defaults, is_ready
 
     known = ENCODER in defaults() and is_ready(ENCODER)
     return load_encoder(cache_folder() / ENCODER) if known else None
