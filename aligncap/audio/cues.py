@@ -9,12 +9,12 @@ from __future__ import annotations
 import math
 import multiprocessing
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -25,8 +25,6 @@ from aligncap.utils.progress import track
 
 if TYPE_CHECKING:
     from swift_f0 import SwiftF0
-
-T = TypeVar("T")
 
 HOP = 256  # samples, 16 ms: the frames of swift-f0
 WINDOW = 2 * HOP
@@ -134,14 +132,10 @@ def measure(samples: np.ndarray) -> dict[str, float]:
     f0, spectra = result.pitch_hz, _spectra(x, len(result.pitch_hz))
     energy = 10 * np.log10(spectra.sum(axis=1) + 1e-9)
     active = _active(energy)
-    voiced = active & (result.confidence >= 0.5)
-    for start, end in _runs(voiced):
-        if end - start < MIN_RUN:
-            voiced[start:end] = False
-
+    voiced = _longer(active & (result.confidence >= 0.5), MIN_RUN)
     first, last = np.flatnonzero(active)[[0, -1]]
     span = active[first : last + 1]
-    pauses = sum(end - start for start, end in _runs(~span) if end - start >= MIN_PAUSE)
+    pauses = int(_longer(~span, MIN_PAUSE).sum())
     cues["pause_share"] = pauses / len(span)
     cues["voiced_share"] = float(voiced.sum() / active.sum())
     if voiced.sum() >= MIN_VOICED:
@@ -149,8 +143,7 @@ def measure(samples: np.ndarray) -> dict[str, float]:
         cues["f0_median_hz"] = float(np.median(f0[voiced]))
         cues["f0_movement_st"] = float(np.ptp(np.percentile(semitones[voiced], [5, 95])))
         cues["effort_db"] = _effort(spectra[voiced])
-        unsteadiness = _unsteadiness(semitones, energy, voiced)
-        if unsteadiness is not None:
+        if (unsteadiness := _unsteadiness(semitones, energy, voiced)) is not None:
             cues["unsteadiness"] = unsteadiness
         speech = (len(span) - pauses) * HOP / SAMPLE_RATE
         nuclei = _nuclei(x, voiced)
@@ -159,29 +152,22 @@ def measure(samples: np.ndarray) -> dict[str, float]:
     return {key: round(float(value), 4) for key, value in cues.items()}
 
 
-def measure_many(
-    paths: Sequence[Path], workers: int = 2, progress: bool = True
-) -> list[dict[str, float] | str]:
+def measure_many(paths: Sequence[Path], workers: int = 2) -> list[dict[str, float] | str]:
     """Cues of many files in their order; for a file that cannot be read, the error's message instead.
 
     Args:
         workers: processes, each with one thread; 1, or a handful of files, stays in this process.
-        progress: a bar on the error stream, only where that is a terminal.
 
     Raises:
         UserError: a worker process was killed.
     """
-
-    def show(items: Iterable[T]) -> Iterable[T]:
-        return track(items, len(paths), "measuring") if progress else items
-
     if workers <= 1 or len(paths) < _IN_PROCESS:
-        return list(show(map(_measure_file, paths)))
+        return list(track(map(_measure_file, paths), len(paths), "measuring"))
     # Processes are started afresh: a fork would copy the locks of threads that torch may have started.
     context = multiprocessing.get_context("spawn")
     try:
         with ProcessPoolExecutor(workers, mp_context=context) as pool:
-            return list(show(pool.map(_measure_file, paths, chunksize=8)))
+            return list(track(pool.map(_measure_file, paths, chunksize=8), len(paths), "measuring"))
     except BrokenProcessPool:
         raise UserError(
             "a process that measured audio was killed, perhaps for lack of memory; measure with workers=1"
@@ -220,10 +206,11 @@ def _active(energy: np.ndarray) -> np.ndarray:
     return energy >= max(loudest - 30, min(floor + 6, loudest - 15))
 
 
-def _runs(mask: np.ndarray) -> list[tuple[int, int]]:
-    """(start, end) of each stretch of True."""
-    edges = np.flatnonzero(np.diff(np.concatenate([[0], mask.astype(np.int8), [0]])))
-    return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))
+def _longer(mask: np.ndarray, frames: int) -> np.ndarray:
+    """The stretches of True in `mask` that are at least `frames` long."""
+    from scipy import ndimage
+
+    return np.asarray(ndimage.binary_opening(mask, np.ones(frames)))
 
 
 def _effort(spectra: np.ndarray) -> float:
@@ -234,19 +221,17 @@ def _effort(spectra: np.ndarray) -> float:
 
 
 def _unsteadiness(semitones: np.ndarray, energy: np.ndarray, voiced: np.ndarray) -> float | None:
+    from scipy import ndimage
+
+    # The outermost steps of a stretch are onset and release, not perturbation.
+    inner = np.flatnonzero(ndimage.binary_erosion(voiced, np.ones(5)))
+    if len(inner) < MIN_VOICED:
+        return None
     shares = []
     for values, smallest in ((semitones, F0_TURN_ST), (energy, LEVEL_TURN_DB)):
-        turns: list[np.ndarray] = []
-        for start, end in _runs(voiced):
-            # The outermost steps of a stretch are onset and release, not perturbation.
-            steps = np.diff(values[start:end])[1:-1]
-            before, after = steps[:-1], steps[1:]
-            size = np.minimum(np.abs(before), np.abs(after))
-            turns.append((before * after < 0) & (size > smallest))
-        counted = np.concatenate(turns)
-        if len(counted) < MIN_VOICED:
-            return None
-        shares.append(100 * counted.mean())
+        before, after = values[inner] - values[inner - 1], values[inner + 1] - values[inner]
+        size = np.minimum(np.abs(before), np.abs(after))
+        shares.append(100 * np.mean((before * after < 0) & (size > smallest)))
     return float(np.mean(shares))
 
 

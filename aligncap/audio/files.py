@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
@@ -49,40 +49,24 @@ _UNKNOWN_LENGTH = 0x7FFFFF00  # streamed wav files carry this size or more
 _log = logging.getLogger(__name__)
 
 
+Kind = Literal[
+    "missing",  # no file there, or not one that may be read
+    "unreadable",  # not sound, a format that libsndfile does not read, or corrupt
+    "truncated",  # fewer samples than the header promises
+    "not finite",  # NaN or infinite samples
+    "silent",  # every sample below -75 dBFS
+    "short",  # less than 0.1 s
+    "long",  # longer than the caller's limit
+    "clipped",  # a fifth or more of the samples at full scale
+]
+
+
 class AudioError(UserError):
     """A sound file that cannot be used; the message names the file, what is wrong and the remedy."""
 
-
-class MissingAudio(AudioError):
-    """No file there, or not one that may be read."""
-
-
-class UnreadableAudio(AudioError):
-    """Not sound, a format that libsndfile does not read, or corrupt."""
-
-
-class TruncatedAudio(AudioError):
-    """Fewer samples than the header promises."""
-
-
-class NonFiniteAudio(AudioError):
-    """NaN or infinite samples."""
-
-
-class SilentAudio(AudioError):
-    """Every sample below -75 dBFS."""
-
-
-class TooShortAudio(AudioError):
-    """Less than 0.1 s."""
-
-
-class TooLongAudio(AudioError):
-    """Longer than the caller's limit."""
-
-
-class ClippedAudio(AudioError):
-    """A fifth or more of the samples at full scale."""
+    def __init__(self, kind: Kind, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
 
 
 class AudioInfo(NamedTuple):
@@ -130,7 +114,7 @@ def load_audio(
         name: of the file in messages; its path when None.
 
     Raises:
-        AudioError: the subclass says which error; `check` lists all errors of a file instead.
+        AudioError: its `kind` says which error; `check` lists all errors of a file instead.
     """
     name = name or ("audio" if isinstance(source, bytes) else str(source))
     return _finish(_decode(source, name, max_seconds), name, normalise, max_seconds)
@@ -159,7 +143,7 @@ def prepare_samples(
         array = array.T
     if array.ndim not in (1, 2) or (array.ndim == 2 and array.shape[1] == 0):
         what = f"shape {array.shape} is not sound; give (frames,) or (frames, channels)"
-        raise UnreadableAudio(f"{name}: {what}")
+        raise AudioError("unreadable", f"{name}: {what}")
     clips_at = 1.0
     if array.dtype in (np.int8, np.int16, np.int32):
         array = array / -float(np.iinfo(array.dtype).min)
@@ -169,9 +153,11 @@ def prepare_samples(
         clips_at = _float_full_scale(array)
     else:
         what = f"samples of type {array.dtype} have no known full scale; give floats within -1 to 1 or int16"
-        raise UnreadableAudio(f"{name}: {what}")
+        raise AudioError("unreadable", f"{name}: {what}")
     if clips_at > LOUDEST_FLOAT:
-        raise UnreadableAudio(f"{name}: floats up to {clips_at:g}, full scale is 1; divide them by their own")
+        raise AudioError(
+            "unreadable", f"{name}: floats up to {clips_at:g}, full scale is 1; divide them by their own"
+        )
     with np.errstate(over="ignore"):
         frames = (array if array.ndim == 2 else array[:, None]).astype(np.float32)
     return _finish(_Decoded(frames, int(sampling_rate), clips_at), name, normalise, max_seconds)
@@ -181,7 +167,7 @@ def info(path: str | Path) -> AudioInfo:
     """Duration (s), rate (Hz) and number of channels as the header states them; no samples are read.
 
     Raises:
-        MissingAudio, UnreadableAudio
+        AudioError: no file there that may be read, or not a sound file.
     """
     with _open(path, str(path)) as file:
         return AudioInfo(file.frames / file.samplerate, file.samplerate, file.channels)
@@ -204,7 +190,7 @@ def read_bytes(path: str | Path) -> tuple[bytes, os.stat_result]:
     """Content of a sound file, and its size and time from before it was read.
 
     Raises:
-        MissingAudio, UnreadableAudio: not there, not readable, or empty.
+        AudioError: not there, not readable, or empty.
     """
     _refuse_no_file(path)
     with open(path, "rb") as file:
@@ -227,13 +213,13 @@ def check(path: str | Path, *, max_seconds: float | None = None, data: bytes | N
 
 def _refuse_no_file(path: str | Path) -> None:
     if os.path.isdir(path):
-        raise MissingAudio(f"{path}: is a folder; give a sound file")
+        raise AudioError("missing", f"{path}: is a folder; give a sound file")
     if not os.path.isfile(path):
-        raise MissingAudio(f"{path}: no such file; check the path and the root in the manifest")
+        raise AudioError("missing", f"{path}: no such file; check the path and the root in the manifest")
     if not os.access(path, os.R_OK):
-        raise MissingAudio(f"{path}: may not be read; change its permissions")
+        raise AudioError("missing", f"{path}: may not be read; change its permissions")
     if not os.path.getsize(path):
-        raise UnreadableAudio(f"{path}: the file is empty; copy it again from the corpus")
+        raise AudioError("unreadable", f"{path}: the file is empty; copy it again from the corpus")
 
 
 _guard = threading.Lock()
@@ -288,7 +274,7 @@ def _open(source: str | Path | bytes, name: str) -> Iterator[soundfile.SoundFile
         except (soundfile.LibsndfileError, RuntimeError, TypeError) as error:
             what = f"{name}: not a sound file that can be read, or corrupt ({_reason(error)})"
             remedy = "convert it to wav, flac, ogg or mp3, or copy it again"
-            raise UnreadableAudio(f"{what}; {remedy}") from None
+            raise AudioError("unreadable", f"{what}; {remedy}") from None
         with file:
             yield file
 
@@ -313,7 +299,7 @@ def _decode(source: str | Path | bytes, name: str, max_seconds: float | None) ->
         except (soundfile.LibsndfileError, RuntimeError) as error:
             what = f"corrupt or cut off after {sum(map(len, blocks)) / rate:.2f} s at the least"
             remedy = f"({_reason(error)}); copy it again from the corpus"
-            raise TruncatedAudio(f"{name}: {what} {remedy}") from None
+            raise AudioError("truncated", f"{name}: {what} {remedy}") from None
         samples = np.concatenate(blocks) if blocks else np.zeros((0, file.channels), dtype=np.float32)
         if len(samples) < promised < _UNKNOWN_LENGTH:
             raise _cut(name, len(samples) / rate, promised / rate)
@@ -323,23 +309,22 @@ def _decode(source: str | Path | bytes, name: str, max_seconds: float | None) ->
 
 def _refuse_cut(file: soundfile.SoundFile, name: str) -> None:
     # libsndfile mends the length of a cut wav, aiff or ogg in silence and says so only in its log.
-    log = file.extra_info
+    log, found = file.extra_info, file.frames / file.samplerate
     sizes = re.search(r"(?:data|SSND)\s*:\s*(\d+) \(should be (\d+)\)", log)
     if sizes and int(sizes[2]) < int(sizes[1]) < _UNKNOWN_LENGTH:
-        found = file.frames / file.samplerate
         raise _cut(name, found, found * int(sizes[1]) / max(int(sizes[2]), 1))
     if "lacks an end-of-stream bit" in log:
-        what = f"cut off after {file.frames / file.samplerate:.2f} s, the stream has no end"
-        raise TruncatedAudio(f"{name}: {what}; copy it again from the corpus")
+        what = f"cut off after {found:.2f} s, the stream has no end"
+        raise AudioError("truncated", f"{name}: {what}; copy it again from the corpus")
 
 
-def _cut(name: str, found: float, promised: float) -> TruncatedAudio:
+def _cut(name: str, found: float, promised: float) -> AudioError:
     what = f"cut off, {found:.2f} s of the {promised:.2f} s that its header promises"
-    return TruncatedAudio(f"{name}: {what}; copy it again from the corpus")
+    return AudioError("truncated", f"{name}: {what}; copy it again from the corpus")
 
 
-def _too_long(name: str, seconds: float, limit: float) -> TooLongAudio:
-    return TooLongAudio(f"{name}: {seconds:.1f} s, the limit is {limit:g} s; cut it into utterances")
+def _too_long(name: str, seconds: float, limit: float) -> AudioError:
+    return AudioError("long", f"{name}: {seconds:.1f} s, the limit is {limit:g} s; cut it into utterances")
 
 
 def _float_full_scale(samples: np.ndarray) -> float:
@@ -357,24 +342,24 @@ def _errors_of(decoded: _Decoded, name: str, max_seconds: float | None) -> list[
     samples, rate = decoded.samples, decoded.rate
     if not MIN_RATE <= rate <= MAX_RATE:
         what = f"a sample rate of {rate} Hz is outside {MIN_RATE} to {MAX_RATE} Hz"
-        return [UnreadableAudio(f"{name}: {what}; record again or mend the header")]
+        return [AudioError("unreadable", f"{name}: {what}; record again or mend the header")]
     errors: list[AudioError] = []
     if (seconds := len(samples) / rate) < MIN_SECONDS:
         what = f"{name}: {seconds:.3f} s is below {MIN_SECONDS:g} s; leave the clip out"
-        errors.append(TooShortAudio(what))
+        errors.append(AudioError("short", what))
     if max_seconds is not None and seconds > max_seconds:
         errors.append(_too_long(name, seconds, max_seconds))
     if bad := int(samples.size - np.count_nonzero(np.isfinite(samples))):
         what = f"{name}: {bad} samples are NaN or infinite; export the file again from its source"
-        return [*errors, NonFiniteAudio(what)]
+        return [*errors, AudioError("not finite", what)]
     if not len(samples):
         return errors
     if float(np.abs(samples - samples.mean(axis=0)).max()) < 10 ** (SILENCE_DBFS / 20):
         what = f"{name}: silent, no sample above {SILENCE_DBFS:g} dBFS; record again or leave it out"
-        errors.append(SilentAudio(what))
+        errors.append(AudioError("silent", what))
     if (share := _clipped_share(decoded)) >= CLIPPED_REFUSE:
         what = f"{name}: {share:.0%} of the samples are clipped; record again at a lower level"
-        errors.append(ClippedAudio(what))
+        errors.append(AudioError("clipped", what))
     return errors
 
 

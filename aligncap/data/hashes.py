@@ -11,12 +11,12 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock
 
-from aligncap.utils.io import file_sha256
+from aligncap.utils.io import cache_folder, file_sha256
 from aligncap.utils.progress import track
 
 
@@ -46,31 +46,22 @@ def hashes_of(manifest: str | Path, files: Mapping[str, os.stat_result]) -> dict
 
 
 def _places(manifest: Path) -> list[Path]:
-    home = os.environ.get("ALIGNCAP_HOME")
-    cache = Path(home).expanduser() if home else Path.home() / ".cache" / "aligncap"
     name = hashlib.sha256(str(manifest.resolve()).encode()).hexdigest()[:24]
-    return [manifest.with_name(f".{manifest.name}.hashes"), cache / "hashes" / name]
+    return [manifest.with_name(f".{manifest.name}.hashes"), cache_folder().parent / "hashes" / name]
 
 
 @contextmanager
 def _lock(places: list[Path]) -> Iterator[None]:
     """Hold a lock in the first place that can be written; without one processes only repeat work."""
-    for place in places:
-        file = place.with_name(f"{place.name}.lock")
-        lock = FileLock(file)
-        try:
-            place.parent.mkdir(parents=True, exist_ok=True)
-            lock.acquire()
-        except OSError:
-            continue
-        try:
-            yield
-        finally:
+    with ExitStack() as stack:
+        for place in places:
+            file = place.with_name(f"{place.name}.lock")
             with suppress(OSError):
-                file.unlink()
-            lock.release()
-        return
-    yield
+                place.parent.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(FileLock(file))
+                stack.callback(file.unlink, missing_ok=True)
+                break
+        yield
 
 
 def _lines(places: list[Path]) -> Iterator[tuple[str, int, int, str]]:

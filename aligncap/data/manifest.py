@@ -7,19 +7,20 @@ from __future__ import annotations
 
 import gc
 import json
-import math
 import os
-import re
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields, replace
+from functools import cache
 from pathlib import Path
-from stat import S_ISLNK, S_ISREG
-from typing import Any
+from stat import S_ISREG
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, FiniteFloat, NonNegativeInt, TypeAdapter, ValidationError
 
 from aligncap.data.hashes import hashes_of
 from aligncap.utils.errors import UserError, UserErrors, nearest
-from aligncap.utils.io import Row, load_data, write_jsonl
+from aligncap.utils.io import Row, json_lines, load_data, write_jsonl
 
 
 @dataclass(slots=True)
@@ -88,38 +89,25 @@ def audio_path(manifest_path: str | Path, utterance: Utterance) -> Path:
     Raises:
         UserError: the path is absolute, or leads out of the utterance's root through `..` or a symlink.
     """
-    return Path(_locate(manifest_path, utterance, {})[0])
+    return Path(_locate(manifest_path, utterance, os.path.realpath))
 
 
-def _locate(manifest: str | Path, u: Utterance, folders: dict[str, str]) -> tuple[str, os.stat_result | None]:
-    """The path of `audio_path`, and what `os.stat` says of it; `folders` keeps where folders really are."""
-
-    def real_folder(name: str) -> str:
-        if name not in folders:
-            folders[name] = os.path.realpath(name)
-        return folders[name]
-
+def _locate(manifest: str | Path, u: Utterance, real_folder: Callable[[str], str]) -> str:
+    """The path of `audio_path`; `real_folder` is `os.path.realpath`, or remembers what that gave."""
     try:
         root = real_folder(os.path.join(os.path.dirname(manifest), u.root))
         folder, name = os.path.split(os.path.join(root, u.audio))
         path = os.path.join(real_folder(folder), name)
-        stat = _lstat(path)
-        if name in ("", ".", "..") or stat is not None and S_ISLNK(stat.st_mode):
+        if "\0" in name:
+            raise ValueError("embedded null byte")
+        if name in ("", ".", "..") or os.path.islink(path):
             path = os.path.realpath(path)
-            stat = _lstat(path)
     except (ValueError, OSError) as error:
         raise UserError(f"{manifest}: {u.id}: {u.audio!r} is no usable path ({error})") from None
     if os.path.isabs(u.audio) or not path.startswith(root.rstrip(os.sep) + os.sep):
         remedy = "give a path under the root, or the folder that really holds the file as root"
         raise UserError(f"{manifest}: {u.id}: {u.audio!r} lies outside root {u.root!r}; {remedy}")
-    return path, stat if stat is not None and S_ISREG(stat.st_mode) else None
-
-
-def _lstat(path: str) -> os.stat_result | None:
-    try:
-        return os.lstat(path)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
+    return path
 
 
 def audio_files(manifest: str | Path, utterances: list[Utterance]) -> tuple[list[str], dict[str, Path]]:
@@ -136,13 +124,16 @@ def audio_files(manifest: str | Path, utterances: list[Utterance]) -> tuple[list
     files: list[str] = []
     doubtful: dict[str, os.stat_result] = {}
     errors: list[tuple[int, str]] = []
-    folders: dict[str, str] = {}
+    real_folder = cache(os.path.realpath)
     changed = "has changed since `aligncap prepare`; prepare it again"
     for number, u in enumerate(utterances, 1):
-        path, stat = _locate(manifest, u, folders)
-        files.append(path)
+        files.append(path := _locate(manifest, u, real_folder))
         keys.append(u.sha256 or "")
-        if stat is None:
+        try:
+            stat = os.stat(path)
+        except OSError:
+            stat = None
+        if stat is None or not S_ISREG(stat.st_mode):
             errors.append((number, f"{path}: no such file"))
         elif u.bytes not in (None, stat.st_size):
             errors.append((number, f"{path}: {changed}"))
@@ -163,68 +154,46 @@ def rebase(utterances: Iterable[Utterance], source: str | Path, target: str | Pa
     old, new = Path(source).resolve().parent, Path(target).resolve().parent
     if old == new:
         return list(utterances)
-    roots: dict[str, str] = {}
 
+    @cache
     def moved(root: str) -> str:
-        if root not in roots:
-            roots[root] = root if Path(root).is_absolute() else os.path.relpath(old / root, new)
-        return Path(roots[root]).as_posix()
+        return Path(root if os.path.isabs(root) else os.path.relpath(old / root, new)).as_posix()
 
     return [replace(u, root=moved(u.root)) for u in utterances]
 
 
 # ---------------------------------------------------------------------------------------------- parsing
 
-
-def _number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-
-def _text(value: object) -> bool:
-    return isinstance(value, str)
-
-
-def _filled(value: object) -> bool:
-    return isinstance(value, str) and bool(value.strip())
-
-
-def _texts(value: object) -> bool:
-    return isinstance(value, list) and all(isinstance(v, str) for v in value)
-
-
-Test = Callable[[Any], bool]
-# field: (test, what is wanted)
-_TYPES: dict[str, tuple[Test, str]] = {
-    **dict.fromkeys(("id", "root", "audio", "corpus", "language", "speaker"), (_filled, "text, not empty")),
-    **dict.fromkeys(("transcript", "emotion"), (_text, "text")),
-    "gender": (lambda v: v in ("female", "male"), '"female" or "male"'),
-    "intensity": (lambda v: v in ("normal", "strong"), '"normal" or "strong"'),
-    "duration": (lambda v: _number(v) and v >= 0, "a number of seconds"),
-    "sha256": (lambda v: _text(v) and re.fullmatch("[0-9a-f]{64}", v) is not None, "64 hex digits"),
-    "bytes": (_whole, "a whole number of bytes"),
-    "mtime_ns": (_whole, "a whole number of nanoseconds"),
-    **dict.fromkeys(("captions", "p_act"), (_texts, "a list of texts")),
-    "clues": (lambda v: isinstance(v, list) and all(map(_texts, v)), "a list of lists of texts"),
-    "cues": (lambda v: isinstance(v, dict) and all(map(_number, v.values())), "an object of numbers"),
-    "cue_words": (lambda v: isinstance(v, dict) and all(map(_text, v.values())), "an object of texts"),
-    "extra": (lambda v: isinstance(v, dict), "an object"),
+_FILLED = Annotated[str, Field(pattern=r"\S")]
+# field: (its type, how a message says it)
+_TYPES: dict[str, tuple[Any, str]] = {
+    **dict.fromkeys(("id", "root", "audio", "corpus", "language", "speaker"), (_FILLED, "text, not empty")),
+    **dict.fromkeys(("transcript", "emotion"), (str, "text")),
+    "gender": (Literal["female", "male"], '"female" or "male"'),
+    "intensity": (Literal["normal", "strong"], '"normal" or "strong"'),
+    "duration": (Annotated[FiniteFloat, Field(ge=0)], "a number of seconds"),
+    "sha256": (Annotated[str, Field(pattern="^[0-9a-f]{64}$")], "64 hex digits"),
+    "bytes": (NonNegativeInt, "a whole number of bytes"),
+    "mtime_ns": (NonNegativeInt, "a whole number of nanoseconds"),
+    **dict.fromkeys(("captions", "p_act"), (list[str], "a list of texts")),
+    "clues": (list[list[str]], "a list of lists of texts"),
+    "cues": (dict[str, FiniteFloat], "an object of numbers"),
+    "cue_words": (dict[str, str], "an object of texts"),
+    "extra": (dict[str, object], "an object"),
+}
+_VALIDATE = {
+    name: TypeAdapter(kind, config=ConfigDict(strict=True)).validator.validate_python
+    for name, (kind, _) in _TYPES.items()
 }
 _REQUIRED = ("id", "root", "audio", "corpus")
 
 
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON number")
-
-
-_decode = json.JSONDecoder(parse_constant=_refuse_constant).decode
-
-
 def parse_manifest(path: Path) -> tuple[list[tuple[int, Utterance]], list[str]]:
-    """(line number, utterance) of every line that can be read, and all errors of the file."""
+    """(line number, utterance) of every line that can be read, and all errors of the file.
+
+    Raises:
+        UserError: no such file, or neither utterances nor errors in it.
+    """
     if not path.is_file():
         raise UserError(f"{path}: no such manifest; `aligncap prepare` writes one")
     rows: list[tuple[int, Utterance]] = []
@@ -234,17 +203,13 @@ def parse_manifest(path: Path) -> tuple[list[tuple[int, Utterance]], list[str]]:
     collecting = gc.isenabled()
     gc.disable()  # it would go through all rows again for every few new ones
     try:
-        with path.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
-                if line.isspace():
-                    continue
-                utterance, found = _parse_line(line, shared)
-                if utterance is not None:
-                    if (earlier := first.setdefault(utterance.id, number)) != number:
-                        found.append(f'id "{utterance.id}" is used on line {earlier}; ids must differ')
-                    rows.append((number, utterance))
-                errors += [f"{path}:{number}: {error}" for error in found]
+        for number, row in json_lines(path, numbers_only=True):
+            utterance, found = (None, [row]) if isinstance(row, str) else _utterance(row, shared)
+            if utterance is not None:
+                if (earlier := first.setdefault(utterance.id, number)) != number:
+                    found.append(f'id "{utterance.id}" is used on line {earlier}; ids must differ')
+                rows.append((number, utterance))
+            errors += [f"{path}:{number}: {error}" for error in found]
     finally:
         if collecting:
             gc.enable()
@@ -253,28 +218,19 @@ def parse_manifest(path: Path) -> tuple[list[tuple[int, Utterance]], list[str]]:
     return rows, errors
 
 
-def _parse_line(line: bytes, shared: dict[str, str]) -> tuple[Utterance | None, list[str]]:
-    try:
-        row = _decode(line.decode("utf-8"))
-    except UnicodeDecodeError:
-        return None, ["not UTF-8 text; save the file as UTF-8"]
-    except json.JSONDecodeError as error:
-        return None, [f"broken JSON ({error.msg} at column {error.colno}); mend or delete the line"]
-    except (ValueError, RecursionError) as error:
-        return None, [f"broken JSON ({error}); mend or delete the line"]
-    if not isinstance(row, dict):
-        return None, [f"a JSON object is needed, found {type(row).__name__}"]
+def _utterance(row: Row, shared: dict[str, str]) -> tuple[Utterance | None, list[str]]:
     errors: list[str] = []
     values: Row = {}
     for key, value in row.items():
         if key not in _TYPES:
             errors.append(f'unknown key "{key}"{nearest(key, _TYPES)}; put what is your own under "extra"')
-            continue
-        test, wanted = _TYPES[key]
-        if value is not None and test(value):
-            values[key] = value
         elif value is not None:
-            errors.append(f'"{key}" must be {wanted}, found {json.dumps(value, ensure_ascii=False):.60}')
+            try:
+                _VALIDATE[key](value)
+                values[key] = value
+            except ValidationError:
+                found = f"{json.dumps(value, ensure_ascii=False):.60}"
+                errors.append(f'"{key}" must be {_TYPES[key][1]}, found {found}')
     errors += [f'"{key}" is missing; every utterance needs it' for key in _REQUIRED if row.get(key) is None]
     if any(key not in values for key in _REQUIRED):
         return None, errors

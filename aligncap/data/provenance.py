@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -56,10 +56,8 @@ def manifests_provenance(manifests: Manifests) -> Provenance:
     Raises:
         UserError, UserErrors: a manifest cannot be read (see `read_manifest`).
     """
-    known = manifests if isinstance(manifests, Mapping) else {}
     parts = []
-    for path in manifests:
-        utterances = known[path] if path in known else read_manifest(path)
+    for path, utterances in _read(manifests):
         samples = [(u.corpus, u.sha256, u.extra.get("samples_sha256")) for u in utterances]
         part = Provenance(
             corpora=frozenset(u.corpus for u in utterances),
@@ -67,10 +65,17 @@ def manifests_provenance(manifests: Manifests) -> Provenance:
             clips=frozenset(of_file for _, of_file, _ in samples if of_file),
             samples=frozenset(str(of_samples) for *_, of_samples in samples if of_samples),
             unhashed=frozenset(corpus for corpus, *hashes in samples if not any(hashes)),
-            manifests=frozenset({f"{_sha256(path)} {Path(path).resolve()}"}),
+            manifests=frozenset({f"{file_hashes([path])[str(path)]} {Path(path).resolve()}"}),
         )
         parts.append(part)
     return merge_provenance(*parts)
+
+
+def _read(manifests: Manifests) -> Iterator[tuple[str | Path, Sequence[Utterance]]]:
+    if isinstance(manifests, Mapping):
+        yield from manifests.items()
+    else:
+        yield from ((path, read_manifest(path)) for path in manifests)
 
 
 def merge_provenance(*parts: Provenance) -> Provenance:
@@ -142,34 +147,28 @@ def _trace(folder: Path, seen: frozenset[Path]) -> Provenance:
     if not (isinstance(command, str) and isinstance(config, dict) and isinstance(data, dict)):
         pretrained = _json(folder / "config.json").get("model_type") not in (None, "aligncap")
         return Provenance() if pretrained else _unknown(f"{folder}: neither {FILE} nor run.json")
-    seen = seen | {folder}
     parts = []
     for path, sha256 in data.items():
         found = _find(path, folder)
-        if command == "merge":
-            if found and _sha256(found) != sha256:
-                parts.append(_unknown(f"{path}: has changed since {folder} was made of it"))
-        elif path == config.get("train_pairs"):  # their manifest stands in `data` too
-            continue
-        elif found is None:
-            parts.append(_unknown(f"{path}: {folder} was trained on it, and it is gone"))
-        elif _sha256(found) != sha256:
-            parts.append(_unknown(f"{path}: has changed since {folder} was trained on it"))
-        else:
+        changed = found is not None and file_hashes([found])[str(found)] != sha256
+        if path == config.get("train_pairs") or (command == "merge" and not changed):
+            continue  # the manifest of pairs stands in `data` too; a merge names its weights there
+        if found and not changed:
             parts.append(manifests_provenance([found]))
+        else:
+            what = "has changed since it" if changed else "is gone, and it"
+            parts.append(_unknown(f"{path}: {what} went into {folder}"))
     if command == "merge":
-        return merge_provenance(*parts, _of_start(str(config.get("checkpoint")), folder, seen))
-    starts = [str(config[name]) for name in _STARTS if config.get(name)]
-    # A name that is no path is a pretrained model's.
-    given = [start for start in starts if "/" in start or _find(start, folder)]
-    return merge_provenance(*parts, *(_of_start(start, folder, seen) for start in given))
-
-
-def _of_start(start: str, folder: Path, seen: frozenset[Path]) -> Provenance:
-    found = _find(start, folder)
-    if found is None or not found.is_dir():
-        return _unknown(f"{start}: {folder} began with it, and it is gone")
-    return _trace(found, seen)
+        starts = [config.get("checkpoint")]
+    else:  # a name that is no path is a pretrained model's
+        named = [config[name] for name in _STARTS if config.get(name)]
+        starts = [name for name in named if "/" in name or _find(name, folder)]
+    for start in map(str, starts):
+        found = _find(start, folder)
+        there = found is not None and found.is_dir()
+        gone = f"{start}: {folder} began with it, and it is gone"
+        parts.append(_trace(found, seen | {folder}) if found and there else _unknown(gone))
+    return merge_provenance(*parts)
 
 
 def _beside(folder: Path, file: str) -> Path:
@@ -190,10 +189,6 @@ def _json(path: Path) -> Row:
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
-
-
-def _sha256(path: str | Path) -> str:
-    return file_hashes([path])[str(path)]
 
 
 def _unknown(what: str) -> Provenance:
@@ -224,11 +219,8 @@ def refuse_overlap(provenance: Provenance, manifests: Manifests) -> None:
     Raises:
         UserErrors: everything shared, for all manifests at once.
     """
-    known = manifests if isinstance(manifests, Mapping) else {}
-    errors = []
-    for path in manifests:
-        errors += _shared(provenance, str(path), known[path] if path in known else read_manifest(path))
-    if errors:
+    parts = _read(manifests)
+    if errors := [e for path, utterances in parts for e in _shared(provenance, str(path), utterances)]:
         raise UserErrors(errors)
 
 

@@ -8,6 +8,8 @@ import os
 import struct
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +18,9 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aligncap.audio import files as errors
 from aligncap.audio.files import (
     SAMPLE_RATE,
+    AudioError,
     check,
     fingerprint,
     info,
@@ -41,6 +43,14 @@ def tone(
     seconds: float = 1.0, rate: int = SAMPLE_RATE, hertz: float = 220.0, peak: float = 0.1
 ) -> np.ndarray:
     return (peak * np.sin(2 * np.pi * hertz * np.arange(int(seconds * rate)) / rate)).astype(np.float32)
+
+
+@contextmanager
+def refused(kinds: str, message: str) -> Iterator[pytest.ExceptionInfo[AudioError]]:
+    """The block ends in an error of one of `kinds`."""
+    with pytest.raises(AudioError, match=message) as caught:
+        yield caught
+    assert caught.value.kind in kinds
 
 
 def loudest_hertz(samples: np.ndarray) -> float:
@@ -96,7 +106,7 @@ def test_without_normalisation_the_level_is_the_files_own(tmp_path: Path) -> Non
 def test_bytes_give_what_the_file_gives(tmp_path: Path) -> None:
     path = write(tmp_path / "a.flac", tone())
     np.testing.assert_array_equal(load_audio(path.read_bytes()), load_audio(path))
-    with pytest.raises(errors.UnreadableAudio, match="upload 3: not a sound file"):
+    with refused("unreadable", "upload 3: not a sound file"):
         load_audio(b"no sound at all", name="upload 3")
 
 
@@ -110,7 +120,7 @@ def test_integers_are_scaled_by_their_type_and_time_is_the_longer_axis() -> None
     "bad", [np.zeros((2, 2, 2)), np.arange(9000), np.zeros(9000, complex), np.zeros((9000, 0))]
 )
 def test_arrays_that_are_not_sound_are_refused(bad: np.ndarray) -> None:
-    with pytest.raises(errors.UnreadableAudio, match="audio array: "):
+    with refused("unreadable", "audio array: "):
         prepare_samples(bad, SAMPLE_RATE)
 
 
@@ -126,12 +136,12 @@ def nan_samples() -> np.ndarray:
 
 
 FAULTY = {
-    "silent": (tone(peak=1e-4), errors.SilentAudio, "silent, no sample above -75 dBFS"),
-    "constant": (np.full(16_000, 0.4, np.float32), errors.SilentAudio, "silent"),
-    "nan": (nan_samples(), errors.NonFiniteAudio, "2 samples are NaN or infinite"),
-    "short": (tone(0.05), errors.TooShortAudio, "0.050 s is below 0.1 s"),
-    "empty": (tone(0.0), errors.TooShortAudio, "0.000 s is below 0.1 s"),
-    "square": (np.sign(tone()), errors.ClippedAudio, "of the samples are clipped"),
+    "silent": (tone(peak=1e-4), "silent", "silent, no sample above -75 dBFS"),
+    "constant": (np.full(16_000, 0.4, np.float32), "silent", "silent"),
+    "nan": (nan_samples(), "not finite", "2 samples are NaN or infinite"),
+    "short": (tone(0.05), "short", "0.050 s is below 0.1 s"),
+    "empty": (tone(0.0), "short", "0.000 s is below 0.1 s"),
+    "square": (np.sign(tone()), "clipped", "of the samples are clipped"),
 }
 
 
@@ -139,12 +149,12 @@ FAULTY = {
 def test_faulty_samples_are_refused_by_name_from_file_and_array(tmp_path: Path, name: str) -> None:
     samples, kind, message = FAULTY[name]
     path = write(tmp_path / f"{name}.wav", samples, subtype="FLOAT")
-    with pytest.raises(kind, match=message) as caught:
+    with refused(kind, message) as caught:
         load_audio(path)
     assert str(caught.value).startswith(f"{path}: ") and ";" in str(caught.value)
     assert isinstance(caught.value, UserError)
     assert check(path) == [str(caught.value)]
-    with pytest.raises(kind, match=message):
+    with refused(kind, message):
         prepare_samples(samples, SAMPLE_RATE)
 
 
@@ -160,7 +170,7 @@ def test_a_cut_file_is_refused(tmp_path: Path, extension: str, share: float) -> 
     path = write(tmp_path / f"a.{extension}", random, **FORMATS[extension])
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * share)])
-    with pytest.raises((errors.TruncatedAudio, errors.UnreadableAudio), match="cut off|corrupt") as caught:
+    with refused("truncated unreadable", "cut off|corrupt") as caught:
         load_audio(path)
     assert check(path) == check(path, data=path.read_bytes()) == [str(caught.value)]
 
@@ -178,16 +188,16 @@ def test_a_streamed_wav_of_unknown_length_is_read(tmp_path: Path) -> None:
 def test_what_is_no_sound_is_refused(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     path.write_bytes({"empty": b"", "noise": os.urandom(4000)}.get(path.stem, b"hello, I am no sound\n" * 50))
-    with pytest.raises(errors.AudioError, match="text|empty|noise"):
+    with pytest.raises(AudioError, match="text|empty|noise"):
         load_audio(path)
     assert len(check(path)) == 1
 
 
 def test_missing_files_and_folders_are_named(tmp_path: Path) -> None:
     for path, message in ((tmp_path / "none.wav", "no such file"), (tmp_path, "is a folder")):
-        with pytest.raises(errors.MissingAudio, match=message):
+        with refused("missing", message):
             load_audio(path)
-        with pytest.raises(errors.MissingAudio):
+        with refused("missing", message):
             info(path)
         assert len(check(path)) == 1
 
@@ -236,21 +246,21 @@ def test_a_fingerprint_is_of_the_file_and_of_what_it_sounds_like(tmp_path: Path)
     assert one.sha256 == hashlib.sha256(wav.read_bytes()).hexdigest() != two.sha256
     assert one.samples_sha256 == two.samples_sha256
     wav.write_bytes(b"no sound")
-    with pytest.raises(errors.UnreadableAudio, match="a.wav: not a sound file"):
+    with refused("unreadable", "a.wav: not a sound file"):
         fingerprint(wav)
 
 
 def test_the_length_limit_is_the_callers(tmp_path: Path) -> None:
     path = write(tmp_path / "a.wav", tone(2.0))
     assert len(load_audio(path, max_seconds=2)) == 2 * SAMPLE_RATE
-    with pytest.raises(errors.TooLongAudio, match="2.0 s, the limit is 1.5 s; cut it"):
+    with refused("long", "2.0 s, the limit is 1.5 s; cut it"):
         load_audio(path, max_seconds=1.5)
     assert check(path) == [] and len(check(path, max_seconds=1.5)) == 1
 
 
 def test_a_rate_too_low_for_speech_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "a.wav", tone(rate=2_000), 2_000)
-    with pytest.raises(errors.UnreadableAudio, match="sample rate of 2000 Hz"):
+    with refused("unreadable", "sample rate of 2000 Hz"):
         load_audio(path)
 
 

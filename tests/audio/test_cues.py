@@ -204,7 +204,7 @@ def test_many_files_keep_their_order_and_bad_ones_say_why(tmp_path: Path) -> Non
         soundfile.write(paths[-1], voice(flat(100 + 10 * index, 0.4)), RATE)
     paths[7].write_text("no sound")
     paths[9] = tmp_path / "none.wav"
-    plain = measure_many(paths, workers=1, progress=False)
+    plain = measure_many(paths, workers=1)
     assert isinstance(plain[7], str) and plain[7].startswith(f"{paths[7]}: not a sound file")
     assert isinstance(plain[9], str) and "no such file" in plain[9]
     assert isinstance(plain[3], dict) and plain[3]["f0_median_hz"] == pytest.approx(130, rel=0.02)
@@ -219,7 +219,7 @@ def test_on_real_speech_anger_is_pressed_calm_soft_and_seven_syllables_are_about
         pytest.skip(f"RAVDESS is not under {CORPORA}; set ALIGNCAP_CORPORA")
     paths = [path for folder in folders for path in sorted(folder.iterdir())]
     names = [path.stem.split("-") for path in paths]
-    measured = measure_many(paths, progress=False)
+    measured = measure_many(paths)
     assert not [error for error in measured if isinstance(error, str)]
     cues = [clip for clip in measured if isinstance(clip, dict)]
     values = relative(cues, [name[6] for name in names], [None] * len(names))

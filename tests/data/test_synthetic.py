@@ -156,7 +156,7 @@ import hashlib
 import subprocess
 import sys
 import time
-from aligncap.data.synthetic.espeak import Espeak
+from aligncap.data.synthetic.speech import Espeak
 said = Espeak()("Kids are talking by the door.", "en-us+f3", words_per_minute=150, pitch=50, pitch_range=50)
 print(hashlib.sha256(said.tobytes()).hexdigest())
 """

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from aligncap.utils.errors import UserError, UserErrors, natural, nearest
@@ -18,28 +18,24 @@ _SOUND = (".wav", ".flac", ".ogg", ".mp3")
 def sound_files(folder: Path) -> list[Path]:
     """Sound files anywhere under a folder, in natural order; hidden files and macOS doubles left out."""
     found: list[Path] = []
-    seen: set[str] = set()  # real paths, since a symlink may lead back up
+    seen = {os.path.realpath(folder)}  # since a symlink may lead back up
 
-    def enters(parent: str, name: str) -> bool:
-        if name.startswith((".", "__MACOSX")):
-            return False
-        path = os.path.join(parent, name)
-        if not os.path.islink(path):
-            return True
-        real = os.path.realpath(path)
-        new = real not in seen and not Path(parent).resolve().is_relative_to(real)
-        seen.add(real)
+    def enters(path: str) -> bool:
+        new = not os.path.basename(path).startswith((".", "__MACOSX")) and os.path.realpath(path) not in seen
+        seen.add(os.path.realpath(path))
         return new
 
     for parent, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if enters(parent, name)]
+        folders[:] = [name for name in folders if enters(os.path.join(parent, name))]
         sounds = (name for name in names if name.lower().endswith(_SOUND) and not name.startswith("."))
         found += [Path(parent, name) for name in sounds]
     return sorted(found, key=lambda path: natural(str(path)))
 
 
-def by_stem(paths: Iterable[Path]) -> dict[str, Path]:
-    """Paths by file name without its ending.
+def by_name(
+    paths: Iterable[Path], name_of: Callable[[Path], str] = lambda path: path.stem
+) -> dict[str, Path]:
+    """Paths by name: that of the file without its ending, or what `name_of` says.
 
     Raises:
         UserErrors: two files of one name.
@@ -47,9 +43,8 @@ def by_stem(paths: Iterable[Path]) -> dict[str, Path]:
     found: dict[str, Path] = {}
     errors = []
     for path in paths:
-        if path.stem in found:
-            errors.append(f"{path}: same name as {found[path.stem]}; leave one of them out")
-        found.setdefault(path.stem, path)
+        if (first := found.setdefault(name_of(path), path)) != path:
+            errors.append(f"{path}: same name as {first}; leave one of them out")
     if errors:
         raise UserErrors(errors)
     return found

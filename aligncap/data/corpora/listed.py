@@ -6,26 +6,23 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from aligncap.data.corpora.files import by_stem, canonical, read_json, read_table, read_text
+from aligncap.data.corpora.files import by_name, canonical, read_json, read_table, read_text
 from aligncap.data.corpora.registry import Corpus, CorpusFolder
 from aligncap.data.manifest import Utterance
-from aligncap.utils.errors import UserError, UserErrors
-from aligncap.utils.io import Row
+from aligncap.utils.errors import UserError
+from aligncap.utils.io import Row, load_data
 
-_GENDERS = {"f": "female", "female": "female", "m": "male", "male": "male"}
+_DATA = load_data("corpora.yaml")
+_GENDERS: dict[str, str] = _DATA["genders"]
 
 
 @Corpus("nemo", "data.tsv beside samples/, with the clips that it names", language="pl")
 def nemo(folder: CorpusFolder) -> Iterator[Utterance]:
     """nEMO: `samples/{speaker}_{emotion}_{sentence}.wav`, in any sound format, and `data.tsv`."""
-    tables = sorted(folder.path.rglob("data.tsv"))
-    columns = ("file_id", "emotion", "raw_text", "speaker_id", "gender")
-    clips = by_stem(folder.sound_files()) if tables else {}
-    for row in read_table(tables[0], "\t", columns) if tables else ():
-        path = clips.pop(Path(row["file_id"]).stem, None)
-        if path is None:
-            folder.leave_out("missing", row["file_id"])
-            continue
+    if not (tables := sorted(folder.path.rglob("data.tsv"))):
+        return
+    rows = read_table(tables[0], "\t", ("file_id", "emotion", "raw_text", "speaker_id", "gender"))
+    for path, row in folder.pair((row["file_id"], row) for row in rows):
         yield folder.clip(
             path,
             speaker=row["speaker_id"],
@@ -34,14 +31,8 @@ def nemo(folder: CorpusFolder) -> Iterator[Utterance]:
             emotion=row["emotion"],
             extra={"age": int(row["age"])} if row.get("age", "").isdigit() else {},
         )
-    for path in clips.values():
-        folder.leave_out("name", f"{folder.inside(path)}: not in data.tsv")
 
 
-_MELD_GENDERS = {
-    **dict.fromkeys(("Monica", "Phoebe", "Rachel"), "female"),
-    **dict.fromkeys(("Chandler", "Joey", "Ross"), "male"),
-}
 _C1 = str.maketrans(
     {"\x91": "'", "\x92": "'", "\x93": '"', "\x94": '"', "\x85": "...", "\x96": "-", "\x97": "-"}
 )
@@ -54,40 +45,34 @@ def meld(folder: CorpusFolder) -> Iterator[Utterance]:
     A clip's part is told by its folder, whose name holds the part's.
     """
     parts = ("train", "dev", "test")
-    clips: dict[tuple[str, str], Path] = {}
-    errors = []
-    for path in folder.sound_files():
-        match = re.fullmatch(r"(?:final_videos_test)?(dia\d+_utt\d+)", path.stem)
+
+    def name_of(path: Path) -> str:
         folders = folder.inside(path.parent).lower()
-        key = next((p for p in parts if p in folders), ""), match[1] if match else path.stem
-        if key in clips:
-            errors.append(f"{path}: same clip as {clips[key]}; leave one of them out")
-        clips[key] = path
-    if errors:
-        raise UserErrors(errors)
+        part = next((part for part in parts if part in folders), "")
+        return f"{part}/{path.stem.removeprefix('final_videos_test')}"
+
     columns = ("Utterance", "Speaker", "Emotion", "Dialogue_ID", "Utterance_ID")
+    rows: list[tuple[str, dict[str, str]]] = []
     for part in parts:
         tables = sorted(folder.path.rglob(f"{part}_sent_emo.csv"))
         for row in read_table(tables[0], columns=columns) if tables else ():
-            name = f"dia{row['Dialogue_ID']}_utt{row['Utterance_ID']}"
-            found = clips.pop((part, name), None)
-            if found is None:
-                folder.leave_out("missing", f"{part}/{name}")
-                continue
-            yield folder.clip(
-                found,
-                name=f"{part}-{name}",
-                speaker=row["Speaker"],
-                gender=_MELD_GENDERS.get(row["Speaker"]),
-                transcript=row["Utterance"].translate(_C1),
-                emotion=row["Emotion"],
-                extra={"part": part, "sentiment": row.get("Sentiment", "")},
-            )
-    for path in clips.values():
-        folder.leave_out("name", f"{folder.inside(path)}: in no table")
+            name = f"{part}/dia{row['Dialogue_ID']}_utt{row['Utterance_ID']}"
+            rows.append((name, row | {"name": name, "part": part}))
+    for path, row in folder.pair(rows, name_of):
+        yield folder.clip(
+            path,
+            name=row["name"].replace("/", "-"),
+            speaker=row["Speaker"],
+            gender=_DATA["meld_genders"].get(row["Speaker"]),
+            transcript=row["Utterance"].translate(_C1),
+            emotion=row["Emotion"],
+            extra={"part": row["part"], "sentiment": row.get("Sentiment", "")},
+        )
 
 
-_IEMOCAP_LABEL = re.compile(r"\[[\d.]+ - [\d.]+\]\t(Ses\S+)\t([a-z]{3})\t\[([\d., ]+)\]")
+_IEMOCAP_LABEL = re.compile(
+    r"\[[\d.]+ - [\d.]+\]\t(Ses0(\d)[FM]_\w+_([FM])\w*\d+)\t([a-z]{3})\t\[([\d., ]+)\]"
+)
 _IEMOCAP_WORDS = re.compile(r"(Ses\S+) \[[\d.]+-[\d.]+\]: (.*)")
 
 
@@ -101,33 +86,24 @@ def iemocap(folder: CorpusFolder) -> Iterator[Utterance]:
 
     Where the annotators did not agree the emotion is left open.
     """
-    labels: dict[str, tuple[str, list[float]]] = {}
+    tables = sorted(folder.path.rglob("EmoEvaluation/Ses*.txt"))
+    labels = {found[1]: found for table in tables for found in _IEMOCAP_LABEL.finditer(read_text(table))}
     words: dict[str, str] = {}
-    for table in sorted(folder.path.rglob("EmoEvaluation/Ses*.txt")):
-        for name, code, scores in _IEMOCAP_LABEL.findall(read_text(table)):
-            labels[name] = code, [float(score) for score in scores.split(",")]
     for table in sorted(folder.path.rglob("transcriptions/Ses*.txt")):
         lines = map(_IEMOCAP_WORDS.match, read_text(table).splitlines())
         words.update((line[1], line[2].strip()) for line in lines if line)
-    paths = (p for p in folder.sound_files() if "sentences" in p.relative_to(folder.path).parts)
-    clips = by_stem(paths)
-    for name, (code, values) in labels.items():
-        match = re.fullmatch(r"Ses0(\d)[FM]_\w+_([FM])\w*\d+", name)
-        path = clips.pop(name, None)
-        if match is None or path is None:
-            folder.leave_out("missing" if match else "name", name)
-            continue
-        axes = zip(("valence", "activation", "dominance"), values, strict=False)
+    for path, (name, session, sex, code, scores) in folder.pair(
+        ((name, found.groups()) for name, found in labels.items()), inside="sentences"
+    ):
+        axes = zip(("valence", "activation", "dominance"), map(float, scores.split(",")), strict=False)
         yield folder.clip(
             path,
-            speaker=f"{match[1]}{match[2]}",
-            gender="female" if match[2] == "F" else "male",
+            speaker=f"{session}{sex}",
+            gender="female" if sex == "F" else "male",
             transcript=words.get(name),
             emotion=code,
             extra={"code": code, **dict(axes)},
         )
-    for path in clips.values():
-        folder.leave_out("name", f"{folder.inside(path)}: has no label")
 
 
 @Corpus("secap", "fid2captions.json, text.txt, wav.scp and wav/", language="zh")
@@ -144,9 +120,9 @@ def secap(folder: CorpusFolder) -> Iterator[Utterance]:
         raise UserError(f"{tables[0]}: an object of captions by clip is needed; copy it again from SECap")
     words = _secap_lines(tables[0].with_name("text.txt"))
     listed = _secap_lines(tables[0].with_name("wav.scp"))
-    clips = by_stem(folder.sound_files())
+    clips = by_name(folder.sound_files())
     for name, given in captions.items():
-        path = clips.get(_stem(listed.get(name, name))) or clips.get(Path(name).stem)
+        path = clips.get(_stem(str(listed.get(name, name)))) or clips.get(Path(name).stem)
         if path is None:
             folder.leave_out("missing", f"{name}: no clip")
         elif not (texts := _texts(given)):
@@ -163,23 +139,13 @@ def _secap_lines(path: Path) -> dict[str, str]:
     }
 
 
-def _stem(path: object) -> str:
-    return Path(str(path).replace("\\", "/")).stem
+def _stem(path: str) -> str:
+    return Path(path.replace("\\", "/")).stem
 
 
 def _texts(given: object) -> list[str]:
     texts = (str(text).strip() for text in (given if isinstance(given, list) else [given]))
     return [text for text in texts if text]
-
-
-_EMOSEC_KEYS = {
-    "audio": ("audio", "wav", "path", "file", "filename", "audio_path", "wav_path", "id", "name"),
-    "english": ("captions_en", "caption_en", "en_captions", "en_caption", "en", "english"),
-    "chinese": ("captions_zh", "caption_zh", "zh_captions", "zh_caption", "zh", "chinese"),
-    "transcript": ("transcript", "text", "transcription", "sentence"),
-    "speaker": ("speaker", "speaker_id", "spk"),
-    "emotion": ("emotion", "label", "emo"),
-}
 
 
 @Corpus("emosec", "data.json and the clips that it names", language="zh")
@@ -190,33 +156,35 @@ def emosec(folder: CorpusFolder) -> Iterator[Utterance]:
     row whose clip or captions cannot be told is an error that names the keys found.
     """
     tables = sorted(folder.path.rglob("data.json"))
-    clips = by_stem(folder.sound_files()) if tables else {}
+    clips = by_name(folder.sound_files()) if tables else {}
     for number, row in enumerate(_emosec_rows(tables[0]) if tables else (), 1):
-        name = _first(row, "audio")
+        told = {
+            what: str(row[key])
+            for what in ("audio", "speaker", "transcript", "emotion")
+            for key in reversed(_DATA["emosec"][what])
+            if row.get(key) not in (None, "")
+        }
         both = row.get("captions", row.get("caption"))
         captions = both if isinstance(both, dict) else row
         english, chinese = (_emosec_captions(captions, language) for language in ("english", "chinese"))
-        if name is None or not (english or chinese):
+        if "audio" not in told or not (english or chinese):
             raise UserError(
                 f"{tables[0]}: entry {number}: no clip or no captions under the keys known "
                 f"(found {', '.join(row)}); rename them to audio, captions_en and captions_zh"
             )
-        path = clips.get(_stem(name))
-        if path is None:
-            folder.leave_out("missing", str(name))
+        if (path := clips.get(_stem(told["audio"]))) is None:
+            folder.leave_out("missing", told["audio"])
             continue
         label = None
-        if (emotion := _first(row, "emotion")) is not None:
-            try:
-                label = canonical(str(emotion))
-            except KeyError as error:  # the captions are worth keeping
-                folder.leave_out("label", f"{name}: {error.args[0]}")
-        speaker, text = _first(row, "speaker"), _first(row, "transcript")
+        try:
+            label = canonical(told["emotion"]) if "emotion" in told else None
+        except KeyError as error:  # the captions are worth keeping
+            folder.leave_out("label", f"{told['audio']}: {error.args[0]}")
         yield folder.clip(
             path,
-            speaker=str(speaker) if speaker is not None else None,
+            speaker=told.get("speaker"),
             gender=_GENDERS.get(str(row.get("gender", "")).lower()),
-            transcript=str(text) if text is not None else None,
+            transcript=told.get("transcript"),
             emotion=label,
             captions=english or chinese,
             extra={"captions_zh": chinese} if english and chinese else {},
@@ -234,13 +202,9 @@ def _emosec_rows(path: Path) -> list[Row]:
     return data
 
 
-def _first(row: Row, what: str) -> object:
-    return next((row[key] for key in _EMOSEC_KEYS[what] if row.get(key) not in (None, "")), None)
-
-
 def _emosec_captions(row: Row, language: str) -> list[str]:
     """Captions under one of the keys, or numbered (`en_1`, `caption_en_2`)."""
-    keys = _EMOSEC_KEYS[language]
+    keys = _DATA["emosec"][language]
     numbered = [row[key] for key in sorted(row) if key.rstrip("0123456789").rstrip("_") in keys]
     return _texts(next((row[key] for key in keys if row.get(key) not in (None, "")), numbered))
 

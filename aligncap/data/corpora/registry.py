@@ -19,12 +19,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
-from aligncap.data.corpora.files import canonical, sound_files
+from aligncap.data.corpora.files import by_name, canonical, sound_files
 from aligncap.data.manifest import Utterance
 from aligncap.utils.errors import UserError, natural, nearest
 from aligncap.utils.io import load_data
+
+T = TypeVar("T")
 
 _VIDEO = (".mp4", ".avi", ".mkv", ".mov")
 
@@ -58,6 +60,30 @@ class CorpusFolder:
         """Report something that gives no utterance; `kind` is one of `Problem`."""
         self.problems.append(Problem(kind, self.inside(what) if isinstance(what, Path) else what))
 
+    def pair(
+        self,
+        rows: Iterable[tuple[str, T]],
+        name_of: Callable[[Path], str] = lambda path: path.stem,
+        *,
+        inside: str = "",
+    ) -> Iterator[tuple[Path, T]]:
+        """Rows of a table, each with the clip that it names; rows and clips that stand alone are left out.
+
+        Args:
+            rows: (name of the clip, row); the name may be a path or have an ending.
+            name_of: name of a sound file; that of the file without its ending.
+            inside: a folder; sound files that do not lie in one of that name are none of the corpus's.
+        """
+        paths = self.sound_files()
+        clips = by_name((p for p in paths if not inside or f"/{inside}/" in f"/{self.inside(p)}"), name_of)
+        for name, row in rows:
+            if path := clips.pop(name, None) or clips.pop(Path(name).stem, None):
+                yield path, row
+            else:
+                self.leave_out("missing", name)
+        for path in clips.values():
+            self.leave_out("name", f"{self.inside(path)}: in no table")
+
     def match(self, pattern: str) -> Iterator[tuple[Path, re.Match[str]]]:
         """Sound files whose path ends in `pattern`, the ending such as .wav left out; others are left out.
 
@@ -88,23 +114,6 @@ class CorpusFolder:
             corpus=self.corpus,
             speaker=f"{self.corpus}-{speaker}" if speaker is not None else None,
             **{"language": self.language} | fields,
-        )
-
-    def is_not_the_corpus(self, looked_for: str) -> UserError:
-        """The error for a folder that is not the corpus: what was looked for and what is there."""
-        entries = sorted(
-            (p for p in self.path.iterdir() if not p.name.startswith(".")), key=lambda p: natural(p.name)
-        )
-        shown = ", ".join(p.name + ("/" if p.is_dir() else "") for p in entries[:5])
-        shown += f" and {len(entries) - 5} more" if len(entries) > 5 else ""
-        clips = self.sound_files()
-        example = f", such as {self.inside(clips[0])}" if clips else ""
-        films = 0 if clips else sum(path.suffix.lower() in _VIDEO for path in self.path.rglob("*"))
-        hint = f" and {films} films: take out their sound as .wav first, under the same names"
-        return UserError(
-            f"{self.path}: not the {self.corpus} corpus: looked for {looked_for}; "
-            f"found {shown or 'an empty folder'} ({len(clips)} sound files{example}){hint if films else ''}. "
-            "Nothing was written; give the folder that holds the corpus"
         )
 
 
@@ -183,5 +192,21 @@ def read_corpus(
             continue
         utterances.append(u)
     if not utterances:
-        raise source.is_not_the_corpus(found.layout)
+        raise _not_the_corpus(source, found.layout)
     return utterances, source.problems
+
+
+def _not_the_corpus(folder: CorpusFolder, layout: str) -> UserError:
+    """The error for a folder that is not the corpus: what was looked for and what is there."""
+    names = [p.name + "/" * p.is_dir() for p in folder.path.iterdir() if not p.name.startswith(".")]
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    shown = ", ".join(sorted(names, key=natural)[:5]) + more or "an empty folder"
+    clips = folder.sound_files()
+    example = f", such as {folder.inside(clips[0])}" if clips else ""
+    films = 0 if clips else sum(path.suffix.lower() in _VIDEO for path in folder.path.rglob("*"))
+    hint = f" and {films} films: take out their sound as .wav first, under the same names" if films else ""
+    return UserError(
+        f"{folder.path}: not the {folder.corpus} corpus: looked for {layout}; found {shown} "
+        f"({len(clips)} sound files{example}){hint}. "
+        "Nothing was written; give the folder that holds the corpus"
+    )

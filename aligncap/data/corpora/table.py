@@ -13,22 +13,12 @@ from aligncap.data.corpora.files import canonical, read_table
 from aligncap.data.corpora.registry import Corpus, CorpusFolder
 from aligncap.data.manifest import Utterance
 from aligncap.utils.errors import UserError, UserErrors, nearest
-from aligncap.utils.io import read_jsonl
+from aligncap.utils.io import load_data, read_jsonl
 
-_FIELDS: dict[str, tuple[str, ...]] = {
-    "id": ("id", "utterance_id", "clip_id", "key"),
-    "audio": ("audio", "path", "file", "filename", "file_name", "audio_path", "wav", "clip"),
-    "corpus": ("corpus", "dataset"),
-    "language": ("language", "lang"),
-    "speaker": ("speaker", "speaker_id", "actor"),
-    "gender": ("gender", "sex"),
-    "transcript": ("transcript", "transcription", "text", "sentence"),
-    "emotion": ("emotion", "label", "emotion_label"),
-    "intensity": ("intensity",),
-    "captions": ("captions", "caption"),
-}
-_GENDERS = {"f": "female", "female": "female", "woman": "female", "m": "male", "male": "male", "man": "male"}
-_INTENSITIES = {"normal": "normal", "strong": "strong", "01": "normal", "02": "strong"}
+_DATA = load_data("corpora.yaml")
+_FIELDS: dict[str, list[str]] = _DATA["columns"]
+_GENDERS: dict[str, str] = _DATA["genders"]
+_INTENSITIES: dict[str, str] = _DATA["intensities"]
 _LAYOUT = "a .csv, .tsv or .jsonl file beside the clips"
 
 
