@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -31,7 +31,7 @@ from aligncap.models.processing_aligncap import AlignCapProcessor
 from aligncap.models.projectors import StackMLPProjector
 from aligncap.text.prompts import speaker_word, speaker_words
 from aligncap.training.collators import IGNORE, stack_frames
-from aligncap.training.config import StudentConfig, StudentSpec
+from aligncap.training.config import StudentConfig
 from aligncap.training.data import CaptionRows, ClipInputs, Clips, TokenLists, cached_inputs, read_clips
 from aligncap.training.resume import Run, begin, record_run
 from aligncap.training.sharding import place
@@ -72,7 +72,7 @@ def run_align(config: AlignConfig) -> int:
     """The student with its projector aligned and nothing else trained, saved in `output_dir`/base."""
     run = begin("train align", config)
     manifests = [read_clips(path, p_act=config.align_steps > 0) for path in run.manifests]
-    make_student(run, manifests)
+    make_student(run, config, manifests)
     record_run(run, manifests)
     return run.done()
 
@@ -87,7 +87,9 @@ class Student:
     inputs: ClipInputs
 
 
-def make_student(run: Run, manifests: Sequence[Clips], *, use_p_act: bool = True) -> Student:
+def make_student(
+    run: Run, config: StudentConfig, manifests: Sequence[Clips], *, use_p_act: bool = True
+) -> Student:
     """The student of `run.out`/base, which is made once: its parts, its projector fitted and aligned.
 
     Processes share the encoding of speech; the rest takes seconds and is the first one's.
@@ -99,17 +101,19 @@ def make_student(run: Run, manifests: Sequence[Clips], *, use_p_act: bool = True
         UserError: the folder holds a student of other options or data; a part cannot be had.
         UserErrors: texts or sound files that cannot be used.
     """
-    spec, folder, group = cast(StudentSpec, run.student), run.out / "base", run.group
-    clips = [manifests[0].balanced() if spec.balance else manifests[0], *manifests[1:]]
+    options, aligning = config.model_options(), config.align_options()
+    folder, group, llm = run.out / "base", run.group, config.llm
+    parts = {"encoder": config.encoder, "llm": llm, "options": options, "align": aligning}
+    clips = [manifests[0].balanced() if config.balance else manifests[0], *manifests[1:]]
     made_of = digest(
-        asdict(spec),
+        parts | {"balance": config.balance},
         file_sha256(manifests[0].manifest),
-        model_key(spec.llm) if Path(spec.llm).is_dir() else None,
+        model_key(llm) if Path(llm).is_dir() else None,
     )
     made = group.first((folder / MARK).is_file())
     if not made:
-        set_seed(spec.align["seed"])
-        model, processor = build(spec.encoder, spec.llm, **spec.options)
+        set_seed(config.seed)
+        model, processor = build(config.encoder, llm, **options)
     elif json.loads((folder / MARK).read_text(encoding="utf-8"))["digest"] == made_of:
         model, processor = load_folder(folder)
     else:
@@ -117,7 +121,7 @@ def make_student(run: Run, manifests: Sequence[Clips], *, use_p_act: bool = True
             f"{folder}: was made with other options or data; "
             "resume with the same, or choose another output_dir"
         )
-    limit = spec.options["max_response_tokens"]
+    limit = config.max_response_tokens
     rows = [
         CaptionRows.of(part, processor.tokenizer, max_response_tokens=limit, use_p_act=use_p_act)
         for part in clips
@@ -126,8 +130,8 @@ def make_student(run: Run, manifests: Sequence[Clips], *, use_p_act: bool = True
     inputs = cached_inputs(model, processor, manifests, run.cache, group=group)
     if not made:
         if group.rank == 0:
-            losses = align(model, inputs, clips[0], **spec.align)
-            if spec.align["steps"]:
+            losses = align(model, inputs, clips[0], **aligning)
+            if config.align_steps:
                 log = [{"step": step, "loss": loss} for step, loss in enumerate(losses, 1)]
                 write_jsonl(run.out / "align.jsonl", log)
             processor.save_pretrained(folder)

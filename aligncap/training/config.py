@@ -211,29 +211,20 @@ class StudentConfig(CaptionConfig):
             return super().own_errors()
         return [*super().own_errors(), f"encoder_layer={self.encoder_layer}: choose last, mix or a number"]
 
-    def student_spec(self) -> StudentSpec:
-        """What the student is made of, before decoding is trained."""
-        layer = self.encoder_layer
+    def model_options(self) -> dict[str, Any]:
+        """Options of the model and its processor, as `models.checkpoints.build` takes them."""
         names = (
             "pool_size stack_size projector_hidden projector_dropout summary_token speaker_relative "
             "speaker_dropout show_cues max_response_tokens"
         )
-        options = {name: getattr(self, name) for name in names.split()}
-        options["encoder_layer"] = int(layer) if layer.isdigit() else layer
-        align = {"way": self.align_by, "steps": self.align_steps, "learning_rate": self.align_learning_rate}
-        return StudentSpec(self.encoder, self.llm, options, align | {"seed": self.seed}, self.balance)
+        layer = self.encoder_layer
+        own = {"encoder_layer": int(layer) if layer.isdigit() else layer}
+        return own | {name: getattr(self, name) for name in names.split()}
 
-
-@dataclass(frozen=True)
-class StudentSpec:
-    """A student before decoding is trained: its parts by name, `options` of the model and its processor (as
-    `models.checkpoints.build` takes them), those of `align.align`, and whether labels are balanced."""
-
-    encoder: str
-    llm: str
-    options: dict[str, Any]
-    align: dict[str, Any]
-    balance: bool
+    def align_options(self) -> dict[str, Any]:
+        """Options of `align.align`."""
+        rate, steps = self.align_learning_rate, self.align_steps
+        return {"way": self.align_by, "steps": steps, "learning_rate": rate, "seed": self.seed}
 
 
 def choose_precision(wanted: str) -> tuple[bool, str]:

@@ -93,36 +93,24 @@ class DevScore:
         return scores
 
 
-class Patience(TrainerCallback):
-    """Stops after `patience` evaluations in a row that did not better the dev score, the start's included.
-
-    It counts in the log, so a resumed run stops where an unbroken one does.
-    """
-
-    def __init__(self, patience: int) -> None:
-        self.patience = patience
-
-    def on_evaluate(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        if out_of_patience(state.log_history, self.patience):
-            control.should_training_stop = True
-
-
 class Watch(TrainerCallback):
     """Says when chosen captions lose probability, captions grow longer, or outputs collapse into one.
 
-    An alarm is a warning and a field `alarm/...` of the log; it stops nothing.
+    An alarm is a warning and a field `alarm/...` of the log; it stops nothing. `patience` does: so many
+    evaluations in a row without a better dev score, the start's included (0: never). They are counted in the
+    log, so a resumed run stops where an unbroken one does.
 
     Args:
         beta: of DPO; chosen_drop, length_growth, top_share: what may be lost, grow or be alike without alarm.
     """
 
-    def __init__(self, beta: float, chosen_drop: float, length_growth: float, top_share: float) -> None:
-        self.beta, self.chosen_drop = beta, chosen_drop
+    def __init__(
+        self, beta: float, chosen_drop: float, length_growth: float, top_share: float, patience: int = 0
+    ) -> None:
+        self.beta, self.chosen_drop, self.patience = beta, chosen_drop, patience
         self.length_growth, self.top_share = length_growth, top_share
 
-    def alarms(self, logs: dict[str, Any], history: Sequence[dict[str, Any]] = ()) -> dict[str, str]:
+    def alarms(self, logs: dict[str, float], history: Sequence[dict[str, float]] = ()) -> dict[str, str]:
         """Alarm name to message, for one row of the log; `history` holds the rows before it.
 
         `rewards/chosen` is β times the mean log-ratio of chosen captions to the reference, in nats.
@@ -147,13 +135,19 @@ class Watch(TrainerCallback):
             )
         return found
 
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
+    ) -> None:
+        if self.patience and out_of_patience(state.log_history, self.patience):
+            control.should_training_stop = True
+
     def on_log(
         self,
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **_: Any,
+        logs: dict[str, float] | None = None,
+        **_: object,
     ) -> None:
         if logs is None:
             return

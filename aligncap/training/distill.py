@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +35,7 @@ from aligncap.utils.distributed import ALONE, Group
 from aligncap.utils.errors import UserError
 from aligncap.utils.io import read_jsonl, write_jsonl
 from aligncap.utils.journal import journaled
-from aligncap.utils.options import NaturalInt, NonNegativeFloat, PositiveFloat, option
+from aligncap.utils.options import NaturalInt, NonNegativeFloat, PositiveFloat, Range, option
 from aligncap.utils.tensor_cache import digest
 
 _log = logging.getLogger(__name__)
@@ -57,7 +57,9 @@ class DistillConfig(SpeechSFTConfig):
         "forward_kl", "forward_kl, reverse_kl or jsd."
     )
     temperature: PositiveFloat = option(1.0, "Softens both distributions; the loss is scaled by T².")
-    jsd_beta: float = option(0.5, "β of the generalised Jensen-Shannon divergence.")
+    jsd_beta: Annotated[float, Range(0, 1, open_low=True, open_high=True)] = option(
+        0.5, "β of the generalised Jensen-Shannon divergence."
+    )
     ce_weight: NonNegativeFloat = option(1.0, "λ of the added cross-entropy.")
     use_p_act: bool = option(True, USE_P_ACT)
     targets: Literal["references", "teacher"] = option(
@@ -76,9 +78,7 @@ class DistillConfig(SpeechSFTConfig):
             errors.append(
                 f"teacher_top_k={self.teacher_top_k}: is read from a cache; leave out teacher_cache=no"
             )
-        if not 0 < self.jsd_beta < 1:
-            errors.append(f"jsd_beta={self.jsd_beta}: must be above 0 and below 1")
-        elif self.jsd_beta != type(self).jsd_beta and self.divergence != "jsd":
+        if self.jsd_beta != type(self).jsd_beta and self.divergence != "jsd":
             errors.append(f"jsd_beta: has no effect with divergence={self.divergence}; leave it out")
         if self.smoothing and not self.ce_weight:
             errors.append("smoothing: has no effect with ce_weight=0; leave it out")
@@ -141,7 +141,7 @@ def run_distill(config: DistillConfig) -> int:
     run = begin("train distill", config)
     check_top_k(config.llm, config.teacher_top_k)
     manifests = [read_clips(path, p_act=config.use_p_act or config.align_steps > 0) for path in run.manifests]
-    student = make_student(run, manifests, use_p_act=config.use_p_act)
+    student = make_student(run, config, manifests, use_p_act=config.use_p_act)
     rows = student.rows
     inputs = student.inputs if config.feature_cache else student.inputs.live()
     if config.targets == "teacher":

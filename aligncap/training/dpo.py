@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -24,9 +24,8 @@ from aligncap.models.processing_aligncap import AlignCapProcessor
 from aligncap.training.collators import PreferenceCollator
 from aligncap.training.config import IDLE, RunConfig
 from aligncap.training.data import ClipInputs, cached_inputs, read_clips
-from aligncap.training.dev_score import DevScore, Patience, Watch
+from aligncap.training.dev_score import DevScore, Watch
 from aligncap.training.preference_data import (
-    PairRows,
     PreferenceDataset,
     cached_reference,
     manifest_of_pairs,
@@ -263,32 +262,31 @@ def run_dpo(config: SpeechDPOConfig) -> int:
     pairs = read_pairs(path, clips, config.kinds())
     model: Any
     with config.main_process_first(local=False, desc="base model"):
-        model, processor = load_start(run.starts[0], run.out / "base")
+        model, processor = load_start(str(config.model), run.out / "base")
     place(model, run.device, run.sharded)
     limit = model.config.max_response_tokens
-    rows = PairRows.of(path, pairs, clips, processor.tokenizer, limit)
-    inputs = ClipInputs(processor)
+    rows = PreferenceDataset.of(path, pairs, clips, ClipInputs(processor), limit)
     if config.feature_cache or processor.speaker_relative:
         # Speakers are heard in all their clips.
         used = clips if processor.speaker_relative else clips.chosen(sorted({pair.clip for pair in pairs}))
         inputs = cached_inputs(model, processor, [used, *dev], run.cache, group=run.group)
-        inputs = inputs if config.feature_cache else inputs.live()
-    reference = None
+        rows = replace(rows, inputs=inputs if config.feature_cache else inputs.live())
     if wants_reference_cache(config, len(rows)):
         model.to(run.device)
-        reference = cached_reference(run.cache, model, rows, inputs, bf16=bool(config.bf16), group=run.group)
+        found = cached_reference(run.cache, model, rows, bf16=bool(config.bf16), group=run.group)
+        rows = replace(rows, reference=found)
     batch = config.per_device_eval_batch_size
-    score = [DevScore(d, inputs, number=config.dev_clips, batch=batch, limit=limit) for d in dev]
-    watch = Watch(config.beta, config.alarm_chosen_drop, config.alarm_length_growth, config.alarm_top_share)
+    score = [DevScore(d, rows.inputs, number=config.dev_clips, batch=batch, limit=limit) for d in dev]
+    limits = config.alarm_chosen_drop, config.alarm_length_growth, config.alarm_top_share
     trainer = SpeechDPOTrainer(
         model=model,
         args=config,
-        train_dataset=PreferenceDataset(rows, inputs, reference),
+        train_dataset=rows,
         processing_class=processor,
         dev_score=score[0] if score else None,
-        callbacks=[Patience(config.patience), watch] if config.patience else [watch],
+        callbacks=[Watch(config.beta, *limits, patience=config.patience)],
     )
-    code = fit(trainer, run, [clips, *dev], {"start": run.starts[0], "pairs": len(rows)})
+    code = fit(trainer, run, [clips, *dev], {"start": config.model, "pairs": len(rows)})
     if code == 0 and trainer.is_world_process_zero():
         _compare_with_start(trainer)
     return code

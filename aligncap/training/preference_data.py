@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
-from transformers import PreTrainedTokenizerBase
 
 from aligncap.models.modeling_aligncap import AlignCapForConditionalGeneration
 from aligncap.text.prompts import measured_cues
@@ -94,50 +93,39 @@ def read_pairs(path: str, clips: Clips, kinds: Sequence[str] | None) -> list[Pai
     return pairs
 
 
-@dataclass(frozen=True)
-class PairRows:
-    """Preference pairs as tokens: `places` of their clips in the manifest, and both captions of each."""
+@dataclass(frozen=True, eq=False)
+class PreferenceDataset(Dataset[Row]):
+    """One row a pair: the clip's inputs, chosen and rejected response tokens.
+
+    places: of each pair's clip in the manifest; chosen, rejected: tokens of its captions. With `reference`
+    (`cached_reference`) a row holds the summed log-probabilities of both under the reference too.
+    """
 
     clips: Clips
     places: np.ndarray
     chosen: TokenLists
     rejected: TokenLists
+    inputs: ClipInputs
+    reference: TensorCache | None = None
 
     @classmethod
     def of(
-        cls, path: str, pairs: Sequence[Pair], clips: Clips, tokenizer: PreTrainedTokenizerBase, limit: int
-    ) -> PairRows:
+        cls, path: str, pairs: Sequence[Pair], clips: Clips, inputs: ClipInputs, limit: int
+    ) -> PreferenceDataset:
         """The rows of the pairs of the file `path`, captions of at most `limit` tokens.
 
         Raises:
             UserErrors: a caption holds a control token of the LLM.
             UserError: captions are too long, see `data.tokenize_responses`.
         """
+        tokenizer, half = inputs.processor.tokenizer, len(pairs)
         texts = ((p.line, clips.utterances[p.clip].id, (p.chosen, p.rejected)) for p in pairs)
         refuse_special_tokens(path, texts, tokenizer)
         captions = [p.chosen for p in pairs] + [p.rejected for p in pairs]
         remedy = "train the model that you start from with max_response_tokens"
         ids = list(tokenize_responses(tokenizer, captions, limit, path, remedy))
-        half = len(pairs)
         places = np.array([p.clip for p in pairs])
-        return cls(clips, places, TokenLists(ids[:half]), TokenLists(ids[half:]))
-
-    def __len__(self) -> int:
-        return len(self.places)
-
-    def responses(self, index: int) -> dict[str, list[int]]:
-        """Tokens of both captions of a pair, by side."""
-        return {"chosen": self.chosen[index], "rejected": self.rejected[index]}
-
-
-class PreferenceDataset(Dataset[Row]):
-    """One row a pair: the clip's inputs, chosen and rejected response tokens.
-
-    With `reference` (`cached_reference`) also the summed log-probabilities of both under the reference.
-    """
-
-    def __init__(self, rows: PairRows, inputs: ClipInputs, reference: TensorCache | None = None) -> None:
-        self.rows, self.inputs, self.reference = rows, inputs, reference
+        return cls(clips, places, TokenLists(ids[:half]), TokenLists(ids[half:]), inputs)
 
     @classmethod
     def from_pairs(
@@ -150,41 +138,42 @@ class PreferenceDataset(Dataset[Row]):
         """
         named = None if manifest is None else str(manifest)
         clips = read_clips(manifest_of_pairs(str(path), named), captions=False)
-        tokenizer, limit = inputs.processor.tokenizer, RunConfig.max_response_tokens
-        return cls(
-            PairRows.of(str(path), read_pairs(str(path), clips, None), clips, tokenizer, limit), inputs
-        )
+        pairs = read_pairs(str(path), clips, None)
+        return cls.of(str(path), pairs, clips, inputs, RunConfig.max_response_tokens)
 
     def lengths(self) -> np.ndarray:
         """(rows, 2): tokens of each pair's prompt and of its longer caption; no audio is read."""
-        prompts = self.inputs.lengths(self.rows.clips, self.rows.places)
-        return np.stack([prompts, np.maximum(self.rows.chosen.lengths, self.rows.rejected.lengths)], axis=1)
+        prompts = self.inputs.lengths(self.clips, self.places)
+        return np.stack([prompts, np.maximum(self.chosen.lengths, self.rejected.lengths)], axis=1)
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.places)
+
+    def responses(self, index: int) -> dict[str, list[int]]:
+        """Tokens of both captions of a pair, by side."""
+        return {"chosen": self.chosen[index], "rejected": self.rejected[index]}
+
+    def key(self, index: int, response: list[int]) -> str:
+        """Key of a reference log-probability: hash of the clip, caption, cues where they are shown."""
+        place = self.places[index]
+        cues = self.clips.utterances[place].cue_words
+        shown = [measured_cues(cues)] if self.inputs.processor.show_cues else []
+        return digest(self.clips.keys[place], response, *shown)
 
     def __getitem__(self, index: int) -> Row:
-        row = self.inputs(self.rows.clips, self.rows.places[index])
-        for side, ids in self.rows.responses(index).items():
+        row = self.inputs(self.clips, self.places[index])
+        for side, ids in self.responses(index).items():
             row[f"{side}_ids"] = ids
             if self.reference is not None:
-                row[f"ref_{side}_logps"] = self.reference[_key(self.rows, self.inputs, index, ids)]
+                row[f"ref_{side}_logps"] = self.reference[self.key(index, ids)]
         return row
-
-
-def _key(rows: PairRows, inputs: ClipInputs, index: int, response: list[int]) -> str:
-    """Key of a reference log-probability: clip's hash, its cues where they are shown, caption's tokens."""
-    place = rows.places[index]
-    shown = [measured_cues(rows.clips.utterances[place].cue_words)] if inputs.processor.show_cues else []
-    return digest(rows.clips.keys[place], response, *shown)
 
 
 @torch.no_grad()
 def cached_reference(
     root: Path,
     model: AlignCapForConditionalGeneration,
-    rows: PairRows,
-    inputs: ClipInputs,
+    rows: PreferenceDataset,
     *,
     bf16: bool,
     batch: int = 16,
@@ -198,6 +187,7 @@ def cached_reference(
     Args:
         model: the reference, which is the model that training starts from, without adapters.
     """
+    inputs = rows.inputs
     keys = {rows.clips.keys[place] for place in rows.places}
     heard = {key: inputs.means[key] for key in keys} if inputs.means else {}
     description = {
@@ -212,7 +202,7 @@ def cached_reference(
     places: dict[str, tuple[int, list[int]]] = {}
     for index in range(len(rows)):
         for ids in rows.responses(index).values():
-            places.setdefault(_key(rows, inputs, index, ids), (index, ids))
+            places.setdefault(rows.key(index, ids), (index, ids))
     collate = SpeechCollator(inputs.processor)
     score_responses(model, shared_prefix=False)
     model.eval()

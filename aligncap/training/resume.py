@@ -13,7 +13,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import Trainer, TrainerState
@@ -26,12 +25,12 @@ from aligncap.data.provenance import (
     training_provenance,
     write_provenance,
 )
-from aligncap.training.config import RunConfig, StudentConfig, StudentSpec
+from aligncap.training.config import RunConfig
 from aligncap.training.data import Clips
 from aligncap.training.sharding import launch_flags, load_whole, shards_weights
 from aligncap.utils.distributed import Group
 from aligncap.utils.errors import UserError, UserErrors
-from aligncap.utils.io import file_sha256, write_jsonl
+from aligncap.utils.io import Row, file_sha256, write_jsonl
 from aligncap.utils.run_record import write_run_record
 
 _log = logging.getLogger(__name__)
@@ -58,9 +57,8 @@ class Run:
     """A training run that may begin.
 
     manifests: paths of the training manifest and, where there is one, of the dev manifest.
-    starts: the models that it starts from, by folder or name.
-    student: what the student is made of, where one is made. checkpoint: where the run goes on from; None: it
-    begins. group: the processes that share it. sharded: whether weights will lie in shards.
+    checkpoint: where the run goes on from; None: it begins. group: the processes that share it.
+    sharded: whether weights will lie in shards.
     provenance: what its start was trained on.
     """
 
@@ -69,8 +67,6 @@ class Run:
     out: Path
     cache: Path
     manifests: list[str]
-    starts: list[str]
-    student: StudentSpec | None
     checkpoint: str | None
     group: Group
     device: torch.device
@@ -124,24 +120,21 @@ def begin(command: str, config: RunConfig) -> Run:
     def named(*names: str) -> list[str]:
         return [str(path) for name in names if (path := getattr(config, name, None))]
 
-    starts = named("model", "llm")
     return Run(
         command,
         config,
         out,
         cache=Path(getattr(config, "cache_dir", out)),
         manifests=named("train_manifest", "dev_manifest"),
-        starts=starts,
-        student=config.student_spec() if isinstance(config, StudentConfig) else None,
         checkpoint=checkpoint,
         group=group,
         device=config.device,
         sharded=shards_weights(config),
-        provenance=training_provenance([], starts),
+        provenance=training_provenance([], named("model", "llm")),
     )
 
 
-def record_run(run: Run, manifests: Sequence[Clips], **record: Any) -> None:
+def record_run(run: Run, manifests: Sequence[Clips], **record: object) -> None:
     """Write run.json and provenance.json of a run on `manifests`."""
     paths = [clips.manifest for clips in manifests]
     data = [str(path) for path in (getattr(run.config, "train_pairs", None), *paths) if path]
@@ -229,7 +222,7 @@ def finished(args: RunConfig, checkpoint: str) -> bool:
     return over or bool(patience and out_of_patience(state.log_history, patience))
 
 
-def out_of_patience(history: Sequence[dict[str, Any]], patience: int) -> bool:
+def out_of_patience(history: Sequence[Row], patience: int) -> bool:
     """Whether the last `patience` dev scores of a log did not better the one before them."""
     scores = [row["eval_rubric"] for row in history if "eval_rubric" in row]
     return bool(scores) and len(scores) - 1 - scores.index(max(scores)) >= patience
@@ -290,13 +283,13 @@ def _binding(args: RunConfig) -> set[str]:
     return (ours | _BINDING) - _FREE - {*_DATA, *_LENGTH, *_BATCH}
 
 
-def _same(a: Any, b: Any) -> bool:
+def _same(a: object, b: object) -> bool:
     if isinstance(a, str) and isinstance(b, str) and Path(a).exists() and Path(b).exists():
         return Path(a).resolve() == Path(b).resolve()
     return bool(a == b)
 
 
-def _record(folder: Path) -> dict[str, Any]:
+def _record(folder: Path) -> Row:
     try:
         found = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):

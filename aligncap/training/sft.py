@@ -48,7 +48,7 @@ def run_sft(config: SpeechSFTConfig) -> int:
     """Train the student on captions; 130 when interrupted."""
     run = begin("train sft", config)
     manifests = [read_clips(path, p_act=config.align_steps > 0) for path in run.manifests]
-    student = make_student(run, manifests)
+    student = make_student(run, config, manifests)
     inputs = student.inputs if config.feature_cache else student.inputs.live()
     train, *dev = (SpeechDataset(rows, inputs) for rows in student.rows)
     trainer = SpeechSFTTrainer(

@@ -11,8 +11,9 @@ import logging
 import re
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -123,9 +124,9 @@ class BucketedTrainer(Trainer):
         loader.set_sampler(self.buckets)
         return loader
 
-    def get_total_train_batch_size(self, args: Any) -> int:
+    def get_total_train_batch_size(self, args: TrainingArguments) -> int:
         """Rows of a step, of which the Trainer's samples a second are made."""
-        if self.buckets is None or not args.tokens_per_batch:
+        if self.buckets is None or not self.args.tokens_per_batch:
             return super().get_total_train_batch_size(args)
         a_step = args.world_size * args.gradient_accumulation_steps
         return round(a_step * len(self.buckets.lengths) / len(self.buckets))
@@ -248,7 +249,7 @@ class CaptionTrainer(BucketedTrainer):
         inputs: dict[str, Tensor],
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
-    ) -> Any:
+    ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
         tokens = (inputs["labels"][:, 1:] != IGNORE).sum()
         loss = self.token_loss(model, dict(inputs))
         if num_items_in_batch is None:
@@ -260,7 +261,11 @@ class CaptionTrainer(BucketedTrainer):
         return (loss, {}) if return_outputs else loss
 
     def prediction_step(
-        self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
     ) -> tuple[None, Tensor, None]:
         """In place of logits (rows, 2): each row's summed loss and number of tokens."""
         with torch.no_grad(), self.compute_loss_context_manager():
@@ -286,15 +291,15 @@ class Interruption(TrainerCallback):
     def __init__(self) -> None:
         self.asked = False
         self._since = 0.0
-        self._former: dict[int, Any] = {}
+        self._former: dict[int, Callable[[int, FrameType | None], object] | int | None] = {}
 
     def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
     ) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
             self._former[number] = signal.signal(number, self._ask)
 
-    def _ask(self, number: int, *_: Any) -> None:
+    def _ask(self, number: int, *_: object) -> None:
         # A launcher passes the terminal's Ctrl-C on by signals of its own: only a later SIGINT is impatience.
         if self.asked and number == signal.SIGINT and time.monotonic() - self._since > 2:
             raise KeyboardInterrupt
@@ -304,7 +309,7 @@ class Interruption(TrainerCallback):
         _log.info("stopping after this step; a checkpoint will be saved")
 
     def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
     ) -> None:
         if args.world_size > 1:  # all processes stop at one step, or their collectives would not match
             asked = torch.tensor(float(self.asked), device=args.device)
@@ -314,7 +319,7 @@ class Interruption(TrainerCallback):
             control.should_save = control.should_training_stop = True
 
     def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
     ) -> None:
         for number, former in self._former.items():
             signal.signal(number, former)
@@ -330,13 +335,13 @@ class JsonLog(TrainerCallback):
         self.start = time.perf_counter()
 
     def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
     ) -> None:
         if state.is_world_process_zero:
             self.start -= cut_log(Path(str(args.output_dir)) / "log.jsonl", state.global_step)
 
     def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
     ) -> None:
         # The sum of the losses since the last log is in no checkpoint.
         control.should_log = control.should_log or control.should_save
@@ -346,8 +351,8 @@ class JsonLog(TrainerCallback):
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **_: Any,
+        logs: dict[str, float] | None = None,
+        **_: object,
     ) -> None:
         if state.is_world_process_zero and logs:
             row = {"step": state.global_step, "seconds": round(time.perf_counter() - self.start, 2), **logs}
@@ -355,7 +360,7 @@ class JsonLog(TrainerCallback):
                 file.write(json.dumps(row) + "\n")
 
     def on_save(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
     ) -> None:
         folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
         if state.is_world_process_zero and folder.is_dir():
@@ -366,7 +371,7 @@ def fit(
     trainer: BucketedTrainer,
     run: Run,
     manifests: Sequence[Clips],
-    record: dict[str, Any] | None = None,
+    record: Mapping[str, object] | None = None,
     save: Callable[[BucketedTrainer, Path], None] = lambda trainer, out: trainer.save_model(str(out)),
 ) -> int:
     """Train to the end, and save; or to an interruption, with a checkpoint.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -124,10 +125,8 @@ def test_the_placeholder_has_no_probability(tmp_path, start, pairs):
 def test_the_cached_reference_is_the_live_one(tmp_path, start, pairs):
     trainer, batch, rows, processor = trainer_of(tmp_path, start, pairs)
     live = trainer.compute_loss(trainer.model, dict(batch)).detach()
-    reference = cached_reference(
-        tmp_path / "cache", load_folder(start)[0], rows.rows, rows.inputs, bf16=False
-    )
-    read = PreferenceDataset(rows.rows, rows.inputs, reference)
+    reference = cached_reference(tmp_path / "cache", load_folder(start)[0], rows, bf16=False)
+    read = replace(rows, reference=reference)
     args = SpeechDPOConfig(**options(tmp_path / "y", start, pairs))
     model = load_folder(start)[0]
     other = SpeechDPOTrainer(model=model, args=args, train_dataset=read, processing_class=processor)
@@ -139,13 +138,11 @@ def test_the_cached_reference_is_the_live_one(tmp_path, start, pairs):
 def test_another_start_does_not_read_this_reference(tmp_path, start, pairs):
     model, processor = load_folder(start)
     rows = PreferenceDataset.from_pairs(pairs, ClipInputs(processor))
-    first = cached_reference(tmp_path / "cache", model, rows.rows, rows.inputs, bf16=False)
-    assert (
-        cached_reference(tmp_path, model, rows.rows, rows.inputs, bf16=True).folder.name != first.folder.name
-    )
+    first = cached_reference(tmp_path / "cache", model, rows, bf16=False)
+    assert cached_reference(tmp_path, model, rows, bf16=True).folder.name != first.folder.name
     with torch.no_grad():
         model.model.multi_modal_projector.linear_1.weight.mul_(2)
-    other = cached_reference(tmp_path / "cache", model, rows.rows, rows.inputs, bf16=False)
+    other = cached_reference(tmp_path / "cache", model, rows, bf16=False)
     assert other.folder != first.folder
 
 
