@@ -16,10 +16,10 @@ from aligncap.data.corpora import Corpus, CorpusFolder, corpora, prepare, regist
 from aligncap.data.manifest import Utterance, read_manifest
 from aligncap.utils.errors import UserError
 
-EMOVO = {"dis": "disgusted", "gio": "happy", "neu": "neutral", "pau": "fearful", "rab": "angry", "tri": None}
+LABELS = {"dis": "disgusted", "gio": "happy", "neu": "neutral", "pau": "fearful", "rab": "angry", "tri": None}
 
 
-def emovo(folder: CorpusFolder) -> Iterator[Utterance]:
+def theatre(folder: CorpusFolder) -> Iterator[Utterance]:
     for path, name in folder.match(r"(?P<emotion>[a-z]{3})-(?P<speaker>[fm]\d)-(?P<sentence>\w+)"):
         yield folder.clip(
             path,
@@ -33,7 +33,7 @@ def emovo(folder: CorpusFolder) -> Iterator[Utterance]:
 @pytest.fixture
 def registered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "_corpora", dict(registry._corpora))
-    Corpus("emovo", "f1/dis-f1-b1.flac", language="it", labels=EMOVO)(emovo)
+    Corpus("theatre", "f1/dis-f1-b1.flac", language="it", labels=LABELS)(theatre)
 
 
 @pytest.fixture
@@ -49,20 +49,20 @@ def folder(tmp_path: Path) -> Path:
 def test_a_reader_of_one_s_own_is_a_corpus_like_any_other(
     registered: None, folder: Path, tmp_path: Path
 ) -> None:
-    assert len(inspect.getsource(emovo).splitlines()) < 40 and "emovo" in corpora()
-    assert main(["prepare", "emovo", str(folder), "--out", str(tmp_path / "m.jsonl")]) == 0
-    report = prepare("emovo", folder, tmp_path / "m.jsonl")
+    assert len(inspect.getsource(theatre).splitlines()) < 40 and "theatre" in corpora()
+    assert main(["prepare", "theatre", str(folder), "--out", str(tmp_path / "m.jsonl")]) == 0
+    report = prepare("theatre", folder, tmp_path / "m.jsonl")
     happy, sad = read_manifest(tmp_path / "m.jsonl")
-    assert (happy.id, happy.speaker, happy.gender) == ("emovo-gio-f1-b1", "emovo-f1", "female")
-    assert (happy.emotion, happy.language, happy.corpus) == ("happy", "it", "emovo")
+    assert (happy.id, happy.speaker, happy.gender) == ("theatre-gio-f1-b1", "theatre-f1", "female")
+    assert (happy.emotion, happy.language, happy.corpus) == ("happy", "it", "theatre")
     assert (sad.emotion, sad.extra["sentence"]) == (None, "l3")  # a code may stand for no label
     assert report.of_kind("label") == ['m2/xxx-m2-l3.flac: unknown emotion "xxx"']
     assert report.of_kind("name") == ["m2/notes.flac"]
 
 
 def test_a_folder_without_a_clip_of_it_is_refused(registered: None, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="not the emovo corpus: looked for f1/dis-f1-b1.flac"):
-        prepare("emovo", tmp_path, tmp_path / "m.jsonl")
+    with pytest.raises(UserError, match="not the theatre corpus: looked for f1/dis-f1-b1.flac"):
+        prepare("theatre", tmp_path, tmp_path / "m.jsonl")
 
 
 def test_installed_packages_add_corpora_by_entry_points(
@@ -82,12 +82,3 @@ def test_installed_packages_add_corpora_by_entry_points(
     prepare("theirs", folder, tmp_path / "m.jsonl")
     (clip,) = read_manifest(tmp_path / "m.jsonl")
     assert (clip.corpus, clip.emotion) == ("theirs", "happy")  # without a map, labels' aliases are understood
-
-
-@pytest.mark.real
-def test_the_reader_reads_the_real_emovo(registered: None, tmp_path: Path) -> None:
-    there = Path(__file__).resolve().parents[3] / "shared" / "corpora" / "emovo"
-    if not there.is_dir():
-        pytest.skip(f"no {there}")
-    report = prepare("emovo", there, tmp_path / "m.jsonl")
-    assert len(report.speakers) == 6 and report.clips + len(report.problems) == 588

@@ -109,6 +109,17 @@ def test_emodb(corpus: Corpus) -> None:
     assert report.of_kind("name") == ["wav/99a01Fa.wav"]
 
 
+def test_emovo_in_either_format(corpus: Corpus) -> None:
+    corpus.clips("f1/gio-f1-d1.wav", "m3/tri-m3-l4.flac", "m3/xxx-m3-l4.wav", "m3/tri-m3-l5.wav")
+    found, report = corpus.prepare("emovo")
+    clip = found["emovo-gio-f1-d1"]
+    assert (clip.speaker, clip.gender, clip.emotion, clip.language) == ("emovo-f1", "female", "happy", "it")
+    assert (clip.transcript, clip.extra["sentence"]) == ("Sabato sera cosa farà?", "d1")
+    assert (found["emovo-tri-m3-l4"].emotion, found["emovo-tri-m3-l4"].gender) == ("sad", "male")
+    assert report.of_kind("label") == ['m3/xxx-m3-l4.wav: unknown emotion "xxx"']
+    assert report.of_kind("name") == ["m3/tri-m3-l5.wav"]
+
+
 def test_esd_with_parts_and_transcripts_in_other_encodings(corpus: Corpus) -> None:
     corpus.clips("0001/Angry/train/0001_000351.wav", "0011/Surprise/0011_001401.wav")
     corpus.text("0001/0001.txt", "0001_000351\t打远一看\t生气\n", encoding="gb18030")
@@ -211,6 +222,40 @@ def test_secap_finds_clips_by_name_whatever_machine_its_paths_are_of(corpus: Cor
     assert (found["secap-tx_1"].transcript, found["secap-tx_1"].language) == ("你 好", "zh")
     assert found["secap-tx_2"].captions == ["悲伤", "难过"]
     assert report.of_kind("missing") == ["tx_3: no clip"]
+
+
+def test_librittsp_keeps_each_annotator_s_words_and_names_those_who_stand_alone(corpus: Corpus) -> None:
+    top = "LibriSpeech/dev-clean"
+    corpus.clips(*(f"{top}/{s}/1/{s}-1-0000.flac" for s in (26, 27, 28)), f"{top}/26/1/27-1-0001.flac")
+    corpus.text("data/df1_en.csv", "26|masculine,very calm\n\n99|old\n27|old\n")
+    corpus.text("data/df3_en.csv", "26|slightly  cool, light\n")
+    corpus.text("LibriSpeech/SPEAKERS.TXT", ";ID|SEX| SUBSET\n26   | M | dev-clean | 25.0 | A | B\n")
+    corpus.text(f"{top}/26/1/26-1.trans.txt", "26-1-0000 GOOD DAY\n")
+    found, report = corpus.prepare("librittsp")
+    man, other = found["librittsp-26-1-0000"], found["librittsp-27-1-0000"]
+    assert (man.speaker, man.gender, man.transcript, man.emotion) == (
+        "librittsp-26",
+        "male",
+        "Good day",
+        None,
+    )
+    assert man.extra["voice"] == {"df1": ["masculine", "very calm"], "df3": ["slightly  cool", "light"]}
+    assert man.extra["part"] == "dev-clean"
+    assert (other.gender, other.transcript, other.extra["voice"]) == (None, None, {"df1": ["old"]})
+    assert report.of_kind("missing") == [f"{corpus.folder}/data/df1_en.csv:3: speaker 99 has no clip"]
+    assert report.of_kind("name") == [
+        f"{top}/26/1/27-1-0001.flac",
+        f"{top}/28/1/28-1-0000.flac: speaker 28 is in no table",
+    ]
+
+
+@pytest.mark.parametrize("line", ["27", "27|", "27|old,,calm", "anna|old", "26|calm", "speaker|words"])
+def test_librittsp_with_a_bad_line_is_refused(corpus: Corpus, line: str) -> None:
+    corpus.clips("LibriSpeech/dev-clean/26/1/26-1-0000.flac")
+    corpus.text("data/df2_en.csv", f"26|old\n{line}\n")
+    with pytest.raises(UserErrors, match=r"df2_en.csv:2: one line speaker\|word,word a speaker is needed"):
+        corpus.prepare("librittsp")
+    assert not corpus.out.exists()
 
 
 @pytest.mark.parametrize(
@@ -350,7 +395,11 @@ def test_root_is_relative_when_the_manifest_lies_above_the_corpus(corpus: Corpus
 
 def test_label_maps_lead_to_canonical_labels_only() -> None:
     data = load_data("labels.yaml")
-    for name, codes in data["corpora"].items():
+    rows = load_data("corpora.yaml")["by_name"].items()
+    for name, codes in [
+        *data["corpora"].items(),
+        *((n, row["labels"]) for n, row in rows if "labels" in row),
+    ]:
         assert name in corpora()
         assert all(isinstance(code, str) for code in codes), name
         assert set(codes.values()) - {None} <= set(data["labels"]), name

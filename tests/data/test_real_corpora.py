@@ -1,4 +1,4 @@
-"""`prepare` on the real RAVDESS and nEMO, where they are at hand."""
+"""`prepare` on real corpora, where they are at hand."""
 
 from __future__ import annotations
 
@@ -45,3 +45,32 @@ def test_nemo_gives_the_clips_that_are_there(tmp_path: Path) -> None:
     assert len(report.speakers) == 9 and report.languages == {"pl": there}
     assert set(report.emotions) == {"angry", "fearful", "happy", "neutral", "sad", "surprised"}
     assert validate(tmp_path / "m.jsonl", deep=False).errors == []
+
+
+@pytest.mark.real
+def test_emovo_gives_six_actors_every_sentence_in_every_emotion(tmp_path: Path) -> None:
+    report = prepare("emovo", folder("emovo"), tmp_path / "m.jsonl")
+    assert (report.clips, report.problems, report.duplicates) == (588, [], [])
+    assert set(report.speakers.values()) == {98} and report.genders == {"female": 294, "male": 294}
+    assert set(report.emotions.values()) == {84} and len(report.emotions) == 7
+    clips = read_manifest(tmp_path / "m.jsonl")
+    assert len({(u.speaker, u.emotion, u.transcript) for u in clips}) == 588
+
+
+@pytest.mark.real
+def test_librittsp_gives_every_clip_the_words_of_three_people(tmp_path: Path) -> None:
+    report = prepare("librittsp", folder("librittsp"), tmp_path / "m.jsonl")
+    assert (report.clips, report.problems, report.emotions) == (270, [], {"?": 270})
+    assert len(report.speakers) == 207
+    clips = read_manifest(tmp_path / "m.jsonl")
+    assert all(set(u.extra["voice"]) == {"df1", "df2", "df3"} for u in clips)
+    assert validate(tmp_path / "m.jsonl", deep=False).errors == []
+
+
+@pytest.mark.real
+def test_emospeech_is_read_by_the_command_of_the_docs(tmp_path: Path) -> None:
+    table, out = folder("emospeech") / "clips.csv", tmp_path / "m.jsonl"
+    report = prepare("csv", table, out, columns={"transcript": "words"})
+    assert (report.clips, report.problems, len(report.speakers)) == (536, [], 67)
+    assert set(report.emotions) == {"angry", "calm", "fearful", "happy"}
+    assert all(u.transcript for u in read_manifest(out))

@@ -9,7 +9,7 @@ from pathlib import Path
 from aligncap.data.corpora.files import by_name, canonical, read_json, read_table, read_text
 from aligncap.data.corpora.registry import Corpus, CorpusFolder
 from aligncap.data.manifest import Utterance
-from aligncap.utils.errors import UserError
+from aligncap.utils.errors import UserError, UserErrors
 from aligncap.utils.io import Row, load_data
 
 _DATA = load_data("corpora.yaml")
@@ -118,8 +118,8 @@ def secap(folder: CorpusFolder) -> Iterator[Utterance]:
     captions = read_json(tables[0])
     if not isinstance(captions, dict):
         raise UserError(f"{tables[0]}: an object of captions by clip is needed; copy it again from SECap")
-    words = _secap_lines(tables[0].with_name("text.txt"))
-    listed = _secap_lines(tables[0].with_name("wav.scp"))
+    words = _named_lines(tables[0].with_name("text.txt"))
+    listed = _named_lines(tables[0].with_name("wav.scp"))
     clips = by_name(folder.sound_files())
     for name, given in captions.items():
         path = clips.get(_stem(str(listed.get(name, name)))) or clips.get(Path(name).stem)
@@ -131,7 +131,7 @@ def secap(folder: CorpusFolder) -> Iterator[Utterance]:
             yield folder.clip(path, name=Path(name).stem, transcript=words.get(name), captions=texts)
 
 
-def _secap_lines(path: Path) -> dict[str, str]:
+def _named_lines(path: Path) -> dict[str, str]:
     """Lines `name text`, separated by a space or a tab."""
     lines = read_text(path).splitlines() if path.is_file() else []
     return {
@@ -207,6 +207,44 @@ def _emosec_captions(row: Row, language: str) -> list[str]:
     keys = _DATA["emosec"][language]
     numbered = [row[key] for key in sorted(row) if key.rstrip("0123456789").rstrip("_") in keys]
     return _texts(next((row[key] for key in keys if row.get(key) not in (None, "")), numbered))
+
+
+@Corpus("librittsp", "LibriSpeech/train-clean-100/26/495/26-495-0000.flac and data/df1_en.csv")
+def librittsp(folder: CorpusFolder) -> Iterator[Utterance]:
+    """LibriTTS-P, clips as in LibriSpeech: each annotator's words for the speaker go to `extra["voice"]`.
+
+    LibriSpeech's `SPEAKERS.TXT` and `*.trans.txt` say genders and transcripts where they are there.
+    """
+    voices: dict[str, dict[str, list[str]]] = {}
+    places: dict[str, str] = {}  # of the words for speakers of whom no clip was found yet
+    errors = []
+    for table in sorted(folder.path.rglob("df[123]_en.csv")):
+        for number, line in enumerate(read_text(table).splitlines(), 1):
+            speaker, _, rest = line.strip().partition("|")
+            voice, words = voices.get(speaker, {}), [word.strip() for word in rest.split(",")]
+            if speaker.isdecimal() and all(words) and table.stem[:3] not in voice:
+                voices[speaker] = voice | {table.stem[:3]: words}
+                places.setdefault(speaker, f"{table}:{number}")
+            elif line.strip():
+                needed = "one line speaker|word,word a speaker is needed"
+                errors.append(f'{table}:{number}: {needed}, found "{line:.60}"; copy the table again')
+    if errors:
+        raise UserErrors(errors)
+    sexes = (re.findall(r"(?m)^(\d+) *\| *([FM])", read_text(p)) for p in folder.path.rglob("SPEAKERS.TXT"))
+    genders = {speaker: _GENDERS[sex.lower()] for found in sexes for speaker, sex in found}
+    texts = {k: v for path in folder.path.rglob("*.trans.txt") for k, v in _named_lines(path).items()}
+    pattern = r"(?P<part>[^/]+)/(?P<speaker>\d+)/(?P<chapter>\d+)/(?P=speaker)-(?P=chapter)-\d+"
+    for path, name in folder.match(pattern) if voices else ():
+        speaker, said = name["speaker"], texts.get(path.stem, "").capitalize() or None
+        places.pop(speaker, None)
+        if speaker in voices:
+            extra = {"part": name["part"], "voice": voices[speaker]}
+            gender = genders.get(speaker)
+            yield folder.clip(path, speaker=speaker, gender=gender, transcript=said, extra=extra)
+        else:
+            folder.leave_out("name", f"{folder.inside(path)}: speaker {speaker} is in no table")
+    for speaker, place in places.items():
+        folder.leave_out("missing", f"{place}: speaker {speaker} has no clip")
 
 
 @Corpus("synthetic", "synthetic.jsonl beside the clips, or an empty folder to fill", makes_folder=True)

@@ -91,4 +91,5 @@ _READERS: dict[str, Callable[[CorpusFolder], Iterable[Utterance]]] = {
     "tess": tess,
 }
 for _name, _known in load_data("corpora.yaml")["by_name"].items():
-    Corpus(_name, _known["layout"], _known.get("language", "en"))(_READERS.get(_name, by_name))
+    _corpus = Corpus(_name, _known["layout"], _known.get("language", "en"), _known.get("labels"))
+    _corpus(_READERS.get(_name, by_name))

@@ -69,9 +69,10 @@ class PrepareReport:
 class PrepareConfig(Config):
     """Write the manifest of a corpus folder: who speaks which words in which emotion, for every sound file.
 
-    Corpora are ravdess, nemo, crema-d, emodb, esd, jl-corpus, savee, tess, meld, iemocap, secap, emosec, csv
-    and jsonl (a table of your own), synthetic (speech that is made on your machine), and those that installed
-    packages add. Files that are listed but absent, or cannot be decoded, are left out and named.
+    Corpora are ravdess, nemo, crema-d, emodb, emovo, esd, jl-corpus, savee, tess, meld, iemocap, secap,
+    emosec, librittsp, csv and jsonl (a table of your own), synthetic (speech that is made on your machine),
+    and those that installed packages add. Files that are listed but absent, or cannot be decoded, are left
+    out and named.
 
     Examples:
         aligncap prepare ravdess ~/corpora/ravdess --out ravdess.jsonl

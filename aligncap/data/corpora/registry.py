@@ -2,14 +2,14 @@
 
 A reader turns a folder into utterances. This is a whole one:
 
-    @Corpus("emovo", "f1/dis-f1-b1.flac", language="it", labels={"dis": "disgusted", "gio": "happy"})
+    @Corpus("theatre", "f1/gioia-f1-03.wav", language="it", labels={"gioia": "happy", "ira": "angry"})
     def read(folder: CorpusFolder) -> Iterator[Utterance]:
-        for path, name in folder.match(r"(?P<emotion>[a-z]{3})-(?P<speaker>[fm]\d)-\w+"):
+        for path, name in folder.match(r"(?P<emotion>[a-z]+)-(?P<speaker>[fm]\d)-\d+"):
             gender = "female" if name["speaker"][0] == "f" else "male"
             yield folder.clip(path, speaker=name["speaker"], gender=gender, emotion=name["emotion"])
 
-Once its module is imported, `prepare("emovo", ...)` knows it. An installed package whose entry points of the
-group "aligncap.corpora" name the module adds the corpus to `aligncap prepare` too.
+Once its module is imported, `prepare("theatre", ...)` knows it. An installed package whose entry points of
+the group "aligncap.corpora" name the module adds the corpus to `aligncap prepare` too.
 """
 
 from __future__ import annotations
