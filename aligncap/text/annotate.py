@@ -230,12 +230,10 @@ def refusal(original: str, reworded: str) -> str | None:
         return "emotion"
     if manner_claims([reworded]) - manner_claims([original]):
         return "manner"
-    for kind in ("female", "male", "negations"):
-        listed = word_list(FILE, "paraphrase", kind)
-        now, then = (
-            bool(found & listed) or (kind == "negations" and any(word.endswith("n't") for word in found))
-            for found in (words, before)
-        )
-        if now and not then:
-            return "negation" if kind == "negations" else "gender"
-    return None
+    said, said_before = (
+        {kind for kind in ("female", "male", "negations") if found & word_list(FILE, "paraphrase", kind)}
+        | {"negations" for word in found if word.endswith("n't")}
+        for found in (words, before)
+    )
+    added = said - said_before
+    return "gender" if added - {"negations"} else "negation" if added else None

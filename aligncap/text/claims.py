@@ -19,12 +19,11 @@ from aligncap.text.lexicon import (
     Phrases,
     Token,
     adjective_forms,
+    inflect,
     is_chinese,
     mask_quotes,
-    noun_forms,
     scan_english,
     tokenise,
-    verb_forms,
     word_list,
 )
 from aligncap.utils.io import load_data
@@ -92,9 +91,9 @@ class Claim:
     start: int
 
     @property
-    def rank(self) -> int:
-        """-1, 0 or 1: the level is below, near or above the norm."""
-        return ranks()[self.dimension, self.level]
+    def claimed(self) -> Level:
+        """The claimed level with its rank and words."""
+        return next(level for level in dimensions()[self.dimension].levels if level.name == self.level)
 
     @property
     def key(self) -> tuple[str, str, bool]:
@@ -126,12 +125,6 @@ def dimensions() -> dict[str, Dimension]:
         bounds = float(entry["below"]), float(entry["above"])
         found[name] = Dimension(name, entry["cue"], entry["title"], *bounds, tuple(levels))
     return found
-
-
-@cache
-def ranks() -> dict[tuple[str, str], int]:
-    """-1, 0 or 1 of every (dimension, level): below, near or above the norm."""
-    return {(d.name, level.name): level.rank for d in dimensions().values() for level in d.levels}
 
 
 def word_cues(relative: Mapping[str, float]) -> dict[str, str]:
@@ -191,8 +184,7 @@ def nouns() -> Phrases[str]:
 @cache
 def emotion_nouns() -> frozenset[str]:
     """Nouns that name an emotion: "a quiet sadness" says nothing of the voice."""
-    words = [word for label in labels() for word in words_of(label, kinds=["noun"])]
-    return frozenset(form for word in words for form in noun_forms(word))
+    return frozenset(inflect({"noun": [w for label in labels() for w in words_of(label, kinds=["noun"])]}))
 
 
 @cache
@@ -206,8 +198,8 @@ def passed_over() -> frozenset[str]:
 @cache
 def speech_verbs() -> frozenset[str]:
     """Forms of verbs of speaking."""
-    forms = frozenset(form for verb in listed("speech_verbs") for form in verb_forms(verb))
-    return (forms | listed("speech_irregular")) - {"voice", "voices", "whisper", "cry", "cries"}
+    forms = inflect({"verb": listed("speech_verbs")}) | listed("speech_irregular")
+    return frozenset(forms - {"voice", "voices", "whisper", "cry", "cries"})
 
 
 @cache
@@ -353,7 +345,7 @@ def is_true(claim: Claim, cues: Mapping[str, float]) -> bool | None:
     if value is None:
         return None
     bounds = -math.inf, dimension.below, dimension.above, math.inf
-    low, high = bounds[claim.rank + 1], bounds[claim.rank + 2]
+    low, high = bounds[claim.claimed.rank + 1], bounds[claim.claimed.rank + 2]
     slack = -SLACK if claim.negated else SLACK
     return (low - slack <= value <= high + slack) != claim.negated
 
@@ -380,7 +372,11 @@ def contradictions(claims: Iterable[Claim]) -> list[str]:
 
 
 def genders_of(caption: str) -> frozenset[str]:
-    """Every gender that a caption gives the speaker: of "her" only before a noun, and of nobody spoken to."""
+    """Every gender that a caption gives the speaker: of "her" only before a noun, and of nobody spoken to.
+
+    >>> genders_of("A loud male voice, angry at her.")
+    frozenset({'male'})
+    """
     text = mask_quotes(caption)
     if is_chinese(text):
         signs = {"female": ("她", "女"), "male": ("他", "男")}
@@ -398,13 +394,3 @@ def genders_of(caption: str) -> frozenset[str]:
             if preposition not in listed("gender", "other_side"):
                 found[preposition == "with"].add(hit.value)
     return frozenset(found[False] or found[True])
-
-
-def gender_of(caption: str) -> str | None:
-    """The gender that a caption gives the speaker; None when it gives none, or both.
-
-    >>> gender_of("A loud male voice, angry at her.")
-    'male'
-    """
-    found = genders_of(caption)
-    return next(iter(found)) if len(found) == 1 else None

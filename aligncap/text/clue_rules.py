@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import cache, partial
 
 from aligncap.text.emotions import chinese_forms
 from aligncap.text.lexicon import (
-    FORMS,
     Hit,
     Phrases,
     Token,
+    adjective_forms,
     inflect,
     mask_quotes,
+    phrase_pattern,
     scan_chinese,
     scan_english,
     tokenise,
@@ -25,6 +26,7 @@ _WORD_END_ZH = frozenset("，,。；;！!？?：:、 　了的地而且又并但
 
 word_set = partial(word_list, "voice_words.yaml", "en")
 _zh = partial(word_list, "voice_words.yaml", "zh")
+_zh_pattern = partial(phrase_pattern, "voice_words.yaml", "zh")
 
 
 @cache
@@ -40,12 +42,10 @@ def english_table() -> Phrases[str]:
     for origin, words in sources:
         nouns = f"{origin}noun"
         # listed forms after formed ones: "laughing" is an adjective before it is a form of "laugh"
-        for kind in ("verb", "noun", "adjective", "other"):
-            for word in words.get(kind, ()):
-                if kind == "adjective":
-                    table[_ness(word)] = nouns
-                for form in FORMS[kind](word) - {word}:
-                    table[form] = "adverb" if form.endswith("ly") and kind == "adjective" else kind
+        table |= dict.fromkeys(inflect({"verb": words.get("verb", ())}), "verb")
+        for word in words.get("adjective", ()):
+            table[_ness(word)] = nouns
+            table |= {f: "adverb" if f.endswith("ly") else "adjective" for f in adjective_forms(word)}
         for kind in ("verb", "adjective", "other"):
             table |= dict.fromkeys(words.get(kind, ()), kind)
         table |= dict.fromkeys(inflect({"noun": words.get("noun", ())}), nouns)
@@ -78,15 +78,17 @@ def with_neighbours(text: str, hits: Sequence[Hit[str]], starts: Collection[int]
     return taken
 
 
-def join_hits(text: str, hits: Sequence[Hit[str]], dimension: dict[int, str]) -> list[str]:
+def join_hits(text: str, hits: Sequence[Hit[str]], noun_of: Callable[[Hit[str]], str | None]) -> list[str]:
     """Clue texts of hits: an adverb joins the adjective it stands before, a strength its feeling noun.
 
     Args:
         text: the caption.
         hits: accepted words in order.
-        dimension: character offset of a hit -> noun that it needs to be understood ("high" -> "pitch"), which
-            is then no clue of its own.
+        noun_of: the noun that an adjective is said of. Where it is a dimension, the adjective needs it to be
+            understood ("high" -> "high pitch"), and the noun is then no clue of its own.
     """
+    graded = {hit.start: noun_of(hit) for hit in hits if hit.word in word_set("dimension_adjectives")}
+    dimension = {start: noun for start, noun in graded.items() if noun in word_set("dimensions")}
     hits = [hit for hit in hits if hit.word not in dimension.values()]
     clues: list[str] = []
     joined = ""
@@ -127,19 +129,16 @@ def _in_content(tokens: Sequence[Token]) -> list[bool]:
     return inside
 
 
-def voice_noun_near(tokens: Sequence[Token], i: int, table: Phrases[str]) -> str | None:
+def voice_noun_near(tokens: Sequence[Token], i: int) -> str | None:
     """The voice noun that the adjective at token i belongs to: after it, or before it with a verb between."""
-    before_noun = word_set("degree") | word_set("not_voice") | {"and", ",", "but", "yet"}
-    after_noun = word_set("degree") | word_set("quality_links")
-    sides = (
-        (range(i + 1, min(i + 8, len(tokens))), before_noun),
-        (range(i - 1, max(i - 7, -1), -1), after_noun),
-    )
-    for side, passed in sides:
+    after, before = range(i + 1, min(i + 8, len(tokens))), range(i - 1, max(i - 7, -1), -1)
+    before_noun = word_set("not_voice") | {"and", ",", "but", "yet"}
+    for side, passed in ((after, before_noun), (before, word_set("quality_links"))):
         for k in side:
-            if tokens[k].text in word_set("voice_nouns"):
-                return tokens[k].text
-            if not (tokens[k].text in passed or table.match(tokens, k)):
+            word = tokens[k].text
+            if word in word_set("voice_nouns"):
+                return word
+            if not (word in passed or word in word_set("degree") or english_table().match(tokens, k)):
                 break
     return None
 
@@ -151,31 +150,26 @@ def english_clues(caption: str) -> list[str]:
     content = _in_content(tokens)
     hits = [hit for hit in scan_english(text, table) if not content[hit.token]]
     taken: set[int] = set()
-    dimension: dict[int, str] = {}
     words = ["", *(token.text for token in tokens), ""]  # token i is words[i + 1]
     for hit in hits:
         ambiguous, needs_noun = (hit.word in word_set(key) for key in ("ambiguous", "dimension_adjectives"))
-        noun = voice_noun_near(tokens, hit.token, table) if ambiguous else None
         spoken = (words[hit.token] in _spoken_forms() or hit.degree) and not needs_noun
         opens_clause = hit.value == "adjective" and words[hit.token + 2] in word_set("clause_openers")
-        if not ambiguous or (not opens_clause and (noun or spoken or len(tokens) <= 6)):
+        alone = spoken or len(tokens) <= 6
+        if not ambiguous or (not opens_clause and (alone or voice_noun_near(tokens, hit.token))):
             taken.add(hit.start)
-        if noun and needs_noun and noun in word_set("dimensions"):
-            dimension[hit.start] = noun
     taken = with_neighbours(text, hits, taken)
-    return join_hits(text, [hit for hit in hits if hit.start in taken], dimension)
+    hits = [hit for hit in hits if hit.start in taken]
+    return join_hits(text, hits, lambda hit: voice_noun_near(tokens, hit.token))
 
 
 @cache
 def _chinese_tables() -> tuple[Phrases[str], re.Pattern[str]]:
     """Feeling words, voice words, and single characters that need company; and what opens what was said."""
     table = dict.fromkeys(_zh("single"), "single") | dict.fromkeys(_zh("words"), "voice")
-    plain, spared = (
-        "|".join(map(re.escape, sorted(_zh(key), key=len, reverse=True)))
-        for key in ("content_verbs", "not_content")
-    )
+    opens, spared = (_zh_pattern(key).pattern for key in ("content_verbs", "not_content"))
     # 说 and its like, to the next punctuation
-    content = re.compile(f"(?:{spared})|(?:{plain})(?P<said>[^，,。；;！!？?]*)")
+    content = re.compile(f"(?:{spared})|(?:{opens})(?P<said>[^，,。；;！!？?]*)")
     return Phrases(table | dict.fromkeys(chinese_forms(), "feeling"), chinese=True), content
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from aligncap.data.manifest import read_manifest, rebase, write_manifest
 from aligncap.text.clue_rules import (
@@ -26,8 +26,12 @@ from aligncap.utils.errors import UserError
 from aligncap.utils.io import cache_folder
 from aligncap.utils.options import Config, option
 
+if TYPE_CHECKING:
+    from spacy.language import Language
+    from spacy.tokens import Doc
+    from spacy.tokens import Token as Parsed
+
 _log = logging.getLogger(__name__)
-_CACHED = 50_000  # captions remembered: corpora annotated from labels repeat them
 _FETCH = "`aligncap models fetch en_core_web_sm` gets it"
 
 
@@ -62,7 +66,7 @@ def run_clues(config: CluesConfig) -> int:
     return 0
 
 
-def load_spacy(model: str) -> Any | None:
+def load_spacy(model: str) -> Language | None:
     """A spaCy pipeline with tagger, lemmatizer and parser; None when the default model is not there.
 
     Args:
@@ -101,31 +105,23 @@ class ClueParser:
 
     def __init__(self, model: str | None = "default") -> None:
         self._nlp = None if model is None else load_spacy(model)
+        self.path = "rules" if self._nlp is None else "parse"  # how English captions are read
         if self._nlp is None:
             reason = "asked for" if model is None else f"no spaCy model is installed: {_FETCH}"
             _log.warning("Emotion clues are found by rules, not by a grammar parse (%s).", reason)
-        self._cached: dict[str, list[str]] = {}
-
-    @property
-    def path(self) -> str:
-        """How English captions are read: "parse" or "rules"."""
-        return "rules" if self._nlp is None else "parse"
 
     def parse(self, captions: Sequence[str]) -> list[list[str]]:
         """Clues of each caption; an empty list where a caption has none of voice or feeling."""
-        new = [caption for caption in dict.fromkeys(captions) if caption not in self._cached]
-        if len(self._cached) + len(new) > _CACHED:
-            self._cached = {}
-            new = list(dict.fromkeys(captions))
-        english = [caption for caption in new if not is_chinese(caption)]
-        self._cached |= {caption: chinese_clues(caption) for caption in new if is_chinese(caption)}
+        # corpora annotated from labels repeat their captions: each is read once
+        found = {caption: chinese_clues(caption) for caption in captions if is_chinese(caption)}
+        english = [caption for caption in dict.fromkeys(captions) if caption not in found]
         if self._nlp is None:
-            self._cached |= {caption: english_clues(caption) for caption in english}
+            found |= {caption: english_clues(caption) for caption in english}
         else:
             texts = [mask_quotes(caption) for caption in english]
             for caption, text, doc in zip(english, texts, self._nlp.pipe(texts), strict=True):
-                self._cached[caption] = clues_of(doc, text)
-        return [list(self._cached[caption]) for caption in captions]
+                found[caption] = clues_of(doc, text)
+        return [list(found[caption]) for caption in captions]
 
 
 _OF_NOUN = ("amod", "compound", "nmod", "nummod", "poss")
@@ -142,20 +138,18 @@ class _Spans(Phrases[str]):
     def match(self, tokens: Sequence[Token], i: int) -> tuple[int, str] | None:
         if (found := self._spans.get(tokens[i].start)) is None:
             return None
-        length = 1
-        while i + length < len(tokens) and tokens[i + length].end <= found[0]:
-            length += 1
-        return length, found[1]
+        end, kind = found
+        return max(1, sum(token.end <= end for token in tokens[i:])), kind
 
 
-def _first(token: Any) -> Any:
+def _first(token: Parsed) -> Parsed:
     """The first member of the list that a token belongs to ("loud and angry" -> "loud")."""
     while token.dep_ == "conj" and token.head.i != token.i:
         token = token.head
     return token
 
 
-def _subject(verb: Any) -> Any | None:
+def _subject(verb: Parsed) -> Parsed | None:
     """Subject of a verb, through lists of verbs and relative clauses."""
     for _ in range(6):
         for child in verb.children:
@@ -169,7 +163,7 @@ def _subject(verb: Any) -> Any | None:
     return None
 
 
-def _owner(token: Any) -> tuple[str, Any | None]:
+def _owner(token: Parsed) -> tuple[str, Parsed | None]:
     """What a word is said of: ("noun", noun), ("subject", subject), ("verb", verb) or ("", None)."""
     first = _first(token)
     head = first.head
@@ -188,18 +182,18 @@ def _owner(token: Any) -> tuple[str, Any | None]:
     return ("subject", _subject(first)) if first.pos_ == "VERB" else ("", None)
 
 
-def _is_in(token: Any, key: str) -> bool:
+def _is_in(token: Parsed, key: str) -> bool:
     return not word_set(key).isdisjoint((token.lemma_.lower(), token.lower_))
 
 
-def _names(noun: Any) -> str:
+def _names(noun: Parsed) -> str:
     """What a listed noun is ("feeling noun"), "" of others."""
     tokens = tokenise(noun.lower_)
     found = english_table().match(tokens, 0) if tokens else None
     return found[1] if found else ""
 
 
-def _content(doc: Any) -> set[int]:
+def _content(doc: Doc) -> set[int]:
     """Tokens that belong to what is talked about: "about the keys", "says that the car is red"."""
     inside: set[int] = set()
     for token in doc:
@@ -210,7 +204,7 @@ def _content(doc: Any) -> set[int]:
     return inside
 
 
-def _accepts_listed(token: Any, kind: str) -> bool:
+def _accepts_listed(token: Parsed, kind: str) -> bool:
     """Whether a listed, unambiguous word is said of a voice, a person or a feeling, not of a thing."""
     role, owner = _owner(token)
     if owner is None or role == "verb":
@@ -223,7 +217,7 @@ def _accepts_listed(token: Any, kind: str) -> bool:
     return True
 
 
-def _accepts_open(token: Any, listed: bool) -> bool:
+def _accepts_open(token: Parsed, listed: bool) -> bool:
     """Whether a word counts by its place in the parse: of a voice noun, after "sounds", a manner of speaking.
 
     `listed` words (those of voices and of things) may be of any part of speech and need less.
@@ -260,19 +254,19 @@ def _accepts_open(token: Any, listed: bool) -> bool:
     return False
 
 
-def _opens_infinitive(token: Any) -> bool:
+def _opens_infinitive(token: Parsed) -> bool:
     """ "hard to understand" is not a hard voice, "clear that she is sad" not a clear one."""
     last = token.i + 1 >= len(token.doc)
     return token.pos_ != "ADV" and not last and token.nbor().lower_ in word_set("clause_openers")
 
 
-def _sounds_participle(token: Any) -> bool:
+def _sounds_participle(token: Parsed) -> bool:
     """ "feels rehearsed", read by the parser as a passive."""
     verbs = [c.lemma_.lower() for c in token.children if c.dep_ in ("aux", "auxpass")]
     return token.tag_ == "VBN" and not {"sound", "seem", "feel", "appear"}.isdisjoint(verbs)
 
 
-def _negated(token: Any) -> bool:
+def _negated(token: Parsed) -> bool:
     """Whether the verb that a word completes has a "not" of its own, however far away it stands."""
     head = token.head
     if token.dep_ not in ("acomp", "attr", "oprd") or head.pos_ not in ("VERB", "AUX"):
@@ -281,7 +275,7 @@ def _negated(token: Any) -> bool:
     return any(c.dep_ == "neg" and c.i < token.i and c.nbor().lower_ not in only for c in head.children)
 
 
-def clues_of(doc: Any, text: str) -> list[str]:
+def clues_of(doc: Doc, text: str) -> list[str]:
     """Clues of a parsed caption.
 
     Args:
@@ -300,7 +294,7 @@ def clues_of(doc: Any, text: str) -> list[str]:
             continue
         covered.update(t.i for t in inside)
         if hit.word in word_set("ambiguous"):
-            near = fragment or voice_noun_near(tokens, hit.token, table) is not None
+            near = fragment or voice_noun_near(tokens, hit.token) is not None
             accept = _accepts_open(inside[0], True) or (near and not _opens_infinitive(inside[0]))
         else:
             accept = len(inside) > 1 or _accepts_listed(inside[0], hit.value)
@@ -316,18 +310,16 @@ def clues_of(doc: Any, text: str) -> list[str]:
         if (token.pos_ in ("ADJ", "ADV") or participle) and _accepts_open(token, False):
             kind = "adverb" if token.pos_ == "ADV" else "adjective"
             accepted[token.idx] = (token.idx + len(token.text), kind)
-    positions = {token.start: i for i, token in enumerate(tokens)}
-    dimension: dict[int, str] = {}
-    hits: list[Hit[str]] = []
-    for hit in scan_english(text, _Spans(accepted)):
+    hits = scan_english(text, _Spans(accepted))
+    for i, hit in enumerate(hits):
+        if hit.start in by_offset and not hit.negated and _negated(by_offset[hit.start]):
+            hits[i] = hit._replace(negated="not")
+
+    def noun_of(hit: Hit[str]) -> str | None:
         anchor = by_offset.get(hit.start)
-        if anchor is not None and hit.word in word_set("dimension_adjectives") and anchor.pos_ != "VERB":
-            # the noun that a high or low pitch, volume or energy keeps
-            _, owner = _owner(anchor)
-            noun = owner.lower_ if owner else voice_noun_near(tokens, positions[hit.start], table)
-            if noun in word_set("dimensions"):
-                dimension[hit.start] = noun
-        if anchor is not None and not hit.negated and _negated(anchor):
-            hit = hit._replace(negated="not")
-        hits.append(hit)
-    return join_hits(text, hits, dimension)
+        if anchor is None or anchor.pos_ == "VERB":
+            return None
+        _, owner = _owner(anchor)
+        return owner.lower_ if owner else voice_noun_near(tokens, hit.token)
+
+    return join_hits(text, hits, noun_of)

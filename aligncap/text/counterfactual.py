@@ -82,8 +82,12 @@ def flip_claim(caption: str, rng: Random) -> str | None:
     for mention in rng.sample(mentions, len(mentions)):
         if spoken_of[mention.dimension] > 1 or mention.start not in flippable:
             continue
-        others = [level for level in dimensions()[mention.dimension].levels if level.rank != mention.rank]
-        for level in sorted(rng.sample(others, len(others)), key=lambda other: other.rank * mention.rank):
+        others = [
+            level for level in dimensions()[mention.dimension].levels if level.rank != mention.claimed.rank
+        ]
+        for level in sorted(
+            rng.sample(others, len(others)), key=lambda other: other.rank * mention.claimed.rank
+        ):
             wanted = [(m.dimension, level.name if m is mention else m.level) for m in mentions]
             words = _claim_words(caption, mention, level)
             for word in rng.sample(words, len(words)):
@@ -123,11 +127,9 @@ def _place(caption: str, start: int, end: int) -> tuple[str, str] | None:
     tokens = tokenise(caption)
     after = [t.text for t in tokens if t.start >= end]
     heads = listed("persons") | listed("voices") | listed("paces")
-    for text in after:
-        if text in heads and text not in listed("pronouns"):
-            return text, ""
-        if text not in _between():
-            break
+    noun = next((text for text in after if text not in _between()), "")
+    if noun in heads - listed("pronouns"):
+        return noun, ""
     if after and after[0].isalpha() and after[0] not in listed("followers"):
         return None
     before = [t.text for t in reversed(tokens) if t.end <= start]
@@ -270,13 +272,9 @@ def _flippable(caption: str) -> set[int]:
     return found
 
 
-def _level_of(mention: Claim) -> Level:
-    return dimensions()[mention.dimension].levels[mention.rank + 1]
-
-
 def _claim_words(caption: str, mention: Claim, level: Level) -> Sequence[str]:
     """Words of a level that can take a mention's place."""
-    word, source = mention.word, _level_of(mention)
+    word, source = mention.word, mention.claimed
     if word in source.phrase:
         return level.phrase
     if word in source.adverb or (word in source.also and word.endswith("ly")):
@@ -306,9 +304,9 @@ def _mend_joiner(caption: str, start: int) -> str:
     if len(pair) != 1 or pair[0] + 1 in joined or pair[0] - 1 in joined:
         return caption  # no list of two
     left, right = found[pair[0]], found[pair[0] + 1]
-    if any(m.word in _level_of(m).phrase for m in (left, right)):
+    if any(m.word in m.claimed.phrase for m in (left, right)):
         return caption  # "quickly, at a normal volume" is no list
-    ranks = {m.rank for m in (left, right) if m.dimension != "steadiness"}
+    ranks = {m.claimed.rank for m in (left, right) if m.dimension != "steadiness"}
     end, joiner = ends[pair[0]], gaps[pair[0]]
     if len(ranks) < 2 and joiner.strip(" ,") == "but":
         _, verb = _place(caption, left.start, end) or ("", "is")

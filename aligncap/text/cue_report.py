@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -94,7 +94,7 @@ def _panels(count: int, emotions: int) -> tuple[Figure, list[Axes]]:
     rows = -(-count // 2)
     picture = figure(12, rows * (1.2 + 0.34 * max(emotions, 1)))
     picture.get_layout_engine().set(w_pad=0.12, h_pad=0.12)  # type: ignore[union-attr, call-arg]
-    panels: Any = picture.subplots(rows, 2, squeeze=False)
+    panels = picture.subplots(rows, 2, squeeze=False)
     for panel in panels.flat[count:]:
         panel.set_axis_off()
     return picture, list(panels.flat[:count])
@@ -122,16 +122,14 @@ def _draw_cues(table: pd.DataFrame, titles: dict[str, str]) -> Figure:
         below, above = (dimension.below, dimension.above) if dimension else (0.0, 0.0)
         low, high = np.percentile(values, [0.5, 99.5])
         left, right = min(low, below - 0.5, -2.0) - 0.2, max(high, above + 0.5, 2.0) + 0.2
-        panel.set_xlim(left, right)
+        panel.set(xlim=(left, right), xlabel="deviations from the speaker's norm")
         panel.axvline(0, color="#555555", linewidth=0.8, zorder=0)
         if dimension:
             panel.axvspan(left, below, color="#F1F1F1", zorder=-1)
             panel.axvspan(above, right, color="#F1F1F1", zorder=-1)
-            named: dict[str, Any] = {"transform": panel.transAxes, "va": "bottom", "style": "italic"}
-            panel.text(0.015, 1.01, dimension.levels[0].name, ha="left", **named)
-            panel.text(0.985, 1.01, dimension.levels[2].name, ha="right", **named)
+            panel.set_title(dimension.levels[0].name, loc="left", fontsize="medium", style="italic")
+            panel.set_title(dimension.levels[2].name, loc="right", fontsize="medium", style="italic")
         panel.set_title(title, fontweight="bold")
-        panel.set_xlabel("deviations from the speaker's norm")
     return picture
 
 
@@ -142,14 +140,14 @@ def _draw_levels(shares: Sequence[tuple[Dimension, pd.DataFrame]]) -> Figure:
         left = np.zeros(len(rows))
         for level, colour in zip(dimension.levels, LEVEL_COLOURS, strict=True):
             widths = 100 * rows[level.name].to_numpy()
-            style: dict[str, Any] = {"color": colour, "label": level.name, "edgecolor": "white"}
-            bars = panel.barh(rows.index, widths, left=left, **style)
+            bars = panel.barh(
+                rows.index, widths, left=left, color=colour, label=level.name, edgecolor="white"
+            )
             texts = [f"{width:.0f}" if width >= 8 else "" for width in widths]
             panel.bar_label(bars, texts, label_type="center", fontsize=9)
             left += widths
         panel.set_title(dimension.title, fontweight="bold", loc="left")
-        panel.set_xlim(0, 100)
-        panel.set_xlabel("percent of clips")
+        panel.set(xlim=(0, 100), xlabel="percent of clips")
         panel.spines[["top", "right"]].set_visible(False)
         panel.legend(ncols=3, loc="lower right", bbox_to_anchor=(1.0, 1.0), frameon=False, handlelength=1)
     return picture

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from aligncap.text.lexicon import Phrases, inflect, mask_quotes, scan, weak_degrees
 from aligncap.utils.errors import UserError
-from aligncap.utils.io import load_data
+from aligncap.utils.io import Row, load_data
 
 FILE = "emotion_wheels.yaml"
 _WEAK = 0.5  # "slightly sad but angry" is angry, "slightly sad" is still sad
@@ -81,7 +81,7 @@ def words_of(label: str, language: str = "en", kinds: Sequence[str] | None = Non
     return list(dict.fromkeys(word for words in chosen for word in words))
 
 
-def _group(label: str) -> dict:
+def _group(label: str) -> Row:
     groups = load_data("emotions.yaml")
     if label not in groups:
         raise UserError(
@@ -222,10 +222,6 @@ def overlap(said: Sectors, truth: Sectors) -> Overlap:
     >>> overlap(sectors(["sad"]), true_sectors("sad", []))
     Overlap(precision=1.0, recall=1.0, f1=1.0)
     """
-    rows = [(len(s & t), len(s), len(t)) for s, t in zip(said, truth, strict=True)]
-    n = len(rows)
-    return Overlap(
-        sum(both / max(1, one) for both, one, _ in rows) / n,
-        sum(both / max(1, other) for both, _, other in rows) / n,
-        sum(2 * both / max(1, one + other) for both, one, other in rows) / n,
-    )
+    sizes = [(len(s & t), len(s), len(t)) for s, t in zip(said, truth, strict=True)]
+    scores = [(n / max(1, a), n / max(1, b), 2 * n / max(1, a + b)) for n, a, b in sizes]
+    return Overlap(*(sum(column) / len(scores) for column in zip(*scores, strict=True)))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache, lru_cache
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from aligncap.utils.io import load_data
 
@@ -131,7 +131,7 @@ def inflect(words: Mapping[str, Iterable[str]]) -> set[str]:
 @cache
 def word_list(file: str, *keys: str) -> frozenset[str]:
     """The words of one list of a file of `data/`, found by its keys."""
-    found: Any = load_data(file)
+    found = load_data(file)
     for key in keys:
         found = found[key]
     return frozenset(found)
@@ -203,7 +203,7 @@ def _markers() -> Phrases[str]:
     return Phrases({word: kind for kind in kinds for word in words[kind]})
 
 
-def _list_goes_on(tokens: Sequence[Token], i: int, table: Phrases[Any]) -> bool:
+def _list_goes_on(tokens: Sequence[Token], i: int, table: Phrases[T]) -> bool:
     """Whether the comma before token i stands in a list joined by "or" or "nor": "no anger, fear or joy"."""
     passed = word_list("voice_words.yaml", "en", "fillers") - {"or", "nor"} | {","}
     while i < len(tokens) and ((found := table.match(tokens, i)) or tokens[i].text in passed):
@@ -211,7 +211,7 @@ def _list_goes_on(tokens: Sequence[Token], i: int, table: Phrases[Any]) -> bool:
     return i < len(tokens) and tokens[i].text in ("or", "nor")
 
 
-def _directly_goes_on(tokens: Sequence[Token], i: int, table: Phrases[Any]) -> bool:
+def _directly_goes_on(tokens: Sequence[Token], i: int, table: Phrases[T]) -> bool:
     """Whether a listed word stands at token i, past articles and degrees."""
     while i < len(tokens) and not table.match(tokens, i):
         length, kind = _markers().match(tokens, i) or (1, "")
@@ -243,9 +243,7 @@ def scan_english(text: str, table: Phrases[T]) -> list[Hit[T]]:
             after_hit, degree = negated, []
             i += length
             continue
-        if marker is None and word.endswith("n't"):
-            marker = (1, "negators")
-        length, kind = marker or (1, "")
+        length, kind = marker or (1, "negators" if word.endswith("n't") else "")
         if kind == "degree":
             phrase = " ".join(token.text for token in tokens[i : i + length])
             if phrase.startswith("not "):

@@ -7,7 +7,7 @@ the audio in the teacher's prompt: the emotion clues of the reference caption, p
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from jinja2 import TemplateError
 
@@ -15,22 +15,26 @@ from aligncap.text.lexicon import is_chinese
 from aligncap.utils.errors import UserError
 from aligncap.utils.io import load_data
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase as Tokenizer
+
 # Some templates (Llama 3.2, SmolLM3) write the day's date, and a prompt that changes overnight would make
 # each day's teacher another one. A macro of the same name takes the place of the clock.
 _FIXED_DATE = "{% macro strftime_now(format) %}26 Jul 2024{% endmacro %}{{ '' }}"
 
 
-def _render(tokenizer: Any, chat: list[dict[str, str]], *, ask: bool) -> str:
-    return tokenizer.apply_chat_template(
+def _render(tokenizer: Tokenizer, chat: list[dict[str, str]], *, ask: bool) -> str:
+    text = tokenizer.apply_chat_template(
         chat,
         chat_template=_FIXED_DATE + tokenizer.get_chat_template(),
         tokenize=False,
         add_generation_prompt=ask,
         enable_thinking=False,  # models that think before they answer (Qwen3, SmolLM3) would begin with that
     )
+    return str(text)
 
 
-def _wrap(tokenizer: Any, content: str) -> str:
+def _wrap(tokenizer: Tokenizer, content: str) -> str:
     texts = load_data("templates.yaml")
     instruction = texts["instruction"]
     if not getattr(tokenizer, "chat_template", None):
@@ -45,7 +49,7 @@ def _wrap(tokenizer: Any, content: str) -> str:
 
 
 def student_prompt(
-    tokenizer: Any, audio_token: str, *, speaker: str | None = None, cues: str | None = None
+    tokenizer: Tokenizer, audio_token: str, *, speaker: str | None = None, cues: str | None = None
 ) -> str:
     """The student's whole prompt, with one audio placeholder.
 
@@ -60,7 +64,9 @@ def student_prompt(
     return _wrap(tokenizer, "\n".join(part for part in parts if part))
 
 
-def teacher_prompt(tokenizer: Any, transcript: str | None, acoustic: str, gender: str | None = None) -> str:
+def teacher_prompt(
+    tokenizer: Tokenizer, transcript: str | None, acoustic: str, gender: str | None = None
+) -> str:
     """The teacher's whole prompt: who speaks, the transcript, the acoustic prompt in place of the audio."""
     words = f'"{transcript.strip()}"' if transcript and transcript.strip() else "…" if gender else ""
     said = load_data("templates.yaml")["says"][gender or "unknown"].format(words=words)
@@ -121,7 +127,7 @@ def acoustic_prompt(clues: Sequence[str], template: str = "voice", language: str
     return str(words["text"]).replace("{clues}", str(words["separator"]).join(kept))
 
 
-def end_token_id(tokenizer: Any) -> int:
+def end_token_id(tokenizer: Tokenizer) -> int:
     """What closes an answer: the token after an assistant turn of the chat template, or end-of-text.
 
     The two differ in some families (Gemma's <end_of_turn>), and the LLM stops at the former.
@@ -136,7 +142,7 @@ def end_token_id(tokenizer: Any) -> int:
     return next((i for i in ids if i in special), tokenizer.eos_token_id)
 
 
-def response_ids(tokenizer: Any, caption: str, max_tokens: int | None = None) -> list[int]:
+def response_ids(tokenizer: Tokenizer, caption: str, max_tokens: int | None = None) -> list[int]:
     """Token ids of the answer, closed by the end token.
 
     An answer of more than `max_tokens` is cut and then has no end token: a model must not learn to stop where

@@ -40,11 +40,6 @@ def tells_the_unheard(caption: str) -> bool:
     return phrase_pattern(FILE, "unheard").search(caption) is not None
 
 
-def speaks_of_itself(caption: str) -> bool:
-    """Whether a caption is an assistant's answer ("Here is a description …") and no description."""
-    return phrase_pattern(FILE, "about_itself").search(caption) is not None
-
-
 def quotes(caption: str) -> bool:
     """Whether a caption quotes two words or more (of Chinese, four characters)."""
     return length(caption) - length(mask_quotes(caption)) >= 2
@@ -182,7 +177,7 @@ def score(caption: str, evidence: Evidence, fluency: float | None = None) -> Mar
     mentions, claims, genders = emotion_words(caption), claims_of(caption), genders_of(caption)
     wrong_gender = evidence.gender is not None and bool(genders - {evidence.gender})
     checked, conflicts = check(claims, evidence.relative), contradictions(claims)
-    cost = rules["faithful"]
+    cost, itself = rules["faithful"], phrase_pattern(FILE, "about_itself").search(caption)
     faults = [
         (wrong_gender, cost["wrong_gender"], f"the speaker is {evidence.gender}"),
         (len(genders) > 1 and not wrong_gender, cost["two_genders"], "calls the speaker he and she"),
@@ -190,7 +185,7 @@ def score(caption: str, evidence: Evidence, fluency: float | None = None) -> Mar
         (leaks(caption, evidence.transcript), cost["leak"], "repeats what was said"),
         (quotes(caption), cost["quote"], "quotes speech"),
         (tells_the_unheard(caption), cost["unheard"], "tells what cannot be heard"),
-        (speaks_of_itself(caption), cost["about_itself"], "is an answer, no description"),
+        (itself is not None, cost["about_itself"], "is an answer, no description"),
         (not (claims or mentions or genders), cost["nothing_said"], "does not say how the speaker sounds"),
         (words < cost["least"], cost["per_word"] * (cost["least"] - words), "too short"),
         (words > cost["most"], cost["per_word"] * (words - cost["most"]), "too long"),
@@ -267,7 +262,7 @@ def _by_dimension(
     found: dict[str, tuple[str, Claim]] = {}
     order = ("denied", "near", "away")
     for claim in right:
-        kind = "denied" if claim.negated else "away" if claim.rank else "near"
+        kind = "denied" if claim.negated else "away" if claim.claimed.rank else "near"
         if claim.dimension not in found or order.index(kind) > order.index(found[claim.dimension][0]):
             found[claim.dimension] = kind, claim
     found |= {claim.dimension: ("wrong", claim) for claim in wrong}

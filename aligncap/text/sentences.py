@@ -7,11 +7,10 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from random import Random
 from string import Formatter
-from typing import Any
 
 from aligncap.text.claims import Level, dimensions
 from aligncap.text.lexicon import word_list
-from aligncap.utils.io import load_data
+from aligncap.utils.io import Row, load_data
 
 FILE = "caption_templates.yaml"
 PLAIN_SHARE = 0.5  # how often the plain word of an emotion is chosen
@@ -70,12 +69,12 @@ def write_captions(
     return list(written)
 
 
-def emotion_entry(label: str) -> dict[str, Any]:
+def emotion_entry(label: str) -> Row:
     """The words that generated captions have for a label: by form, degrees, strong synonyms."""
     return load_data(FILE)["emotions"].get(label, {"adjective": [label]})
 
 
-def emotion_forms(entry: Mapping[str, Any], slot: str) -> list[str]:
+def emotion_forms(entry: Row, slot: str) -> list[str]:
     """Words of an `emotion_entry` that fit a slot, the plain one first; none where it has no such form.
 
     Args:
@@ -88,7 +87,7 @@ def emotion_forms(entry: Mapping[str, Any], slot: str) -> list[str]:
     return entry["adjective"] + (entry.get("predicate", []) if slot in ("feeling", "state") else [])
 
 
-def degrees(entry: Mapping[str, Any], noun: bool) -> list[str]:
+def degrees(entry: Row, noun: bool) -> list[str]:
     """Words that grade the adjectives, or the nouns, of an `emotion_entry`."""
     key = "noun_degree" if noun else "degree"
     return entry.get(key, load_data(FILE)["default"][key])
@@ -146,14 +145,14 @@ def _slots(pattern: str) -> tuple[str, ...]:
 def _people(pattern: str, gender: str | None, rng: Random) -> dict[str, str] | None:
     """Words for the speaker; None when the pattern needs a gender that is not known."""
     known = gender in ("female", "male")
-    people = load_data(FILE)["people"][gender if known else "unknown"]
     if not known and "{sex" in pattern:
         return None
+    people = load_data(FILE)["people"][gender if known else "unknown"]
     his = people["his"]
     if pattern.startswith("{his}") and (not known or rng.random() < 0.3):
         his = f"the {people['person']}'s"
-    words = {"person": people["person"], "sex": str(gender), "sex_person": people["person"], "his": his}
-    return words | {"he": rng.choice(people["he"])}
+    person, he = people["person"], rng.choice(people["he"])
+    return {"person": person, "sex": str(gender), "sex_person": person, "his": his, "he": he}
 
 
 def _forms(level: Level, form: str) -> tuple[str, ...]:

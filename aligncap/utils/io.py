@@ -55,7 +55,7 @@ def config_path(name: str) -> Path:
 
 
 @cache
-def load_data(name: str) -> Any:
+def load_data(name: str) -> Row:
     """Parsed content of a YAML file of `data/`; read once, treat as read-only."""
     return yaml.safe_load(data_path(name).read_text(encoding="utf-8"))
 

@@ -22,18 +22,32 @@ import dataclasses
 import json
 import math
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    ClassVar,
+    Literal,
+    NoReturn,
+    TypeVar,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 import yaml
 from transformers.hf_argparser import HfArgumentParser
 
 from aligncap.utils.errors import UserError, UserErrors, nearest
-from aligncap.utils.io import config_path
+from aligncap.utils.io import Row, config_path
 
-C = TypeVar("C")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+C = TypeVar("C", bound="DataclassInstance")
 
 
 @dataclass(frozen=True)
@@ -73,6 +87,7 @@ def option(default: Any = dataclasses.MISSING, help: str = "") -> Any:
     return dataclasses.field(default=default, metadata=metadata)
 
 
+@dataclass
 class Config:
     """Base of the configurations of commands. Out of range or contradictory options are refused at once.
 
@@ -92,7 +107,7 @@ class Config:
         return []
 
 
-def range_errors(config: Any, inherited: Mapping[str, Range] | None = None) -> list[str]:
+def range_errors(config: DataclassInstance, inherited: Mapping[str, Range] | None = None) -> list[str]:
     """A line for each number of `config` out of its range, and each value that is none of its choices.
 
     Args:
@@ -125,7 +140,7 @@ def parse(kind: type[C], argv: Sequence[str]) -> C:
         UserError: a file that cannot be read, a missing option, a value of a wrong type.
         UserErrors: unknown options, each with the nearest known one; numbers out of their range.
     """
-    known = {f.name for f in fields(kind) if f.init}  # type: ignore[arg-type]
+    known = {f.name for f in fields(kind) if f.init}
     positional = getattr(kind, "POSITIONAL", ())
     words, files, errors = [], [], []
     rest = list(argv)
@@ -143,7 +158,7 @@ def parse(kind: type[C], argv: Sequence[str]) -> C:
             words.append(f"--{name}{sign}{value}")
         else:
             words.append(word)
-    from_files: dict[str, Any] = {}
+    from_files: Row = {}
     for path in files:
         content = read_config(path)
         errors += [f"{path}: unknown option {k!r}{nearest(k, known)}" for k in content if k not in known]
@@ -154,14 +169,16 @@ def parse(kind: type[C], argv: Sequence[str]) -> C:
     if complete := getattr(kind, "complete_words", None):
         words = complete(words)
     given = {word[2:].partition("=")[0] for word in words if word.startswith("--")}
-    needed = [f for f in fields(kind) if f.init and f.default is f.default_factory is dataclasses.MISSING]  # type: ignore[arg-type]
+    needed = [f for f in fields(kind) if f.init and f.default is f.default_factory is dataclasses.MISSING]
     if missing := [f for f in needed if f.name not in given]:
         raise UserErrors(
             [f"{_label(f.name, positional)} is missing: {f.metadata.get('help', '')}" for f in missing]
         )
     parser = _Parser(kind, allow_abbrev=False, add_help=False)  # type: ignore[arg-type]
     for action in parser._actions:
-        if action.default is None and action.nargs != "+" and action.type is not None:
+        if not callable(action.type):
+            continue
+        if action.default is None and action.nargs != "+":
             action.type = _or_none(action.type)
         elif isinstance(action.default, (int, float)) and _optional(kind, action.dest):
             action.type = _or_none(action.type)
@@ -184,14 +201,14 @@ class _Parser(HfArgumentParser):
 class _OptionalList(argparse._StoreAction):
     """A list for which the single word `none` stands for no list."""
 
-    def __call__(self, parser: Any, namespace: Any, values: Any, option: Any = None) -> None:
+    def __call__(self, parser: object, namespace: object, values: object, option: str | None = None) -> None:
         setattr(namespace, self.dest, None if values == [None] else values)
 
 
-def _name_positional(words: list[str], positional: Sequence[str], kind: Any) -> list[str]:
+def _name_positional(words: list[str], positional: Sequence[str], kind: type) -> list[str]:
     """`words`, of which those that no flag takes are given the flags of the positional fields."""
     hints = get_type_hints(kind)
-    hint: Any = None
+    hint: object = None
     given: list[str] = []
     rest: list[str] = []
     room = 0  # words that the flag before may still take; below 0: any number
@@ -215,7 +232,7 @@ def _name_positional(words: list[str], positional: Sequence[str], kind: Any) -> 
     return [*rest, *named]
 
 
-def _words_of(content: Mapping[str, Any], known: set[str]) -> list[str]:
+def _words_of(content: Mapping[str, object], known: set[str]) -> list[str]:
     """Flags that say what a YAML mapping says."""
     words: list[str] = []
     for name, value in content.items():
@@ -230,19 +247,19 @@ def _words_of(content: Mapping[str, Any], known: set[str]) -> list[str]:
     return words
 
 
-def _optional(kind: Any, name: str) -> bool:
+def _optional(kind: type, name: str) -> bool:
     return type(None) in getattr(get_type_hints(kind).get(name), "__args__", ())
 
 
-def _or_none(convert: Any) -> Any:
-    def read(word: str) -> Any:
+def _or_none(convert: Callable[[str], object]) -> Callable[[str], object]:
+    def read(word: str) -> object:
         return None if word.lower() == "none" else convert(word)
 
     read.__name__ = getattr(convert, "__name__", "value")  # argparse names it in its message
     return read
 
 
-def read_config(path: str) -> dict[str, Any]:
+def read_config(path: str) -> Row:
     """The mapping in a YAML file, or in the packaged recipe of that name.
 
     Raises:
@@ -276,7 +293,7 @@ def _label(name: str, positional: Sequence[str]) -> str:
     return name.upper() if name in positional else f"--{name}"
 
 
-def _default_shown(field: dataclasses.Field[Any]) -> str:
+def _default_shown(field: dataclasses.Field[object]) -> str:
     default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
     if default is dataclasses.MISSING:
         return "required"
@@ -285,12 +302,12 @@ def _default_shown(field: dataclasses.Field[Any]) -> str:
     return "none" if default is None else str(default).lower() if isinstance(default, bool) else str(default)
 
 
-def _choices_shown(hint: Any) -> str:
+def _choices_shown(hint: object) -> str:
     choices = [c for part in (hint, *get_args(hint)) if get_origin(part) is Literal for c in get_args(part)]
     return f"; {', '.join(map(str, choices))}" if choices else ""
 
 
-def usage(command: str, kind: Any) -> str:
+def usage(command: str, kind: type[DataclassInstance]) -> str:
     """Help of a command: what its configuration's docstring says, then its options with their defaults.
 
     Of options that a library's class brings (transformers', trl's) only those with a default of ours are
