@@ -21,13 +21,13 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import pandas as pd
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, PositiveFloat, ValidationError
 
 from aligncap.data.manifest import Utterance, read_manifest, rebase, write_manifest
 from aligncap.data.provenance import known_provenance, refuse_overlap
@@ -40,7 +40,7 @@ from aligncap.utils.errors import UserError, UserErrors, nearest
 from aligncap.utils.io import config_path, file_sha256, read_jsonl, write_json, write_text
 from aligncap.utils.options import Config, option, parse, read_config, usage
 from aligncap.utils.run_record import git_commit, write_run_record
-from aligncap.utils.statistics import Run, Statistic, clusters_of
+from aligncap.utils.statistics import FEWEST, Run, clusters_of
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLES = ROOT / "configs/tables"
@@ -96,12 +96,12 @@ class System(BaseModel, extra="forbid"):
 
 
 class Claim(BaseModel, extra="forbid"):
-    """ "better" is better than "worse" by each of these metrics (`at_least`: not worse)."""
+    """ "better" is better than "worse" by these metrics; by those with a margin, not worse by so much."""
 
     better: str
     worse: str
     by: list[str]
-    at_least: bool = False
+    margin: dict[str, PositiveFloat] = {}
     tests: list[str] = []
 
 
@@ -119,7 +119,6 @@ class Table(BaseModel, extra="forbid"):
     subsets: dict[str, dict[str, list[str]]] = {}
     unheard: list[str] = []
     probe: bool = False
-    resamples: int = 2000
 
     @property
     def labels(self) -> dict[str, str]:
@@ -174,6 +173,7 @@ def read_table(table: str, systems: dict[str, System]) -> Table:
     parties = [name for claim in spec.claims for name in (claim.better, claim.worse)]
     errors = [f"{n}: no system with a model{nearest(n, shown)}" for n in spec.labels if n not in shown]
     errors += [f"{n}: no system of this table" for n in (spec.against, *parties) if n not in spec.labels]
+    errors += [f"margin of {n}: not in by" for c in spec.claims for n in c.margin if n not in c.by]
     for metric in [*spec.metrics, *(metric for claim in spec.claims for metric in claim.by)]:
         if metric not in SCORES:
             errors.append(f"metric {metric}: none of {', '.join(SCORES)}{nearest(metric, SCORES)}")
@@ -414,12 +414,12 @@ def probes(path: Path, block: Block, notes: list[str]) -> list[Baseline]:
 
 
 NOTES = (
-    "Mean over seeds {seeds} ± standard deviation over seeds; [95 % interval by resampling speakers, the "
-    "same draw for all seeds, {resamples} draws]. Bold: best of the column.",
-    "Differences are to {against}, over the seeds that both have. p: the larger of a bootstrap by speaker "
-    "and a permutation of the two systems' captions clip by clip. Holm: corrected for the number of systems "
-    "in the column; p of claims are not corrected. 3/3: in so many seeds the difference has this sign. Seeds "
-    "are not resampled: chance in training shows in ± and in this count.",
+    "Mean over seeds {seeds} ± standard deviation over seeds; [95 % interval by the jackknife over speakers, "
+    "left out of all seeds at once]. Bold: best of the column.",
+    "Differences are to {against}, over the seeds that both have. p: of exchanging the two systems' captions "
+    "speaker by speaker (with a margin: t test), corrected by Holm for all differences of the test set, or "
+    "all claims; it holds below 0.05. Of fewer than {fewest} speakers there is no p and no claim. 3/3: in so "
+    "many seeds the difference has this sign; other seeds are not in interval and p.",
     "Models that hear a clip relative to its speaker take the mean of up to 32 unlabelled clips of the same "
     "speaker from the test set itself; single files of an unknown speaker are described less well.",
     "A subset is scored on its clips alone; captions that name another emotion count as wrong there.",
@@ -428,7 +428,9 @@ NOTES = (
 
 def write_table(spec: Table, name: str, plan: dict[str, Step], blocks: list[Block], run: Path) -> None:
     """Score what there is; write table.md, table.tex, table.csv, table.json and run.json, and print it."""
-    out, notes, claims, frames = run / "tables", [], [], []  # type: ignore[var-annotated]
+    out, notes = run / "tables", list[str]()
+    frames: list[pd.DataFrame] = []
+    claims: list[tables.Claimed] = []
     steps = {step.makes: step for step in plan.values()}
     whole: dict[str, dict[str, dict[int, Run]]] = {}
     for block in blocks:
@@ -436,7 +438,7 @@ def write_table(spec: Table, name: str, plan: dict[str, Step], blocks: list[Bloc
             whole[block.test] = scored(spec, steps, block, out, notes)
         runs = {
             system: {
-                seed: {metric: Statistic(s.sums[block.keep], s.score) for metric, s in one.items()}
+                seed: {metric: replace(s, sums=s.sums[block.keep]) for metric, s in one.items()}
                 for seed, one in seeds.items()
             }
             for system, seeds in whole[block.test].items()
@@ -452,35 +454,33 @@ def write_table(spec: Table, name: str, plan: dict[str, Step], blocks: list[Bloc
                 note = f"seed {lacking} missing" if runs[system] else "not run"
             if wanted:
                 labels[system] = (label, note)
-        rows = tables.rows_of(runs, labels, spec.against, block.clips, spec.metrics, spec.resamples)
+        rows = tables.rows_of(runs, labels, spec.against, block.clips, spec.metrics)
         for i, row in enumerate(probes(out / f"probe/{name}.json", block, notes) if spec.probe else ()):
             head = {"system": f"probe-{i}", "label": row.name, "seeds": "", "note": "", "baseline": True}
             rows += [head | tables.line(metric, row.cells, {}) for metric in spec.metrics]
         frames.append(pd.DataFrame(rows, dtype=object).assign(block=block.name, title=block.title))
         for claim in (c for c in spec.claims if block.name in (c.tests or spec.tests)):
-            gaps = tables.differences(runs, claim.worse, claim.better, block.clips, claim.by, spec.resamples)
-            sign = "≥" if claim.at_least else "better than"
-            text = f"{block.name}: {spec.labels[claim.better]} {sign} {spec.labels[claim.worse]} on"
-            for metric in claim.by:
-                found = "not yet known"
-                if gap := gaps.get(metric):
-                    found = tables.outcome(metric, gap, claim.at_least)
-                    found += f" ({tables.difference_text(metric, gap)} seeds)"
-                claims.append(f"{text} {SCORES[metric].title}: {found}")
+            gaps = tables.differences(runs, claim.worse, claim.better, block.clips, claim.by, claim.margin)
+            names = block.name, spec.labels[claim.better], spec.labels[claim.worse]
+            claims += [(*names, m, claim.margin.get(m, 0.0), gaps.get(m)) for m in claim.by]
     if not frames:
         print("no system has captions yet, so there is no table to write")
         return
     seconds: Counter[str] = Counter()
     for step in plan.values():
         seconds[step.name.rpartition(".")[0]] += step.record().get("seconds", 0)
-    values = {"against": spec.labels[spec.against], "resamples": spec.resamples}
+    values = {"against": spec.labels[spec.against], "fewest": FEWEST}
     notes = [
         *(note.format(**values, seeds=" ".join(map(str, spec.seeds))) for note in NOTES),
         *(f"{test}: {a} counts as {b}" for test, words in spec.label_map.items() for a, b in words.items()),
         *notes,
         "Seconds: " + ", ".join(f"{key} {value:.0f}" for key, value in seconds.items() if value),
     ]
-    frame, folder, remarks = pd.concat(frames), out / name, {"Claims": claims, "Notes": notes}
+    frame, folder, remarks = (
+        pd.concat(frames),
+        out / name,
+        {"Claims": tables.outcomes(claims), "Notes": notes},
+    )
     text = tables.markdown(frame, spec.title, spec.labels[spec.against], remarks)
     write_text(folder / "table.md", text)
     write_text(folder / "table.tex", tables.latex(frame, name, spec.title, remarks))

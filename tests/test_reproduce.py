@@ -56,7 +56,6 @@ TABLE = {
     "tests": ["test"],
     "metrics": ["emotion_uar", "bleu_1"],
     "against": "a",
-    "resamples": 50,
 }
 
 
@@ -266,13 +265,16 @@ def test_the_table_names_missing_seeds_and_claims(place):
         place,
         {"a": system(), "b": system(seeds=[0]), "c": system()},
         seeds=[0, 1],
-        claims=[{"better": "b", "worse": "a", "by": ["emotion_uar"], "at_least": True}],
+        claims=[{"better": "b", "worse": "a", "by": ["emotion_uar"], "margin": {"emotion_uar": 0.05}}],
     )
     assert reproduced(place, "--systems", "a", "b", "--seeds", "0") == 0
     assert reproduced(place, "--systems", "b") == 0
     text = out(place, "x/table.md").read_text()
     assert "b (seed 0 only)" in text and "c (not run)" in text and "a (seed 1 missing)" in text
-    assert "test: b ≥ a on Emotion UAR: holds (+0.000 [0.000, 0.000], p 1.000, 1/1 seeds)" in text
+    assert (
+        "test: b not worse by 0.05 than a on Emotion UAR: not shown (+0.000 [0.000, 0.000], "
+        "no claim (4 speakers), 1/1 seeds)" in text
+    )
     content = json.loads(out(place, "x/table.json").read_text())
     (source,) = (s for path, s in content["sources"].items() if path.endswith("test/a-0.jsonl"))
     assert len(source["sha256"]) == 64 and source["argv"][0] == "caption" and source["seconds"] > 0
@@ -322,6 +324,11 @@ def test_a_test_set_that_training_has_heard_is_refused(place, monkeypatch, capsy
         ({"against": "z"}, {}, "z: no system of this table"),
         ({"claims": [{"better": "a", "worse": "y", "by": ["bleu_1"]}]}, {}, "y: no system of this table"),
         ({"claims": [{"better": "a", "worse": "a"}]}, {}, "claims.0.by: Field required"),
+        (
+            {"claims": [{"better": "a", "worse": "a", "by": ["bleu_1"], "margin": {"bleu_2": 0.1}}]},
+            {},
+            "margin of bleu_2: not in by",
+        ),
         ({"titel": "x"}, {}, "titel: Extra inputs are not permitted"),
         ({"seeds": "all"}, {}, "seeds: Input should be a valid list"),
         ({"tests": ["nemo"]}, {}, "nemo.jsonl: no such manifest"),

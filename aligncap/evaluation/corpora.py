@@ -26,7 +26,7 @@ WEIGHTS = {
     "pooled": "the clips of all corpora as one set, so that a corpus weighs as many clips as it has; "
     "CIDEr-D's document frequencies and speakers' norms are those of each corpus",
     "mean_over_corpora": "plain mean of the corpora's own scores, each weighing the same",
-    "interval": "95 % percentile bootstrap over the speakers of all corpora, drawn together",
+    "interval": "95 % by the jackknife over the speakers of all corpora",
 }
 _MEASURED = 100  # clips whose level is measured where a manifest has none
 _SHOWN = (
@@ -70,7 +70,6 @@ def content_of(
     known = training["conditions"]
     systems = [evaluation.systems[-1] for _, evaluation in results]
     system, several = systems[0], len(systems) > 1
-    drawing = {"resamples": system.resamples, "seed": system.seed}
     corpora = {}
     for corpus, evaluation in results:
         listening, seeds = evaluation.listening, evaluation.systems[-1].seeds
@@ -82,7 +81,7 @@ def content_of(
         foreign = sorted(set(emotions.columns[:-1]) - set(emotions.labels))
         corpora[corpus.name] = {
             **evaluation.systems[-1].cells,
-            **subset_cells([[seeds]], labels, **drawing),
+            **subset_cells([[seeds]], labels),
             **conditions,
             "new_languages": known and sorted(conditions["languages"].keys() - known["languages"].keys()),
             "level_difference_db": None if None in levels else levels[0] - levels[1],
@@ -104,7 +103,7 @@ def content_of(
         "labels": list(labels),
         "limit": limit,
         "corpora": corpora,
-        "together": together([s.seeds for s in systems], labels, **drawing) if several else None,
+        "together": together([s.seeds for s in systems], labels) if several else None,
         "weights": WEIGHTS if several else None,
         "training": training,
     }

@@ -21,8 +21,9 @@ from aligncap.evaluation.report.html import choose_samples, score_lines, write_r
 from aligncap.evaluation.scoring import Baseline, Rows, Scored, System, differences, score_rows
 from aligncap.utils.errors import UserError, nearest
 from aligncap.utils.io import read_jsonl
-from aligncap.utils.options import Config, NaturalInt, PositiveInt, named_values, option
+from aligncap.utils.options import Config, NaturalInt, named_values, option
 from aligncap.utils.run_record import write_run_record
+from aligncap.utils.statistics import correct
 
 PROTOCOLS: dict[str, Alike] = {"secap": "encoder", "secap-words": "words"}
 
@@ -59,8 +60,7 @@ class EvaluateConfig(Config):
     protocol: Literal["secap", "secap-words"] | None = option(
         None, "Captions are 8 candidates a clip: score the 5 most like the others (SECap)."
     )
-    resamples: PositiveInt = option(1000, "Draws of the bootstrap.")
-    seed: NaturalInt = option(0, "Seed of the bootstrap and of the samples shown.")
+    seed: NaturalInt = option(0, "Seed of the samples shown.")
     audio: Literal["copy", "link", "embed"] = option("copy", "Where the report's players take clips from.")
     title: str = option("Speech emotion captions", "Title of the report.")
     show: NaturalInt = option(3, "Captions printed beside a reference.")
@@ -178,17 +178,18 @@ def evaluate_files(
         scored.setdefault((kind, name), []).append(found)
 
     # compare
-    drawing: dict[str, int] = {"resamples": config.resamples, "seed": config.seed}
     note = secap_note(PROTOCOLS[config.protocol]) if config.protocol else ""
-    systems = [System(name, scored["system", name], **drawing, note=note) for name in captions]
+    systems = [System(name, scored["system", name], note) for name in captions]
     conditions = {name: scored["heard", name] for name in heard}
-    gains = audio_gains(scored[right], conditions, whole, label_map=label_map, **drawing)
+    gains = audio_gains(scored[right], conditions, whole, label_map=label_map)
     gaps = {}
     base = config.against or config.name
     for rival in captions if not config.allow_missing else ():  # other clips are missing in each file
         one, two = (rival, base) if config.against else (base, rival)
         if rival != base:
-            gaps[f"{one} − {two}"] = differences(scored["system", two], scored["system", one], **drawing)
+            gaps[f"{one} − {two}"] = differences(scored["system", two], scored["system", one])
+
+    correct({(pair, name): cell for pair, cells in gaps.items() for name, cell in cells.items()})
 
     # report
     page = write_report(

@@ -2,7 +2,7 @@
 
 The audio gain of a score is the score on the right audio less that under a condition (`CONDITIONS` of
 `aligncap.inference.batch`), or the other way round where less is better, so that a listener gains. Both
-are resampled together by speaker and are means over training seeds (`over_seeds`).
+are means over training seeds (`over_seeds`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from aligncap.evaluation.scoring import Scored, most_frequent, score
 from aligncap.text.emotions import emotion_of
 from aligncap.utils.errors import UserError
 from aligncap.utils.io import Row
-from aligncap.utils.statistics import Interval, intervals, over_seeds, paired_differences
+from aligncap.utils.statistics import correct, intervals, over_seeds, paired_differences, sure
 
 SHOWN = ("emotion_uar", "cider_d", "rubric_score", "wrong_claim_share")  # of all that are in the JSON
 HEARD = {
@@ -39,9 +39,9 @@ class Listening:
     """What captions lose without the clip.
 
     `conditions` is {condition: {score: {"right", "heard", "gain"}, "said": {"captions", "emotions"},
-    "made": {"clip" or kind of sound: number}}}, the three being {"value", "low", "high"} (and "p" of the
-    gain). "same-words" has "follows": {"clips", score: {"voice", "words", "gain"}}: captions of clips for
-    which another recording was played, scored against the references of that recording and of their own clip.
+    "made": {"clip" or kind of sound: number}}}, the gain being of `paired_differences`, the
+    others of `intervals`. "same-words" has "follows": {"clips", score: {"voice", "words", "gain"}}: captions
+    of clips for which another recording was played, scored against its references and their own clip's.
     """
 
     conditions: dict[str, Row]
@@ -61,13 +61,15 @@ class Listening:
     def verdict(self) -> list[str]:
         """What the gains say, in sentences (data/listening.txt.j2); the first says whether it listens.
 
-        It does where the score falls on every condition captioned that has nothing of the clip's voice: the
-        95 % interval of the gain leaves out zero. The score is emotion UAR, of clips without labels CIDEr-D.
+        It does where the score falls on every condition captioned that has nothing of the clip's voice, by p
+        after Holm; of few speakers there is no claim. The score is emotion UAR, or CIDEr-D without labels.
         """
         labelled = all("emotion_uar" in part for part in self.conditions.values())
         metric = "emotion_uar" if labelled else "cider_d"
         voiceless = {n: self.conditions[n][metric] for n in VOICELESS if n in self.conditions}
-        falls = [name for name, cell in voiceless.items() if _above_zero(cell["gain"])]
+        gains = {name: dict(cell["gain"]) for name, cell in voiceless.items()}
+        correct(gains)
+        falls = [name for name, gain in gains.items() if sure(gain["p_holm"]) and gain["value"] > 0]
         text = template("listening.txt.j2").render(
             conditions=self.conditions,
             metric=metric,
@@ -75,7 +77,7 @@ class Listening:
             voiceless=voiceless,
             falls=falls,
             stays=[name for name in voiceless if name not in falls],
-            above_zero=_above_zero,
+            few=[gain["units"] for gain in gains.values() if gain["p_holm"] is None],
         )
         return text.splitlines()
 
@@ -86,8 +88,6 @@ def audio_gains(
     whole: Sequence[Utterance],
     *,
     label_map: Mapping[str, str] | None = None,
-    resamples: int = 1000,
-    seed: int = 0,
 ) -> Listening:
     """Audio gain of one captioner under each condition.
 
@@ -100,14 +100,13 @@ def audio_gains(
     Raises:
         UserError: no such condition, or captions that were written under another one.
     """
-    drawing = {"resamples": resamples, "seed": seed}
     for name, seeds in conditions.items():
         check_condition(name, [row for scored in seeds for row in scored.rows])
     found: dict[str, Row] = {}
     for name in (name for name in HEARD if conditions.get(name)):
         other = conditions[name]
         found[name] = {
-            **_gains(("right", "heard"), right, other, **drawing),
+            **_gains(("right", "heard"), right, other),
             "said": _said([caption for scored in other for caption in scored.captions]),
             "made": dict(Counter(row.get("made") or "clip" for scored in other for row in scored.rows)),
         }
@@ -120,7 +119,7 @@ def audio_gains(
             heard, captions = map(list, zip(*(part[name] for name in ids), strict=True))
             voice.append(score(heard, captions, **how))
             words.append(score([known[name] for name in ids], captions, **how))
-        gains = _gains(("voice", "words"), voice, words, **drawing)
+        gains = _gains(("voice", "words"), voice, words)
         found["same-words"]["follows"] = {"clips": len(ids), **gains}
     return Listening(found)
 
@@ -146,15 +145,15 @@ def _swapped(scored: Scored, known: Mapping[str, Utterance]) -> dict[str, tuple[
     }
 
 
-def _gains(names: tuple[str, str], first: Sequence[Scored], second: Sequence[Scored], **drawing: int) -> Row:
+def _gains(names: tuple[str, str], first: Sequence[Scored], second: Sequence[Scored]) -> Row:
     """{score: {names[0], names[1], "gain"}}: by what `first` is better than `second`; each is its seeds."""
     a, b = (over_seeds([scored.statistics for scored in seeds]) for seeds in (first, second))
     shared = [name for name in SCORES if SCORES[name].better != "neither" and name in a and name in b]
     less = {name for name in shared if SCORES[name].better == "less"}
     low, high = ({n: (x if n in less else y)[n] for n in shared} for x, y in ((a, b), (b, a)))
     clusters = second[0].clusters
-    one, two = (intervals({n: part[n] for n in shared}, clusters, **drawing) for part in (a, b))
-    gains = paired_differences(low, high, clusters, **drawing)
+    one, two = (intervals({n: part[n] for n in shared}, clusters) for part in (a, b))
+    gains = paired_differences(low, high, clusters)
     return {n: {names[0]: one[n], names[1]: two[n], "gain": gains[n]} for n in shared}
 
 
@@ -165,10 +164,6 @@ def _said(captions: Sequence[str]) -> Row:
         "captions": most_frequent(captions, 3),
         "emotions": {label: n / len(captions) for label, n in named.most_common()},
     }
-
-
-def _above_zero(gain: Interval) -> bool:
-    return (gain["low"] or 0) > 0
 
 
 def table(listening: Listening) -> Table:

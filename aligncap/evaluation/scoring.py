@@ -1,4 +1,4 @@
-"""Captions scored against references, each clip once: sums over clips, to resample, compare and pool from.
+"""Captions scored against references, each clip once: sums over clips, to compare and pool.
 
 Scores of a system are those of `pooled` in `aligncap.utils.statistics`, over its training seeds; those of
 several corpora together are in `together`.
@@ -100,7 +100,7 @@ def pair_up(
 
 @dataclass(frozen=True)
 class Scored:
-    """Captions of one training seed with everything counted, before any resampling.
+    """Captions of one training seed with everything counted, before any interval.
 
     `rows` are the caption file's, in the order of `utterances`. `statistics` are the scores by name;
     `distinct` those that are no sums over clips: the score, and the score without each cluster. `counted`
@@ -245,7 +245,7 @@ def most_frequent(captions: Sequence[str], number: int = 10) -> list[Row]:
 def top_caption_share(captions: Sequence[str]) -> Statistic:
     """Share of the caption that is most frequent in the whole set.
 
-    A resample counts that same caption: the largest share of a resample would be biased upwards.
+    Without a speaker that same caption is counted: the largest share of fewer clips is biased upwards.
     """
     top = plain(most_frequent(captions, 1)[0]["caption"])
     return mean(np.array([plain(caption) == top for caption in captions], dtype=np.float64))
@@ -261,8 +261,6 @@ class System:
 
     name: str
     seeds: Sequence[Scored]
-    resamples: int = 1000
-    seed: int = 0
     note: str = ""
 
     def __post_init__(self) -> None:
@@ -277,10 +275,11 @@ class System:
     def cells(self) -> dict[str, Interval]:
         """Every name of SCORES: {"value", "low", "high", "spread", "runs"}, None where it does not apply."""
         runs = [scored.statistics for scored in self.seeds]
-        found = pooled(runs, self.seeds[0].clusters, resamples=self.resamples, seed=self.seed)
+        found = pooled(runs, clusters := self.seeds[0].clusters)
         for name in self.seeds[0].distinct:
             values, without = zip(*(scored.distinct[name] for scored in self.seeds), strict=True)
-            cell = jackknife(float(np.mean(values)), np.mean(without, axis=0))
+            clips = np.bincount(clusters.index).astype(np.float64)
+            cell = jackknife(float(np.mean(values)), np.mean(without, axis=0), clips, 1.0)
             found[name] = {**cell, "spread": spread(values), "runs": len(values)}
         nothing: Interval = {"value": None, "low": None, "high": None, "spread": None, "runs": len(runs)}
         return {name: found.get(name, nothing) for name in SCORES}
@@ -291,11 +290,8 @@ class System:
         first = self.seeds[0]
         return {
             **first.counted,
-            "interval": f"95 % percentile bootstrap over {first.clusters.note}, the same draw for all seeds; "
-            "distinct_n: jackknife",
+            "interval": f"95 % jackknife, a cluster being left out of all seeds, over {first.clusters.note}",
             **({"protocol": self.note} if self.note else {}),
-            "resamples": self.resamples,
-            "seed": self.seed,
             "versions": {name: version(name) for name in ("aligncap", "nltk", "numpy")},
         }
 
@@ -335,13 +331,11 @@ def details(scored: Scored) -> Row:
     }
 
 
-def evaluate_captions(
-    rows: Rows, references: Sequence[Utterance], *, resamples: int = 1000, seed: int = 0, **options: Any
-) -> Row:
+def evaluate_captions(rows: Rows, references: Sequence[Utterance], **options: Any) -> Row:
     """Score `rows` ({"id", "caption", ...}) against the captions and labels of `references`.
 
     Args:
-        resamples, seed: of the bootstrap. options: of `score_rows` and `score`.
+        options: of `score_rows` and `score`.
 
     Returns:
         one entry for each of SCORES ({"value", "low", "high", …}, None where it does not apply), "signature":
@@ -351,26 +345,22 @@ def evaluate_captions(
         UserErrors: captions and references do not match; all mismatches at once.
         UserError: WordNet, the encoder or a Java program is insisted on and not found; nothing to score.
     """
-    system = System("captions", [score_rows(rows, references, **options)], resamples, seed)
+    system = System("captions", [score_rows(rows, references, **options)])
     return {**system.cells, "signature": system.signature, "details": details(system.seeds[0])}
 
 
-def differences(
-    first: Sequence[Scored], second: Sequence[Scored], *, resamples: int = 1000, seed: int = 0
-) -> dict[str, Interval]:
-    """Second minus first, each its training seeds: {"name": {"value", "low", "high", "p"}}, in SCORES' order.
+def differences(first: Sequence[Scored], second: Sequence[Scored]) -> dict[str, Interval]:
+    """`paired_differences`, second minus first, each its training seeds, in SCORES' order.
 
-    A system's score is the mean over its seeds, resampled as `over_seeds` says. All must have been scored on
+    A system's score is the mean over its seeds, as `over_seeds` says. All must have been scored on
     the same clips. Distinct-n is not among the scores, as it is no sum over clips.
     """
     a, b = (over_seeds([scored.statistics for scored in seeds]) for seeds in (first, second))
-    gaps = paired_differences(a, b, first[0].clusters, resamples=resamples, seed=seed)
+    gaps = paired_differences(a, b, first[0].clusters)
     return {name: gaps[name] for name in SCORES if name in gaps}
 
 
-def together(
-    corpora: Sequence[Sequence[Scored]], labels: Sequence[str], **drawing: int
-) -> dict[str, dict[str, Interval]]:
+def together(corpora: Sequence[Sequence[Scored]], labels: Sequence[str]) -> dict[str, dict[str, Interval]]:
     """Scores of all corpora: {"pooled" and "mean_over_corpora": {name: cell}}, of those that all have.
 
     "pooled" takes the clips of all corpora as one set; "mean_over_corpora" is the plain mean of the corpora's
@@ -387,7 +377,7 @@ def together(
         by_name = {name: [part.statistics[name] for part in parts] for name in shared}
         means.append({name: _mean_of(own) for name, own in by_name.items()})
         found = {
-            name: Statistic(np.concatenate([s.sums for s in own]), own[0].score)
+            name: replace(own[0], sums=np.concatenate([s.sums for s in own]))
             for name, own in by_name.items()
             # what differs in width is made of other labels, or of other denominators
             if name != "emotion_uar" and len({s.sums.shape[1] for s in own}) == 1
@@ -397,15 +387,12 @@ def together(
         one_set.append({name: found[name] for name in SCORES if name in found})
     clusters = clusters_of([u for seeds in corpora for u in seeds[0].utterances])
     return {
-        "pooled": pooled(one_set, clusters, **drawing) | subset_cells([corpora], labels, **drawing),
-        "mean_over_corpora": pooled(means, clusters, **drawing)
-        | subset_cells([[seeds] for seeds in corpora], labels, **drawing),
+        "pooled": pooled(one_set, clusters) | subset_cells([corpora], labels),
+        "mean_over_corpora": pooled(means, clusters) | subset_cells([[seeds] for seeds in corpora], labels),
     }
 
 
-def subset_cells(
-    groups: Sequence[Sequence[Sequence[Scored]]], labels: Sequence[str], **drawing: int
-) -> dict[str, Interval]:
+def subset_cells(groups: Sequence[Sequence[Sequence[Scored]]], labels: Sequence[str]) -> dict[str, Interval]:
     """Emotion scores of the clips with one of these labels alone, averaged over groups of corpora.
 
     The clips of a group's corpora are one set. A caption that names an emotion outside of the labels, or
@@ -426,7 +413,7 @@ def subset_cells(
         shared = [name for name in SCORES if name in parts[0]]
         runs.append({f"subset_{name}": _mean_of([part[name] for part in parts]) for name in shared})
     clips = [u for group in chosen for seeds in group for u in seeds[0].utterances if u.emotion in labels]
-    return pooled(runs, clusters_of(clips), **drawing) if runs else {}
+    return pooled(runs, clusters_of(clips)) if runs else {}
 
 
 def _mean_of(parts: Sequence[Statistic]) -> Statistic:
@@ -435,5 +422,5 @@ def _mean_of(parts: Sequence[Statistic]) -> Statistic:
     starts = np.cumsum([0, *sizes])
     rows = [((start, starts[-1] - start - size), (0, 0)) for start, size in zip(starts, sizes, strict=False)]
     return averaged(
-        [Statistic(np.pad(p.sums, padding), p.score) for p, padding in zip(parts, rows, strict=True)]
+        [replace(p, sums=np.pad(p.sums, padding)) for p, padding in zip(parts, rows, strict=True)]
     )

@@ -73,8 +73,7 @@ class ZeroShotConfig(Config):
     max_new_tokens: PositiveInt | None = option(None, "Longest caption in tokens; none: as in training.")
     dtype: Literal["auto", "float32", "bfloat16"] = option("auto", "Precision of the model.")
     device: str = option("auto", "Where the model runs: auto, cpu, cuda, cuda:1.")
-    resamples: PositiveInt = option(1000, "Draws of the bootstrap.")
-    seed: NaturalInt = option(0, "Seed of the bootstrap, of --limit and of --condition.")
+    seed: NaturalInt = option(0, "Seed of --limit and of --condition.")
     audio: Literal["copy", "link", "embed"] = option("copy", "Where the reports' players take clips from.")
     wordnet: Literal["auto", "require", "none"] = option("auto", "Whether METEOR uses WordNet's synonyms.")
 
@@ -125,7 +124,6 @@ def run_zeroshot(config: ZeroShotConfig) -> int:
             listening=[f"{name}={path}" for name, paths in heard.items() for path in paths[corpus.name]],
             label_map=[f"{said}={label}" for said, label in corpus.label_map.items()],
             wordnet=config.wordnet,
-            resamples=config.resamples,
             seed=config.seed,
             audio=config.audio,
             title=f"Zero-shot: {corpus.name}",

@@ -32,7 +32,7 @@ CENTRED = "centred"
 States = Mapping[str, tuple[Tensor, Tensor]]  # (speech, text) of ROWS, (clips, width) each
 
 
-def numbers_of(states: States, utterances: Sequence[Utterance], seed: int) -> Row:
+def numbers_of(states: States, utterances: Sequence[Utterance]) -> Row:
     """`state_numbers` of each of ROWS, and under "centred" the same of states less the mean of their kind.
 
     What was read before the LLM is the teacher's text; after decoding it is that text and the caption.
@@ -41,7 +41,7 @@ def numbers_of(states: States, utterances: Sequence[Utterance], seed: int) -> Ro
     said = [f"{text}\n{u.captions[0]}" for text, u in zip(read, utterances, strict=True)]
     found = {}
     for row, pair in states.items():
-        how: Row = {"texts": read if row == "before" else said, "utterances": utterances, "seed": seed}
+        how: Row = {"texts": read if row == "before" else said, "utterances": utterances}
         found[row] = state_numbers(*pair, **how)
         found[row][CENTRED] = state_numbers(*map(centred, pair), **how)
     return found
@@ -58,8 +58,6 @@ def state_numbers(
     *,
     texts: Sequence[str],
     utterances: Sequence[Utterance],
-    resamples: int = 1000,
-    seed: int = 0,
 ) -> Row:
     """Mixing, pair gap and retrieval of n pairs of states (n, width), by cosine.
 
@@ -73,7 +71,7 @@ def state_numbers(
         texts: what the teacher read of each clip; clips that share it are one and the same answer.
 
     Returns:
-        {"clips", "texts", name: {"value", "low", "high", "chance"}}: 95 % intervals by resampling speakers;
+        {"clips", "texts", name: {"value", "low", "high", "chance"}}: 95 % intervals over speakers;
         None for what cannot be measured.
     """
     count = len(texts)
@@ -96,7 +94,7 @@ def state_numbers(
         "emotion_at_1": (same_label[everyone, nearest], known, chance),
     }
     statistics = {name: ratio(each * use, use.astype(np.float64)) for name, (each, use, _) in values.items()}
-    cells = intervals(statistics, clusters_of(utterances), resamples=resamples, seed=seed)
+    cells = intervals(statistics, clusters_of(utterances))
     numbers = {name: cell | {"chance": values[name][2]} for name, cell in cells.items()}
     return {"clips": count, "texts": int(groups.max()) + 1, **numbers}
 

@@ -52,9 +52,7 @@ class StatesConfig(Config):
     batch_size: PositiveInt = option(8, "Clips at a time.")
     dtype: Literal["float32", "bfloat16"] = option("float32", "Precision of the models.")
     device: str = option("auto", "Where the models run: auto, cpu, cuda, cuda:1.")
-    seed: NaturalInt = option(
-        0, "Seed of the choice of clips, of wrong audio, of t-SNE and of the bootstrap."
-    )
+    seed: NaturalInt = option(0, "Seed of the choice of clips, of wrong audio and of t-SNE.")
 
     @property
     def folders(self) -> list[tuple[str, Path]]:
@@ -90,7 +88,7 @@ def run_states(config: StatesConfig) -> int:
         name: {
             "model": str(models[name]),
             "teacher": "adapter off" if _adapted(models[name]) else "the same weights",
-            **numbers_of(found, utterances, config.seed),
+            **numbers_of(found, utterances),
         }
         for name, found in states.items()
     }

@@ -19,7 +19,7 @@ from aligncap.preferences.judges import CRITERIA, read_scored
 from aligncap.text.lexicon import caption_length
 from aligncap.utils.errors import UserError, UserErrors
 from aligncap.utils.io import Row, read_jsonl, write_json
-from aligncap.utils.options import Config, PositiveInt, option
+from aligncap.utils.options import Config, option
 from aligncap.utils.run_record import file_hashes
 from aligncap.utils.statistics import (
     Clusters,
@@ -61,8 +61,6 @@ class AgreeConfig(Config):
     b: str = option(help="Scored file of the judge that it is compared with, such as a person.")
     pairwise: str | None = option(None, "Pairs compared by A (`judge --compare`): does it agree with itself?")
     out: str | None = option(None, "JSON file of the result.")
-    resamples: PositiveInt = option(1000, "Resamples of clips behind each interval.")
-    seed: int = option(0, "Seed of the resamples.")
 
 
 @dataclass(frozen=True)
@@ -80,7 +78,7 @@ class Scored:
 
 
 def clusters_of_clips(clip: Ints) -> Clusters:
-    """What is resampled: clips, each with all of its captions or pairs."""
+    """The units: clips, each with all of its captions or pairs."""
     return Clusters(clip, int(clip.max()) + 1, 0, 0, "clips")
 
 
@@ -115,7 +113,7 @@ def order_statistics(scored: Scored, counts: Floats) -> dict[str, Statistic]:
     }
 
 
-def agree(rows_a: Sequence[Row], rows_b: Sequence[Row], *, resamples: int, seed: int) -> Row:
+def agree(rows_a: Sequence[Row], rows_b: Sequence[Row]) -> Row:
     """Agreement of judge A with judge B over the captions that both scored.
 
     Rows are matched by clip, candidate or reference number, and caption. Every statistic is
@@ -149,7 +147,6 @@ def agree(rows_a: Sequence[Row], rows_b: Sequence[Row], *, resamples: int, seed:
             why = f"undefined: {side} ({name}) gives every caption {scores[0]:g}"
     why_length = "undefined: every caption is equally long" if len(np.unique(lengths)) == 1 else why
 
-    draw: dict[str, int] = {"resamples": resamples, "seed": seed}
     counts = pair_counts(scored)
     own = order_statistics(scored, counts)
     length = order_statistics(by_length, pair_counts(by_length))
@@ -157,12 +154,12 @@ def agree(rows_a: Sequence[Row], rows_b: Sequence[Row], *, resamples: int, seed:
     # Kappa of length is left out: a number of words is no score of 0 to 10.
     statistics, of_length = (
         {
-            **noted_intervals(of, clips, reason, **draw),
-            "tau_overall": overall_tau(judge.a, judge.b, every, reason, **draw),
+            **noted_intervals(of, clips, reason),
+            "tau_overall": overall_tau(judge.a, judge.b, every, reason),
         }
         for of, judge, reason in ((own, scored, why), (length, by_length, why_length))
     )
-    gain = paired_differences(length, own, clips, **draw)
+    gain = paired_differences(length, own, clips)
     total, pairs = counts.sum(0), counts.sum()
     ties = {"tied_by_a": total[2] + total[4], "tied_by_b": total[3] + total[4], "tied_by_both": total[4]}
     result: Row = {
@@ -181,9 +178,9 @@ def agree(rows_a: Sequence[Row], rows_b: Sequence[Row], *, resamples: int, seed:
             "only_a": len(rows_a) - len(both),
             "only_b": len(rows_b) - len(both),
         },
-        "statistics": {**statistics, "kappa": _kappa(scored, **draw)},
+        "statistics": {**statistics, "kappa": _kappa(scored)},
         "kappa_by_criterion": {
-            name: {"captions": len(part.a), **_kappa(part, **draw)}
+            name: {"captions": len(part.a), **_kappa(part)}
             for name in CRITERIA
             if len((part := _scored(both, name)).a)
         },
@@ -194,13 +191,12 @@ def agree(rows_a: Sequence[Row], rows_b: Sequence[Row], *, resamples: int, seed:
             name: {**gain[name], "note": why_length if gain[name]["value"] is None else ""}
             for name in ("tau_within", "pairwise_ties_half")
         },
-        **draw,
     }
     result["warnings"] = _warnings(result)
     return result
 
 
-def self_consistency(rows: Sequence[Row], *, resamples: int, seed: int) -> Row:
+def self_consistency(rows: Sequence[Row]) -> Row:
     """Whether a judge gives the same answer when two captions change places.
 
     Args:
@@ -231,14 +227,14 @@ def self_consistency(rows: Sequence[Row], *, resamples: int, seed: int) -> Row:
     same, first, ties = np.array(columns, dtype=np.float64).T
     statistics = {"consistent": ratio(same, np.ones(len(rows))), "first_preferred": ratio(first, 2 - ties)}
     clips = clusters_of_clips(np.unique([str(row["id"]) for row in rows], return_inverse=True)[1])
-    found = noted_intervals(statistics, clips, "every decision is a tie", resamples=resamples, seed=seed)
+    found = noted_intervals(statistics, clips, "every decision is a tie")
     warnings = []
     consistent, preferred = found["consistent"], found["first_preferred"]
     if consistent["low"] is not None and consistent["low"] <= 0.5:
         warnings.append(
             f"the judge agrees with itself in {consistent['value']:.0%} of pairs that change places"
         )
-    if preferred["value"] is not None and not preferred["low"] <= 0.5 <= preferred["high"]:
+    if preferred["low"] is not None and not preferred["low"] <= 0.5 <= preferred["high"]:
         place = "first" if preferred["value"] > 0.5 else "second"
         share = max(preferred["value"], 1 - preferred["value"])
         warnings.append(f"the judge prefers the caption shown {place} ({share:.0%}); ask in both orders")
@@ -253,9 +249,8 @@ def agree_files(config: AgreeConfig) -> Row:
         UserError: a file is missing or empty, or no caption was scored by both.
         UserErrors: broken lines.
     """
-    draw = {"resamples": config.resamples, "seed": config.seed}
     rows_a = read_scored(config.a)
-    result = agree(rows_a, read_scored(config.b), **draw)
+    result = agree(rows_a, read_scored(config.b))
     if config.pairwise is not None:
         rows = read_jsonl(config.pairwise)
         own = rows_a[0]["verdict"]["judge"]
@@ -264,7 +259,7 @@ def agree_files(config: AgreeConfig) -> Row:
                 f"{config.pairwise}: compared by {', '.join(sorted(others))}, and {config.a} is {own}'s"
             )
         try:
-            result["self"] = self_consistency(rows, **draw)
+            result["self"] = self_consistency(rows)
         except UserErrors as error:
             raise UserErrors([f"{config.pairwise}: {line}" for line in error.errors]) from None
     result["files"] = file_hashes([file for file in (config.a, config.b, config.pairwise) if file])
@@ -297,10 +292,10 @@ def _scored(both: pd.DataFrame, name: str) -> Scored:
     return Scored(a, b, part["id"].factorize()[0])
 
 
-def _kappa(scored: Scored, *, resamples: int, seed: int) -> Row:
+def _kappa(scored: Scored) -> Row:
     statistic, clips = {"kappa": weighted_kappa(scored.a, scored.b)}, clusters_of_clips(scored.clip)
     why = "undefined: both give one and the same score"
-    found = noted_intervals(statistic, clips, why, resamples=resamples, seed=seed)["kappa"]
+    found = noted_intervals(statistic, clips, why)["kappa"]
     both = (("A", scored.a), ("B", scored.b))
     constant = [side for side, scores in both if len(np.unique(np.floor(scores + 0.5))) == 1]
     if constant and found["value"] is not None:
@@ -350,7 +345,7 @@ def agreement_tables(result: Row) -> list[Table | str]:
     matched, ties, length = result["matched"], result["ties"], result["length"]
     sheet = Table(
         title=f"Agreement with {b}: {matched['captions']} captions of {matched['clips']} clips",
-        caption=f"95 % intervals over clips, {result['resamples']} resamples",
+        caption="95 % intervals over clips",
     )
     sheet.add_column("")
     for name in (a, f"length alone ({length['better']} is better)", "difference"):

@@ -1,28 +1,31 @@
-"""95 % intervals by resampling speakers, paired differences between two systems, UAR, and judges' agreement.
+"""Intervals and tests whose unit is the speaker; UAR; judges' agreement.
 
-Clips of one speaker are not independent, so speakers are drawn with replacement, each with all of its clips
-(Efron & Tibshirani 1993, percentile interval; cluster bootstrap). Every score is a function of sums over
-clips, so a thousand resamples are one matrix product: (resamples, clusters) times (clusters, sums).
+Clips of one speaker are not independent, so speakers are left out (jackknife), or exchanged between two
+systems (sign-flip test), each with all of its clips. Every score is a function of sums over clips, so both
+need sums over speakers only. Level and coverage: docs/statistics.md, tests/utils/test_statistics.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
+from scipy.sparse import csr_array
 from scipy.stats import kendalltau, t
 
-from aligncap.utils.errors import UserError
+from aligncap.utils.io import Row
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Interval = dict[str, float | None]
+K = TypeVar("K", bound=Hashable)
 
-FEW = 10  # fewer clusters than this make a coarse interval, usually too narrow
-_CELLS = 4_000_000  # of the matrix of draws held at a time
+FEWEST = 12  # speakers below which nothing is claimed
+EXCHANGES = 9999  # of speakers that are tried: all that there are, or so many random ones
+_CELLS = 4_000_000  # of the matrix of exchanges held at a time
 
 
 class Spoken(Protocol):
@@ -36,11 +39,13 @@ class Spoken(Protocol):
 class Statistic:
     """A score made of sums over clips: `score(sums.sum(axis=0))`.
 
-    `sums` is (clips, k); `score` takes (..., k) and gives (...).
+    `sums` is (clips, k); `score` takes (..., k) and gives (...), between 0 and `top`, which may be infinite;
+    None: it may be negative.
     """
 
     sums: Floats
     score: Callable[[Floats], Floats]
+    top: float | None = None
 
     @property
     def value(self) -> float:
@@ -59,7 +64,8 @@ def mean(values: Floats) -> Statistic:
 
 def ratio(above: Floats, below: Floats) -> Statistic:
     """Sum over clips of `above` by that of `below`, (clips,) each."""
-    return Statistic(np.column_stack([above, below]), lambda sums: sums[..., 0] / sums[..., 1])
+    top = None if (above < 0).any() else 1.0 if (above <= below).all() else np.inf
+    return Statistic(np.column_stack([above, below]), lambda sums: sums[..., 0] / sums[..., 1], top)
 
 
 def recall_sums(truth: Sequence[object], said: Sequence[object], labels: Sequence[object]) -> Floats:
@@ -86,9 +92,9 @@ def uar(sums: Floats) -> Floats:
 def over_seeds(runs: Sequence[Run]) -> dict[str, Statistic]:
     """One statistic a score: the mean over training seeds of each seed's score, all on the same clips.
 
-    This is the one way in which seeds are pooled. A resample scores every seed on the same drawn speakers and
-    takes the mean, so an interval tells what other speakers would change, and not what other seeds would.
-    Scores that a run lacks are left out.
+    This is the one way in which seeds are pooled. Leaving out a speaker leaves it out of every seed, so an
+    interval tells what other speakers would change, and not what other seeds would. Scores that a run lacks
+    are left out.
     """
     return {name: averaged([run[name] for run in runs]) for name in runs[0] if all(name in r for r in runs)}
 
@@ -104,12 +110,14 @@ def averaged(parts: Sequence[Statistic]) -> Statistic:
         scores = [part.score(piece) for part, piece in zip(parts, pieces, strict=True)]
         return np.asarray(np.mean(scores, axis=0))
 
-    return Statistic(np.concatenate([part.sums for part in parts], axis=1), score)
+    tops = [part.top for part in parts if part.top is not None]
+    top = max(tops) if len(tops) == len(parts) else None
+    return Statistic(np.concatenate([part.sums for part in parts], axis=1), score, top)
 
 
-def pooled(runs: Sequence[Run], clusters: Clusters, *, resamples: int, seed: int) -> dict[str, Interval]:
+def pooled(runs: Sequence[Run], clusters: Clusters) -> dict[str, Interval]:
     """`intervals` of `over_seeds`, with "spread" and "runs", the number of seeds, in each cell."""
-    cells = intervals(over_seeds(runs), clusters, resamples=resamples, seed=seed)
+    cells = intervals(over_seeds(runs), clusters)
     for name, cell in cells.items():
         cell |= {"spread": spread([run[name].value for run in runs]), "runs": len(runs)}
     return cells
@@ -120,28 +128,21 @@ def spread(values: Sequence[float]) -> float | None:
     return float(np.std(values, ddof=1)) if len(values) > 1 and np.isfinite(values).all() else None
 
 
-def jackknife(value: float, without: Floats) -> Interval:
-    """A share that is no sum over clips, and its 95 % interval by the jackknife (± t · standard error).
-
-    `without` is the share without each cluster, (clusters,), NaN where there is none.
-    """
-    without = without[np.isfinite(without)]
-    n = len(without)
-    if n < 2:
-        return {"value": value, "low": None, "high": None}
-    reach = float(t.ppf(0.975, n - 1) * np.sqrt((n - 1) * without.var()))
-    return {"value": value, "low": max(0.0, value - reach), "high": min(1.0, value + reach)}
-
-
 @dataclass(frozen=True)
 class Clusters:
-    """What is drawn: `index[i]` is the cluster of clip i, 0 to `count` - 1; `note` says so in words."""
+    """The units: `index[i]` is the cluster of clip i, 0 to `count` - 1; `note` says so in words."""
 
     index: Ints
     count: int
     speakers: int
     unknown: int
     note: str
+
+    def sums(self, values: Floats) -> Floats:
+        """Sums over the clips of each cluster, (clips, k) to (clusters, k)."""
+        clips = np.arange(len(self.index))
+        shape = (self.count, len(clips))
+        return np.asarray(csr_array((np.ones(len(clips)), (self.index, clips)), shape) @ values)
 
 
 def clusters_of(clips: Sequence[Spoken]) -> Clusters:
@@ -156,95 +157,171 @@ def clusters_of(clips: Sequence[Spoken]) -> Clusters:
     keys = (place if name is None else name for place, name in enumerate(names))
     index = [number.setdefault(key, len(number)) for key in keys]
     note = f"{speakers} speakers" + (f" and {unknown} clips of unknown speaker" if unknown else "")
-    if len(number) < FEW:
-        note += f"; fewer than {FEW}: a coarse interval, likely too narrow"
+    if speakers < FEWEST:
+        note += f"; fewer than {FEWEST}: no claim"
     return Clusters(np.array(index, dtype=np.int64), len(number), speakers, unknown, note)
 
 
-def _draws(clusters: int, resamples: int, seed: int) -> Iterator[Floats]:
-    """How often each cluster is drawn in each resample, in blocks of (some resamples, clusters)."""
-    rng = np.random.default_rng(seed)
-    block = max(1, _CELLS // clusters)
-    for done in range(0, resamples, block):
-        rows = min(block, resamples - done)
-        drawn = rng.integers(0, clusters, (rows, clusters)) + np.arange(rows)[:, None] * clusters
-        yield np.bincount(drawn.ravel(), minlength=rows * clusters).reshape(rows, clusters).astype(np.float64)
+# ---- intervals
 
 
-def _resampled(
-    statistics: Sequence[Mapping[str, Statistic]], clusters: Clusters, resamples: int, seed: int
-) -> list[dict[str, Floats]]:
-    """Scores (resamples,) of each system by name, from the same draws."""
-    if resamples < 1:
-        raise UserError(f"resamples is {resamples}; at least 1 is needed, 1000 is usual")
-    parts = [statistic.sums for system in statistics for statistic in system.values()]
-    if not parts:
-        return [{} for _ in statistics]
-    flat = np.concatenate(parts, axis=1)
-    by_cluster = np.zeros((clusters.count, flat.shape[1]))
-    np.add.at(by_cluster, clusters.index, flat)
-    sums = np.concatenate([draw @ by_cluster for draw in _draws(clusters.count, resamples, seed)])
-    pieces = iter(np.split(sums, np.cumsum([part.shape[1] for part in parts])[:-1], axis=1))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return [{name: s.score(next(pieces)) for name, s in system.items()} for system in statistics]
-
-
-def _cell(value: float, scores: Floats) -> Interval:
-    """Value and percentile interval; None for what is no number, such as a share of nothing."""
-    scores = scores[np.isfinite(scores)]
-    low, high = np.quantile(scores, [0.025, 0.975]).tolist() if len(scores) else (None, None)
-    return {"value": value if np.isfinite(value) else None, "low": low, "high": high}
-
-
-def intervals(
-    statistics: Run, clusters: Clusters, *, resamples: int = 1000, seed: int = 0
-) -> dict[str, Interval]:
+def intervals(statistics: Run, clusters: Clusters) -> dict[str, Interval]:
     """Value and 95 % interval of each statistic: {"name": {"value", "low", "high"}}, None where undefined."""
-    (drawn,) = _resampled([statistics], clusters, resamples, seed)
-    return {name: _cell(statistic.value, drawn[name]) for name, statistic in statistics.items()}
+    return {
+        name: jackknife(statistic.value, *left_out(statistic, clusters), statistic.top)
+        for name, statistic in statistics.items()
+    }
+
+
+def left_out(statistic: Statistic, clusters: Clusters) -> tuple[Floats, Floats]:
+    """The score without each cluster, and the number of its clips that the score counts, (clusters,) each."""
+    counts = (statistic.sums != 0).any(axis=1)
+    sums = clusters.sums(np.column_stack([statistic.sums, counts]))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return statistic.score((sums.sum(axis=0) - sums)[:, :-1]), sums[:, -1]
+
+
+def error_of(without: Floats, clips: Floats) -> tuple[Floats, float]:
+    """Standard error by the jackknife, and its degrees of freedom; NaN where a single cluster decides.
+
+    Speakers of few clips say less about the error than those of many, so the degrees are one less than the
+    effective number of clusters, (sum of clips)² by the sum of squares (Kish): n - 1 where all are as large.
+    """
+    n = len(without)
+    if n < 2 or not np.isfinite(without).all():
+        return np.array(np.nan), np.nan
+    return np.sqrt((n - 1) * without.var(axis=0)), max(1.0, float(clips.sum() ** 2 / (clips**2).sum()) - 1)
+
+
+def jackknife(value: float, without: Floats, clips: Floats, top: float | None = None) -> Interval:
+    """95 % interval by t · standard error of `error_of`; None where undefined.
+
+    Of a score between 0 and `top` on the scale of log(x / (1 - x / top)), where its error is the error by the
+    slope (delta method): the interval stays within, and covers skewed scores better.
+    """
+    if not np.isfinite(value):
+        return {"value": None, "low": None, "high": None}
+    error, freedom = error_of(without, clips)
+    if np.isnan(freedom):
+        return {"value": value, "low": None, "high": None}
+    reach = float(t.ppf(0.975, freedom) * error)
+    if top is None or not 0 < value < top:
+        return {"value": value, "low": value - reach, "high": value + reach}
+    rest = 1 - value / top
+    ends = [value / rest * np.exp(side * min(30.0, reach / (value * rest))) for side in (-1, 1)]
+    low, high = (float(end / (1 + end / top)) for end in ends)
+    return {"value": value, "low": low, "high": high}
+
+
+# ---- tests
 
 
 def paired_differences(
-    first: Run, second: Run, clusters: Clusters, *, resamples: int = 1000, seed: int = 0
+    first: Run, second: Run, clusters: Clusters, null: Mapping[str, float] | None = None
 ) -> dict[str, Interval]:
-    """Second minus first on the same clips: {"name": {"value", "low", "high", "p"}}.
+    """Second minus first on the same clips: {"name": {"value", "low", "high", "p", "units"}}.
 
-    Only of scores that both have. Both systems are scored on the same draws, which takes out what speakers
-    have in common. `p` is the two-sided share of resamples on the other side of zero (twice the smaller tail,
-    at most 1 and at least 1/resamples).
+    Only of scores that both have. `p` is two-sided, of `exchanged`; of a score in `null`, that the difference
+    is this number (a margin), and of other numbers of seeds, of the t test to which the interval belongs. It
+    is None for fewer than FEWEST "units", the speakers whose clips count.
     """
-    both = [name for name in first if name in second]
-    systems = [{name: system[name] for name in both} for system in (first, second)]
-    a, b = _resampled(systems, clusters, resamples, seed)
     result: dict[str, Interval] = {}
-    for name in both:
-        gap = b[name] - a[name]
-        gap = gap[np.isfinite(gap)]
-        tail = min(np.mean(gap <= 0), np.mean(gap >= 0)) if len(gap) else 0.5
-        result[name] = _cell(second[name].value - first[name].value, gap)
-        result[name]["p"] = float(min(1, max(2 * tail, 1 / resamples)))
+    for name in (name for name in first if name in second):
+        a, b = first[name], second[name]
+        gap = difference(a, b)
+        without, clips = left_out(gap, clusters)
+        cell = jackknife(b.value - a.value, without, clips)
+        units = min(clusters.speakers, int(np.count_nonzero(clips)))
+        cell |= {"p": None, "units": units}
+        if units >= FEWEST and cell["low"] is not None and cell["value"] is not None:
+            margin = (null or {}).get(name, 0.0)
+            if not margin and a.sums.shape == b.sums.shape:
+                cell["p"] = float(exchanged(gap, clusters))
+            else:
+                error, freedom = error_of(without, clips)
+                away = abs(cell["value"] - margin)
+                cell["p"] = float(2 * t.sf(away / error, freedom)) if error else float(not away)
+        result[name] = cell
     return result
+
+
+def difference(a: Statistic, b: Statistic) -> Statistic:
+    """b - a, of the sums of both side by side."""
+    width = a.sums.shape[1]
+    both = np.concatenate([a.sums, b.sums], axis=1)
+    return Statistic(both, lambda sums: b.score(sums[..., width:]) - a.score(sums[..., :width]))
+
+
+def exchanged(gap: Statistic, clusters: Clusters) -> Floats:
+    """Two-sided p of a `difference` of two systems whose sums are equally many.
+
+    The share of exchanges of the two systems' captions, speaker by speaker, that make a difference at least
+    as large: exact where it makes no difference which system spoke (sign-flip test). All exchanges,
+    or the data as they are and EXCHANGES random ones.
+    """
+    sums = clusters.sums(gap.sums)
+    total, (a, b) = sums.sum(axis=0), np.split(sums, 2, axis=1)
+    moved = np.concatenate([b - a, a - b], axis=1)
+    moved = moved[moved.any(axis=1)]
+    if not len(moved):
+        return np.ones(())
+    large, tried = np.zeros(()), 0
+    with np.errstate(divide="ignore", invalid="ignore"):
+        least = np.abs(gap.score(total)) - 1e-12  # a hair's breadth for sums added in another order
+        for block in _exchanges(len(moved)):
+            large = large + (~(np.abs(gap.score(total + block @ moved)) < least)).sum(axis=0)
+            tried += len(block)
+    return large / tried if 2 ** (len(moved) - 1) <= EXCHANGES else (1 + large) / (1 + tried)
+
+
+def _exchanges(units: int) -> Iterator[Floats]:
+    """Which units change places, (some exchanges, units); one and the exchange of all others are the same."""
+    if (number := 2 ** (units - 1)) <= EXCHANGES:
+        yield (np.arange(number)[:, None] >> np.arange(units) & 1).astype(np.float64)
+        return
+    rng, rows = np.random.default_rng(0), max(1, _CELLS // units)
+    for done in range(0, EXCHANGES, rows):
+        yield rng.integers(0, 2, (min(rows, EXCHANGES - done), units)).astype(np.float64)
+
+
+def holm(ps: Mapping[K, float]) -> dict[K, float]:
+    """Each p corrected for their number (Holm 1979).
+
+    >>> holm({"a": 0.01, "b": 0.04})
+    {'a': 0.02, 'b': 0.04}
+    """
+    least, corrected = 0.0, {}
+    for place, name in enumerate(sorted(ps, key=lambda name: ps[name])):
+        least = max(least, min(1.0, ps[name] * (len(ps) - place)))
+        corrected[name] = least
+    return {name: corrected[name] for name in ps}
+
+
+def correct(cells: Mapping[K, Interval]) -> None:
+    """Add "p_holm" to each cell of a table: Holm's p over all that have one, None elsewhere."""
+    corrected = holm({key: p for key, cell in cells.items() if (p := cell["p"]) is not None})
+    for key, cell in cells.items():
+        cell["p_holm"] = corrected.get(key)
+
+
+def sure(p: float | None) -> bool:
+    """Whether there is a p, and it is below 0.05."""
+    return p is not None and p < 0.05
 
 
 # ---- agreement of two judges
 
-MOST_CLIPS = 4000  # clips beyond which the overall tau gets no interval: each resample sorts all captions
+GROUPS = 200  # of clips that are left out in turn for the overall tau, which sorts all captions each time
 
 
-def noted_intervals(
-    statistics: Run, clusters: Clusters, why: str, *, resamples: int, seed: int
-) -> dict[str, dict[str, Any]]:
-    """`intervals` with a "note": `why` where a value is undefined, or in how many resamples it is."""
-    (drawn,) = _resampled([statistics], clusters, resamples, seed)
-    return {name: _noted(statistic.value, drawn[name], why) for name, statistic in statistics.items()}
+def noted_intervals(statistics: Run, clusters: Clusters, why: str) -> dict[str, Row]:
+    """`intervals` with a "note": `why` where a value is undefined, or that its interval is."""
+    return {name: _noted(cell, why) for name, cell in intervals(statistics, clusters).items()}
 
 
-def _noted(value: float, drawn: Floats, why: str) -> dict[str, Any]:
-    if not np.isfinite(value):
-        return {"value": None, "low": None, "high": None, "note": why}
-    undefined = np.mean(~np.isfinite(drawn)) if len(drawn) else 0.0
-    note = f"undefined in {undefined:.0%} of resamples" if undefined > 0.005 else ""
-    return {**_cell(value, drawn), "note": note}
+def _noted(cell: Interval, why: str) -> Row:
+    note = why if cell["value"] is None else "rests on one clip" if cell["low"] is None else ""
+    return {**cell, "note": note}
 
 
 def tau_b(a: Floats, b: Floats) -> float:
@@ -252,27 +329,19 @@ def tau_b(a: Floats, b: Floats) -> float:
     return float(kendalltau(a, b).statistic) if len(a) > 1 else np.nan
 
 
-def overall_tau(
-    a: Floats, b: Floats, clusters: Clusters, why: str, *, resamples: int, seed: int
-) -> dict[str, Any]:
-    """Kendall's tau-b over all captions, (captions,) each, with an interval up to MOST_CLIPS clusters."""
-    value = tau_b(a, b)
-    if not np.isfinite(value):
-        return _noted(value, np.empty(0), why)
-    if clusters.count > MOST_CLIPS:
-        note = f"no interval for more than {MOST_CLIPS} clips"
-        return {"value": value, "low": None, "high": None, "note": note}
-    times = (row[clusters.index] for rows in _draws(clusters.count, resamples, seed) for row in rows)
-    picked = (np.repeat(np.arange(len(a)), count.astype(np.int64)) for count in times)
-    return _noted(value, np.array([tau_b(a[places], b[places]) for places in picked]), why)
+def overall_tau(a: Floats, b: Floats, clusters: Clusters, why: str) -> Row:
+    """Kendall's tau-b over all captions, (captions,) each; clusters are left out in up to GROUPS groups."""
+    value, group = tau_b(a, b), clusters.index % GROUPS
+    groups = range(min(GROUPS, clusters.count) if np.isfinite(value) else 0)
+    without = np.array([tau_b(a[group != g], b[group != g]) for g in groups])
+    return _noted(jackknife(value, without, np.bincount(group).astype(np.float64)), why)
 
 
 def weighted_kappa(a: Floats, b: Floats) -> Statistic:
     """Quadratic-weighted kappa (Cohen 1968) of two judges' scores (captions,), rounded half up.
 
     1 - mean (a - b)² / mean (a - b')², b' being B's score of any caption; NaN where the latter is 0. The same
-    as `sklearn.metrics.cohen_kappa_score` with weights="quadratic", which takes seconds for a thousand
-    resamples; sums take milliseconds.
+    as `sklearn.metrics.cohen_kappa_score` with weights="quadratic".
     """
     a, b = (np.floor(x + 0.5) for x in (a, b))
 
@@ -283,6 +352,6 @@ def weighted_kappa(a: Floats, b: Floats) -> Statistic:
     return Statistic(np.column_stack([np.ones_like(a), a, b, a * a + b * b, (a - b) ** 2]), score)
 
 
-def _ratio(part: Any, whole: Any) -> Floats:
+def _ratio(part: ArrayLike, whole: ArrayLike) -> Floats:
     part, whole = np.asarray(part, dtype=np.float64), np.asarray(whole, dtype=np.float64)
     return np.divide(part, whole, out=np.full(np.broadcast(part, whole).shape, np.nan), where=whole > 0)

@@ -93,33 +93,31 @@ def test_cosine_is_averaged_over_references_and_an_empty_caption_scores_nothing(
 
 def test_it_is_a_score_with_interval_and_differences_where_the_encoder_is(fake: None) -> None:
     right, wrong = rows("happy voice", "sad voice", "happy and loud"), rows("sad", "happy", "sad")
-    result = evaluate_captions(right, clips(), resamples=50, wordnet="none")
+    result = evaluate_captions(right, clips(), wordnet="none")
     cell = result["similarity"]
     assert cell["low"] <= cell["value"] <= cell["high"] and 0.4 < cell["value"] < 0.6
     assert "mean over references" in result["signature"]["similarity"]
     assert "made of words" in result["signature"]["similarity"]
     first, second = ([score_rows(said, clips(), wordnet="none")] for said in (wrong, right))
-    gap = differences(first, second, resamples=50)["similarity"]
-    other = evaluate_captions(wrong, clips(), resamples=10, wordnet="none")["similarity"]
+    gap = differences(first, second)["similarity"]
+    other = evaluate_captions(wrong, clips(), wordnet="none")["similarity"]
     assert gap["value"] == pytest.approx(cell["value"] - other["value"])
 
 
 def test_without_encoder_there_is_no_score_and_the_signature_says_what_to_do(none: None) -> None:
-    result = evaluate_captions(rows("happy", "sad", "loud"), clips(), resamples=10, wordnet="none")
+    result = evaluate_captions(rows("happy", "sad", "loud"), clips(), wordnet="none")
     assert "similarity" in SCORES and result["similarity"]["value"] is None
     assert f"aligncap models fetch {ENCODER}" in result["signature"]["similarity"]
     first, second = (
         [score_rows(rows(*said), clips(), wordnet="none")] for said in (["sad"] * 3, ["happy", "sad", "loud"])
     )
-    assert "similarity" not in differences(first, second, resamples=10)
+    assert "similarity" not in differences(first, second)
     with pytest.raises(UserError, match=f"aligncap models fetch {ENCODER}"):
         evaluate_captions(rows("happy", "sad", "loud"), clips(), wordnet="none", similarity="require")
 
 
 def test_it_is_left_out_on_request(fake: None) -> None:
-    result = evaluate_captions(
-        rows("happy", "sad", "loud"), clips(), resamples=10, wordnet="none", similarity="none"
-    )
+    result = evaluate_captions(rows("happy", "sad", "loud"), clips(), wordnet="none", similarity="none")
     assert result["similarity"]["value"] is None
     assert result["signature"]["similarity"] == "not counted: not asked for"
     with pytest.raises(UserError, match="similarity is 'yes'"):
@@ -128,7 +126,7 @@ def test_it_is_left_out_on_request(fake: None) -> None:
 
 def test_texts_the_english_encoder_cannot_read_get_no_score(fake: None) -> None:
     chinese = rows("声音低沉", "sad", "loud")
-    result = evaluate_captions(chinese, clips(), resamples=10, wordnet="none")
+    result = evaluate_captions(chinese, clips(), wordnet="none")
     assert result["similarity"]["value"] is None and "another script" in result["signature"]["similarity"]
     with pytest.raises(UserError, match="another script"):
         evaluate_captions(chinese, clips(), wordnet="none", similarity="require")

@@ -9,7 +9,6 @@ from aligncap.evaluation.report.tables import (
     GAPS,
     best,
     differences,
-    holm,
     latex,
     line,
     markdown,
@@ -21,8 +20,8 @@ from aligncap.utils.statistics import mean
 METRICS = ["emotion_uar", "wrong_claim_share"]
 
 
-def gap(value, low, high, p=0.01, p_holm=None):
-    return dict(zip(GAPS, (value, low, high, p, p / 2, p, p_holm, 3, 3)))
+def gap(value, low, high, p_holm=0.01, units=24):
+    return dict(zip(GAPS, (value, low, high, p_holm, p_holm, units, 3, 3)))
 
 
 def cell(value, low=None, high=None, spread=None):
@@ -48,7 +47,7 @@ def table():
             "seed 2 missing",
             False,
             {"emotion_uar": cell(0.5, 0.4, 0.6, 0.02), "wrong_claim_share": cell(0.3)},
-            {"emotion_uar": gap(-0.1, -0.2, -0.01, 0.0004, 0.0008)},
+            {"emotion_uar": gap(-0.1, -0.2, -0.01, 0.0008)},
         ),
         (
             "two",
@@ -56,7 +55,7 @@ def table():
             "",
             False,
             {"emotion_uar": cell(0.6, 0.5, 0.7), "wrong_claim_share": cell(0.2996)},
-            {},
+            {"emotion_uar": gap(0.1, -0.1, 0.3, None, 4)},
         ),
         ("probe", "probe", "", True, {"emotion_uar": cell(0.9)}, {}),
     )
@@ -69,7 +68,8 @@ def test_markdown_has_bold_best_dashes_and_differences():
     # equal in print, so both are best; the probe's 0.9 does not compete
     assert lines[7] == "| B & {x} | **0.600** [0.500, 0.700] | **0.300** |"
     assert lines[8] == "| probe | 0.900 | – |"
-    assert "| A\\_1 \\| 50 % | −0.100 [−0.200, −0.010], p \\< 0.001, Holm \\< 0.001, 3/3 | – |" in lines
+    assert "| A\\_1 \\| 50 % | −0.100 [−0.200, −0.010], p \\< 0.001 (holds), 3/3 | – |" in lines
+    assert "| B & {x} | +0.100 [−0.100, 0.300], no claim (4 speakers), 3/3 | – |" in lines
     assert lines[-1] == "- a \\< b: holds"
 
 
@@ -106,9 +106,9 @@ def test_seeds_are_averaged_and_drawn_together():
     runs = {
         "a": {0: {"meteor": mean(np.array([0.0, 0, 1, 0]))}, 1: {"meteor": mean(np.array([1.0, 1, 1, 0]))}}
     }
-    (row,) = rows_of(runs, {"a": ("A", "")}, "a", utterances("aabb"), ["meteor"], 500)
+    (row,) = rows_of(runs, {"a": ("A", "")}, "a", utterances("aabb"), ["meteor"])
     assert row["value"] == pytest.approx(0.5) and row["spread"] == pytest.approx(np.sqrt(0.125))
-    # both speakers have the same mean over seeds, so a joint draw never moves it
+    # both speakers have the same mean over seeds, so it is the same without either
     assert (row["low"], row["high"]) == pytest.approx((0.5, 0.5))
     assert row["seeds"] == "0 1" and row["gap"] is None
 
@@ -116,30 +116,47 @@ def test_seeds_are_averaged_and_drawn_together():
 def test_a_system_without_captions_has_a_row_without_numbers():
     runs = {"a": {0: {"meteor": mean(np.ones(4))}}, "b": {}}
     labels = {"a": ("A", ""), "b": ("B", "not run")}
-    _, row = rows_of(runs, labels, "a", utterances("aabb"), ["meteor"], 50)
+    _, row = rows_of(runs, labels, "a", utterances("aabb"), ["meteor"])
     assert row["note"] == "not run" and row["value"] is None and row["gap"] is None
 
 
-def compared(one, two, resamples=2000):
+def compared(one, two, margins=None):
     runs = {
-        name: {i: {"x": mean(np.array(v, float))} for i, v in enumerate(x)}
+        name: {i: {"meteor": mean(np.array(v, float))} for i, v in enumerate(x)}
         for name, x in zip("ab", (one, two))
     }
-    return differences(runs, "a", "b", utterances("abcd"), ["x"], resamples)["x"]
+    return differences(runs, "a", "b", utterances(map(str, range(len(one[0])))), ["meteor"], margins)[
+        "meteor"
+    ]
 
 
-def test_the_permutation_over_clips_agrees_with_all_exchanges():
-    # four clips, differences 1, 1, 1, -1: of 16 sign patterns 10 give a sum of at least 2 in size
-    found = compared([[0, 0, 0, 1]], [[1, 1, 1, 0]], 20_000)
-    assert found["gap"] == pytest.approx(0.5)
-    assert found["p_clips"] == pytest.approx(10 / 16, abs=0.02)
-    assert found["p"] == max(found["p_clips"], found["p_speakers"])
-    assert (found["seeds_agree"], found["seeds_compared"]) == (1, 1)
+def test_the_exchange_of_speakers_tries_all_of_them():
+    # twelve speakers, differences 1 (ten) and -1 (two): 2 · (1 + 12 + 66) of 4096 sums are as large as 8
+    found = compared([[0] * 10 + [1] * 2], [[1] * 10 + [0] * 2])
+    assert found["gap"] == pytest.approx(8 / 12) and found["p"] == pytest.approx(2 * 79 / 4096)
+    assert (found["units"], found["seeds_agree"], found["seeds_compared"]) == (12, 1, 1)
 
 
 def test_equal_systems_do_not_differ():
-    found = compared([[0, 1, 0, 1]], [[0, 1, 0, 1]])
-    assert (found["gap"], found["p_speakers"], found["p_clips"]) == (0, 1, 1)
+    found = compared([[0, 1] * 6], [[0, 1] * 6])
+    assert (found["gap"], found["p"]) == (0, 1)
+
+
+def test_below_twelve_speakers_there_is_no_p():
+    found = compared([[0.0] * 11], [[1.0] * 11])
+    assert (found["p"], found["units"]) == (None, 11)
+    assert "not shown (+1.000 [1.000, 1.000], no claim (11 speakers), 1/1 seeds)" == outcome(
+        "meteor", 0.0, found
+    )
+
+
+def test_not_worse_is_said_within_a_stated_margin_only():
+    rng = np.random.default_rng(0)
+    one = rng.random(24)
+    two = one + rng.normal(0, 0.02, 24)
+    assert compared([one], [two])["p"] > 0.05  # no difference is shown, which is not equality
+    assert compared([one], [two], {"meteor": 0.05})["p"] < 0.001
+    assert compared([one], [two - 0.05], {"meteor": 0.05})["p"] > 0.05
 
 
 def test_seeds_that_disagree_are_counted_and_only_common_seeds_are_compared():
@@ -149,24 +166,19 @@ def test_seeds_that_disagree_are_counted_and_only_common_seeds_are_compared():
     assert (found["seeds_agree"], found["seeds_compared"]) == (2, 3)
 
 
-def test_holm_corrects_step_by_step():
-    # 0.01 · 3, then 0.03 · 2, then 0.04 · 1, which may not fall below the one before
-    found = holm({"a": 0.04, "b": 0.01, "c": 0.03})
-    assert found == pytest.approx({"b": 0.03, "c": 0.06, "a": 0.06})
-
-
 @pytest.mark.parametrize(
-    "difference, metric, at_least, wanted",
+    "difference, metric, margin, wanted",
     [
-        (gap(0.1, 0.05, 0.2), "meteor", False, "holds"),
-        (gap(0.1, -0.05, 0.2), "meteor", False, "right way, but within chance"),
-        (gap(0.1, 0.05, 0.2, p=0.2), "meteor", False, "right way, but within chance"),
-        (gap(-0.1, -0.2, -0.05), "meteor", False, "does not hold"),
-        (gap(-0.1, -0.2, -0.05), "wrong_claim_share", False, "holds"),
-        (gap(0.0, -0.1, 0.1), "meteor", True, "holds"),
-        (gap(-0.1, -0.2, 0.1), "meteor", True, "worse, but within chance"),
-        (gap(-0.1, -0.2, -0.05), "meteor", True, "does not hold"),
+        (gap(0.1, 0.05, 0.2), "meteor", 0, "holds"),
+        (gap(0.1, 0.05, 0.2, p_holm=0.2), "meteor", 0, "right way, but within chance"),
+        (gap(-0.1, -0.2, -0.05), "meteor", 0, "does not hold"),
+        (gap(-0.1, -0.2, -0.05), "wrong_claim_share", 0, "holds"),
+        (gap(-0.01, -0.02, 0.1), "meteor", 0.05, "holds"),
+        (gap(-0.01, -0.1, 0.1, p_holm=0.2), "meteor", 0.05, "right way, but within chance"),
+        (gap(-0.1, -0.2, -0.06), "meteor", 0.05, "does not hold"),
+        (gap(0.04, 0.03, 0.045), "wrong_claim_share", 0.05, "holds"),
+        (gap(0.1, 0.05, 0.2, p_holm=None, units=4), "meteor", 0, "not shown"),
     ],
 )
-def test_what_became_of_a_claim(difference, metric, at_least, wanted):
-    assert outcome(metric, difference, at_least) == wanted
+def test_what_became_of_a_claim(difference, metric, margin, wanted):
+    assert outcome(metric, margin, difference).startswith(f"{wanted} (")

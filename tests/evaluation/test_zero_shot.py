@@ -70,10 +70,7 @@ def values(cells: dict[str, Any]) -> dict[str, float]:
 
 
 def own(*seeds: Scored) -> dict[str, float]:
-    return values(System("x", seeds, resamples=10).cells)
-
-
-DRAWING = {"resamples": 50, "seed": 0}
+    return values(System("x", seeds).cells)
 
 
 def test_each_corpus_is_read_through_its_own_label_map() -> None:
@@ -91,7 +88,7 @@ def test_each_corpus_is_read_through_its_own_label_map() -> None:
 def test_chosen_labels_are_scored_on_their_clips_alone_and_other_emotions_said_are_wrong() -> None:
     labels = ["angry", "sad", "neutral"]
     sea = [scored("sea", SEA)]
-    found = own(*sea) | values(subset_cells([[sea]], labels, **DRAWING))
+    found = own(*sea) | values(subset_cells([[sea]], labels))
     # without fearful; the calm caption of the neutral clip names a label outside of the choice
     assert found["subset_emotion_uar"] == pytest.approx((0.5 + 1 + 0) / 3)
     assert found["subset_emotion_accuracy"] == pytest.approx(2 / 4)
@@ -101,7 +98,7 @@ def test_chosen_labels_are_scored_on_their_clips_alone_and_other_emotions_said_a
 
 def test_together_is_pooled_by_clips_and_averaged_over_corpora() -> None:
     corpora = [[scored("sea", SEA, {"calm": "neutral"})], [scored("lake", LAKE)]]
-    scores = together(corpora, ["angry", "happy"], **DRAWING)
+    scores = together(corpora, ["angry", "happy"])
     pooled, mean = (values(scores[way]) for way in ("pooled", "mean_over_corpora"))
     # angry 2/3, sad 1/1, neutral 1/1, fearful 1/2, calm 1/2, happy 0/1: sea's map leaves lake's calm alone
     assert pooled["emotion_uar"] == pytest.approx((2 / 3 + 1 + 1 + 0.5 + 0.5 + 0) / 6)
@@ -126,8 +123,8 @@ def test_together_is_pooled_by_clips_and_averaged_over_corpora() -> None:
 def test_seeds_are_averaged_with_their_spread() -> None:
     all_right = [(name, emotion, f"He sounds {emotion}.") for name, emotion, _ in SEA]
     two = [scored("sea", SEA), scored("sea", all_right)]
-    scores = together([two, [scored("lake", LAKE)] * 2], ["angry"], **DRAWING)
-    cell = System("x", two, resamples=10).cells["emotion_uar"]
+    scores = together([two, [scored("lake", LAKE)] * 2], ["angry"])
+    cell = System("x", two).cells["emotion_uar"]
     assert (cell["value"], cell["runs"]) == (pytest.approx((0.5 + 1) / 2), 2)
     assert cell["spread"] == pytest.approx(np.std([0.5, 1], ddof=1))
     mean = scores["mean_over_corpora"]["emotion_uar"]
@@ -156,7 +153,6 @@ def given(folder: Path, *names: str) -> dict[str, Any]:
         "out": str(folder / "out"),
         "captions": [f"{name}={folder / f'{name}-0.jsonl'}" for name in names],
         "trained_on": [str(folder / "train.jsonl")],
-        "resamples": 20,
     }
 
 
@@ -277,7 +273,7 @@ def test_a_model_captions_each_corpus_once(
     with pytest.raises(UserErrors, match="--trained.on"):
         zero_shot(**captioned)
     write_provenance(folder, manifests_provenance([there / "train.jsonl"]))
-    options = {"dtype": "float32", "device": "cpu", "resamples": 10, "max_new_tokens": 4}
+    options = {"dtype": "float32", "device": "cpu", "max_new_tokens": 4}
     zero_shot(**captioned, **options)
     path = there / "out" / "captions" / "sea-0.jsonl"
     assert [json.loads(line)["id"] for line in path.read_text().splitlines()] == [name for name, *_ in SEA]
@@ -305,7 +301,7 @@ def test_what_is_heard_instead_is_captioned_and_told_beside_the_scores(
     processor.save_pretrained(there / "model")
     save_whole(model, there / "model")
     write_provenance(there / "model", manifests_provenance([there / "train.jsonl"]))
-    options: dict[str, Any] = {"dtype": "float32", "device": "cpu", "resamples": 10, "max_new_tokens": 4}
+    options: dict[str, Any] = {"dtype": "float32", "device": "cpu", "max_new_tokens": 4}
     zero_shot(
         model=[str(there / "model")],
         manifest=[str(there / "sea.jsonl"), str(there / "lake.jsonl")],
@@ -351,14 +347,14 @@ def test_real_captions_score_as_in_an_evaluation_and_are_reported(tmp_path: Path
     captions = run / "captions.jsonl"
     if not all(path.is_file() for path in (train, test, other, captions)):
         pytest.skip("no run on RAVDESS at hand: bash scripts/quickstart.sh --corpus ravdess FOLDER")
-    options: dict[str, Any] = {"captions": [f"ravdess={captions}"], "resamples": 20}
+    options: dict[str, Any] = {"captions": [f"ravdess={captions}"]}
     options |= {"manifest": [str(test)], "out": str(tmp_path)}
     with pytest.raises(UserErrors, match='corpus "ravdess"'):
         zero_shot(trained_on=[str(train)], **options)
     # as if it had been trained on the other corpus
     zero_shot(trained_on=[str(other)], audio="link", **options)
     found = json.loads((tmp_path / "zero_shot.json").read_text())["corpora"]["ravdess"]
-    plain = evaluate_captions(read_jsonl(captions), read_manifest(test), resamples=20)
+    plain = evaluate_captions(read_jsonl(captions), read_manifest(test))
     for name in ("emotion_uar", "cider_d", "wrong_claim_share"):
         assert found[name]["value"] == pytest.approx(plain[name]["value"]), name
     assert found["level_difference_db"] < -5 and found["new_languages"] == ["en"]

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scipy.stats import kendalltau
+from scipy.stats import kendalltau, t
 from sklearn.metrics import cohen_kappa_score
 
 from aligncap.preferences import agreement
@@ -21,11 +21,11 @@ from aligncap.preferences.agreement import (
     pair_counts,
 )
 from aligncap.utils.errors import UserError
-from aligncap.utils.statistics import intervals, overall_tau, tau_b, weighted_kappa
+from aligncap.utils.statistics import intervals, left_out, overall_tau, tau_b, weighted_kappa
 
 
-def agree(a: Any, b: Any, *, resamples: int = 1000, seed: int = 0) -> dict[str, Any]:
-    return agreement.agree(a, b, resamples=resamples, seed=seed)
+def agree(a: Any, b: Any) -> dict[str, Any]:
+    return agreement.agree(a, b)
 
 
 def agree_files(a: Path, b: Path, **options: Any) -> dict[str, Any]:
@@ -34,7 +34,7 @@ def agree_files(a: Path, b: Path, **options: Any) -> dict[str, Any]:
 
 
 def self_consistency(compared: Any) -> dict[str, Any]:
-    return agreement.self_consistency(compared, resamples=1000, seed=0)
+    return agreement.self_consistency(compared)
 
 
 def rows(
@@ -70,7 +70,7 @@ def noisy(clips: int = 60, noise: float = 2.0, seed: int = 0) -> tuple[list[list
 
 def test_one_clip_by_hand() -> None:
     # pairs: (0,1) tied by A; (0,2) alike; (0,3) alike; (1,2) alike; (1,3) tied by B; (2,3) the other way
-    result = agree(rows([[1, 1, 5, 7]]), rows([[2, 3, 9, 3]], "two"), resamples=20)
+    result = agree(rows([[1, 1, 5, 7]]), rows([[2, 3, 9, 3]], "two"))
     s = result["statistics"]
     assert result["ties"] == {
         "pairs": 6,
@@ -95,38 +95,37 @@ def test_weighted_kappa_by_hand() -> None:
     # squared differences 0, 1, 1, 4: mean 1.5; of every score of A with every one of B: mean 2
     a, b = [1, 2, 3, 4], [1, 3, 2, 2]
     expected = np.mean([(x - y) ** 2 for x in a for y in b])
-    result = agree(rows([a]), rows([b], "two"), resamples=5)
+    result = agree(rows([a]), rows([b], "two"))
     assert expected == 2.0
     assert result["statistics"]["kappa"]["value"] == pytest.approx(1 - 1.5 / 2.0)
     assert result["kappa_by_criterion"]["emotion"]["value"] == pytest.approx(0.25)
 
 
 def test_scores_are_rounded_half_up_for_kappa() -> None:
-    result = agree(rows([[0.5, 1.4, 2.5]]), rows([[1, 1, 3]], "two"), resamples=5)
+    result = agree(rows([[0.5, 1.4, 2.5]]), rows([[1, 1, 3]], "two"))
     assert result["statistics"]["kappa"]["value"] == 1
 
 
-def test_statistics_of_resamples_are_those_of_the_captions_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_statistics_without_a_clip_are_those_of_the_other_captions() -> None:
     rng = np.random.default_rng(0)
     clip = np.repeat(np.arange(6), [3, 1, 5, 2, 4, 6])
     scored = Scored(*(rng.integers(0, 6, len(clip)).astype(float) for _ in range(2)), clip)
     kappa = weighted_kappa(scored.a, scored.b)
-    for drawn in rng.multinomial(6, np.full(6, 1 / 6), size=8):
-        monkeypatch.setattr(
-            "aligncap.utils.statistics._draws", lambda *_, d=drawn: iter([d[None].astype(float)])
-        )
-        picked = np.concatenate([np.flatnonzero(clip == c) for c in range(6) for _ in range(drawn[c])])
-        a, b = scored.a[picked], scored.b[picked]
-        draw: dict[str, Any] = {"resamples": 1, "seed": 0}
-        tau = overall_tau(scored.a, scored.b, clusters_of_clips(clip), "", **draw)
-        assert tau["low"] == tau["high"] == pytest.approx(kendalltau(a, b).statistic, abs=1e-9)
-        found = intervals({"kappa": kappa}, clusters_of_clips(clip), **draw)["kappa"]
-        assert found["low"] == pytest.approx(cohen_kappa_score(a, b, weights="quadratic"), abs=1e-9)
-        by_clip = order_statistics(scored, pair_counts(scored))["tau_within"]
-        found = intervals({"tau": by_clip}, clusters_of_clips(np.arange(6)), **draw)["tau"]
-        taus = [tau_b(scored.a[clip == c], scored.b[clip == c]) for c in range(6)]
-        assert found["low"] == pytest.approx(np.nanmean(np.repeat(taus, drawn)), abs=1e-9)
+    by_clip = order_statistics(scored, pair_counts(scored))["tau_within"]
+    without, _ = left_out(kappa, clusters_of_clips(clip))
+    taus, _ = left_out(by_clip, clusters_of_clips(np.arange(6)))
+    alone = [tau_b(scored.a[clip == c], scored.b[clip == c]) for c in range(6)]
+    overall = []
+    for c in range(6):
+        a, b = scored.a[clip != c], scored.b[clip != c]
+        overall.append(kendalltau(a, b).statistic)
+        assert without[c] == pytest.approx(cohen_kappa_score(a, b, weights="quadratic"), abs=1e-9)
+        assert taus[c] == pytest.approx(np.nanmean(np.delete(alone, c)), abs=1e-9)
     assert kappa.value == pytest.approx(cohen_kappa_score(scored.a, scored.b, weights="quadratic"), abs=1e-9)
+    tau = overall_tau(scored.a, scored.b, clusters_of_clips(clip), "")
+    error = np.sqrt(5 * np.var(overall))
+    freedom = 21**2 / (np.bincount(clip) ** 2).sum() - 1
+    assert tau["high"] - tau["value"] == pytest.approx(t.ppf(0.975, freedom) * error)
 
 
 def test_equal_judges_agree_wholly_and_opposite_ones_not_at_all() -> None:
@@ -159,7 +158,7 @@ def test_the_interval_holds_the_true_agreement_most_of_the_time() -> None:
         scored = Scored(np.ravel(a), np.ravel(b), np.repeat(np.arange(50), 5))
         statistics = order_statistics(scored, pair_counts(scored))
         clips = clusters_of_clips(np.arange(50))
-        found = intervals(statistics, clips, resamples=200, seed=seed)["pairwise"]
+        found = intervals(statistics, clips)["pairwise"]
         inside += found["low"] <= truth <= found["high"]
     assert inside >= 33
 
@@ -173,14 +172,14 @@ def test_a_constant_judge_has_no_rank_agreement_and_that_is_said() -> None:
     assert result["statistics"]["kappa"]["value"] == pytest.approx(0)
     assert "A gives one score only" in result["statistics"]["kappa"]["note"]
     assert any("orders nothing" in line for line in result["warnings"])
-    both = agree(rows([[5.0, 5.0]]), rows([[5.0, 5.0]], "two"), resamples=5)
+    both = agree(rows([[5.0, 5.0]]), rows([[5.0, 5.0]], "two"))
     assert both["statistics"]["kappa"]["note"] == "undefined: both give one and the same score"
     json.dumps([result, both], allow_nan=False)
     assert agreement_tables(both)
 
 
 def test_clips_of_one_caption_give_no_rank_agreement() -> None:
-    result = agree(rows([[1.0], [4.0], [9.0]]), rows([[2.0], [3.0], [9.0]], "two"), resamples=50)
+    result = agree(rows([[1.0], [4.0], [9.0]]), rows([[2.0], [3.0], [9.0]], "two"))
     assert result["statistics"]["pairwise"]["value"] is None
     assert "no two captions of a clip" in result["statistics"]["pairwise"]["note"]
     assert result["statistics"]["tau_overall"]["value"] == 1
@@ -215,16 +214,14 @@ def test_a_good_judge_of_enough_clips_is_not_warned_of() -> None:
 def test_captions_are_matched_by_clip_number_and_text_in_any_order() -> None:
     a, b = noisy(30)
     rows_a, rows_b = rows(a), rows(b, "two")
-    whole = agree(rows_a, rows_b, resamples=50)
+    whole = agree(rows_a, rows_b)
     Random(1).shuffle(rows_b)
-    assert agree(rows_a, rows_b, resamples=50) == whole
+    assert agree(rows_a, rows_b) == whole
     rows_b[0] = {**rows_b[0], "caption": "reworded"}
-    changed = agree(rows_a, rows_b, resamples=50)["matched"]
+    changed = agree(rows_a, rows_b)["matched"]
     assert changed == {"captions": 149, "clips": 30, "only_a": 1, "only_b": 1}
     with pytest.raises(UserError, match="no caption in common"):
         agree(rows([[1, 2]]), rows([[1, 2]], captions=[["x", "y"]]))
-    with pytest.raises(UserError, match="resamples=0"):
-        AgreeConfig(a="a", b="b", resamples=0)
 
 
 def swapped(decisions: list[tuple[str, str]]) -> list[dict[str, str]]:
@@ -273,7 +270,7 @@ def test_files_are_compared_and_the_report_is_written(tmp_path: Path) -> None:
     ):
         (tmp_path / f"{name}.jsonl").write_text("\n".join(json.dumps(r) for r in content))
     paths = [tmp_path / f"{name}.jsonl" for name in "abw"]
-    result = agree_files(paths[0], paths[1], pairwise=paths[2], out=tmp_path / "r.json", resamples=100)
+    result = agree_files(paths[0], paths[1], pairwise=paths[2], out=tmp_path / "r.json")
     assert json.loads((tmp_path / "r.json").read_text()) == result
     lines = [item for item in agreement_tables(result) if isinstance(item, str)]
     assert any("with captions swapped (2 pairs): same winner 0.500" in line for line in lines)
@@ -289,7 +286,7 @@ def test_files_are_compared_and_the_report_is_written(tmp_path: Path) -> None:
 def test_names_of_judges_are_printed_as_they_are(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    result = agree(rows([[1, 2]]), rows([[1, 3]], "human:x"), resamples=5)
+    result = agree(rows([[1, 2]]), rows([[1, 3]], "human:x"))
     monkeypatch.setattr(agreement, "agree_files", lambda config: result)
     agreement.run_agree(AgreeConfig(a="a", b="b"))
     assert "human:x" in capsys.readouterr().out  # ":x:" would be an emoji

@@ -52,7 +52,7 @@ def test_two_judges_are_compared(tmp_path: Path, start: str, manifest: Path, cap
         assert run("judge", made, "--no-fluency", "--references", 2, "--out", tmp_path / f"{name}.jsonl") == 0
     out = tmp_path / "agreement.json"
     two = (tmp_path / "a.jsonl", tmp_path / "b.jsonl")
-    assert run("agree", *two, "--resamples", 20, "--out", out) == 0
+    assert run("agree", *two, "--out", out) == 0
     assert json.loads(out.read_text())
     assert "how far it agrees with itself" in capsys.readouterr().out
 

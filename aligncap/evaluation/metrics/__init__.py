@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from aligncap.utils.io import Row, data_path, load_data
+from aligncap.utils.statistics import FEWEST, sure
 
 GENERIC = 0.05  # a caption as true of more than one other clip in twenty says little about this one
 VERY_GENERIC = 0.1
@@ -54,6 +55,15 @@ def shown(name: str, cell: Row | None) -> tuple[str, str, str]:
     )
 
 
+def claim(cell: Row) -> str:
+    """What a difference's corrected p says: "p 0.028 (holds)", "p 0.310", "no claim (4 speakers)"."""
+    p = cell["p_holm"]
+    if p is None:
+        few = cell["units"] < FEWEST
+        return f"no claim ({cell['units']} speakers)" if few else "no claim (undefined)"
+    return f"p {'< 0.001' if p < 0.001 else f'{p:.3f}'}" + " (holds)" * sure(p)
+
+
 def template(name: str) -> Template:
     """A template of `data/` that prints scores; what is filled into HTML is escaped."""
     environment = Environment(
@@ -63,5 +73,6 @@ def template(name: str) -> Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals.update(scores=SCORES, figure=figure, interval=interval, shown=shown, signed=signed)
+    environment.globals.update(scores=SCORES, claim=claim, figure=figure, interval=interval)
+    environment.globals.update(shown=shown, signed=signed, sure=sure)
     return environment.get_template(name)

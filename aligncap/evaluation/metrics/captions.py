@@ -53,7 +53,7 @@ def caption_statistics(
     if "bleu" in names:
         counts = ngram.bleu_counts(sets)
         for order in range(1, ngram.ORDERS + 1):
-            found[f"bleu_{order}"] = Statistic(counts, partial(_bleu, order=order))
+            found[f"bleu_{order}"] = Statistic(counts, partial(_bleu, order=order), 1.0)
     if "meteor" in names:
         found["meteor"] = mean(ngram.meteor(said, targets, wordnet=wordnet))
     if "rouge_l" in names:
@@ -61,7 +61,7 @@ def caption_statistics(
     if "cider_d" in names:
         found["cider_d"] = mean(ngram.cider_d(sets))
     if "meteor_1_5" in names:
-        found["meteor_1_5"] = Statistic(meteor_counts(said, targets), meteor_scores)
+        found["meteor_1_5"] = Statistic(meteor_counts(said, targets), meteor_scores, 1.0)
     if "spice" in names:
         found["spice"] = mean(spice(said, targets))
     return found
@@ -79,7 +79,7 @@ class CaptionMetric(evaluate.Metric):
     stems and, where WordNet is found, synonyms; the result's `variant` says which.
 
     Options of `compute`: `wordnet` insists on synonyms (True) or leaves them out (False); `per_clip` adds
-    the scores of each clip by name, `statistics` the `Statistic` of each score, to resample from.
+    the scores of each clip by name, `statistics` the `Statistic` of each score.
     """
 
     def _info(self) -> evaluate.MetricInfo:

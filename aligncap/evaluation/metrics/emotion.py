@@ -86,7 +86,7 @@ def emotion_statistics(emotions: Emotions) -> dict[str, Statistic]:
     hits, clips = np.split(sums, 2, axis=1)
     return {
         "emotion_accuracy": ratio(hits.sum(axis=1), clips.sum(axis=1)),
-        "emotion_uar": Statistic(sums, uar),
+        "emotion_uar": Statistic(sums, uar, 1.0),
         "emotion_none_share": none,
     }
 

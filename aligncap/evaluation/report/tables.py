@@ -9,87 +9,86 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from aligncap.data.manifest import Utterance
-from aligncap.evaluation.metrics import SCORES, figure, interval, shown, signed
-from aligncap.utils.statistics import Interval, Run, clusters_of, over_seeds, paired_differences, pooled
+from aligncap.evaluation.metrics import SCORES, claim, figure, interval, shown, signed
+from aligncap.utils.io import Row
+from aligncap.utils.statistics import (
+    Interval,
+    Run,
+    clusters_of,
+    correct,
+    over_seeds,
+    paired_differences,
+    pooled,
+    sure,
+)
 
-GAPS = ["gap", "gap_low", "gap_high", "p_speakers", "p_clips", "p", "p_holm", "seeds_agree", "seeds_compared"]
+GAPS = ["gap", "gap_low", "gap_high", "p", "p_holm", "units", "seeds_agree", "seeds_compared"]
 ABSENT = "–"
 Runs = Mapping[str, Mapping[int, Run]]  # by system and training seed
 Remarks = Mapping[str, Sequence[str]]  # lines by heading
+# test set, better system, worse one, metric, margin within which it may be worse, difference
+Claimed = tuple[str, str, str, str, float, Interval | None]
 
 
 def differences(
-    runs: Runs, first: str, second: str, clips: Sequence[Utterance], metrics: Sequence[str], resamples: int
+    runs: Runs,
+    first: str,
+    second: str,
+    clips: Sequence[Utterance],
+    metrics: Sequence[str],
+    margins: Mapping[str, float] | None = None,
 ) -> dict[str, Interval]:
     """Second system minus first on the same clips, each pooled over the training seeds that both have.
 
-    Returns by metric the columns GAPS. "p_speakers" is of `paired_differences`' bootstrap by speaker: would
-    other speakers show the same? It is coarse with few of them. "p_clips" is of a permutation test, whether
-    it could be chance in these clips: the share of random exchanges of the two systems' captions of a clip
-    (all seeds together), and the data as they are, with a difference at least as large. "p" is the larger
-    of the two, "seeds_agree" the number of the seeds in which the difference has this sign.
+    Args:
+        margins: of metrics for which "p" is of the second being worse by this much.
+
+    Returns:
+        by metric the columns GAPS, of `paired_differences`; "seeds_agree" is the number of the seeds in which
+        the difference has this sign. "p_holm" is left to `correct`.
     """
     seeds = [seed for seed in runs[first] if seed in runs[second]]
     if not seeds:
         return {}
     a, b = (over_seeds([runs[name][seed] for seed in seeds]) for name in (first, second))
-    same = [n for n in metrics if n in a and n in b and a[n].sums.shape == b[n].sums.shape]
-    one, two = ({name: of[name] for name in same} for of in (a, b))
-    gaps = paired_differences(one, two, clusters_of(clips), resamples=resamples, seed=0)
-    exchanged = np.random.default_rng(0).integers(0, 2, (resamples, len(clips))).astype(np.float64)
+    one, two = ({name: of[name] for name in metrics if name in of} for of in (a, b))
+    null = {n: m if SCORES[n].better == "less" else -m for n, m in (margins or {}).items()}
     found: dict[str, Interval] = {}
-    for name, gap in gaps.items():
+    for name, gap in paired_differences(one, two, clusters_of(clips), null).items():
         if (value := gap["value"]) is None:
             continue
-        moved = exchanged @ (b[name].sums - a[name].sums)
-        with np.errstate(all="ignore"):
-            chance = b[name].score(b[name].sums.sum(axis=0) - moved)
-            chance = chance - a[name].score(a[name].sums.sum(axis=0) + moved)
-        # a hair's breadth for sums added in another order
-        as_large = int((np.abs(chance) >= abs(value) - 1e-12).sum())
-        p_speakers, p_clips = gap["p"], (1 + as_large) / (1 + resamples)
         alone = [runs[second][seed][name].value - runs[first][seed][name].value for seed in seeds]
         agree = int(sum(np.sign(x) == np.sign(value) for x in alone))
-        ps = (p_speakers, p_clips, max(p_speakers or 0.0, p_clips), None)
-        found[name] = dict(zip(GAPS, (value, gap["low"], gap["high"], *ps, agree, len(alone)), strict=True))
+        cell = (value, gap["low"], gap["high"], gap["p"], None, gap["units"], agree, len(alone))
+        found[name] = dict(zip(GAPS, cell, strict=True))
     return found
 
 
-def holm(ps: Mapping[str, float]) -> dict[str, float]:
-    """Each p corrected for their number (Holm 1979).
+def outcomes(claims: Sequence[Claimed]) -> list[str]:
+    """What became of each claim, after Holm over all of them."""
+    correct({claim[:4]: claim[5] for claim in claims if claim[5]})
+    found = []
+    for block, better, worse, metric, margin, gap in claims:
+        than = f"not worse by {margin:g} than" if margin else "better than"
+        told = outcome(metric, margin, gap) if gap else "not yet known"
+        found.append(f"{block}: {better} {than} {worse} on {SCORES[metric].title}: {told}")
+    return found
 
-    >>> holm({"a": 0.01, "b": 0.04})
-    {'a': 0.02, 'b': 0.04}
+
+def outcome(metric: str, margin: float, gap: Interval) -> str:
+    """What became of "second is better than first", or with a margin, "not worse by so much", and why.
+
+    It holds where Holm's p is below 0.05; of few speakers there is no claim.
     """
-    least, corrected = 0.0, {}
-    for place, name in enumerate(sorted(ps, key=lambda name: ps[name])):
-        least = max(least, min(1.0, ps[name] * (len(ps) - place)))
-        corrected[name] = least
-    return {name: corrected[name] for name in ps}
-
-
-def outcome(metric: str, gap: Interval, at_least: bool = False) -> str:
-    """What became of "second is better than first": holds, holds within chance, or does not hold.
-
-    `at_least` asks only that the second is not worse.
-    """
-    value, low, high = gap["gap"] or 0.0, gap["gap_low"], gap["gap_high"]
-    if SCORES[metric].better == "less":
-        value, low, high = -value, None if high is None else -high, None if low is None else -low
-    if at_least:
-        if value >= 0:
-            return "holds"
-        return "worse, but within chance" if high is None or high >= 0 else "does not hold"
-    if value <= 0:
-        return "does not hold"
-    sure = (gap["p"] or 0.0) < 0.05 and low is not None and low > 0
-    return "holds" if sure else "right way, but within chance"
+    value = (gap["gap"] or 0.0) * (-1 if SCORES[metric].better == "less" else 1)
+    found = "holds" if sure(gap["p_holm"]) else "right way, but within chance"
+    found = found if value > -margin else "does not hold"
+    return f"{found if gap['p_holm'] is not None else 'not shown'} ({difference_text(metric, gap)} seeds)"
 
 
 def rows_of(
@@ -98,45 +97,36 @@ def rows_of(
     against: str,
     clips: Sequence[Utterance],
     metrics: Sequence[str],
-    resamples: int,
-) -> list[dict[str, Any]]:
-    """Lines of one block: every system's scores and differences to `against`, Holm's p by metric.
+) -> list[Row]:
+    """Lines of one block: every system's scores and differences to `against`, Holm's p over all.
 
     Args:
         labels: of each system, in the order of lines, its name in the table and what it lacks ("not run").
     """
-    gaps = {n: differences(runs, against, n, clips, metrics, resamples) for n in labels if n != against}
-    for metric in metrics:
-        ps = {name: found[metric]["p"] or 0.0 for name, found in gaps.items() if metric in found}
-        for name, p in holm(ps).items():
-            gaps[name][metric]["p_holm"] = p
+    gaps = {n: differences(runs, against, n, clips, metrics) for n in labels if n != against}
+    correct({(name, metric): gap for name, found in gaps.items() for metric, gap in found.items()})
     rows = []
     for name, (label, note) in labels.items():
         own = list(runs[name].values())
-        cells = pooled(own, clusters_of(clips), resamples=resamples, seed=0) if own else {}
+        cells = pooled(own, clusters_of(clips)) if own else {}
         seeds = " ".join(map(str, runs[name]))
         head = {"system": name, "label": label, "seeds": seeds, "note": note, "baseline": False}
         rows += [head | line(metric, cells, gaps.get(name, {})) for metric in metrics]
     return rows
 
 
-def line(metric: str, cells: Mapping[str, Any], gaps: Mapping[str, Any]) -> dict[str, Any]:
+def line(metric: str, cells: Mapping[str, Interval], gaps: Mapping[str, Interval]) -> Row:
     """The numbers of one system and metric, None where there are none."""
     cell = cells.get(metric, {})
     numbers = {name: cell.get(name) for name in ("value", "low", "high", "spread")}
     return {"metric": metric, **numbers, **gaps.get(metric, dict.fromkeys(GAPS))}
 
 
-def _p(p: float | None) -> str:
-    return "–" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
-
-
-def difference_text(metric: str, gap: Mapping[str, Any]) -> str:
-    """ "+0.112 [0.060, 0.164], p 0.004, Holm 0.028, 3/3" (seeds of this sign)."""
+def difference_text(metric: str, gap: Interval) -> str:
+    """ "+0.112 [0.060, 0.164], p 0.028 (holds), 3/3" (Holm's p; seeds of this sign)."""
     bounds = interval(metric, {"low": gap["gap_low"], "high": gap["gap_high"]})
     text = f"{signed(metric, gap['gap'])} {bounds}".rstrip().replace("-", "−")
-    corrected = "" if gap["p_holm"] is None else f", Holm {_p(gap['p_holm'])}"
-    return f"{text}, p {_p(gap['p'])}{corrected}, {gap['seeds_agree']}/{gap['seeds_compared']}"
+    return f"{text}, {claim(gap)}, {gap['seeds_agree']}/{gap['seeds_compared']}"
 
 
 def heading(metric: str) -> str:
