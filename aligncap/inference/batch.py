@@ -8,7 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from typing import Annotated, ClassVar, Literal, get_args
 from zlib import crc32
 
 import numpy as np
@@ -25,7 +25,7 @@ from aligncap.models.speakers import FEWEST, speaker_name
 from aligncap.text.prompts import measured_cues
 from aligncap.utils.distributed import ALONE, Group, launched
 from aligncap.utils.errors import UserError
-from aligncap.utils.io import write_jsonl
+from aligncap.utils.io import Row, write_jsonl
 from aligncap.utils.journal import Journal, journaled
 from aligncap.utils.options import Config, NonNegativeFloat, PositiveInt, Range, option
 from aligncap.utils.tensor_cache import digest
@@ -82,10 +82,8 @@ class CaptionConfig(Config):
 def run_caption(config: CaptionConfig) -> int:
     """`aligncap caption`: 1 where files could not be captioned."""
     utterances = read_manifest(config.manifest) if config.manifest else []
-    if config.manifest:
-        every = [job_of(config.manifest, u) for u in utterances]
-    else:
-        every = jobs_of_files(config.files, config.same_speaker)
+    every = jobs_of_files(config.files, config.same_speaker)
+    every += [job_of(str(config.manifest), u) for u in utterances]
     if config.same_speaker and len(every) < FEWEST:
         raise UserError(f"--same_speaker needs {FEWEST} clips or more to know a voice; leave it out")
     jobs = with_condition(every, utterances, config.condition, config.seed)
@@ -93,7 +91,7 @@ def run_caption(config: CaptionConfig) -> int:
     group, device = launched(config.device)
     captioner = Captioner.from_pretrained(config.model, device=device, dtype=dtype)
     limit = config.max_new_tokens or captioner.model.config.max_response_tokens
-    options: dict[str, Any] = {"num_beams": config.beams, "max_new_tokens": limit}
+    options: dict[str, object] = {"num_beams": config.beams, "max_new_tokens": limit}
     if config.temperature:
         options |= {"do_sample": True, "temperature": config.temperature, "top_p": config.top_p, "top_k": 0}
     settings = {
@@ -127,7 +125,7 @@ def run_caption(config: CaptionConfig) -> int:
     return 1 if errors else 0
 
 
-def _print_captions(rows: Sequence[dict[str, Any]]) -> None:
+def _print_captions(rows: Sequence[Row]) -> None:
     """A table on a terminal, else a line each: file, tabulator, caption."""
     if not sys.stdout.isatty():
         for row in rows:
@@ -180,9 +178,9 @@ class Job:
         # The clip's own seed: its noise depends on no other clip and on no order.
         return MADE[self.made](samples, crc32(f"{self.seed} {self.id}".encode()))
 
-    def row(self, caption: str) -> dict[str, Any]:
+    def row(self, caption: str) -> Row:
         """The line of the output."""
-        row: dict[str, Any] = {"id": self.id, "audio": self.audio, "caption": caption}
+        row: Row = {"id": self.id, "audio": self.audio, "caption": caption}
         if self.condition != "right":
             row |= {"condition": self.condition, "heard": self.heard}
             if self.made is not None:
@@ -263,8 +261,8 @@ def with_condition(
 
 
 def _hearing(job: Job, other: Job, condition: str) -> Job:
-    heard = replace(other, id=job.id, audio=job.audio)
-    return replace(heard, condition=condition, heard=other.id)
+    """`job` with the clip of `other` to hear."""
+    return replace(other, id=job.id, audio=job.audio, condition=condition, heard=other.id)
 
 
 def _same_words(utterances: Sequence[Utterance], seed: int) -> dict[str, str]:
@@ -285,7 +283,7 @@ def _same_words(utterances: Sequence[Utterance], seed: int) -> dict[str, str]:
     return swaps
 
 
-Say = Callable[[list[np.ndarray], list[Job], list[Tensor | None]], Sequence[Any]]
+Say = Callable[[list[np.ndarray], list[Job], list[Tensor | None]], Sequence[object]]
 
 
 def over_clips(
@@ -313,16 +311,15 @@ def over_clips(
     """
     at = {job.key: job for job in jobs}
     keys = list(at)
-    batches = [
-        [keys[i] for i in batch] for batch in batches_by_size([job.path for job in at.values()], batch_size)
-    ]
+    order = batches_by_size([job.path for job in at.values()], batch_size)
+    batches = [[keys[i] for i in batch] for batch in order]
     left = {at[key].speaker for batch in batches if any(k not in journal for k in batch) for key in batch}
     speakers = [job.speaker for job in every]
     means = captioner.speaker_means([job.path for job in every], speakers, wanted=left, group=group)
     known = dict(zip(speakers, means, strict=True)) | {None: None}
     errors: dict[str, str] = {}
 
-    def compute(batch: Sequence[str]) -> dict[str, Any]:
+    def compute(batch: Sequence[str]) -> Row:
         heard: dict[str, np.ndarray] = {}
         for key in batch:
             try:
@@ -344,14 +341,14 @@ def caption_jobs(
     captioner: Captioner,
     jobs: Sequence[Job],
     out: Path | None,
-    settings: dict[str, Any],
+    settings: Row,
     batch_size: int,
     *,
     every: Sequence[Job] | None = None,
     seed: int = 0,
     group: Group = ALONE,
-    **options: Any,
-) -> tuple[list[dict[str, Any]], list[str]]:
+    **options: object,
+) -> tuple[list[Row], list[str]]:
     """Caption every job and write `out`, in the jobs' order.
 
     Args:
@@ -375,7 +372,7 @@ def caption_jobs(
     every = jobs if every is None else every
     clips = digest([(str(job.path), job.speaker, job.cues) for part in (jobs, every) for job in part])
 
-    def say(clips: list[np.ndarray], jobs: list[Job], means: list[Tensor | None]) -> list[dict[str, Any]]:
+    def say(clips: list[np.ndarray], jobs: list[Job], means: list[Tensor | None]) -> list[Row]:
         if options.get("do_sample"):
             # A batch's own numbers depend on no other batch and on no process.
             torch.manual_seed(crc32(f"{seed} {[job.id for job in jobs]}".encode()))

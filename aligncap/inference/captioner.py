@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, cast, overload
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from aligncap.models.speakers import chosen_clips, means_of_rows, stack_means
 from aligncap.text.emotions import forms_outside
 from aligncap.utils.distributed import ALONE, Gathered, Group
 from aligncap.utils.errors import UserError, UserErrors, nearest
+from aligncap.utils.io import Row
 from aligncap.utils.options import Range
 
 Audio = str | Path | np.ndarray | Tensor
@@ -99,28 +100,29 @@ class Captioner:
             UserError: a clip cannot be used, an option is unknown or out of its range, or `speakers` has
                 another length than `audio`.
         """
-        one = isinstance(audio, (str, Path, np.ndarray, Tensor))
-        given: Any = [audio] if one else audio
-        named = [speakers] * len(given) if speakers is None or isinstance(speakers, str) else list(speakers)
-        if len(named) != len(given):
-            raise UserError(f"speakers: {len(named)} for {len(given)} clips; name one for each, or None")
+        if isinstance(audio, (str, Path, np.ndarray, Tensor)):
+            return self([audio], batch_size, sampling_rate=sampling_rate, speakers=speakers, **options)[0]
+        named = [speakers] * len(audio) if speakers is None or isinstance(speakers, str) else list(speakers)
+        if len(named) != len(audio):
+            raise UserError(f"speakers: {len(named)} for {len(audio)} clips; name one for each, or None")
         if batch_size < 1:
             raise UserError(f"batch_size={batch_size}: must be at least 1")
         self.check_options(options)
         limit = self.processor.max_seconds
         clips: list[Clip] = [
             c if isinstance(c, (str, Path)) else prepare_samples(_array(c), sampling_rate, max_seconds=limit)
-            for c in given
+            for c in audio
         ]
         means = self.speaker_means(clips, named)
         captions: dict[int, str] = {}
         for batch in batches_by_size(clips, batch_size):
-            made = self.generate([self._load(clips[i]) for i in batch], [means[i] for i in batch], **options)
+            loaded = [self._load(clips[i]) for i in batch]
+            made = self.generate(loaded, [means[i] for i in batch], cues=None, **options)
             captions |= zip(batch, made, strict=True)
-        return captions[0] if one else [captions[i] for i in range(len(clips))]
+        return [captions[i] for i in range(len(clips))]
 
     @staticmethod
-    def check_options(options: dict[str, Any]) -> None:
+    def check_options(options: dict[str, object]) -> None:
         """
         Raises:
             UserErrors: every option of `generate` that is unknown or out of its range.
@@ -178,9 +180,9 @@ class Captioner:
         return means_of_rows(speakers, frames)
 
     def _load(self, clip: Clip) -> np.ndarray:
-        return (
-            clip if isinstance(clip, np.ndarray) else load_audio(clip, max_seconds=self.processor.max_seconds)
-        )
+        if isinstance(clip, np.ndarray):
+            return clip
+        return load_audio(clip, max_seconds=self.processor.max_seconds)
 
     @torch.inference_mode()
     def generate(
@@ -188,7 +190,7 @@ class Captioner:
         clips: Sequence[np.ndarray],
         means: Sequence[Tensor | None] | None = None,
         cues: Sequence[str | None] | None = None,
-        **options: Any,
+        **options: object,
     ) -> list[str]:
         """Captions of clips of 16 kHz samples, in one batch.
 
@@ -200,10 +202,10 @@ class Captioner:
         inputs = self.inputs(clips, means, cues)
         limit = {"max_new_tokens": self.model.config.max_response_tokens}
         options = limit | {name: value for name, value in options.items() if value is not None}
-        output: Any = self.model.generate(**inputs, **options)  # type: ignore[misc]
+        output = cast(Tensor, self.model.generate(**inputs, **options))  # type: ignore[misc, arg-type]
         return self.texts(output[:, inputs["input_ids"].shape[1] :])
 
-    def naming_only(self, emotions: Iterable[str]) -> dict[str, Any]:
+    def naming_only(self, emotions: Iterable[str]) -> Row:
         """Options of `generate` under which captions name no emotion but these, for a corpus whose labels are
         known: of all other emotions' words the last token is never written.
 
@@ -230,7 +232,7 @@ class Captioner:
             inputs["speaker_means"] = stack_means(means, like.cpu())
         return inputs.to(self.model.device)
 
-    def texts(self, tokens: Any) -> list[str]:
+    def texts(self, tokens: Tensor | list[list[int]]) -> list[str]:
         """Captions of rows of token ids, in one line each."""
         texts = self.processor.tokenizer.batch_decode(tokens, skip_special_tokens=True)
         return [" ".join(text.split()) for text in texts]
@@ -238,8 +240,7 @@ class Captioner:
 
 def batches_by_size(audio: Sequence[Clip], batch_size: int) -> list[list[int]]:
     """Indices of clips in batches of like length, the longest first."""
-    sizes = [len(a) if isinstance(a, np.ndarray) else _file_size(a) for a in audio]
-    order = sorted(range(len(audio)), key=lambda i: -sizes[i])
+    order = sorted(range(len(audio)), key=lambda i: -_size(audio[i]))
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
 
@@ -249,8 +250,9 @@ def _array(samples: np.ndarray | Tensor) -> np.ndarray:
     return (samples.float() if samples.dtype == torch.bfloat16 else samples).detach().cpu().numpy()
 
 
-def _file_size(path: str | Path) -> int:
-    try:
-        return Path(path).stat().st_size
-    except OSError:
-        return 0
+def _size(clip: Clip) -> int:
+    if isinstance(clip, np.ndarray):
+        return len(clip)
+    with suppress(OSError):
+        return Path(clip).stat().st_size
+    return 0

@@ -25,11 +25,9 @@ def random_numbers(seed: int, clip: str, num: int, length: int) -> np.ndarray:
     They depend on seed, clip and candidate alone: not on batch or process, and neither a larger `num` nor a
     larger `length` changes the numbers that were there before.
     """
-    rows = []
-    for candidate in range(num):
-        digest = hashlib.sha256(f"{seed}\t{candidate}\t{clip}".encode()).digest()
-        rows.append(np.random.default_rng(int.from_bytes(digest[:16], "big")).random(length))
-    return np.stack(rows)
+    texts = [f"{seed}\t{candidate}\t{clip}" for candidate in range(num)]
+    seeds = [int.from_bytes(hashlib.sha256(text.encode()).digest()[:16], "big") for text in texts]
+    return np.stack([np.random.default_rng(number).random(length) for number in seeds])
 
 
 def pick(logits: Tensor, row: Tensor, numbers: Tensor, temperature: float, top_p: float) -> Tensor:
@@ -169,7 +167,6 @@ def sample_captions(
     inputs = captioner.inputs(list(clips), means, cues)
     length = max_new_tokens or captioner.model.config.max_response_tokens
     numbers = np.stack([random_numbers(seed, clip, num, length) for clip in ids])
-    tokens = sample_tokens(
-        captioner.model, inputs, torch.from_numpy(numbers), temperature=temperature, top_p=top_p
-    )
+    drawn = torch.from_numpy(numbers)
+    tokens = sample_tokens(captioner.model, inputs, drawn, temperature=temperature, top_p=top_p)
     return [captioner.texts(candidates) for candidates in tokens]

@@ -37,11 +37,9 @@ from aligncap.utils.io import workplace
 from aligncap.utils.options import Config, option
 from aligncap.utils.run_record import write_run_record
 
-LLMS = "the language model must be a causal LM of text alone, such as llama, qwen2, gpt2 or opt"
+USABLE = "such as llama, qwen2, gpt2 or opt"
+LLMS = f"the language model must be a causal LM of text alone, {USABLE}"
 ENCODERS = "speech encoders are Whisper models of any size"
-SHARED_OPTIONS = (  # of model and processor
-    *("pool_size", "stack_size", "summary_token", "speaker_relative", "margin_seconds", "max_seconds"),
-)
 Loaded = tuple[AlignCapForConditionalGeneration, AlignCapProcessor]
 LLM = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 
@@ -92,7 +90,7 @@ def load_llm(name: str, dtype: torch.dtype = torch.float32) -> LLM:
     if getattr(llm, "_is_stateful", False):
         raise UserError(
             f"{folder}: language models of type {kind!r} keep a running state, which reads "
-            "padding too; choose one with attention alone, such as llama, qwen2, gpt2 or opt"
+            f"padding too; choose one with attention alone, {USABLE}"
         )
     return llm, tokenizer
 
@@ -193,8 +191,9 @@ def assemble(
         speaker=SPEAKER_TOKEN if config.speaker_relative else None,
         cues=CUES_MARK if show_cues else None,
     )
-    shared = {name: getattr(config, name) for name in SHARED_OPTIONS}
-    processor = AlignCapProcessor(feature_extractor, tokenizer, prompt=prompt, show_cues=show_cues, **shared)
+    shared = ("pool_size", "stack_size", "summary_token", "speaker_relative", "margin_seconds", "max_seconds")
+    own = {name: getattr(config, name) for name in shared}
+    processor = AlignCapProcessor(feature_extractor, tokenizer, prompt=prompt, show_cues=show_cues, **own)
     return model.eval(), processor
 
 
@@ -243,7 +242,7 @@ def _check_head(model: AlignCapForConditionalGeneration, llm: PreTrainedModel, l
     if llm.get_output_embeddings().bias is not None or capped or other:
         raise UserError(
             f"language models of type {llm.config.model_type!r} bias, scale or cap their logits, which "
-            "the head of AlignCap does not; choose another family, such as llama, qwen2, gpt2 or opt"
+            f"the head of AlignCap does not; choose another family, {USABLE}"
         )
 
 
@@ -255,16 +254,19 @@ def load_folder(folder: str | Path, dtype: torch.dtype = torch.float32) -> Loade
     """
     path = Path(folder) / "config.json"
     if not path.is_file():
-        adapter = (Path(folder) / "adapter_config.json").is_file()
-        hint = "; it is an adapter: run `aligncap merge` first" if adapter else ""
+        hint = "; it is an adapter: run `aligncap merge` first" if is_adapter(folder) else ""
         raise UserError(f"{folder}: no config.json here, so no AlignCap checkpoint{hint}")
     found = read_record(path).get("model_type")
     if found != "aligncap":
-        raise UserError(
-            f"{path}: model_type is {found!r}, 'aligncap' is needed; give the folder of an AlignCap model"
-        )
+        remedy = "'aligncap' is needed; give the folder of an AlignCap model"
+        raise UserError(f"{path}: model_type is {found!r}, {remedy}")
     model = load_pretrained(AlignCapForConditionalGeneration, folder, dtype=dtype, use_safetensors=True)
     return model.eval(), load_pretrained(AlignCapProcessor, folder)
+
+
+def is_adapter(folder: str | Path) -> bool:
+    """Whether the folder holds an adapter, which stands on a base, and not a whole model."""
+    return (Path(folder) / "adapter_config.json").is_file()
 
 
 def base_of(folder: Path) -> Path:
@@ -291,7 +293,7 @@ def load_checkpoint(
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; give the folder of a trained model")
-    if not (folder / "adapter_config.json").is_file():
+    if not is_adapter(folder):
         return load_folder(folder, dtype)
     if not (folder / "adapter_model.safetensors").is_file():
         raise UserError(f"{folder}: no adapter_model.safetensors, and no other weights are ever loaded")
@@ -301,8 +303,7 @@ def load_checkpoint(
 
 def load_for_inference(folder: str | Path, dtype: torch.dtype = torch.float32) -> Loaded:
     """A checkpoint with its adapter, if any, folded in: the numbers of the folder that `merge` writes."""
-    adapter = (Path(folder) / "adapter_config.json").is_file()
-    model, processor = load_checkpoint(folder, torch.float32 if adapter else dtype)
+    model, processor = load_checkpoint(folder, torch.float32 if is_adapter(folder) else dtype)
     if isinstance(model, PeftModel):
         model = model.merge_and_unload()
         # What a checkpoint holds is cast, as from_pretrained does; rotary frequencies keep their precision.
@@ -318,7 +319,7 @@ def model_key(folder: str | Path) -> str:
     """
     folder = Path(folder)
     files = sorted(folder.glob("*.safetensors"))
-    if (folder / "adapter_config.json").is_file():
+    if is_adapter(folder):
         files += sorted(base_of(folder).glob("*.safetensors"))
     return "|".join(f"{f.resolve()}:{f.stat().st_size}:{f.stat().st_mtime_ns}" for f in files)
 
@@ -343,10 +344,9 @@ def merge(folder: str | Path, out: str | Path) -> Path:
         UserError: `folder` holds no adapter, or `out` exists and is not empty.
     """
     folder, out = Path(folder), Path(out)
-    if not (folder / "adapter_config.json").is_file():
-        raise UserError(
-            f"{folder}: no adapter here (adapter_config.json); give the output_dir of a training run"
-        )
+    if not is_adapter(folder):
+        remedy = "give the output_dir of a training run"
+        raise UserError(f"{folder}: no adapter here (adapter_config.json); {remedy}")
     if out.is_dir() and any(out.iterdir()):
         raise UserError(f"{out}: exists and is not empty; choose another --out")
     model, processor = load_for_inference(folder)

@@ -27,9 +27,8 @@ def layer_index(encoder_layer: int | str, num_layers: int) -> int | None:
     if isinstance(encoder_layer, str) and encoder_layer.isdigit():
         encoder_layer = int(encoder_layer)
     if not isinstance(encoder_layer, int) or not 0 <= encoder_layer <= num_layers:
-        raise UserError(
-            f"encoder_layer={encoder_layer!r}: choose last, mix or a number from 0 to {num_layers}"
-        )
+        ways = f"last, mix or a number from 0 to {num_layers}"
+        raise UserError(f"encoder_layer={encoder_layer!r}: choose {ways}")
     return encoder_layer
 
 
@@ -53,18 +52,15 @@ def encode_frames(
         frame_mask: (batch, frames), bool.
     """
     stop = layer_index(encoder_layer, len(encoder.layers))
-    if mel.shape[-1] % MEL_PER_FRAME:
-        mel = nn.functional.pad(mel, (0, 1))
-        mel_mask = nn.functional.pad(mel_mask, (0, 1))
+    odd = mel.shape[-1] % MEL_PER_FRAME
+    mel, mel_mask = (nn.functional.pad(part, (0, odd)) for part in (mel, mel_mask))
     mel_mask = mel_mask.to(mel.dtype)
     hidden = nn.functional.gelu(encoder.conv1(mel * mel_mask[:, None])) * mel_mask[:, None]
     hidden = nn.functional.gelu(encoder.conv2(hidden)).transpose(1, 2)
     frame_mask = mel_mask[:, ::MEL_PER_FRAME].bool()
-    count = hidden.shape[1]
-    if count > encoder.embed_positions.num_embeddings:
-        raise ValueError(
-            f"{count} frames exceed the encoder's {encoder.embed_positions.num_embeddings} positions"
-        )
+    count, limit = hidden.shape[1], encoder.embed_positions.num_embeddings
+    if count > limit:
+        raise ValueError(f"{count} frames exceed the encoder's {limit} positions")
     hidden = hidden + encoder.embed_positions.weight[:count].to(hidden.dtype)
     attention_mask = create_bidirectional_mask(
         config=encoder.config, inputs_embeds=hidden, attention_mask=frame_mask.long()
@@ -94,9 +90,8 @@ def pool_frames(frames: Tensor, mask: Tensor, size: int) -> tuple[Tensor, Tensor
     if extra:
         frames = torch.cat([frames, frames.new_zeros(batch, extra, *frames.shape[2:])], 1)
         mask = nn.functional.pad(mask, (0, extra))
-    groups = mask.view(batch, -1, size)
-    number = groups.sum(-1)
-    weight = mask.to(frames.dtype).view(batch, -1, *[1] * (frames.dim() - 2))
+    number = mask.view(batch, -1, size).sum(-1)
+    ones = [1] * (frames.dim() - 2)
+    weight = mask.to(frames.dtype).view(batch, -1, *ones)
     total = (frames * weight).view(batch, -1, size, *frames.shape[2:]).sum(2)
-    divisor = number.clamp(min=1).to(frames.dtype).view(batch, -1, *[1] * (frames.dim() - 2))
-    return total / divisor, number > 0
+    return total / number.clamp(min=1).to(frames.dtype).view(batch, -1, *ones), number > 0

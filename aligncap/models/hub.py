@@ -22,11 +22,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
-from types import ModuleType
 from typing import Any, ClassVar
 
 from aligncap.utils.errors import UserError
-from aligncap.utils.io import cache_folder, file_sha256, load_data, workplace, write_json
+from aligncap.utils.io import Row, cache_folder, file_sha256, load_data, workplace, write_json
 from aligncap.utils.options import Config, option
 
 DEFAULT_LLM = "smollm2-135m-instruct"
@@ -34,6 +33,8 @@ DEFAULT_ENCODER = "whisper-base"
 DEFAULT_SPACY = "en_core_web_sm"
 
 _MARKS = ("config.json", "meta.json")  # of a transformers and of a spaCy folder
+# Converters of models.yaml, and the mark in a cached folder's source.json: another one makes it outdated.
+_CONVERTERS = {"copy": "copy", "gguf": "smollm2 1", "whisper": "whisper 1"}
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
 # Old names of the hub, of the time before it had organisations.
@@ -81,18 +82,16 @@ def run_list(config: ListConfig) -> int:
     from rich.console import Console
     from rich.table import Table
 
-    columns = ("name", "kind", "licence", "state", "where")
-    table = Table(*columns)
+    table = Table("name", "kind", "licence", "state", "where")
     for row in listing():
-        table.add_row(*(str(row[column]) for column in columns))
+        table.add_row(*(row[str(column.header)] for column in table.columns))
     Console().print(table)
     return 0
 
 
-def defaults() -> dict[str, dict[str, Any]]:
+def defaults() -> dict[str, Row]:
     """The entries of `data/models.yaml` by name."""
-    models: dict[str, dict[str, Any]] = load_data("models.yaml")
-    return models
+    return load_data("models.yaml")
 
 
 def resolve(name: str, *, fetch: bool = True) -> Path:
@@ -175,11 +174,12 @@ def is_ready(name: str) -> bool:
         converter = source["converter"]
     except (OSError, ValueError, KeyError, TypeError):
         return False
-    pinned = [sorted(wheel["sha256"] for wheel in wheels) for wheels in defaults()[name]["sources"]]
-    return found in pinned and sizes == source["files"] and converter == _converter_mark(name)
+    model = defaults()[name]
+    pinned = [sorted(wheel["sha256"] for wheel in wheels) for wheels in model["sources"]]
+    return found in pinned and sizes == source["files"] and converter == _CONVERTERS[model["converter"]]
 
 
-def listing() -> list[dict[str, Any]]:
+def listing() -> list[Row]:
     """One row for each default model: name, kind, licence, state, where, size (bytes), and whether it is an
     extra, which only some commands use.
 
@@ -188,9 +188,7 @@ def listing() -> list[dict[str, Any]]:
     """
     rows = []
     for name, model in defaults().items():
-        row = {"name": name, "extra": False} | {
-            k: model[k] for k in ("kind", "licence", "extra") if k in model
-        }
+        row = {"name": name, "extra": model.get("extra", False)} | {k: model[k] for k in ("kind", "licence")}
         folder, wheels = cache_folder() / name, model["sources"][0]
         if is_ready(name):
             row |= {"state": "ready", "where": str(folder), "size": sum(_sizes(folder).values())}
@@ -241,17 +239,13 @@ def _build(name: str, work: Path) -> Path:
         except Unavailable as error:
             failures.append(str(error))
             continue
-        _log.info("%s: converting", name)
         for wheel, file in zip(wheels, files, strict=True):
             unpack(file, raw, wheel["folder"], wheel.get("files", ["*"]))
             if "licence" in wheel:
                 with zipfile.ZipFile(file) as archive:
                     (built / "LICENSE").write_bytes(archive.read(wheel["licence"]))
             file.unlink()
-        if converter := _converter(name):
-            converter.convert(raw, built)
-        else:
-            shutil.copytree(raw, built, dirs_exist_ok=True)
+        _convert(name, raw, built)
         _finish(built, name, wheels)
         return built
     raise UserError(
@@ -264,7 +258,7 @@ class Unavailable(Exception):
     """The registry does not give this wheel now."""
 
 
-def download(name: str, wheel: dict[str, Any], work: Path) -> Path:
+def download(name: str, wheel: Row, work: Path) -> Path:
     """Download one wheel of `data/models.yaml` for the model `name`, by pip, into a new folder of `work`, and
     prove its hash.
 
@@ -276,12 +270,10 @@ def download(name: str, wheel: dict[str, Any], work: Path) -> Path:
     requirement = f"{wheel['package']}=={wheel['version']}"
     folder = Path(tempfile.mkdtemp(dir=work))
     _log.info("%s: downloading %s (%.0f MB)", name, requirement, wheel["bytes"] / 1e6)
-    terminal = sys.stderr.isatty()
-    options = "--no-deps --only-binary=:all: --no-cache-dir --disable-pip-version-check --progress-bar "
-    options += "on" if terminal else "off"
+    options = "--no-deps --only-binary=:all: --no-cache-dir --disable-pip-version-check"
     command = [sys.executable, "-m", "pip", "download", requirement, "-d", str(folder), *options.split()]
     # pip draws its bar on standard output, which belongs to the caller's results
-    shown = sys.stderr if terminal else subprocess.DEVNULL
+    shown = sys.stderr if sys.stderr.isatty() else subprocess.DEVNULL
     done = subprocess.run(command, stdout=shown, stderr=subprocess.PIPE, text=True)
     files = list(folder.glob("*.whl"))
     if done.returncode or len(files) != 1:
@@ -313,9 +305,8 @@ def unpack(wheel: Path, target: Path, folder: str, patterns: list[str]) -> None:
             path = PurePosixPath(member.filename)
             link = stat.S_ISLNK(member.external_attr >> 16)
             if path.is_absolute() or ".." in path.parts or "\\" in member.filename or link:
-                raise UserError(
-                    f"{wheel.name}: member {member.filename!r} leads out of the folder; nothing unpacked"
-                )
+                found = f"member {member.filename!r} leads out of the folder"
+                raise UserError(f"{wheel.name}: {found}; nothing unpacked")
             if not member.is_dir() and path.is_relative_to(folder):
                 inside = path.relative_to(folder)
                 if any(fnmatch(str(inside), pattern) for pattern in patterns):
@@ -328,32 +319,33 @@ def unpack(wheel: Path, target: Path, folder: str, patterns: list[str]) -> None:
                 shutil.copyfileobj(source, file)
 
 
-def _finish(built: Path, name: str, wheels: list[dict[str, Any]]) -> None:
+def _convert(name: str, raw: Path, built: Path) -> None:
+    """Make of what the wheels held a folder that `load_pretrained` reads."""
+    _log.info("%s: converting", name)
+    converter = defaults()[name]["converter"]
+    if converter == "copy":
+        shutil.copytree(raw, built, dirs_exist_ok=True)
+    else:  # imported late: it needs torch, and imports this module itself
+        converters = importlib.import_module("aligncap.models.converters")
+        getattr(converters, f"convert_{converter}")(raw, built)
+
+
+def _finish(built: Path, name: str, wheels: list[Row]) -> None:
     """Readable by all that the umask allows, and signed with where it came from."""
+    model = defaults()[name]
     umask = os.umask(0)
     os.umask(umask)
     for path in [built, *built.rglob("*")]:
         path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)
     source = {
         "name": name,
-        **{key: defaults()[name][key] for key in ("licence", "weights")},
+        **{key: model[key] for key in ("licence", "weights")},
         "packages": [{key: wheel[key] for key in ("package", "version", "sha256")} for wheel in wheels],
-        "converter": _converter_mark(name),
+        "converter": _CONVERTERS[model["converter"]],
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "files": _sizes(built),
     }
     write_json(built / "source.json", source)
-
-
-def _converter(name: str) -> ModuleType | None:
-    """The module that converts the model; None where the packaged folder is used as it is."""
-    converter = defaults()[name]["converter"]
-    return None if converter == "copy" else importlib.import_module(f"aligncap.models.converters.{converter}")
-
-
-def _converter_mark(name: str) -> str:
-    """Name and version of the converter; a new version makes cached folders outdated."""
-    return getattr(_converter(name), "MARK", "copy")
 
 
 def _sizes(folder: Path) -> dict[str, int]:

@@ -10,17 +10,15 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from aligncap.data.provenance import Provenance, read_provenance
 from aligncap.models.hub import defaults, is_hub_name
-from aligncap.utils.io import data_path, load_data, write_text
+from aligncap.utils.io import Row, data_path, load_data, write_text
 
 MARK = "<!-- Written by aligncap and again at every save; delete this line to keep your own changes. -->"
 # what the cards have in them that transformers and peft write of themselves
 AUTOMATIC = ("This model card has been automatically generated", "# Model Card for Model ID")
 TASK = "audio-text-to-text"
-Record = dict[str, Any]
 
 
 def write_model_card(folder: str | Path, *sources: str | Path, name: str | None = None) -> None:
@@ -44,23 +42,21 @@ def model_card(*folders: str | Path, name: str | None = None) -> str:
 
     places = [Path(folder) for folder in folders if str(folder)]
     name = name or places[0].resolve().name
-    runs: list[Record] = next((found for place in places if (found := list(_runs(place)))), [])
+    runs: list[Row] = next((chain for place in places if (chain := list(_runs(place)))), [])
     provenance = next((p for place in places if (p := read_provenance(place)) is not None), Provenance())
     metrics = next((m for place in places if (m := read_record(place / "metrics.json"))), {})
-    scores = {
-        k: v for k, v in metrics.items() if isinstance(v, dict) and {"value", "low", "high"} <= v.keys()
-    }
-    scores = {name: score for name, score in scores.items() if score["value"] is not None}
+    found = {k: v for k, v in metrics.items() if isinstance(v, dict) and {"value", "low", "high"} <= v.keys()}
+    scores = {k: v for k, v in found.items() if v["value"] is not None}
     signature = {"clips": "?", "speakers": "?", "corpora": [], "interval": "?"} | metrics.get("signature", {})
     # The oldest run counts: later ones name a checkpoint in place of the pretrained model.
     parts = {k: v for run in runs[::-1] for k, v in _texts(run.get("config")).items()}
     corpora = _corpora(provenance)
     licences = {corpus["hub"] for corpus in corpora}
+    languages = {*signature.get("languages", []), *(x for corpus in corpora for x in corpus["languages"])}
     tested = ", ".join(signature["corpora"]) or "not known"
     header = ModelCardData(
         base_model=[x for k in ("encoder", "llm") if (x := _hub_name(parts.get(k)))] or None,
-        language=sorted({*signature.get("languages", []), *(x for c in corpora for x in c["languages"])})
-        or None,
+        language=sorted(languages) or None,
         library_name="transformers",
         license=next(iter(licences)) if len(licences) == 1 else "other" if licences else None,
         model_name=name,
@@ -89,11 +85,10 @@ def model_card(*folders: str | Path, name: str | None = None) -> str:
 
 def _cell(text: object) -> str:
     """Text in one line that neither a table nor HTML takes for its own."""
-    line = " ".join(str(text).split()).replace("&", "&amp;").replace("<", "&lt;")
-    return line.replace("|", "\\|")
+    return " ".join(str(text).split()).replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")
 
 
-def read_record(path: Path) -> Record:
+def read_record(path: Path) -> Row:
     """The JSON object in a file; empty where there is none or the file is damaged."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -106,7 +101,7 @@ def _texts(found: object) -> dict[str, str]:
     return {k: v for k, v in found.items() if isinstance(v, str)} if isinstance(found, dict) else {}
 
 
-def _runs(folder: Path, run: Record | None = None, seen: frozenset[Path] = frozenset()) -> Iterator[Record]:
+def _runs(folder: Path, run: Row | None = None, seen: frozenset[Path] = frozenset()) -> Iterator[Row]:
     """Records of the runs that the model in `folder` stands on, oldest first, its own `run` last.
 
     A merged model's record holds that of its checkpoint (`checkpoint_run`); others name the folder that they
@@ -124,17 +119,13 @@ def _runs(folder: Path, run: Record | None = None, seen: frozenset[Path] = froze
     yield run
 
 
-def _corpora(provenance: Provenance) -> list[Record]:
+def _corpora(provenance: Provenance) -> list[Row]:
     """A row a corpus: what `data/licences.yaml` knows of it, and the number of its speakers in training."""
     speakers = Counter(speaker.partition("/")[0] for speaker in provenance.speakers)
-    unknown = {"licence": "not known", "hub": "other", "languages": []}
+    known = load_data("licences.yaml")
+    plain = {"licence": "not known", "hub": "other", "languages": []}
     return [
-        {
-            "title": corpus,
-            **unknown,
-            **load_data("licences.yaml").get(corpus, {}),
-            "speakers": speakers[corpus],
-        }
+        {"title": corpus, **plain, **known.get(corpus, {}), "speakers": speakers[corpus]}
         for corpus in sorted(provenance.corpora)
     ]
 

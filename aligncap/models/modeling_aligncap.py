@@ -34,7 +34,7 @@ class AlignCapPreTrainedModel(PreTrainedModel):
     config: AlignCapConfig
     config_class = AlignCapConfig
     base_model_prefix = "model"
-    input_modalities: Any = ("audio", "text")
+    input_modalities = ["audio", "text"]
     supports_gradient_checkpointing = True
     _skip_keys_device_placement = ["past_key_values"]
     _supports_sdpa = True
@@ -104,7 +104,7 @@ class AlignCapModel(AlignCapPreTrainedModel):
         position_ids: Tensor | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> BaseModelOutputWithPast:
         """Audio comes as log-mel (`input_features`) or as cached pooled frames (`audio_frames`), not both.
 
@@ -188,7 +188,7 @@ class AlignCapForConditionalGeneration(AlignCapPreTrainedModel, GenerationMixin)
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         logits_to_keep: int | Tensor = 0,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> CausalLMOutputWithPast:
         """`AlignCapModel.forward` with logits and, where there are labels, the loss.
 

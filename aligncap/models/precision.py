@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from aligncap.utils.errors import UserError
 
 if TYPE_CHECKING:
-    import torch
     from peft import PeftModel
-    from torch import nn
 
 
 def pick_device(device: str | None = "auto") -> str:
@@ -18,8 +21,6 @@ def pick_device(device: str | None = "auto") -> str:
     Raises:
         UserError: torch knows no such device, or this machine has none.
     """
-    import torch
-
     if device in (None, "auto"):
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -35,8 +36,6 @@ def pick_device(device: str | None = "auto") -> str:
 
 def has_bfloat16(device: str | None = None) -> bool:
     """Whether `device` (as `pick_device` has it) has bfloat16 instructions."""
-    import torch
-
     if pick_device(device).startswith("cuda"):
         return torch.cuda.is_bf16_supported()
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
@@ -48,14 +47,12 @@ def dtype_name(wanted: str, device: str = "auto") -> str:
     Raises:
         UserError: no such device.
     """
-    half = has_bfloat16(device)
-    return ("bfloat16" if half else "float32") if wanted == "auto" else wanted
+    best = str(best_dtype(device)).removeprefix("torch.")
+    return best if wanted == "auto" else wanted
 
 
 def best_dtype(device: str | None = None) -> torch.dtype:
     """bfloat16 where the device has it, else float32."""
-    import torch
-
     return torch.bfloat16 if has_bfloat16(device) else torch.float32
 
 
@@ -66,19 +63,16 @@ def halve_frozen(model: nn.Module) -> None:
     computed is the same to the bit. Embeddings stay as they are; a head tied to them gets a copy of its own,
     so a model that went through here is not one to save whole.
     """
-    import torch
-    from transformers.pytorch_utils import Conv1D
-
-    tables = {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Embedding)}
+    tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     for module in model.modules():
-        linear = isinstance(module, (torch.nn.Linear, Conv1D))
+        linear = isinstance(module, (nn.Linear, Conv1D))
         for name, parameter in list(module.named_parameters(recurse=False)):
             if parameter.requires_grad:
                 continue
             # A copy in any case: weights files are mapped whole, and one view would keep all of it.
             data = parameter.data.to(torch.bfloat16 if linear else parameter.dtype, copy=True)
             if linear and id(parameter) in tables:
-                module.register_parameter(name, torch.nn.Parameter(data, requires_grad=False))
+                module.register_parameter(name, nn.Parameter(data, requires_grad=False))
             else:
                 parameter.data = data
         for name, buffer in module._buffers.items():
@@ -94,6 +88,7 @@ def suit_bfloat16(model: PeftModel) -> None:
     """
     halve_frozen(model)
     base = model.get_base_model()
-    llm: Any = getattr(getattr(base, "model", base), "language_model", base)  # a teacher is one itself
+    llm = getattr(getattr(base, "model", base), "language_model", base)  # a teacher is one itself
+    assert isinstance(llm, PreTrainedModel)
     if llm.device.type == "cpu" and llm.config._attn_implementation == "sdpa":
         llm.set_attn_implementation("eager")

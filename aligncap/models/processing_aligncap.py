@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from transformers import AutoProcessor, BatchFeature, ProcessorMixin
+from transformers.audio_utils import AudioInput
 
 from aligncap.audio.files import SAMPLE_RATE
 from aligncap.models.configuration_aligncap import AlignCapConfig
@@ -84,8 +85,8 @@ class AlignCapProcessor(ProcessorMixin):
         Raises:
             UserError: a clip is empty or longer than `max_seconds`.
         """
-        padded = []
-        spans = []
+        padded, spans = [], []  # the samples with their margin, and each clip's own log-mel frames
+        margin = round(self.margin_seconds * SAMPLE_RATE / FRAME_SAMPLES) * FRAME_SAMPLES
         for index, clip in enumerate(clips):
             clip = np.asarray(clip, dtype=np.float32)
             if clip.ndim != 1 or clip.size == 0:
@@ -96,24 +97,22 @@ class AlignCapProcessor(ProcessorMixin):
                     f"{self.max_seconds:g} s; cut it into utterances"
                 )
             own = math.ceil(clip.size / FRAME_SAMPLES) * FRAME_SAMPLES
-            margin = round(self.margin_seconds * SAMPLE_RATE / FRAME_SAMPLES) * FRAME_SAMPLES
             padded.append(np.pad(clip, (0, own + margin - clip.size)))
-            spans.append((own // MEL_SAMPLES, margin // MEL_SAMPLES))
+            spans.append(own // MEL_SAMPLES)
         features = self.feature_extractor(
             padded, sampling_rate=SAMPLE_RATE, padding="longest", truncation=False, return_tensors="pt"
         )["input_features"]
         mask = torch.zeros(len(clips), features.shape[-1], dtype=torch.long)
-        for row, (own, margin) in enumerate(spans):
-            mask[row, :own] = 1
-            mask[row, own : own + margin] = 2
+        for row, span in enumerate(spans):
+            mask[row, :span] = 1
+            mask[row, span : span + margin // MEL_SAMPLES] = 2
         return BatchFeature({"input_features": features, "input_features_mask": mask})
 
-    def _process_audio(self, audio: Any, **kwargs: Any) -> tuple[BatchFeature, list[str]]:
+    def _process_audio(self, audio: AudioInput, **kwargs: object) -> tuple[BatchFeature, list[str]]:
         """Called by `ProcessorMixin.__call__`: features, and the placeholders of each clip."""
         if kwargs.get("sampling_rate", SAMPLE_RATE) != SAMPLE_RATE:
-            raise UserError(
-                f"audio must come at {SAMPLE_RATE} Hz; read it with aligncap.audio.files.load_audio"
-            )
+            remedy = "read it with aligncap.audio.files.load_audio"
+            raise UserError(f"audio must come at {SAMPLE_RATE} Hz; {remedy}")
         clips = [audio] if isinstance(audio, np.ndarray) and audio.ndim == 1 else list(audio)
         placeholders = [self.audio_token * self.num_audio_tokens(len(clip)) for clip in clips]
         return self.log_mel(clips), placeholders

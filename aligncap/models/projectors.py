@@ -158,8 +158,7 @@ class StackMLPProjector(Projector):
         else:
             frames, who = self._about_speaker(frames, mask, speaker_means)
         frames = self.mix_layers(frames.to(dtype)) * mask[..., None]
-        hidden_states = []
-        masks = []
+        hidden_states, masks = [], []
         if self.summary is not None:
             number = mask.sum(1, keepdim=True).clamp(min=1).to(frames.dtype)
             mean = frames.sum(1) / number

@@ -13,9 +13,7 @@ from torch import Tensor
 from aligncap.data.manifest import Utterance
 
 CLIPS = 32  # of one speaker, evenly over the manifest: more do not move the mean
-FEWEST = (
-    4  # with fewer, the mean is more of what is said now than of who speaks: the speaker counts as unknown
-)
+FEWEST = 4  # with fewer, the mean tells what is said now more than who speaks: an unknown speaker
 
 
 def speaker_name(utterance: Utterance) -> str | None:

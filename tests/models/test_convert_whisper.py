@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from aligncap.models.converters.whisper import config_of, convert, read_ct2, rename
+from aligncap.models.converters import config_of, convert_whisper, read_ct2, rename
 from aligncap.utils.errors import UserError
 
 CODES = {"float32": 0, "int8": 1, "int16": 2, "int32": 3, "float16": 4}
@@ -122,7 +122,7 @@ def source(whisper, tmp_path_factory):
 @pytest.fixture(scope="module")
 def converted(source, tmp_path_factory):
     target = tmp_path_factory.mktemp("converted")
-    convert(source, target)
+    convert_whisper(source, target)
     return target
 
 
@@ -216,4 +216,4 @@ def test_what_is_not_a_float_whisper_is_refused(tmp_path, whisper):
 
 def test_a_folder_without_the_binary_is_named(tmp_path):
     with pytest.raises(UserError, match="no model.bin"):
-        convert(tmp_path, tmp_path)
+        convert_whisper(tmp_path, tmp_path)

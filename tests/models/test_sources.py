@@ -331,9 +331,9 @@ def test_every_default_is_pinned_and_can_be_converted():
     wanted = {name for name, model in models.items() if not model.get("extra")}
     assert wanted == {hub.DEFAULT_LLM, hub.DEFAULT_ENCODER, hub.DEFAULT_SPACY}
     hashes = []
-    for name, model in models.items():
+    for model in models.values():
         assert model["kind"] and model["licence"] in {"MIT", "Apache-2.0"} and model["weights"]
-        assert hub._converter_mark(name)
+        assert model["converter"] in hub._CONVERTERS
         for packages in model["sources"]:
             assert any("licence" in wheel for wheel in packages)
             for wheel in packages:
