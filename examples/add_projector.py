@@ -19,11 +19,9 @@ class LinearProjector(Projector):
         super().__init__(config, text_width)
         self.linear = nn.Linear(config.audio_width * config.stack_size, text_width)
 
-    def forward(
-        self, frames: Tensor, mask: Tensor, speaker_means: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        frames = (frames.float() - self.feature_mean) * self.feature_scale
-        stacked, mask = self.stack(self.mix_layers(frames) * mask[..., None], mask)
+    def forward(self, frames: Tensor, mask: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        frames = self.mix_layers(self.standardise(frames.float()))
+        stacked, mask = self.stack(frames * mask[..., None], mask)
         return self.linear(stacked), mask
 
 

@@ -23,7 +23,6 @@ from aligncap.evaluation.scoring import Baseline
 from aligncap.models.checkpoints import load_encoder
 from aligncap.models.encoders import encode_frames
 from aligncap.models.processing_aligncap import AlignCapProcessor
-from aligncap.models.speakers import means_of_rows, speaker_name
 from aligncap.utils.errors import UserError
 from aligncap.utils.io import Row, write_json
 from aligncap.utils.options import Config, option
@@ -62,26 +61,22 @@ def run_probe(config: ProbeConfig) -> int:
     if config.out:
         write_json(config.out, result)
     names = ["dev", *(Path(path).stem for path in config.test)]
-    for part, title in ((result, ""), (result["relative"], ", relative to the speaker")):
-        table = Table("layer", *(f"UAR {n}" for n in names), title=f"linear probe on {config.encoder}{title}")
-        for row in part["layers"]:
-            mark = " (best on dev)" if row["layer"] == part["best_layer"] else ""
-            table.add_row(f"{row['layer']}{mark}", *(f"{row[n]:.3f}" for n in names))
-        Console().print(table)
+    table = Table("layer", *(f"UAR {n}" for n in names), title=f"linear probe on {config.encoder}")
+    for row in result["layers"]:
+        mark = " (best on dev)" if row["layer"] == result["best_layer"] else ""
+        table.add_row(f"{row['layer']}{mark}", *(f"{row[n]:.3f}" for n in names))
+    Console().print(table)
     return 0
 
 
 def probe(config: ProbeConfig) -> Row:
     """Fit one probe a layer on the training set, choose its penalty on dev, score it on each test set.
 
-    On a test set with fewer labels only those labels compete, as a captioner's words are scored. The same is
-    done once more with each clip's features less the mean of its speaker's clips ("relative"), as a student
-    with `speaker_relative` hears them.
+    On a test set with fewer labels only those labels compete, as a captioner's words are scored.
 
     Returns:
         {"encoder", "labels", "layers": [{"layer", "penalty", "dev": UAR, "<test manifest's stem>": UAR …}],
-        "best_layer": the layer best on dev, "relative": {"layers", "best_layer"}, "tests": SHA-256 of each
-        test manifest}
+        "best_layer": the layer best on dev, "tests": SHA-256 of each test manifest}
 
     Raises:
         UserError: no labels, or fewer than two; a sound file that is missing or has changed.
@@ -98,24 +93,18 @@ def probe(config: ProbeConfig) -> Row:
     files = [audio_files(m, us) for m, us in zip(manifests, utterances, strict=True)]
     cache = mean_layers({k: p for _, paths in files for k, p in paths.items()}, config)
     features = [torch.stack([cache[key] for key in keys]) for keys, _ in files]
-    relative = [
-        about_speakers(f, [speaker_name(u) for u in us]) for f, us in zip(features, utterances, strict=True)
-    ]
     targets = [np.array([labels.index(str(u.emotion)) for u in us]) for us in utterances]
     names = ["dev", *(Path(path).stem for path in config.test)]
 
-    def fit(sets: list[Tensor]) -> Row:
-        layers = [
-            {"layer": i, **probe_layer([f[:, i].numpy() for f in sets], targets, names)}
-            for i in range(sets[0].shape[1])
-        ]
-        return {"layers": layers, "best_layer": max(layers, key=lambda row: row["dev"])["layer"]}
-
+    layers = [
+        {"layer": i, **probe_layer([f[:, i].numpy() for f in features], targets, names)}
+        for i in range(features[0].shape[1])
+    ]
     return {
         "encoder": config.encoder,
         "labels": labels,
-        **fit(features),
-        "relative": fit(relative),
+        "layers": layers,
+        "best_layer": max(layers, key=lambda row: row["dev"])["layer"],
         "tests": file_hashes(config.test),
     }
 
@@ -143,16 +132,6 @@ def mean_layers(files: Mapping[str, Path], config: ProbeConfig) -> TensorCache:
 
     fill(cache, sorted(files, key=lambda k: files[k].stat().st_size), compute, 8, "probing layers")
     return cache
-
-
-def about_speakers(features: Tensor, speakers: Sequence[str | None]) -> Tensor:
-    """Features (clips, layers, width) less the mean over clips of their speaker; unknown: less that of all.
-
-    As the student hears them: speakers of few clips count as unknown, see `aligncap.models.speakers`.
-    """
-    means = means_of_rows(speakers, {i: f[None] for i, f in enumerate(features)})
-    every = features.mean(0)
-    return features - torch.stack([every if mean is None else mean for mean in means])
 
 
 def probe_layer(features: list[Floats], targets: list[Ints], names: Sequence[str]) -> dict[str, float]:
@@ -184,7 +163,7 @@ def _score(model: LogisticRegression, features: Floats, targets: Ints) -> float:
 def read_probe(path: str | Path, manifest: str | Path) -> list[Baseline]:
     """UAR of a linear probe (`aligncap probe --out`) on the test set of this manifest.
 
-    Best layer on dev, last layer, and best on dev with features relative to the speaker.
+    Best layer on dev, and the last.
 
     Raises:
         UserError: the file is no probe's output, or was made for other test sets.
@@ -193,18 +172,15 @@ def read_probe(path: str | Path, manifest: str | Path) -> list[Baseline]:
     chosen = "; the layer that is best on the dev set"
     try:
         result = json.loads(Path(path).read_text(encoding="utf-8"))
-        last, relative = result["layers"][-1], result.get("relative")
-        rows = [(_best(result), "", kind + chosen), (last, "", f"{kind}; the encoder's last layer")]
-        if relative is not None:
-            note = f"{kind} less the speaker's mean{chosen}"
-            rows.append((_best(relative), "relative to the speaker, ", note))
+        last = result["layers"][-1]
+        rows = [(_best(result), kind + chosen), (last, f"{kind}; the encoder's last layer")]
     except (OSError, ValueError, KeyError, TypeError, StopIteration) as error:
         raise UserError(f"{path}: no output of `aligncap probe` ({error})") from error
     if name not in last or file_hashes([manifest])[str(manifest)] not in result.get("tests", {}).values():
         raise UserError(f"{path}: holds no score for {name!r}; run `aligncap probe` with --test {manifest}")
     return [
-        Baseline(f"linear probe, {title}layer {row['layer']}", {"emotion_uar": row[name]}, note)
-        for row, title, note in rows
+        Baseline(f"linear probe, layer {row['layer']}", {"emotion_uar": row[name]}, note)
+        for row, note in rows
     ]
 
 

@@ -62,6 +62,9 @@ class ZeroShotConfig(Config):
     only_labels: bool = option(
         False, "Captions may name no emotion but --labels, or without them the corpus's own labels."
     )
+    context: Literal["speaker", "session"] | None = option(
+        None, "Hear each clip beside others of its speaker, or of its session (`aligncap caption --help`)."
+    )
     condition: list[str] = option(
         [],
         "Caption the clips under these conditions too, to prove that the model listens: wrong, silence, "
@@ -280,6 +283,7 @@ def caption_corpora(
                 "max_new_tokens": config.max_new_tokens,
                 "manifest": file_sha256(corpus.manifest),
                 "clips": len(corpus.utterances),
+                "context": config.context,
             }
             if condition != "right":
                 settings |= {"condition": condition, "seed": config.seed}
@@ -290,11 +294,10 @@ def caption_corpora(
                 continue
             captioner = captioner or Captioner.from_pretrained(model, device=config.device, dtype=kind)
             ids = {u.id for u in corpus.utterances}
-            every = [job_of(corpus.manifest, u) for u in corpus.whole]
+            every = [job_of(corpus.manifest, u, config.context) for u in corpus.whole]
             jobs = with_condition(
                 [job for job in every if job.id in ids], corpus.utterances, condition, config.seed
             )
-            only = captioner.naming_only(settings["emotions"]) if settings.get("emotions") else {}
             # Before the mark changes: a kill must not leave a file beside another one's mark.
             out.unlink(missing_ok=True)
             write_json(out.with_suffix(MARK), settings)
@@ -305,8 +308,9 @@ def caption_corpora(
                 settings,
                 config.batch_size,
                 every=every,
+                kind=config.context,
+                emotions=settings.get("emotions", ()),
                 max_new_tokens=config.max_new_tokens,
-                **only,
             )
             if errors:
                 raise UserErrors([f"{e} (in {corpus.manifest}; mend it or leave it out)" for e in errors])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, get_args
@@ -20,8 +20,8 @@ from aligncap.data.manifest import Utterance, audio_path, read_manifest
 from aligncap.inference.captioner import Captioner, batches_by_size
 from aligncap.inference.conditions import MADE
 from aligncap.models.checkpoints import model_key
+from aligncap.models.context import FEWEST, Kind, group_of
 from aligncap.models.precision import dtype_name
-from aligncap.models.speakers import FEWEST, speaker_name
 from aligncap.text.prompts import measured_cues
 from aligncap.utils.distributed import ALONE, Group, launched
 from aligncap.utils.errors import UserError
@@ -68,24 +68,38 @@ class CaptionConfig(Config):
     device: str = option("auto", "auto (the GPU where there is one), cpu, cuda or cuda:NUMBER.")
     emotions: list[str] = option([], "Name no other emotions than these, where the labels are known.")
     condition: Condition = option("right", "What is heard in place of each clip, to prove listening.")
-    same_speaker: bool = option(False, f"All files, {FEWEST} or more, are of one speaker, and read as such.")
+    speaker: bool = option(
+        False,
+        f"Hear each clip beside others of its speaker, {FEWEST['speaker']} clips or more; files are all one "
+        "speaker's.",
+    )
+    session: bool = option(
+        False,
+        f"Hear each clip beside others recorded alike, {FEWEST['session']} or more, whoever speaks: those of "
+        "its `extra.session` in the manifest, else of its corpus; all files.",
+    )
 
     def own_errors(self) -> list[str]:
         errors = []
         if bool(self.files) == bool(self.manifest):
             errors.append("name sound files or folders, or one --manifest M.jsonl")
-        if self.same_speaker and self.manifest:
-            errors.append("--same_speaker is for files; a manifest names its speakers itself")
+        if self.speaker and self.session:
+            errors.append("speaker and session: choose one")
         return errors
+
+    @property
+    def kind(self) -> Kind | None:
+        """Beside which others a clip is heard."""
+        return "speaker" if self.speaker else "session" if self.session else None
 
 
 def run_caption(config: CaptionConfig) -> int:
     """`aligncap caption`: 1 where files could not be captioned."""
     utterances = read_manifest(config.manifest) if config.manifest else []
-    every = jobs_of_files(config.files, config.same_speaker)
+    every = jobs_of_files(config.files, config.kind)
     every += [job_of(str(config.manifest), u) for u in utterances]
-    if config.same_speaker and len(every) < FEWEST:
-        raise UserError(f"--same_speaker needs {FEWEST} clips or more to know a voice; leave it out")
+    if config.kind and config.files and len(every) < FEWEST[config.kind]:
+        raise UserError(f"--{config.kind} needs {FEWEST[config.kind]} clips or more; leave it out")
     jobs = with_condition(every, utterances, config.condition, config.seed)
     dtype = dtype_name(config.dtype, config.device)
     group, device = launched(config.device)
@@ -99,10 +113,9 @@ def run_caption(config: CaptionConfig) -> int:
         "dtype": dtype,
         "condition": [config.condition, config.seed],
         "emotions": config.emotions,
+        "context": config.kind,
         **options,
     }
-    if config.emotions:
-        options |= captioner.naming_only(config.emotions)
     out = Path(config.out) if config.out else None
     rows, errors = caption_jobs(
         captioner,
@@ -111,6 +124,8 @@ def run_caption(config: CaptionConfig) -> int:
         settings,
         config.batch_size,
         every=every,
+        kind=config.kind,
+        emotions=config.emotions,
         seed=config.seed,
         group=group,
         **options,
@@ -144,7 +159,7 @@ def _print_captions(rows: Sequence[Row]) -> None:
 class Job:
     """One caption to write: the clip's id, the file named in the output, and what is heard.
 
-    `path` is the file that is heard, `speaker` whose voice is in it ("corpus/speaker") and `cues` what was
+    `path` is the file that is heard, `group` the speaker or session beside whose clips, and `cues` what was
     measured in it. Under a condition other than "right", `heard` is the id of the clip that is heard, and
     `made` the kind of sound made of it (of `aligncap.inference.conditions.MADE`) with `seed`; None: the clip
     as it is. Of made sound nothing is measured.
@@ -153,7 +168,7 @@ class Job:
     id: str
     audio: str
     path: Path
-    speaker: str | None = None
+    group: str | None = None
     cues: str | None = None
     condition: str = "right"
     heard: str | None = None
@@ -188,8 +203,8 @@ class Job:
         return row
 
 
-def jobs_of_files(arguments: Sequence[str], same_speaker: bool = False) -> list[Job]:
-    """Sound files named one by one or by folder (searched to the bottom), of one speaker or of unknown ones.
+def jobs_of_files(arguments: Sequence[str], kind: Kind | None = None) -> list[Job]:
+    """Sound files named one by one or by folder (searched to the bottom), with `kind` all of one group.
 
     Raises:
         UserError: a folder holds no sound file.
@@ -205,13 +220,12 @@ def jobs_of_files(arguments: Sequence[str], same_speaker: bool = False) -> list[
         else:
             jobs.append(Job(path.stem, argument, path))
     times = Counter(job.id for job in jobs)
-    speaker = "the speaker" if same_speaker else None
-    return [replace(job, id=job.audio if times[job.id] > 1 else job.id, speaker=speaker) for job in jobs]
+    return [replace(job, id=job.audio if times[job.id] > 1 else job.id, group=kind) for job in jobs]
 
 
-def job_of(manifest: str | Path, u: Utterance) -> Job:
+def job_of(manifest: str | Path, u: Utterance, kind: Kind | None = None) -> Job:
     """The caption of an utterance of a manifest."""
-    return Job(u.id, u.audio, audio_path(manifest, u), speaker_name(u), cues=measured_cues(u.cue_words))
+    return Job(u.id, u.audio, audio_path(manifest, u), group_of(u, kind), cues=measured_cues(u.cue_words))
 
 
 def jobs_of_manifest(manifest: str | Path) -> list[Job]:
@@ -255,7 +269,7 @@ def with_condition(
     return [
         _hearing(job, at[swaps[job.id]], condition)
         if job.id in swaps
-        else replace(job, speaker=None, cues=None, condition=condition, heard=job.id, made=made, seed=seed)
+        else replace(job, group=None, cues=None, condition=condition, heard=job.id, made=made, seed=seed)
         for job in jobs
     ]
 
@@ -295,6 +309,7 @@ def over_clips(
     title: str,
     *,
     every: Sequence[Job],
+    kind: Kind | None = None,
     group: Group = ALONE,
 ) -> list[str]:
     """What `say` makes of each job's clip, kept in `journal` under the job's key.
@@ -303,8 +318,9 @@ def over_clips(
     processes nor a stop on the way changes what is said.
 
     Args:
-        say: (samples at 16 kHz, their jobs, the mean of each one's speaker) of a batch to one row a clip.
-        every: all clips of the manifest, which tell what each speaker sounds like.
+        say: (samples at 16 kHz, their jobs, the context of each) of a batch to one row a clip.
+        every: all clips of the manifest, which tell what those of a group have in common.
+        kind: what groups are; None: each clip is heard alone.
 
     Returns:
         One message for each file that cannot be used, the same in every process.
@@ -313,10 +329,13 @@ def over_clips(
     keys = list(at)
     order = batches_by_size([job.path for job in at.values()], batch_size)
     batches = [[keys[i] for i in batch] for batch in order]
-    left = {at[key].speaker for batch in batches if any(k not in journal for k in batch) for key in batch}
-    speakers = [job.speaker for job in every]
-    means = captioner.speaker_means([job.path for job in every], speakers, wanted=left, group=group)
-    known = dict(zip(speakers, means, strict=True)) | {None: None}
+    known: dict[str | None, Tensor | None] = {}
+    if kind is not None:
+        left = {at[k].group for batch in batches if any(k not in journal for k in batch) for k in batch}
+        groups = [job.group for job in every]
+        paths = [job.path for job in every]
+        contexts = captioner.contexts(paths, groups, kind, wanted=left, group=group)
+        known = dict(zip(groups, contexts, strict=True)) | {None: None}
     errors: dict[str, str] = {}
 
     def compute(batch: Sequence[str]) -> Row:
@@ -329,7 +348,7 @@ def over_clips(
         if all(key in journal for key in heard):
             return {}
         own = [at[key] for key in heard]
-        rows = say(list(heard.values()), own, [known.get(job.speaker) for job in own])
+        rows = say(list(heard.values()), own, [known.get(job.group) for job in own])
         return dict(zip(heard, rows, strict=True))
 
     group.share_out(journal, batches, compute, title)
@@ -345,6 +364,8 @@ def caption_jobs(
     batch_size: int,
     *,
     every: Sequence[Job] | None = None,
+    kind: Kind | None = None,
+    emotions: Collection[str] = (),
     seed: int = 0,
     group: Group = ALONE,
     **options: object,
@@ -354,8 +375,10 @@ def caption_jobs(
     Args:
         out: JSONL to write; None writes nothing and keeps nothing.
         settings: what the captions depend on; a partial file of other settings is not taken up.
-        every: all clips of the manifest as they are, which tell what each speaker sounds like, whatever part
-            of them is captioned; default: `jobs`.
+        every: all clips of the manifest as they are, which tell what those of a group have in common,
+            whatever part of them is captioned; default: `jobs`.
+        kind: what groups are; None: each clip is heard alone.
+        emotions: captions name no others; none: any.
         seed: of sampled captions, with `do_sample` among the options.
         group: the processes that share the clips; all return the same, the first one writes.
         options: of `generate`.
@@ -370,17 +393,19 @@ def caption_jobs(
     if out is None and group.count > 1:
         raise UserError("several processes meet in a file: give --out, or start one process")
     every = jobs if every is None else every
-    clips = digest([(str(job.path), job.speaker, job.cues) for part in (jobs, every) for job in part])
+    clips = digest([(str(job.path), job.group, job.cues) for part in (jobs, every) for job in part])
 
-    def say(clips: list[np.ndarray], jobs: list[Job], means: list[Tensor | None]) -> list[Row]:
+    def say(clips: list[np.ndarray], jobs: list[Job], contexts: list[Tensor | None]) -> list[Row]:
         if options.get("do_sample"):
             # A batch's own numbers depend on no other batch and on no process.
             torch.manual_seed(crc32(f"{seed} {[job.id for job in jobs]}".encode()))
-        captions = captioner.generate(clips, means, [job.cues for job in jobs], **options)
+        captions = captioner.generate(clips, contexts, [job.cues for job in jobs], emotions, **options)
         return [job.row(caption) for job, caption in zip(jobs, captions, strict=True)]
 
     with journaled(out, {**settings, "clips": clips}, group) as journal:
-        errors = over_clips(captioner, jobs, journal, say, batch_size, "captioning", every=every, group=group)
+        errors = over_clips(
+            captioner, jobs, journal, say, batch_size, "captioning", every=every, kind=kind, group=group
+        )
         rows = [journal[job.key] for job in jobs if job.key in journal]
         if out is not None and group.rank == 0:
             write_jsonl(out, rows)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast, overload
@@ -15,18 +15,18 @@ from transformers import BatchFeature, GenerationConfig
 
 from aligncap.audio.files import SAMPLE_RATE, load_audio, prepare_samples
 from aligncap.models.checkpoints import load_for_inference
+from aligncap.models.context import FEWEST, Kind, chosen_clips, offset
 from aligncap.models.modeling_aligncap import AlignCapForConditionalGeneration
 from aligncap.models.precision import pick_device
 from aligncap.models.processing_aligncap import AlignCapProcessor
-from aligncap.models.speakers import chosen_clips, means_of_rows, stack_means
 from aligncap.text.emotions import forms_outside
 from aligncap.utils.distributed import ALONE, Gathered, Group
 from aligncap.utils.errors import UserError, UserErrors, nearest
-from aligncap.utils.io import Row
 from aligncap.utils.options import Range
 
 Audio = str | Path | np.ndarray | Tensor
 Clip = str | Path | np.ndarray  # a file, or samples at 16 kHz that `prepare_samples` gave
+NEVER = 1e4  # taken from a logit
 # Options of `generate` that a caption is commonly made with; the others are transformers' to check.
 _RANGES = {
     "max_new_tokens": Range(1),
@@ -80,6 +80,7 @@ class Captioner:
         *,
         sampling_rate: int = SAMPLE_RATE,
         speakers: str | Sequence[str | None] | None = None,
+        sessions: str | Sequence[str | None] | None = None,
         **options: Any,
     ) -> str | list[str]:
         """Caption one clip or a list of them.
@@ -88,8 +89,9 @@ class Captioner:
             audio: paths, or arrays and tensors as `audio.files.prepare_samples` takes them: of floats or
                 integers, mono or not. A clip gives the same caption as a file and as samples.
             sampling_rate: of arrays, Hz.
-            speakers: who speaks in each clip, or one name for all: a model that reads clips against their
-                speaker's mean then takes it from these clips. None: unknown.
+            speakers: who speaks in each clip, or one name for all: what these clips have in common is then
+                told from what the voice does in one of them (`models.context`). None: unknown.
+            sessions: the same of clips that were recorded alike, whoever speaks; in place of `speakers`.
             options: of `transformers.GenerationMixin.generate`, such as num_beams or do_sample. A caption has
                 at most `max_new_tokens` tokens, by default the model's `config.max_response_tokens`.
 
@@ -97,14 +99,19 @@ class Captioner:
             A caption, or a list of captions in the order of the clips.
 
         Raises:
-            UserError: a clip cannot be used, an option is unknown or out of its range, or `speakers` has
-                another length than `audio`.
+            UserError: a clip cannot be used, an option is unknown or out of its range, or `speakers` or
+                `sessions` has another length than `audio`, or both are given.
         """
         if isinstance(audio, (str, Path, np.ndarray, Tensor)):
-            return self([audio], batch_size, sampling_rate=sampling_rate, speakers=speakers, **options)[0]
-        named = [speakers] * len(audio) if speakers is None or isinstance(speakers, str) else list(speakers)
+            one = {"sampling_rate": sampling_rate, "speakers": speakers, "sessions": sessions}
+            return self([audio], batch_size, **one, **options)[0]
+        if speakers is not None and sessions is not None:
+            raise UserError("speakers and sessions: name one of them")
+        kind: Kind = "speaker" if sessions is None else "session"
+        given = speakers if sessions is None else sessions
+        named = [given] * len(audio) if given is None or isinstance(given, str) else list(given)
         if len(named) != len(audio):
-            raise UserError(f"speakers: {len(named)} for {len(audio)} clips; name one for each, or None")
+            raise UserError(f"{kind}s: {len(named)} for {len(audio)} clips; name one for each, or None")
         if batch_size < 1:
             raise UserError(f"batch_size={batch_size}: must be at least 1")
         self.check_options(options)
@@ -113,11 +120,11 @@ class Captioner:
             c if isinstance(c, (str, Path)) else prepare_samples(_array(c), sampling_rate, max_seconds=limit)
             for c in audio
         ]
-        means = self.speaker_means(clips, named)
+        contexts = self.contexts(clips, named, kind)
         captions: dict[int, str] = {}
         for batch in batches_by_size(clips, batch_size):
             loaded = [self._load(clips[i]) for i in batch]
-            made = self.generate(loaded, [means[i] for i in batch], cues=None, **options)
+            made = self.generate(loaded, [contexts[i] for i in batch], **options)
             captions |= zip(batch, made, strict=True)
         return [captions[i] for i in range(len(clips))]
 
@@ -138,30 +145,35 @@ class Captioner:
             raise UserErrors(errors)
 
     @torch.inference_mode()
-    def speaker_means(
+    def contexts(
         self,
         audio: Sequence[Clip],
-        speakers: Sequence[str | None],
+        groups: Sequence[str | None],
+        kind: Kind,
         batch_size: int = 8,
         *,
         wanted: Collection[str | None] | None = None,
         group: Group = ALONE,
     ) -> list[Tensor | None]:
-        """Of each clip the mean frame of its speaker, from the speaker's clips among `audio`.
+        """Of each clip what the clips of its group have in common (`models.context.offset`), (emotions,).
 
-        None where the speaker is unknown, and for all if the model does not read clips that way. Clips that
+        None of a clip of no group or of a small one, and of all if the model has no emotion token. Clips that
         cannot be read are passed over; captioning will name them.
 
         Args:
-            wanted: the speakers that matter, by default all; the others' means are not to be used.
+            groups: names of speakers or sessions, by `kind`.
+            wanted: the groups that matter, by default all; what is given for others is not to be used.
             group: the processes that share the work; each must call.
         """
-        if not self.processor.speaker_relative:
+        projector = self.model.model.multi_modal_projector
+        if projector.emotion is None:
             return [None] * len(audio)
-        chosen = sorted({i for places in chosen_clips(speakers).values() for i in places})
-        batches = [[chosen[i] for i in b] for b in batches_by_size([audio[i] for i in chosen], batch_size)]
+        usual = projector.emotion.usual.cpu()
+        members = chosen_clips(groups, FEWEST[kind])
         if wanted is not None:
-            batches = [batch for batch in batches if any(speakers[i] in wanted for i in batch)]
+            members = {name: places for name, places in members.items() if name in wanted}
+        chosen = sorted({i for places in members.values() for i in places})
+        batches = [[chosen[i] for i in b] for b in batches_by_size([audio[i] for i in chosen], batch_size)]
 
         def compute(batch: Sequence[int]) -> dict[int, Tensor]:
             clips: dict[int, np.ndarray] = {}
@@ -172,12 +184,15 @@ class Captioner:
                 return {}
             mel = self.processor.log_mel(list(clips.values())).to(self.model.device)
             pooled = self.model.model.encode_audio(**mel)
-            rows = zip(clips, pooled.frames, pooled.mask, strict=True)
-            return {i: f[m].float().mean(0, keepdim=True).cpu() for i, f, m in rows}
+            return dict(zip(clips, projector.emotion_logits(*pooled).cpu(), strict=True))
 
-        frames = Gathered(group)
-        group.share_out(frames, batches, compute, "speakers' voices")
-        return means_of_rows(speakers, frames)
+        logits = Gathered(group)
+        group.share_out(logits, batches, compute, "clips recorded alike")
+        found = {}
+        for name, places in members.items():
+            if heard := [logits[i] for i in places if i in logits]:
+                found[name] = offset(torch.stack(heard), usual, kind)
+        return [found.get(name) if name is not None else None for name in groups]
 
     def _load(self, clip: Clip) -> np.ndarray:
         if isinstance(clip, np.ndarray):
@@ -188,48 +203,52 @@ class Captioner:
     def generate(
         self,
         clips: Sequence[np.ndarray],
-        means: Sequence[Tensor | None] | None = None,
+        contexts: Sequence[Tensor | None] | None = None,
         cues: Sequence[str | None] | None = None,
+        emotions: Collection[str] = (),
         **options: object,
     ) -> list[str]:
         """Captions of clips of 16 kHz samples, in one batch.
 
         Args:
-            means: those of `speaker_means`.
+            contexts: those of `contexts`.
             cues: what was measured in each clip, for a model that is shown it.
+            emotions: the labels of a corpus where they are known: captions name no others.
             options: as in `__call__`.
-        """
-        inputs = self.inputs(clips, means, cues)
-        limit = {"max_new_tokens": self.model.config.max_response_tokens}
-        options = limit | {name: value for name, value in options.items() if value is not None}
-        output = cast(Tensor, self.model.generate(**inputs, **options))  # type: ignore[misc, arg-type]
-        return self.texts(output[:, inputs["input_ids"].shape[1] :])
-
-    def naming_only(self, emotions: Iterable[str]) -> Row:
-        """Options of `generate` under which captions name no emotion but these, for a corpus whose labels are
-        known: of all other emotions' words the last token is never written.
 
         Raises:
             UserError: an emotion has no words; see `aligncap.text.emotions`.
         """
+        inputs = self.inputs(clips, contexts, cues, emotions)
+        limit = {"max_new_tokens": self.model.config.max_response_tokens}
+        options = limit | {name: value for name, value in options.items() if value is not None}
+        if emotions and (words := self._words_outside(emotions)):
+            options["bad_words_ids"] = words
+        output = cast(Tensor, self.model.generate(**inputs, **options))  # type: ignore[misc, arg-type]
+        return self.texts(output[:, inputs["input_ids"].shape[1] :])
+
+    def _words_outside(self, emotions: Collection[str]) -> list[list[int]]:
+        """Token ids of the words of all other emotions, whose last token is then never written."""
         words = forms_outside(emotions)
         texts = [start + form for word in words for form in (word, word.capitalize()) for start in (" ", "")]
-        if not texts:
-            return {}
-        ids = self.processor.tokenizer(texts, add_special_tokens=False)["input_ids"]
-        return {"bad_words_ids": [list(row) for row in dict.fromkeys(map(tuple, ids))]}
+        ids = self.processor.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+        return [list(row) for row in dict.fromkeys(map(tuple, ids))]
 
     def inputs(
         self,
         clips: Sequence[np.ndarray],
-        means: Sequence[Tensor | None] | None = None,
+        contexts: Sequence[Tensor | None] | None = None,
         cues: Sequence[str | None] | None = None,
+        emotions: Collection[str] = (),
     ) -> BatchFeature:
-        """Inputs of the model's `generate` for clips of 16 kHz samples, on its device."""
+        """Inputs of the model's `generate` for clips of 16 kHz samples, on its device; see `generate`."""
         inputs = self.processor.captioning_inputs(clips, cues)
-        if means is not None and any(mean is not None for mean in means):
-            like = self.model.model.multi_modal_projector.feature_mean
-            inputs["speaker_means"] = stack_means(means, like.cpu())
+        known = self.model.config.emotions
+        # An emotion that is not to be named gets no share of the emotion token.
+        base = torch.tensor([NEVER if emotions and label not in emotions else 0.0 for label in known])
+        if known and (base.any() or any(context is not None for context in contexts or ())):
+            rows = contexts or [None] * len(clips)
+            inputs["context"] = torch.stack([base if c is None else base + c for c in rows])
         return inputs.to(self.model.device)
 
     def texts(self, tokens: Tensor | list[list[int]]) -> list[str]:

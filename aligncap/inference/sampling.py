@@ -147,7 +147,7 @@ def sample_captions(
     temperature: float,
     top_p: float,
     seed: int,
-    means: Sequence[Tensor | None] | None = None,
+    contexts: Sequence[Tensor | None] | None = None,
     cues: Sequence[str | None] | None = None,
     max_new_tokens: int | None = None,
 ) -> list[list[str]]:
@@ -157,14 +157,14 @@ def sample_captions(
         clips: mono samples at 16 kHz.
         ids: what each clip's random numbers come from, beside `seed`.
         temperature, top_p: see `pick`.
-        means: of each clip's speaker, see `Captioner.speaker_means`.
+        contexts: of each clip, see `Captioner.contexts`.
         cues: measured in each clip, for a model that is shown them.
         max_new_tokens: by default the model's `config.max_response_tokens`.
 
     Returns:
         clips -> candidates; alike ones are kept.
     """
-    inputs = captioner.inputs(list(clips), means, cues)
+    inputs = captioner.inputs(list(clips), contexts, cues)
     length = max_new_tokens or captioner.model.config.max_response_tokens
     numbers = np.stack([random_numbers(seed, clip, num, length) for clip in ids])
     drawn = torch.from_numpy(numbers)

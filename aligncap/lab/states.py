@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerBase
 from aligncap.audio.files import load_audio
 from aligncap.data.manifest import Utterance, read_manifest
 from aligncap.data.split import choose_evenly
-from aligncap.inference.batch import Job, job_of, jobs_of_manifest, with_condition
+from aligncap.inference.batch import Job, job_of, with_condition
 from aligncap.inference.captioner import Captioner, batches_by_size, pick_device
 from aligncap.lab.state_report import NEIGHBOURS, States, numbers_of, states_picture, states_table
 from aligncap.models.checkpoints import base_of, load_checkpoint
@@ -134,8 +134,7 @@ def collect_states(checkpoint: Path, config: StatesConfig, utterances: Sequence[
     """Mean states of speech and of text of `utterances` (of the manifest; their first captions).
 
     The teacher is the checkpoint's LLM with its adapter off; of a checkpoint without an adapter it is the
-    LLM as it stands, which in a merged folder is no longer the text teacher. A model that hears clips
-    against their speakers takes the speakers' means from all clips of the manifest.
+    LLM as it stands, which in a merged folder is no longer the text teacher. Each clip is heard alone.
 
     Returns:
         (speech, text) "before" the LLM, "after" decoding, and "after_wrong": on the same captions while the
@@ -149,9 +148,6 @@ def collect_states(checkpoint: Path, config: StatesConfig, utterances: Sequence[
     model.to(pick_device(config.device))
     adapted = isinstance(model, PeftModel)
     captioner = Captioner(model.get_base_model() if adapted else model, processor)
-    everyone = jobs_of_manifest(config.manifest)
-    means = captioner.speaker_means([job.path for job in everyone], [job.speaker for job in everyone])
-    voices = dict(zip([job.speaker for job in everyone], means, strict=True)) | {None: None}
     jobs = [job_of(config.manifest, u) for u in utterances]
     wrong = with_condition(jobs, utterances, "wrong", config.seed)
     texts = [teacher_prompt(processor.tokenizer, u.transcript, u.p_act[0], u.gender) for u in utterances]
@@ -159,7 +155,7 @@ def collect_states(checkpoint: Path, config: StatesConfig, utterances: Sequence[
 
     def listen(heard: Sequence[Job], answers: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
         samples = [load_audio(job.path, max_seconds=processor.max_seconds) for job in heard]
-        inputs = captioner.inputs(samples, [voices[job.speaker] for job in heard], [j.cues for j in heard])
+        inputs = captioner.inputs(samples, cues=[job.cues for job in heard])
         part = inputs["input_ids"] == processor.audio_token_id
         return _mean_states(captioner, dict(inputs), part, answers)
 

@@ -31,7 +31,7 @@ from aligncap.models.model_card import read_record, write_model_card
 from aligncap.models.modeling_aligncap import AlignCapForConditionalGeneration
 from aligncap.models.processing_aligncap import AUDIO_TOKEN, CUES_MARK, SPEAKER_TOKEN, AlignCapProcessor
 from aligncap.models.projectors import make_projector
-from aligncap.text.prompts import end_token_id, speaker_words, student_prompt
+from aligncap.text.prompts import end_token_id, student_prompt
 from aligncap.utils.errors import UserError
 from aligncap.utils.io import workplace
 from aligncap.utils.options import Config, option
@@ -171,10 +171,15 @@ def assemble(
     model.model.language_model = llm.base_model
     model.lm_head = head
     model.model.multi_modal_projector = make_projector(config, embeddings.embedding_dim)
-    if config.speaker_relative:
-        ids = [tokenizer(" " + word, add_special_tokens=False)["input_ids"] for word in speaker_words()]
-        vectors = torch.stack([embeddings.weight.detach()[row].float().mean(0) for row in ids])
-        model.model.multi_modal_projector.speaker_words.copy_(vectors)
+    projector = model.model.multi_modal_projector
+    for token, words in (
+        (projector.speaker, config.speakers),
+        (projector.emotion, config.emotions),
+    ):
+        if token is not None:
+            ids = [tokenizer(" " + word, add_special_tokens=False)["input_ids"] for word in words]
+            vectors = [embeddings.weight.detach()[row].float().mean(0) for row in ids]
+            token.words.copy_(torch.stack(vectors))
     model.tie_weights()
     _check_head(model, llm, audio_token_id)
     if left := [name for name, p in model.named_parameters() if p.is_meta]:
@@ -188,10 +193,10 @@ def assemble(
     prompt = student_prompt(
         tokenizer,
         AUDIO_TOKEN,
-        speaker=SPEAKER_TOKEN if config.speaker_relative else None,
+        speaker=SPEAKER_TOKEN if config.speakers else None,
         cues=CUES_MARK if show_cues else None,
     )
-    shared = ("pool_size", "stack_size", "summary_token", "speaker_relative", "margin_seconds", "max_seconds")
+    shared = ("pool_size", "stack_size", "clip_tokens", "margin_seconds", "max_seconds")
     own = {name: getattr(config, name) for name in shared}
     processor = AlignCapProcessor(feature_extractor, tokenizer, prompt=prompt, show_cues=show_cues, **own)
     return model.eval(), processor

@@ -25,9 +25,8 @@ class AlignCapConfig(PreTrainedConfig):
         projector_hidden: width of the projector's hidden layer.
         projector_dropout: dropout on the projector's input and hidden layer.
         summary_token: put a token made of the clip's mean and standard deviation before the frame tokens.
-        speaker_relative: read a clip against the mean of its speaker's clips, which then comes with it
-            (`speaker_means`), and give one token more that says how the speaker differs from others.
-        speaker_dropout: share of training clips whose speaker is taken for unknown.
+        speakers: words for who speaks, one of which the clip's first token says; none: no such token.
+        emotions: labels, one of which the next token says in the LLM's words; none: no such token.
         margin_seconds: silence appended to a clip before the encoder, which it needs to close a sentence;
             its frames are seen by the encoder and not by the LLM.
         max_seconds: longest clip; at most the encoder's positions allow.
@@ -52,8 +51,8 @@ class AlignCapConfig(PreTrainedConfig):
     projector_hidden: int = 512
     projector_dropout: float = 0.3
     summary_token: bool = True
-    speaker_relative: bool = False
-    speaker_dropout: float = 0.1
+    speakers: list[str] | tuple[str, ...] = ()
+    emotions: list[str] | tuple[str, ...] = ()
     margin_seconds: float = 1.0
     max_seconds: float = 29.0
     max_response_tokens: int = 64
@@ -63,6 +62,11 @@ class AlignCapConfig(PreTrainedConfig):
     def audio_width(self) -> int:
         """Width of the encoder's hidden states."""
         return int(self.sub_config("audio_config").hidden_size)
+
+    @property
+    def clip_tokens(self) -> int:
+        """Audio tokens that stand for the whole clip, the speaker's not among them."""
+        return int(self.summary_token) + int(bool(self.emotions))
 
     @property
     def mixed_layers(self) -> int:

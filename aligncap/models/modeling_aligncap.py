@@ -87,10 +87,10 @@ class AlignCapModel(AlignCapPreTrainedModel):
         return PooledFrames(*pool_frames(frames[:, :longest], own[:, :longest], self.config.pool_size))
 
     def get_audio_features(
-        self, pooled: PooledFrames, speaker_means: Tensor | None = None
+        self, pooled: PooledFrames, context: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Audio tokens (batch, tokens, text width) and their mask."""
-        return self.multi_modal_projector(pooled.frames, pooled.mask, speaker_means)
+        return self.multi_modal_projector(pooled.frames, pooled.mask, context)
 
     def forward(
         self,
@@ -100,7 +100,7 @@ class AlignCapModel(AlignCapPreTrainedModel):
         input_features_mask: Tensor | None = None,
         audio_frames: Tensor | None = None,
         audio_frames_mask: Tensor | None = None,
-        speaker_means: Tensor | None = None,
+        context: Tensor | None = None,
         position_ids: Tensor | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
@@ -109,8 +109,7 @@ class AlignCapModel(AlignCapPreTrainedModel):
         """Audio comes as log-mel (`input_features`) or as cached pooled frames (`audio_frames`), not both.
 
         Args:
-            speaker_means: mean pooled frame of each clip's speaker, (batch, width) or (batch, layers, width);
-                a row of nan, or None: unknown. Used with `speaker_relative`.
+            context: what is known from clips recorded alike, (batch, emotions); see `Projector.forward`.
             kwargs: of the language model.
 
         Raises:
@@ -126,7 +125,7 @@ class AlignCapModel(AlignCapPreTrainedModel):
                 pooled = PooledFrames(audio_frames, audio_frames_mask)
             elif prefill and input_features is not None and input_features_mask is not None:
                 pooled = self.encode_audio(input_features, input_features_mask)
-            inputs_embeds = self._embed(input_ids, pooled, speaker_means, prefill)
+            inputs_embeds = self._embed(input_ids, pooled, context, prefill)
         if position_ids is None and attention_mask is not None and past_key_values is None:
             # Left padding must not move positions: a batch then equals its single rows.
             position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
@@ -139,7 +138,7 @@ class AlignCapModel(AlignCapPreTrainedModel):
         )
 
     def _embed(
-        self, input_ids: Tensor, pooled: PooledFrames | None, speaker_means: Tensor | None, prefill: bool
+        self, input_ids: Tensor, pooled: PooledFrames | None, context: Tensor | None, prefill: bool
     ) -> Tensor:
         """Embeddings of the text, with the audio tokens in the places of the placeholders."""
         # The speaker's placeholder, where there is one, is the id above that of the audio.
@@ -149,7 +148,7 @@ class AlignCapModel(AlignCapPreTrainedModel):
             if prefill and bool(is_audio.any()):
                 raise ValueError("the text holds audio placeholders but no audio was given, or no mask of it")
             return inputs_embeds
-        tokens, mask = self.get_audio_features(pooled, speaker_means)
+        tokens, mask = self.get_audio_features(pooled, context)
         wanted, given = is_audio.sum(1), mask.sum(1)
         if not torch.equal(wanted, given):
             raise ValueError(
@@ -182,7 +181,7 @@ class AlignCapForConditionalGeneration(AlignCapPreTrainedModel, GenerationMixin)
         input_features_mask: Tensor | None = None,
         audio_frames: Tensor | None = None,
         audio_frames_mask: Tensor | None = None,
-        speaker_means: Tensor | None = None,
+        context: Tensor | None = None,
         position_ids: Tensor | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
@@ -203,7 +202,7 @@ class AlignCapForConditionalGeneration(AlignCapPreTrainedModel, GenerationMixin)
             input_features_mask=input_features_mask,
             audio_frames=audio_frames,
             audio_frames_mask=audio_frames_mask,
-            speaker_means=speaker_means,
+            context=context,
             position_ids=position_ids,
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,

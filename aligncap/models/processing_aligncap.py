@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, WhisperFeatureExtractor
 
 AUDIO_TOKEN = "<|audio|>"
-SPEAKER_TOKEN = "<|speaker|>"  # where a model with `speaker_relative` is told who speaks
+SPEAKER_TOKEN = "<|speaker|>"  # where a model with `speakers` is told who speaks
 CUES_MARK = "<|cues|>"  # in the prompt, never in a model's input
 FRAME_SAMPLES = SAMPLE_RATE // 50  # 320 samples: one encoder frame of 20 ms
 MEL_SAMPLES = SAMPLE_RATE // 100  # 160 samples: one log-mel frame of 10 ms
@@ -31,8 +31,8 @@ class AlignCapProcessor(ProcessorMixin):
     """Feature extractor and tokenizer of an AlignCap checkpoint.
 
     `prompt` is the whole text the model was trained to answer, with one audio placeholder in it, and one for
-    the speaker with `speaker_relative`; `show_cues` puts a clip's measured cues into it. The other arguments
-    mirror `AlignCapConfig`; they fix how many placeholders a clip takes.
+    the speaker where the model has words for it; `show_cues` puts a clip's measured cues into it. The other
+    arguments mirror `AlignCapConfig`; they fix how many placeholders a clip takes.
     """
 
     audio_kwargs = {"sampling_rate": SAMPLE_RATE}
@@ -49,8 +49,7 @@ class AlignCapProcessor(ProcessorMixin):
         prompt: str = AUDIO_TOKEN,
         pool_size: int = 16,
         stack_size: int = 4,
-        summary_token: bool = True,
-        speaker_relative: bool = False,
+        clip_tokens: int = 1,
         show_cues: bool = False,
         margin_seconds: float = 1.0,
         max_seconds: float = 29.0,
@@ -60,8 +59,7 @@ class AlignCapProcessor(ProcessorMixin):
         self.prompt = prompt
         self.pool_size = pool_size
         self.stack_size = stack_size
-        self.summary_token = summary_token
-        self.speaker_relative = speaker_relative
+        self.clip_tokens = clip_tokens
         self.show_cues = show_cues
         self.margin_seconds = margin_seconds
         self.max_seconds = max_seconds
@@ -73,7 +71,7 @@ class AlignCapProcessor(ProcessorMixin):
 
     def tokens_of_frames(self, pooled_frames: int) -> int:
         """Placeholders for a clip of `pooled_frames` pooled encoder frames."""
-        return token_count(pooled_frames, self.stack_size, self.summary_token)
+        return token_count(pooled_frames, self.stack_size, self.clip_tokens)
 
     def log_mel(self, clips: Sequence[np.ndarray]) -> BatchFeature:
         """Log-mel of clips of 16 kHz samples, each followed by its own margin of silence.

@@ -84,13 +84,14 @@ def write_candidates(config: CandidatesConfig) -> tuple[list[Row], list[str]]:
     }
     settings = {**sampling, "dtype": dtype}
 
-    def sample(clips: list[np.ndarray], jobs: list[Job], means: list[Tensor | None]) -> list[list[str]]:
+    def sample(clips: list[np.ndarray], jobs: list[Job], contexts: list[Tensor | None]) -> list[list[str]]:
         ids, cues = [job.id for job in jobs], [job.cues for job in jobs]
-        return sample_captions(captioner, clips, ids, means=means, cues=cues, seed=config.seed, **sampling)
+        return sample_captions(
+            captioner, clips, ids, contexts=contexts, cues=cues, seed=config.seed, **sampling
+        )
 
     made_with = {"candidates": settings, "model": model_key(config.model), "seed": config.seed}
     with journaled(out, made_with, group) as journal:
-        # Speaker means are taken over all clips, so that `limit` does not change a speaker's.
         errors = over_clips(
             captioner, jobs, journal, sample, config.batch_size, "candidates", every=every, group=group
         )

@@ -13,6 +13,7 @@ input embeddings. Training of the decoder then starts from tokens that mean some
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase, set_seed
@@ -28,9 +30,11 @@ from aligncap.data.manifest import Utterance
 from aligncap.models.checkpoints import build, embedding_rms, load_folder, model_key, save_whole
 from aligncap.models.modeling_aligncap import AlignCapForConditionalGeneration
 from aligncap.models.processing_aligncap import AlignCapProcessor
-from aligncap.models.projectors import StackMLPProjector
-from aligncap.text.prompts import speaker_word, speaker_words
-from aligncap.training.collators import IGNORE, stack_frames
+from aligncap.models.projectors import StackMLPProjector, clip_means
+from aligncap.text.emotions import emotion_of
+from aligncap.text.prompts import speaker_word
+from aligncap.training.caches import augmented_key
+from aligncap.training.collators import stack_frames
 from aligncap.training.config import StudentConfig
 from aligncap.training.data import CaptionRows, ClipInputs, Clips, TokenLists, cached_inputs, read_clips
 from aligncap.training.resume import Run, begin, record_run
@@ -39,6 +43,7 @@ from aligncap.utils.errors import UserError
 from aligncap.utils.io import file_sha256, write_json, write_jsonl
 from aligncap.utils.tensor_cache import TensorCache, digest
 
+WORDS_PENALTY = 0.5  # of the squared weights: chosen with a corpus left out in turn (docs/log.md)
 MARK = "made_of.json"  # in the folder of a student that is whole: what it was made of
 Prepared = tuple[list[int], Tensor, Tensor, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]]
 
@@ -46,7 +51,7 @@ Prepared = tuple[list[int], Tensor, Tensor, Callable[[Tensor, Tensor, Tensor, Te
 _USED = (
     "align_by align_learning_rate align_steps balance cache_dir encoder encoder_layer llm max_response_tokens"
     " output_dir pool_size projector_dropout projector_hidden resume_from_checkpoint seed show_cues"
-    " speaker_dropout speaker_relative stack_size summary_token train_manifest use_cpu"
+    " speaker_token emotion_token augment stack_size summary_token train_manifest use_cpu"
     " debug include_num_input_tokens_seen"  # the parser changes their defaults
 ).split()
 
@@ -103,10 +108,12 @@ def make_student(
     """
     options, aligning = config.model_options(), config.align_options()
     folder, group, llm = run.out / "base", run.group, config.llm
+    if config.emotion_token:
+        options["emotions"] = sorted({*emotion_labels(manifests[0].utterances)} - {None, ""})
     parts = {"encoder": config.encoder, "llm": llm, "options": options, "align": aligning}
     clips = [manifests[0].balanced() if config.balance else manifests[0], *manifests[1:]]
     made_of = digest(
-        parts | {"balance": config.balance},
+        parts | {"balance": config.balance, "augment": config.augment},
         file_sha256(manifests[0].manifest),
         model_key(llm) if Path(llm).is_dir() else None,
     )
@@ -127,7 +134,7 @@ def make_student(
         for part in clips
     ]
     place(model, run.device, run.sharded)
-    inputs = cached_inputs(model, processor, manifests, run.cache, group=group)
+    inputs = cached_inputs(model, processor, manifests, run.cache, group=group, augment=config.augment)
     if not made:
         if group.rank == 0:
             losses = align(model, inputs, clips[0], **aligning)
@@ -162,24 +169,102 @@ def align(
     """
     if inputs.features is None:
         raise ValueError("the projector is fitted to cached features; see data.cached_inputs")
-    features, means = inputs.features, inputs.means
     table: Any = model.get_input_embeddings()
     projector: StackMLPProjector = model.model.multi_modal_projector
+    frames = _Read(inputs.features, clips.keys)
+    first = dict(zip(reversed(clips.keys), reversed(clips.utterances), strict=True))  # each sound once
     once = list(dict.fromkeys(clips.keys))
-    mean, std = feature_statistics(_Read(features, once), _Read(means, once) if means else None)
-    projector.fit(mean, std, embedding_rms(table))
+    projector.fit(*feature_statistics(_Read(inputs.features, once)), embedding_rms(table))
+    fit_words(model, inputs, once, [first[key] for key in once])
     if not steps:
         return []
     return align_projector(
         projector,
         table.weight.detach(),
         clips.utterances,
-        _Read(features, clips.keys),
+        frames,
         inputs.processor.tokenizer,
         steps=steps,
-        speaker_means=_Read(means, clips.keys) if means else None,
         **options,
     )
+
+
+def emotion_labels(utterances: Sequence[Utterance]) -> list[str | None]:
+    """Emotion of each clip: its label or, without one, what most of its captions name."""
+    found: list[str | None] = []
+    for u in utterances:
+        named = Counter(label for caption in u.captions if (label := emotion_of(caption)))
+        found.append(u.emotion or (named.most_common(1)[0][0] if named else None))
+    return found
+
+
+def fit_words(
+    model: AlignCapForConditionalGeneration,
+    inputs: ClipInputs,
+    keys: Sequence[str],
+    utterances: Sequence[Utterance],
+) -> None:
+    """Fit the projector's tokens that are words (`WordToken`): who speaks, and which emotion.
+
+    A multinomial logistic regression on the means of the encoder's middle layers, of clips as they are and,
+    with `inputs.augment`, through another channel. Corpora, and labels within them, weigh alike.
+
+    Args:
+        keys, utterances: of the clips, each once.
+    """
+    projector, config = model.model.multi_modal_projector, model.config
+    emotions, words = emotion_labels(utterances), [speaker_word(u.gender) for u in utterances]
+    corpora = [u.corpus for u in utterances]
+    assert inputs.features is not None
+    versions = [keys, [augmented_key(key) for key in keys]] if inputs.augment else [keys]
+    means = np.concatenate([_means(_Read(inputs.features, names)) for names in versions])
+    for token, labels, names in (
+        (projector.speaker, words, list(config.speakers)),
+        (projector.emotion, emotions, list(config.emotions)),
+    ):
+        used = [i for i, label in enumerate(labels) if label in names]
+        if token is None or len({labels[i] for i in used}) < 2:
+            continue
+        targets = [names.index(str(labels[i])) for i in used]
+        weights = _even(list(zip((corpora[i] for i in used), targets, strict=True)))
+        rows = [i + len(keys) * n for n in range(len(versions)) for i in used]
+        weight, bias = _logistic(means[rows], targets * len(versions), weights * len(versions), len(names))
+        token.weight.copy_(torch.from_numpy(weight))
+        token.bias.copy_(torch.from_numpy(bias))
+        token.usual.copy_(token.logits(torch.from_numpy(means[used])).T @ torch.tensor(weights) / len(used))
+
+
+def _means(frames: Sequence[Tensor]) -> np.ndarray:
+    """`clip_means` of each clip, (clips, inputs), float32."""
+    rows = (clip_means(f[None], torch.ones(1, len(f), dtype=torch.bool))[0] for f in frames)
+    return torch.stack(list(rows)).numpy()
+
+
+def _even(kinds: Sequence[tuple[str, int]]) -> list[float]:
+    """Weights of mean 1 under which corpora count alike, and the labels of a corpus.
+
+    >>> _even([("a", 0), ("a", 0), ("a", 1), ("b", 0)])
+    [0.5, 0.5, 1.0, 2.0]
+    """
+    count, labels = Counter(kinds), Counter(corpus for corpus, _ in set(kinds))
+    corpora = len(labels)
+    return [len(kinds) / (corpora * labels[corpus] * count[corpus, k]) for corpus, k in kinds]
+
+
+def _logistic(
+    features: np.ndarray, targets: Sequence[int], weights: Sequence[float], words: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Weights (words, width) and biases (words,) on raw features; a word without clips is never said."""
+    mean, std = features.mean(0), np.maximum(features.std(0), 1e-5)
+    inverse = 1 / (2 * len(targets) * WORDS_PENALTY)
+    fitted = LogisticRegression(C=inverse, max_iter=300).fit((features - mean) / std, targets, weights)
+    own, bias = fitted.coef_, fitted.intercept_
+    if len(own) == 1:  # two words: scikit-learn keeps the second one's
+        own, bias = np.concatenate([-own, own]) / 2, np.concatenate([-bias, bias]) / 2
+    weight, biases = np.zeros((words, features.shape[1])), np.full(words, -30.0)
+    weight[fitted.classes_] = own / std
+    biases[fitted.classes_] = bias - weight[fitted.classes_] @ mean
+    return weight, biases
 
 
 class _Read(Sequence[Tensor]):
@@ -195,21 +280,14 @@ class _Read(Sequence[Tensor]):
         return self.cache[self.keys[index]]
 
 
-def feature_statistics(
-    frames: Sequence[Tensor], speaker_means: Sequence[Tensor] | None = None
-) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation over all frames: (width,) or (layers, width) each.
-
-    With `speaker_means` (of each clip, nan: none) the deviation is from them.
-    """
-    count, total = 0, torch.zeros(())
+def feature_statistics(frames: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation over all frames: (width,) or (layers, width) each."""
+    count, total, squares = 0, torch.zeros(()), torch.zeros(())
     for clip in frames:
         count, total = count + len(clip), total + clip.double().sum(0)
-    mean, squares = total / count, torch.zeros(())
-    for number, clip in enumerate(frames):
-        center = mean if speaker_means is None else speaker_means[number]
-        center = mean if center.isnan().any() else center
-        squares = squares + ((clip.double() - center) ** 2).sum(0)
+    mean = total / count
+    for clip in frames:
+        squares = squares + ((clip.double() - mean) ** 2).sum(0)
     return mean.float(), (squares / count).sqrt().float()
 
 
@@ -245,13 +323,6 @@ def clue_targets(
 def count_targets(held: TokenLists, clips: Sequence[int], words: int) -> Tensor:
     """(clips, words): how often each of `clips` holds each word of the clue vocabulary."""
     return torch.stack([torch.bincount(torch.tensor(held[i]).long(), minlength=words) for i in clips]).float()
-
-
-def speaker_targets(utterances: list[Utterance]) -> Tensor:
-    """Place of each clip's speaker among the words for speakers, -100 where the gender is not known."""
-    words = speaker_words()
-    said = [speaker_word(u.gender) for u in utterances]
-    return torch.tensor([words.index(word) if word in words else IGNORE for word in said])
 
 
 def text_vectors(
@@ -306,7 +377,6 @@ def align_projector(
     *,
     steps: int,
     way: str = "clues",
-    speaker_means: Sequence[Tensor] | None = None,
     batch: int = 64,
     learning_rate: float = 1e-3,
     seed: int = 0,
@@ -317,18 +387,16 @@ def align_projector(
         embeddings: the LLM's input embeddings (vocab, width), not trained.
         frames: pooled encoder frames of each utterance.
         way: "clues" or "contrastive".
-        speaker_means: of each utterance, for a projector that hears clips against their speaker's mean.
 
     Returns:
         Loss of each step, in nats: the cross-entropy of `word_loss` (mean over the kinds of token) or of
-        `contrastive_loss`, and where a speaker token is, that of the words for speakers.
+        `contrastive_loss`.
     """
     prepare = _contrastive if way == "contrastive" else _clues
     used, common, spread, loss_of = prepare(projector, embeddings, utterances, tokenizer, seed)
     if not used:
         return []
     device = embeddings.device
-    speakers = speaker_targets(utterances)
     scale = nn.Parameter(torch.tensor(20.0, device=device))
     fixed = {projector.norm.weight, projector.norm.bias}
     parameters = [p for p in projector.parameters() if p not in fixed]
@@ -344,15 +412,8 @@ def align_projector(
         picks = torch.randint(len(used), (batch,), generator=generator)
         chosen = torch.tensor(used)[picks]
         padded, mask = stack_frames([frames[i] for i in chosen.tolist()])
-        means = None
-        if speaker_means is not None:
-            means = torch.stack([speaker_means[i] for i in chosen.tolist()]).to(device)
-        padded, mask = padded.to(device), mask.to(device)
-        tokens, token_mask = projector(padded, mask, means)
+        tokens, token_mask = projector(padded.to(device), mask.to(device))
         loss = loss_of(F.normalize(tokens - projector.norm.bias, dim=-1), token_mask, chosen, scale)
-        if projector.speaker is not None and bool((speakers[chosen] != IGNORE).any()):
-            logits = projector.speaker_logits(padded, mask, means)
-            loss = loss + F.cross_entropy(logits, speakers[chosen].to(device), ignore_index=IGNORE)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -386,7 +447,7 @@ def _clues(
         counts = count_targets(held, chosen.tolist(), len(ids))
         parts = [word_loss(_mean(unit, mask, projector.clip_tokens), words, counts, scale)]
         if projector.summary is not None:
-            parts.append(word_loss(unit[:, int(own)], words, counts, scale))
+            parts.append(word_loss(unit[:, projector.word_tokens], words, counts, scale))
         return torch.stack(parts).mean()
 
     return used, common, words.pow(2).mean().sqrt(), loss_of
@@ -412,9 +473,7 @@ def _contrastive(
         number = {t: n for n, t in enumerate({texts[i][k]: 0 for i, k in zip(clips, pick, strict=True)})}
         which = torch.tensor([number[texts[i][k]] for i, k in zip(clips, pick, strict=True)])
         same = (which[:, None] == which[None]).to(unit.device)
-        return contrastive_loss(
-            _mean(unit, mask, int(projector.speaker is not None)), text.to(unit.device), same, scale
-        )
+        return contrastive_loss(_mean(unit, mask, projector.word_tokens), text.to(unit.device), same, scale)
 
     # The std of tokens is that of single words, not of a text's mean, in which words cancel out.
     return used, common, embeddings.detach().float().std(), loss_of

@@ -1,4 +1,4 @@
-"""What is computed once before training: encoder features, means of speakers, what the teacher says.
+"""What is computed once before training: encoder features, what the teacher says.
 
 A row that is missing is computed when a cache is filled; reading a missing row is an error. Processes share
 the rows, and each writes its shards one after another, so a killed run goes on from the last.
@@ -14,10 +14,10 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from aligncap.audio.augment import CHANNEL_VERSION, through_channel
 from aligncap.audio.files import load_audio
 from aligncap.models.modeling_aligncap import AlignCapForConditionalGeneration
 from aligncap.models.processing_aligncap import AlignCapProcessor
-from aligncap.models.speakers import chosen_clips, mean_frame
 from aligncap.training.collators import join_prompt_and_response, response_positions
 from aligncap.training.divergences import coverage, most_likely, pack
 from aligncap.utils.distributed import ALONE, Group
@@ -52,6 +52,11 @@ def feature_cache(
     return TensorCache(root / f"frames-{digest(description)}", description)
 
 
+def augmented_key(key: str) -> str:
+    """Under which a cache holds a clip as heard through another channel."""
+    return f"{key}+channel{CHANNEL_VERSION}"
+
+
 @torch.no_grad()
 def fill_features(
     cache: TensorCache,
@@ -60,19 +65,27 @@ def fill_features(
     paths: Mapping[str, Path],
     batch: int = 8,
     group: Group = ALONE,
+    augmented: bool = False,
 ) -> None:
     """Compute the pooled frames of every file in `paths` (key to file) that the cache lacks.
+
+    With `augmented`, of every file through another channel (`audio.augment`), under `augmented_key`.
 
     Raises:
         UserErrors: files that cannot be read, all of them, in every process; what could be read is kept.
     """
     errors: list[str] = []
 
+    if augmented:
+        paths = {augmented_key(key): path for key, path in paths.items()}
+
     def compute(keys: Sequence[str]) -> dict[str, Tensor]:
         clips = {}
         for key in keys:
             try:
                 clips[key] = load_audio(paths[key], max_seconds=processor.max_seconds)
+                if augmented:
+                    clips[key] = through_channel(clips[key], key)
             except UserError as error:
                 errors.append(str(error))
         if not clips:
@@ -84,29 +97,10 @@ def fill_features(
 
     # Clips of like size share a batch: files' sizes stand in for their lengths.
     ordered = sorted(paths, key=lambda k: paths[k].stat().st_size)
-    fill(cache, ordered, compute, batch, "encoding speech", group)
+    title = "encoding speech" + (", augmented" if augmented else "")
+    fill(cache, ordered, compute, batch, title, group)
     if errors := sum(group.gather(errors), []):
         raise UserErrors(errors)
-
-
-def speaker_means(
-    features: TensorCache | Mapping[str, Tensor], keys: Sequence[str], speakers: Sequence[str | None]
-) -> dict[str, Tensor]:
-    """By each clip's key the mean frame of its speaker, nan where it is unknown; see `models.speakers`.
-
-    Clips of one speaker share one tensor.
-
-    Args:
-        keys, speakers: of all clips of a manifest, in its order; a clip that stands twice counts once.
-    """
-    once = dict(zip(keys, speakers, strict=True))
-    names, own = list(once), list(once.values())
-    means = {
-        speaker: mean_frame([features[names[i]] for i in places])
-        for speaker, places in chosen_clips(own).items()
-    }
-    unknown = torch.full_like(features[names[0]][0], torch.nan, dtype=torch.float32)
-    return {key: unknown if speaker is None else means.get(speaker, unknown) for key, speaker in once.items()}
 
 
 def teacher_key(prompt_ids: list[int], response_ids: list[int]) -> str:

@@ -78,15 +78,11 @@ def pad_prompts(prompts: list[list[int]], pad: int) -> dict[str, Tensor]:
 
 
 def audio_batch(rows: list[Row], processor: AlignCapProcessor) -> dict[str, Tensor]:
-    """Audio of rows of `data.ClipInputs`: cached frames or log-mel of samples, and the speakers' means."""
+    """Audio of rows of `data.ClipInputs`: cached frames or log-mel of samples."""
     if "frames" in rows[0]:
         frames, mask = stack_frames([row["frames"] for row in rows])
-        batch = {"audio_frames": frames, "audio_frames_mask": mask}
-    else:
-        batch = dict(processor.log_mel([row["samples"] for row in rows]))
-    if "speaker_mean" in rows[0]:
-        batch["speaker_means"] = torch.stack([row["speaker_mean"] for row in rows])
-    return batch
+        return {"audio_frames": frames, "audio_frames_mask": mask}
+    return dict(processor.log_mel([row["samples"] for row in rows]))
 
 
 @dataclass
@@ -115,7 +111,6 @@ class SpeechCollator:
         attention_mask  [[0, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 0]]
         labels          [[-100, -100, -100, -100, 7, 8], [-100, -100, -100, -100, 9, -100]]
         audio_frames    (2, frames, width), audio_frames_mask (2, frames)
-        speaker_means   (2, width), for a model that hears clips against their speaker's mean
         teacher_*       the same three over the teacher's prompts, labels with the same responses
     """
 

@@ -15,6 +15,7 @@ from transformers import TrainingArguments
 
 from aligncap.models.hub import DEFAULT_ENCODER, DEFAULT_LLM
 from aligncap.models.precision import has_bfloat16
+from aligncap.text.prompts import speaker_words
 from aligncap.training.sharding import launch_errors
 from aligncap.utils.errors import UserErrors
 from aligncap.utils.options import (
@@ -191,10 +192,13 @@ class StudentConfig(CaptionConfig):
     projector_hidden: PositiveInt = option(512, "Width of the projector's hidden layer.")
     projector_dropout: Dropout = option(0.3, "Dropout in the projector.")
     summary_token: bool = option(True, "Add one token of the clip's mean and standard deviation.")
-    speaker_relative: bool = option(
-        True, "Hear each clip against the mean of its speaker's clips (unlabelled)."
+    speaker_token: bool = option(True, "Add one token that says who speaks: a woman or a man.")
+    emotion_token: bool = option(
+        True, "Add one token that says the emotion, read linearly from the encoder (docs/architecture.md)."
     )
-    speaker_dropout: Dropout = option(0.1, "Share of training clips whose speaker is taken for unknown.")
+    augment: bool = option(
+        True, "Hear every second caption's clip through another channel: equaliser, room, noise, codec."
+    )
     show_cues: bool = option(
         False, "Show the student the manifest's measured cues, in training and captioning."
     )
@@ -214,11 +218,12 @@ class StudentConfig(CaptionConfig):
     def model_options(self) -> dict[str, Any]:
         """Options of the model and its processor, as `models.checkpoints.build` takes them."""
         names = (
-            "pool_size stack_size projector_hidden projector_dropout summary_token speaker_relative "
-            "speaker_dropout show_cues max_response_tokens"
+            "pool_size stack_size projector_hidden projector_dropout summary_token show_cues "
+            "max_response_tokens"
         )
         layer = self.encoder_layer
-        own = {"encoder_layer": int(layer) if layer.isdigit() else layer}
+        own: dict[str, Any] = {"encoder_layer": int(layer) if layer.isdigit() else layer}
+        own |= {"speakers": speaker_words() if self.speaker_token else []}
         return own | {name: getattr(self, name) for name in names.split()}
 
     def align_options(self) -> dict[str, Any]:

@@ -10,23 +10,22 @@ from __future__ import annotations
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from aligncap.audio.augment import through_channel
 from aligncap.audio.files import SAMPLE_RATE, info, load_audio
 from aligncap.data.manifest import Utterance, audio_files, read_manifest
 from aligncap.models.modeling_aligncap import AlignCapForConditionalGeneration
 from aligncap.models.processing_aligncap import AlignCapProcessor
-from aligncap.models.speakers import speaker_name
 from aligncap.text.prompts import end_token_id, measured_cues, teacher_prompt
-from aligncap.training.caches import feature_cache, fill_features, speaker_means, teacher_key
+from aligncap.training.caches import augmented_key, feature_cache, fill_features, teacher_key
 from aligncap.training.collators import Row
 from aligncap.training.config import RunConfig
 from aligncap.utils.distributed import ALONE, Group
@@ -246,13 +245,14 @@ class CaptionRows(Dataset[tuple[list[int], list[int]]]):
 class ClipInputs:
     """What the student reads of one clip: `prompt_ids`, placeholders expanded, and its audio.
 
-    Audio comes from the feature cache (`frames`), or from the file when there is none (`samples`). `means`
-    holds the mean frame of each clip's speaker by the clip's key (`speaker_mean`), nan where it is unknown.
+    Audio comes from the feature cache (`frames`), or from the file when there is none (`samples`). With
+    `augment` every second caption of a clip is learnt from the clip as heard through another channel
+    (`audio.augment`).
     """
 
     processor: AlignCapProcessor
     features: TensorCache | None = None
-    means: Mapping[str, Tensor] | None = None
+    augment: bool = False
     _around: dict[str | None, tuple[list[int], list[int]]] = field(default_factory=dict, repr=False)
 
     def live(self) -> ClipInputs:
@@ -286,17 +286,17 @@ class ClipInputs:
             known[place] = audio + sum(map(len, self.around(clips.utterances[place])))
         return np.array([known[place] for place in places.tolist()])
 
-    def __call__(self, clips: Clips, place: int) -> Row:
+    def __call__(self, clips: Clips, place: int, caption: int = 0) -> Row:
         key = clips.keys[place]
+        augmented = self.augment and caption % 2 == 1
         row: Row = {}
         if self.features is not None:
-            row["frames"] = self.features[key]
+            row["frames"] = self.features[augmented_key(key) if augmented else key]
             count = self.processor.tokens_of_frames(len(row["frames"]))
         else:
-            row["samples"] = load_audio(clips.paths[key], max_seconds=self.processor.max_seconds)
+            samples = load_audio(clips.paths[key], max_seconds=self.processor.max_seconds)
+            row["samples"] = through_channel(samples, augmented_key(key)) if augmented else samples
             count = self.processor.num_audio_tokens(len(row["samples"]))
-        if self.means is not None:
-            row["speaker_mean"] = self.means[key]
         before, after = self.around(clips.utterances[place])
         row["prompt_ids"] = [*before, *[self.processor.audio_token_id] * count, *after]
         return row
@@ -309,21 +309,19 @@ def cached_inputs(
     cache_dir: str | Path,
     *,
     group: Group = ALONE,
+    augment: bool = False,
 ) -> ClipInputs:
-    """Encode the clips of `manifests` once, and take the mean of each speaker where the model hears by it.
+    """Encode the clips of `manifests` once; with `augment` those of the first through another channel too.
 
     Raises:
         UserErrors: every file that cannot be read.
     """
     features = feature_cache(Path(cache_dir), model, processor)
-    for clips in manifests:
+    for number, clips in enumerate(manifests):
         fill_features(features, model, processor, clips.paths, group=group)
-    if not processor.speaker_relative:
-        return ClipInputs(processor, features)
-    means: dict[str, Tensor] = {}
-    for clips in manifests:
-        means |= speaker_means(features, clips.keys, [speaker_name(u) for u in clips.utterances])
-    return ClipInputs(processor, features, means)
+        if augment and number == 0:
+            fill_features(features, model, processor, clips.paths, group=group, augmented=True)
+    return ClipInputs(processor, features, augment)
 
 
 class SpeechDataset(Dataset[Row]):
@@ -365,8 +363,7 @@ class SpeechDataset(Dataset[Row]):
             max_response_tokens: longest caption; give `build` the same, for the model's own captions.
 
         Raises:
-            UserError, UserErrors: the manifest, its texts or its sound cannot be used; a model that hears
-                clips against their speaker, without `model` and `cache_dir`.
+            UserError, UserErrors: the manifest, its texts or its sound cannot be used.
         """
         clips = read_clips(str(manifest), p_act=teacher and use_p_act)
         clips = clips.balanced() if balance else clips
@@ -375,15 +372,13 @@ class SpeechDataset(Dataset[Row]):
         )
         if model is not None and cache_dir is not None:
             return cls(rows, cached_inputs(model, processor, [clips], cache_dir), teacher=teacher)
-        if processor.speaker_relative:
-            raise UserError("speaker_relative: the means of speakers are needed; give model and cache_dir")
         return cls(rows, ClipInputs(processor), teacher=teacher)
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> Row:
-        row = self.inputs(self.rows.clips, self.rows.places[index, 0])
+        row = self.inputs(self.rows.clips, *self.rows.places[index])
         row["response_ids"] = self.rows.responses[index]
         if self.states is not None:
             name = "teacher_top_k" if "top_k" in self.states.description else "teacher_hidden"
@@ -403,6 +398,21 @@ class SpeechDataset(Dataset[Row]):
             return None
         prompts = np.array([len(self.rows.prompt(i)) for i in range(len(self))])
         return np.stack([prompts, self.rows.responses.lengths], axis=1)
+
+
+def speech_datasets(
+    rows: Sequence[CaptionRows],
+    inputs: ClipInputs,
+    *,
+    teacher: bool = False,
+    states: TensorCache | None = None,
+) -> list[SpeechDataset]:
+    """Of each manifest its dataset; only the first, which is learnt from, is heard through other channels."""
+    plain = replace(inputs, augment=False)
+    return [
+        SpeechDataset(part, plain if number else inputs, teacher=teacher, states=states)
+        for number, part in enumerate(rows)
+    ]
 
 
 class TextDataset(Dataset[Row]):

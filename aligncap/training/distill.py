@@ -25,6 +25,7 @@ from aligncap.training.data import (
     SpeechDataset,
     TokenLists,
     read_clips,
+    speech_datasets,
 )
 from aligncap.training.divergences import chunked, divergence, top_k_divergence, unpack
 from aligncap.training.resume import begin
@@ -158,7 +159,7 @@ def run_distill(config: DistillConfig) -> int:
             temperature=config.temperature,
             group=run.group,
         )
-    train, *dev = (SpeechDataset(part, inputs, teacher=True, states=states) for part in rows)
+    train, *dev = speech_datasets(rows, inputs, teacher=True, states=states)
     trainer = DistillTrainer(
         model=student.model,
         args=config,

@@ -266,11 +266,9 @@ def run_dpo(config: SpeechDPOConfig) -> int:
     place(model, run.device, run.sharded)
     limit = model.config.max_response_tokens
     rows = PreferenceDataset.of(path, pairs, clips, ClipInputs(processor), limit)
-    if config.feature_cache or processor.speaker_relative:
-        # Speakers are heard in all their clips.
-        used = clips if processor.speaker_relative else clips.chosen(sorted({pair.clip for pair in pairs}))
-        inputs = cached_inputs(model, processor, [used, *dev], run.cache, group=run.group)
-        rows = replace(rows, inputs=inputs if config.feature_cache else inputs.live())
+    if config.feature_cache:
+        used = clips.chosen(sorted({pair.clip for pair in pairs}))
+        rows = replace(rows, inputs=cached_inputs(model, processor, [used, *dev], run.cache, group=run.group))
     if wants_reference_cache(config, len(rows)):
         model.to(run.device)
         found = cached_reference(run.cache, model, rows, bf16=bool(config.bf16), group=run.group)

@@ -27,7 +27,7 @@ from aligncap.training.shared_prefix import score_responses
 from aligncap.utils.distributed import ALONE, Group
 from aligncap.utils.errors import UserError, UserErrors
 from aligncap.utils.io import read_jsonl
-from aligncap.utils.tensor_cache import AUDIO_VERSION, TensorCache, digest, fill, fingerprint, hash_of
+from aligncap.utils.tensor_cache import AUDIO_VERSION, TensorCache, digest, fill, fingerprint
 
 SIDES = ("chosen", "rejected")
 
@@ -188,15 +188,12 @@ def cached_reference(
         model: the reference, which is the model that training starts from, without adapters.
     """
     inputs = rows.inputs
-    keys = {rows.clips.keys[place] for place in rows.places}
-    heard = {key: inputs.means[key] for key in keys} if inputs.means else {}
     description = {
         "kind": "reference log-probabilities",
         "model": fingerprint(model),
         "bf16": bf16,
         "audio_version": AUDIO_VERSION,
         "prompt": inputs.processor.prompt,
-        "speaker_means": hash_of(heard),
     }
     cache = TensorCache(root / f"reference-{digest(description)}", description)
     places: dict[str, tuple[int, list[int]]] = {}

@@ -8,7 +8,7 @@ from typing import Any
 from aligncap.training.align import make_student
 from aligncap.training.collators import SpeechCollator
 from aligncap.training.config import StudentConfig
-from aligncap.training.data import SpeechDataset, read_clips
+from aligncap.training.data import read_clips, speech_datasets
 from aligncap.training.resume import begin
 from aligncap.training.trainer import CaptionTrainer, fit
 from aligncap.utils.options import PositiveFloat, option
@@ -50,7 +50,7 @@ def run_sft(config: SpeechSFTConfig) -> int:
     manifests = [read_clips(path, p_act=config.align_steps > 0) for path in run.manifests]
     student = make_student(run, config, manifests)
     inputs = student.inputs if config.feature_cache else student.inputs.live()
-    train, *dev = (SpeechDataset(rows, inputs) for rows in student.rows)
+    train, *dev = speech_datasets(student.rows, inputs)
     trainer = SpeechSFTTrainer(
         model=student.model,
         args=config,

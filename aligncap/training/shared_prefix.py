@@ -24,7 +24,7 @@ from trl.trainer.utils import FusedCausalLMOutput
 from aligncap.training.collators import IGNORE, response_positions
 
 PADDING, PROMPT, CHOSEN, REJECTED = -1, 0, 1, 2
-AUDIO = ("input_features", "input_features_mask", "audio_frames", "audio_frames_mask", "speaker_means")
+AUDIO = ("input_features", "input_features_mask", "audio_frames", "audio_frames_mask")
 
 
 @dataclass

@@ -21,7 +21,7 @@ class LinearProjector(Projector):
         super().__init__(config, text_width)
         self.linear = nn.Linear(config.audio_width * config.stack_size, text_width)
 
-    def forward(self, frames, mask, speaker_means=None):
+    def forward(self, frames, mask, context=None):
         frames = (frames.float() - self.feature_mean) * self.feature_scale
         stacked, mask = self.stack(self.mix_layers(frames) * mask[..., None], mask)
         return self.linear(stacked), mask

@@ -5,6 +5,7 @@ The types, their formulas and what is left out of each stand in docs/hallucinati
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,8 @@ from aligncap.data.manifest import Utterance
 from aligncap.evaluation.metrics import GENERIC, VERY_GENERIC
 from aligncap.evaluation.metrics.emotion import DEAD_ZONE, EmotionSets, emotion_sets
 from aligncap.text import rubric
-from aligncap.text.claims import Claim, check, claims_of, genders_of, is_true
+from aligncap.text.claims import Checked, Claim, check, claims_of, conflicts, dimensions, genders_of, is_true
+from aligncap.text.coherence import contradictions, frame, repetitions
 from aligncap.text.emotions import feelings, wheels
 from aligncap.text.instruction import breaches, language_of
 from aligncap.text.lexicon import is_chinese
@@ -35,6 +37,15 @@ class Found(NamedTuple):
 
     fit: float | None  # share of the other clips of which everything said is true
     among: float | None  # probability that the caption's own clip is taken from a line-up of AMONG
+
+
+class Bits(NamedTuple):
+    """What acoustic claims are worth: the right ones, all; what was told, and what could have been."""
+
+    right: float
+    checked: float
+    told: float
+    could: float
 
 
 @lru_cache(maxsize=1 << 16)
@@ -64,6 +75,7 @@ class OtherClips:
         self.emotions = np.array([u.emotion or "" for u in whole])
         self.genders = np.array([u.gender or "" for u in whole])
         self.rows: dict[tuple[object, ...], Bools] = {}
+        self.worths: dict[tuple[str, str, bool], float] = {}
 
     def find(self, caption: str, place: int, claims: Iterable[Claim], genders: Iterable[str]) -> Found:
         """How well the caption of clip number `place` tells it from the others.
@@ -103,6 +115,32 @@ class OtherClips:
             facts.append(self.rows[claim.key])
         return facts
 
+    def worth(self, claim: Claim) -> float:
+        """Bits of a claim: -log2 of the share of clips for which it holds, of those with its cue measured.
+
+        A claim that holds for none of them is worth as much as one that holds for one.
+        """
+        if claim.key not in self.worths:
+            verdicts = [v for v in (is_true(claim, cues) for cues in self.cues) if v is not None]
+            self.worths[claim.key] = math.log2(max(1, len(verdicts)) / max(1, sum(verdicts)))
+        return self.worths[claim.key]
+
+    def bits(self, place: int, checked: Checked) -> Bits:
+        """Bits of the checked claims of clip number `place`, and what could have been told of it.
+
+        That is the true level of each dimension that is worth most. What is told counts once a dimension
+        towards it, and not where the caption contradicts itself.
+        """
+        at_odds = conflicts((*checked.right, *checked.wrong))
+        told = could = 0.0
+        for dimension in dimensions().values():
+            levels = (Claim(dimension.name, lev.name, False, "", 0) for lev in dimension.levels if lev.words)
+            most = max((self.worth(c) for c in levels if is_true(c, self.cues[place])), default=0.0)
+            right = (self.worth(c) for c in checked.right if c.dimension == dimension.name not in at_odds)
+            could, told = could + most, told + min(most, max(right, default=0.0))
+        gained, lost = (sum(map(self.worth, claims)) for claims in (checked.right, checked.wrong))
+        return Bits(gained, gained + lost, told, could)
+
     def _known(self, values: NDArray[np.str_], wanted: tuple[str, ...]) -> Bools:
         """Clips whose value is one of those wanted, or not known."""
         if wanted not in self.rows:
@@ -124,6 +162,9 @@ class ClipMeasures:
         among: probability that it finds its clip among ten; needs cues and ten clips.
         leak: whether it repeats what is said; needs a transcript.
         rubric: the offline judge's overall mark (0 to 10).
+        contradicts, repeats: whether it contradicts or repeats itself (`text.coherence`).
+        frame: its sentence without what it says.
+        bits: what its claims are worth; needs cues.
     """
 
     emotions: EmotionSets
@@ -136,6 +177,10 @@ class ClipMeasures:
     among: float | None
     leak: bool | None
     rubric: float | None
+    contradicts: bool
+    repeats: bool
+    frame: str
+    bits: Bits | None
 
     @property
     def generic(self) -> bool | None:
@@ -187,6 +232,10 @@ def measure(
                 among=among,
                 leak=rubric.leaks(caption, u.transcript) if u.transcript else None,
                 rubric=mark,
+                contradicts=bool(contradictions(caption)),
+                repeats=bool(repetitions(caption)),
+                frame=frame(caption),
+                bits=others.bits(place, checked) if read else None,
             )
         )
     return found
@@ -209,8 +258,11 @@ _PER_CLIP: dict[str, Callable[[ClipMeasures], float | None]] = {
     "transcript_leak_share": lambda m: m.leak,
     "instruction_breach_share": lambda m: bool(m.breaches),
     "rubric_score": lambda m: m.rubric,
+    "contradiction_share": lambda m: m.contradicts,
+    "repetition_share": lambda m: m.repeats,
 }
-MEASURES = ("wrong_claim_share", *_PER_CLIP)
+_INFORMATION = ("claim_information_precision", "claim_information_recall")
+MEASURES = ("wrong_claim_share", *_INFORMATION, *_PER_CLIP, "top_frame_share")
 
 
 def hallucination_statistics(measures: Sequence[ClipMeasures]) -> dict[str, Statistic]:
@@ -218,6 +270,12 @@ def hallucination_statistics(measures: Sequence[ClipMeasures]) -> dict[str, Stat
     wrong = np.array([len(m.wrong or ()) for m in measures], dtype=np.float64)
     checked = np.array([len(m.right or ()) for m in measures], dtype=np.float64) + wrong
     found = {"wrong_claim_share": ratio(wrong, checked)} if checked.any() else {}
+    bits = np.array([m.bits or (0.0, 0.0, 0.0, 0.0) for m in measures])
+    for name, (above, below) in zip(_INFORMATION, (bits.T[:2], bits.T[2:]), strict=True):
+        if below.any():
+            found[name] = ratio(above, below)
+    top, _ = Counter(m.frame for m in measures).most_common(1)[0]
+    found["top_frame_share"] = mean(np.array([m.frame == top for m in measures], dtype=np.float64))
     for name, of in _PER_CLIP.items():
         values = [of(m) for m in measures]
         known = np.array([value is not None for value in values])
@@ -235,6 +293,8 @@ def signature(measures: Sequence[ClipMeasures]) -> dict[str, object]:
         "captions_naming_a_gender": sum(m.wrong_gender is not None for m in measures),
         "clips_with_transcript": sum(m.leak is not None for m in measures),
         "claims": "acoustic claims of English captions by data/claim_words.yaml, against each speaker's norm",
+        "claim_information": "bits of a claim: -log2 of the share of clips for which it holds",
+        "top_frame": Counter(m.frame for m in measures).most_common(1)[0][0],
         "generic": f"as true of more than {GENERIC:.0%} (very: {VERY_GENERIC:.0%}) of the other clips",
         "emotion_sets": f"mean over {len(wheels())} wheels of data/emotion_wheels.yaml; flips: no sign "
         f"within ±{DEAD_ZONE}",
