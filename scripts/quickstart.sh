@@ -3,25 +3,29 @@
 #
 #   bash scripts/quickstart.sh                              synthetic speech
 #   bash scripts/quickstart.sh --corpus ravdess FOLDER      the same on real speech
+#   bash scripts/quickstart.sh --corpus ravdess FOLDER --corpus emovo FOLDER     on several corpora at once
 #
 # What is finished is reused; a run that was stopped goes on. OUT chooses the folder (default runs/<corpus>).
 source "$(dirname "$0")/setup.sh"
-corpus=synthetic folder=
+names=() folders=()
 teacher=(--max_steps 60) distill=(--max_steps 80) dpo=(--max_steps 30 --eval_steps 30 --save_steps 30) clips=100
-if [ $# -gt 0 ]; then
-  [ "$1" = --corpus ] && [ $# -eq 3 ] || { echo "usage: bash scripts/quickstart.sh [--corpus NAME FOLDER]" >&2; exit 2; }
-  corpus=$2 folder=$(realpath -m "$3")
+while [ $# -gt 0 ]; do
+  [ "$1" = --corpus ] && [ $# -ge 3 ] || { echo "usage: bash scripts/quickstart.sh [--corpus NAME FOLDER]…" >&2; exit 2; }
+  names+=("$2") folders+=("$(realpath -m "$3")")
   teacher=() distill=() dpo=() clips=600 # real speech takes the recipes' steps
-fi
+  shift 3
+done
 cd "$root"
-out=${OUT:-runs/$corpus} data=${OUT:-runs/$corpus}/data
-folder=${folder:-$out/speech}
+[ ${#names[@]} -gt 0 ] || names=(synthetic)
+out=${OUT:-runs/$(IFS=-; echo "${names[*]}")}
+data=$out/data
+[ ${#folders[@]} -gt 0 ] || folders=("$out/speech")
 mkdir -p "$out"
-if [ "$(cat "$out/source" 2>/dev/null || echo "$folder")" != "$folder" ]; then
+if [ "$(cat "$out/source" 2>/dev/null || echo "${folders[*]}")" != "${folders[*]}" ]; then
   echo "$out holds a run on $(cat "$out/source"); set OUT to another folder" >&2
   exit 2
 fi
-echo "$folder" >"$out/source"
+echo "${folders[*]}" >"$out/source"
 
 say() { printf '\n[%3d s] %s\n' "$SECONDS" "$*"; }
 # stage FILE TITLE COMMAND…: run the command unless FILE exists.
@@ -45,7 +49,12 @@ caption() { aligncap caption --model "$1" --manifest "$data/test.jsonl" --dtype 
 
 say "models"
 aligncap models fetch
-stage "$out/all.jsonl" "speech: $corpus" aligncap prepare "$corpus" "$folder" --out "$out/all.jsonl"
+prepared=()
+for i in "${!names[@]}"; do
+  prepared+=("$out/${names[i]}.jsonl")
+  stage "$out/${names[i]}.jsonl" "speech: ${names[i]}" aligncap prepare "${names[i]}" "${folders[i]}" --out "$out/${names[i]}.jsonl"
+done
+stage "$out/all.jsonl" "one manifest" aligncap join "${prepared[@]}" --out "$out/all.jsonl"
 stage "$out/captioned.jsonl" "cues and captions" \
   aligncap annotate "$out/all.jsonl" --references 5 --out "$out/captioned.jsonl" --report "$out/cues"
 stage "$out/clued.jsonl" "emotion clues" aligncap clues "$out/captioned.jsonl" --out "$out/clued.jsonl"

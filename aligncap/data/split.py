@@ -31,8 +31,8 @@ class SplitConfig(Config):
     manifest: str = option(help="Manifest to split.")
     out: str = option(help="Folder for train.jsonl, dev.jsonl and test.jsonl.")
     by: Literal["speaker"] = option("speaker", "What no two parts share.")
-    dev: NaturalInt = option(2, "Number of dev speakers: those before the test speakers.")
-    test: NaturalInt = option(4, "Number of test speakers: the last in natural order.")
+    dev: NaturalInt = option(2, "Number of dev speakers, of each corpus: those before the test speakers.")
+    test: NaturalInt = option(4, "Number of test speakers, of each corpus: the last in natural order.")
     dev_speakers: list[str] = option([], "Dev speakers by name, in place of a number.")
     test_speakers: list[str] = option([], "Test speakers by name, in place of a number.")
     seed: NaturalInt | None = option(None, "Shuffle the speakers first.")
@@ -118,8 +118,9 @@ def split_by_speaker(
     """Split into train, dev and test so that no speaker is in two parts.
 
     The last `test` speakers in natural order are the test set and the `dev` before them the dev set; a
-    `seed` shuffles the speakers first. A list of speakers replaces the number; names may be given without
-    their corpus ("21" for "ravdess-21"). Identical clips in different parts are a warning in the log.
+    `seed` shuffles the speakers first. Of several corpora each gives so many, at most a quarter of its own. A
+    list of speakers replaces the number; names may be given without their corpus ("21" for "ravdess-21").
+    Identical clips in different parts are a warning in the log.
 
     Raises:
         UserErrors: utterances without a speaker.
@@ -137,17 +138,21 @@ def split_by_speaker(
         raise UserError("dev and test are numbers of speakers, 0 or more")
     free = [s for s in speakers if s not in {*chosen_dev, *chosen_test}]
     dev, test = 0 if chosen_dev else dev, 0 if chosen_test else test
-    if dev + test >= len(free):
-        taken = len(speakers) - len(free) + dev + test
-        raise UserError(
-            f"{len(speakers)} speakers are too few: dev and test take {taken} "
-            "and at least one must be left for training; ask for fewer"
-        )
     if seed is not None:
         random.Random(seed).shuffle(free)
-    chosen_test = chosen_test or free[len(free) - test :]
-    free = free[: len(free) - test]
-    chosen_dev = chosen_dev or free[len(free) - dev :]
+    corpora = {str(u.speaker): u.corpus for u in utterances}
+    for corpus in (several := sorted({corpora[s] for s in free})):
+        own = [s for s in free if corpora[s] == corpus]
+        most = max(len(own) // 4, 1) if len(several) > 1 else len(own)
+        tested, tuned = min(test, most), min(dev, most)
+        if tested + tuned >= len(own):
+            taken = len(speakers) - len(free) + tested + tuned
+            raise UserError(
+                f"{len(speakers)} speakers are too few: dev and test take {taken} "
+                "and at least one must be left for training; ask for fewer"
+            )
+        chosen_test += own[len(own) - tested :]
+        chosen_dev += own[len(own) - tested - tuned : len(own) - tested]
     part = {**dict.fromkeys(chosen_dev, "dev"), **dict.fromkeys(chosen_test, "test")}
     parts: dict[str, list[Utterance]] = {"train": [], "dev": [], "test": []}
     for u in utterances:

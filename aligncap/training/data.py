@@ -80,18 +80,25 @@ def read_clips(manifest: str, *, captions: bool = True, p_act: bool = False) -> 
 
 
 def balanced(utterances: Sequence[Utterance]) -> list[int]:
-    """Places of the utterances, those of rarer emotion labels repeated until labels count about alike.
+    """Places of the utterances, those of rarer emotion labels repeated until labels count about alike, and
+    within a label its corpora.
 
     A label that the model never names costs the same whether it is rare or frequent, so it must be learnt
-    alike. A clip stands at most `MOST_REPEATS` times, one without a label once.
+    alike; so must a small corpus, whose rooms and voices are as many as a large one's. A clip stands at most
+    `MOST_REPEATS` times, one without a label once.
     """
-    counts = Counter(u.emotion for u in utterances if u.emotion)
-    most = max(counts.values(), default=0)
-    times = {label: min(MOST_REPEATS, round(most / count)) for label, count in counts.items()}
+    kinds = [(u.emotion, u.corpus) for u in utterances if u.emotion]
+    counts, labels = Counter(kinds), Counter(label for label, _ in kinds)
+    corpora = Counter(label for label, _ in counts)
+    most = max(labels.values(), default=0)
+    times = {
+        kind: max(1, min(MOST_REPEATS, round(most / corpora[kind[0]] / count)))
+        for kind, count in counts.items()
+    }
     if max(times.values(), default=1) > 1:
-        shown = ", ".join(f"{n} {label} × {times[label]}" for label, n in sorted(counts.items()))
-        _log.info("balanced by label: %s; without a label: %d", shown, len(utterances) - counts.total())
-    return [i for i, u in enumerate(utterances) for _ in range(times.get(u.emotion or "", 1))]
+        shown = ", ".join(f"{n} {label} of {c} × {times[label, c]}" for (label, c), n in sorted(counts.items()))
+        _log.info("balanced: %s; without a label: %d", shown, len(utterances) - len(kinds))
+    return [i for i, u in enumerate(utterances) for _ in range(times.get((u.emotion or "", u.corpus), 1))]
 
 
 def refuse_special_tokens(
