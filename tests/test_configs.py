@@ -13,7 +13,8 @@ from aligncap.training.config import RunConfig
 from aligncap.utils.options import parse
 
 ROOT = Path(__file__).resolve().parents[1]
-RECIPES = sorted((ROOT / "configs/recipes").glob("*.yaml"))
+FOLDER = ROOT / "configs/recipes"
+RECIPES = sorted(FOLDER.rglob("*.yaml"))
 PATHS = {"llm", "model", "train_manifest", "dev_manifest", "train_pairs", "output_dir"}
 
 
@@ -22,22 +23,26 @@ def config_of(path: Path) -> type[RunConfig]:
     return getattr(importlib.import_module(f"aligncap.{command.module}"), command.kind)
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.name)
+def name_of(path: Path) -> str:
+    return path.relative_to(FOLDER).with_suffix("").as_posix()
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=name_of)
 def test_recipes_hold_known_options_and_their_command(path, manifest, tmp_path):
     command = path.stem.split("-")[0]
-    assert f"aligncap train {command} --config {path.stem}\n" in path.read_text()
+    assert f"aligncap train {command} --config {name_of(path)}\n" in path.read_text()
     there = {"train_manifest": manifest, "output_dir": tmp_path}
     if command == "dpo":
         there |= {"model": tmp_path, "train_pairs": manifest, "dev_manifest": manifest}
     words = [word for key, value in there.items() for word in (f"--{key}", str(value))]
-    for name in (path.stem, str(path)):  # as packaged, and as a file
+    for name in (name_of(path), str(path)):  # as packaged, and as a file
         parsed = parse(config_of(path), ["--config", name, *words])
         for key, value in yaml.safe_load(path.read_text()).items():
             if key not in there:
                 assert str(getattr(parsed, key)) == str(value), key
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.name)
+@pytest.mark.parametrize("path", RECIPES, ids=name_of)
 def test_recipes_repeat_no_default(path):
     """The defaults are the measured recipe; a recipe names paths, and what differs."""
     defaults = {f.name: f.default for f in fields(config_of(path))}
