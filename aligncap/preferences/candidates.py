@@ -12,8 +12,8 @@ from torch import Tensor
 
 from aligncap.data.manifest import read_manifest
 from aligncap.data.split import choose_evenly
-from aligncap.inference.batch import Job, job_of, over_clips
-from aligncap.inference.captioner import Captioner
+from aligncap.inference.batch import Job, job_of, over_clips, where_spoken
+from aligncap.inference.captioner import Captioner, no_speech
 from aligncap.inference.sampling import sample_captions
 from aligncap.models.checkpoints import model_key
 from aligncap.models.precision import dtype_name
@@ -45,6 +45,9 @@ class CandidatesConfig(Config):
     seed: int = option(0, "Seed of the samples.")
     max_new_tokens: PositiveInt | None = option(None, "Longest caption. Default: the model's own limit.")
     batch_size: PositiveInt = option(16, "Clips that are decoded at a time.")
+    speech_gate: bool = option(
+        True, "Of a clip without speech all candidates say so; the model is not asked."
+    )
     limit: PositiveInt | None = option(None, "That many clips only, labels as even as they come.")
     dtype: Literal["auto", "float32", "bfloat16"] = option("float32", "Precision of the model.")
     device: str = option("auto", "auto gives each process a GPU of its own where there are any.")
@@ -90,10 +93,17 @@ def write_candidates(config: CandidatesConfig) -> tuple[list[Row], list[str]]:
             captioner, clips, ids, contexts=contexts, cues=cues, seed=config.seed, **sampling
         )
 
-    made_with = {"candidates": settings, "model": model_key(config.model), "seed": config.seed}
+    silent = [no_speech()] * config.num
+    say = where_spoken(sample, lambda job: silent) if config.speech_gate else sample
+    made_with = {
+        "candidates": settings,
+        "speech_gate": config.speech_gate,
+        "model": model_key(config.model),
+        "seed": config.seed,
+    }
     with journaled(out, made_with, group) as journal:
         errors = over_clips(
-            captioner, jobs, journal, sample, config.batch_size, "candidates", every=every, group=group
+            captioner, jobs, journal, say, config.batch_size, "candidates", every=every, group=group
         )
         shared = {
             "model": config.model,
@@ -103,6 +113,7 @@ def write_candidates(config: CandidatesConfig) -> tuple[list[Row], list[str]]:
         }
         rows = [
             {"id": job.id, "audio": job.audio, "candidate": number, "caption": caption, **shared}
+            | ({"speech": False} if journal[job.key] == silent else {})
             for job in jobs
             if job.key in journal
             for number, caption in enumerate(journal[job.key])

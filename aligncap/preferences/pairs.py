@@ -26,6 +26,7 @@ from aligncap.data.manifest import Utterance, read_manifest
 from aligncap.preferences.judges import manifest_of, read_scored, relative_name
 from aligncap.preferences.pair_kinds import KINDS, Clip, Option, Pair, Sources, Text, read_clips, same, some
 from aligncap.text.claims import manner_claims
+from aligncap.text.coherence import contradictions, repetitions
 from aligncap.text.emotions import emotion_of
 from aligncap.text.lexicon import caption_words
 from aligncap.utils.errors import UserError, nearest
@@ -43,11 +44,11 @@ GIVEN_AWAY = 0.75  # guessed from the text alone more often than this: a warning
 class PairsConfig(Config):
     """Preference pairs of scored captions, and a report of what was kept and why beside them.
 
-    A pair that the judge orders the other way, or not at all, is dropped whatever the margin. Lengths are
-    balanced by kind: of captions that fit a pair equally well (any reference, candidates of equal score) the
-    one is taken that brings the running sum of log(length of chosen / length of rejected) nearest to zero;
-    then the pair whose log ratio is nearest to that sum is dropped, again and again, until the mean is within
-    one percent of zero or no drop brings it nearer.
+    A pair that the judge orders the other way, or not at all, is dropped whatever the margin, and so is one
+    whose chosen caption contradicts or repeats itself. Lengths are balanced by kind: of captions that fit a
+    pair equally well (any reference, candidates of equal score) the one is taken that brings the running sum
+    of log(length of chosen / length of rejected) nearest to zero; then the pair whose log ratio is nearest to
+    that sum is dropped, again and again, until the mean is within one percent of zero or no drop helps.
 
     Examples:
         aligncap pairs scored.jsonl --out pairs.jsonl
@@ -201,6 +202,9 @@ def refusal(pair: Pair, config: PairsConfig) -> str | None:
         return "empty caption"
     if chosen == rejected:
         return "same caption"
+    own = pair.chosen.caption
+    if wrong := "contradicts" if contradictions(own) else "repeats" if repetitions(own) else "":
+        return f"the chosen caption {wrong} itself"
     if pair.kind in JUDGED:
         ratio = SequenceMatcher(None, chosen, rejected, autojunk=False).ratio()
         # Two captions that differ in the emotion alone are the best pair there is, not a duplicate.

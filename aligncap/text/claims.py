@@ -362,7 +362,7 @@ def check(claims: Iterable[Claim], cues: Mapping[str, float]) -> Checked:
     return Checked(*(tuple(c for found, c in verdicts if found is kind) for kind in (True, False, None)))
 
 
-def contradictions(claims: Iterable[Claim]) -> list[str]:
+def conflicts(claims: Iterable[Claim]) -> list[str]:
     """Dimensions of which a caption claims two levels at once, or denies the level that it claims."""
     asserted: dict[str, set[str]] = {}
     denied: dict[str, set[str]] = {}

@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from functools import cache, lru_cache
 
 from aligncap.data.manifest import Utterance
-from aligncap.text.claims import Claim, check, claims_of, contradictions, genders_of, relative_cues
+from aligncap.text.claims import Claim, check, claims_of, conflicts, genders_of, relative_cues
+from aligncap.text.coherence import contradictions, repetitions
 from aligncap.text.emotions import Mention, affect, emotion_of, emotion_words, labels
 from aligncap.text.lexicon import is_chinese, mask_quotes, phrase_pattern, tokenise, voice_words, word_list
 from aligncap.utils.io import load_data
@@ -23,7 +24,7 @@ from aligncap.utils.io import load_data
 FILE = "rubric.yaml"
 CRITERIA = ("faithful", "emotion", "acoustics", "fluent", "specific")
 TOP = 10.0
-_DATA = (FILE, "claim_words.yaml", "cue_words.yaml", "emotions.yaml", "voice_words.yaml")
+_DATA = (FILE, "claim_words.yaml", "coherence.yaml", "cue_words.yaml", "emotions.yaml", "voice_words.yaml")
 _RUN = 4  # characters of a Chinese transcript that no caption shares by chance
 _RUNS = range(2, 6)  # words of a run shared with an English transcript
 _APART = 3  # content words shared out of order that are no chance
@@ -99,6 +100,8 @@ def disfluencies(caption: str) -> list[tuple[str, str]]:
         found.append(("repeated", "repeats itself"))
     elif len(set(content)) < len(content):
         found.append(("echo", "uses a word twice"))
+    if not {"doubled_word", "repeated"} & dict(found).keys() and (twice := repetitions(caption)):
+        found.append(("twice", f"says one thing twice ({twice[0]})"))
     return found
 
 
@@ -176,12 +179,14 @@ def score(caption: str, evidence: Evidence, fluency: float | None = None) -> Mar
     rules, words = load_data(FILE), length(caption)
     mentions, claims, genders = emotion_words(caption), claims_of(caption), genders_of(caption)
     wrong_gender = evidence.gender is not None and bool(genders - {evidence.gender})
-    checked, conflicts = check(claims, evidence.relative), contradictions(claims)
+    checked, at_odds = check(claims, evidence.relative), conflicts(claims)
+    feelings = [found for found in contradictions(caption) if found.kind == "emotion"][:1]
     cost, itself = rules["faithful"], phrase_pattern(FILE, "about_itself").search(caption)
     faults = [
         (wrong_gender, cost["wrong_gender"], f"the speaker is {evidence.gender}"),
         (len(genders) > 1 and not wrong_gender, cost["two_genders"], "calls the speaker he and she"),
-        *((True, cost["contradiction"], f"contradicts itself about {name}") for name in conflicts),
+        *((True, cost["contradiction"], f"contradicts itself about {name}") for name in at_odds),
+        *((True, cost["contradiction"], f"contradicts itself about {f}") for f in feelings),
         (leaks(caption, evidence.transcript), cost["leak"], "repeats what was said"),
         (quotes(caption), cost["quote"], "quotes speech"),
         (tells_the_unheard(caption), cost["unheard"], "tells what cannot be heard"),
@@ -193,11 +198,11 @@ def score(caption: str, evidence: Evidence, fluency: float | None = None) -> Mar
     emotion = _emotion(mentions, evidence)
     acoustics: _Points = (None, [])
     if evidence.relative and not is_chinese(caption):  # claims are read in English alone
-        acoustics = _acoustics(_by_dimension(checked.right, checked.wrong, conflicts), bool(checked.unknown))
+        acoustics = _acoustics(_by_dimension(checked.right, checked.wrong, at_odds), bool(checked.unknown))
     gain = rules["specific"]
     named = bool(emotions_said(mentions)) and (emotion[0] is None or emotion[0] >= TOP / 2)
     specific = named * gain["emotion"] + (len(genders) == 1 and not wrong_gender) * gain["gender"]
-    told = _by_dimension((*checked.right, *checked.unknown), checked.wrong, conflicts)
+    told = _by_dimension((*checked.right, *checked.unknown), checked.wrong, at_odds)
     specific += sum(gain[kind] for kind, _ in told.values())
     parts: dict[str, _Points] = {
         "faithful": (TOP - sum(c for holds, c, _ in faults if holds), [r for holds, _, r in faults if holds]),

@@ -79,6 +79,64 @@ def test_wrong_claims_are_shares_of_claims_and_of_captions() -> None:
     assert found["claims_per_caption"] == pytest.approx(2)
 
 
+def test_claims_are_worth_what_they_tell_in_bits() -> None:
+    # of 24 clips 6 are loud and 6 soft (2 bits each), 12 near the norm (1 bit); so 36 bits can be told
+    found = values(utterances(), full)
+    assert found["claim_information_precision"] == pytest.approx(1)
+    assert found["claim_information_recall"] == pytest.approx(1)
+    # loud: 12 bits right of 48; not soft holds for 18 clips, -log2(18 / 24) = 0.415 bits each
+    loud = values(utterances(), lambda u: "The speaker talks loudly.")
+    assert loud["claim_information_precision"] == loud["wrong_claim_share"] / 3 == pytest.approx(12 / 48)
+    assert loud["claim_information_recall"] == pytest.approx(12 / 36)
+    both = values(utterances(), lambda u: "The speaker talks loudly, not softly, and loudly again.")
+    denied = np.log2(24 / 18)
+    assert both["claim_information_precision"] == pytest.approx((12 + 18 * denied) / (48 + 24 * denied))
+    # a dimension counts once: 2 bits of loud clips, the denial's 0.415 of the 12 near the norm
+    assert both["claim_information_recall"] == pytest.approx((12 + 12 * denied) / 36)
+    # who claims everything says nothing
+    all_of_it = values(utterances(), lambda u: "She speaks loudly and softly.")
+    assert all_of_it["claim_information_recall"] == 0
+    silent = values(utterances(), lambda u: "Someone sounds sad.")
+    assert silent["claim_information_precision"] is None and silent["claim_information_recall"] == 0
+
+
+def test_what_holds_for_nearly_every_clip_earns_little() -> None:
+    """A captioner that says the same of everything is mostly right, and has told hardly anything."""
+    made = utterances()
+    for i, u in enumerate(made):
+        u.cues = {"effort_db": u.cues["effort_db"], "rate_sps": 3.0 if i % 8 == 0 else 0.01 * (i % 3)}
+    found = values(made, lambda u: "The speaker talks at a moderate pace.")
+    common = np.log2(24 / 21)
+    assert found["wrong_claim_share"] == pytest.approx(3 / 24)
+    assert found["claim_information_recall"] == pytest.approx(21 * common / (36 + 21 * common + 3 * 3))
+    assert found["claim_information_recall"] < 0.1
+    # the rare claim, right three times, is worth more, and so is the true effort
+    rare = values(made, lambda u: "Quick speech." if int(u.id[1:]) % 8 == 0 else "Someone speaks.")
+    assert rare["claim_information_recall"] > 2 * found["claim_information_recall"]
+    assert values(made, full)["claim_information_recall"] > 0.6
+
+
+def test_a_claim_that_holds_for_no_clip_counts_as_if_it_held_for_one() -> None:
+    made = utterances()
+    for u in made:
+        u.cues = {"effort_db": 0.0, "rate_sps": 3.0 if u.id == "u0" else 0.0}
+    found = values(made, lambda u: "She speaks softly and quickly.")
+    assert found["claim_information_precision"] == pytest.approx(1 / (24 + 24))
+
+
+def test_captions_that_make_no_sense_and_the_commonest_frame_are_shares() -> None:
+    made = utterances()
+    odd = {
+        "u0": "She is sorrowful, with a joyful voice.",
+        "u1": "She talks loudly and softly.",
+        "u2": "He sounds sad sad.",
+    }
+    found = values(made, lambda u: odd.get(u.id, full(u)))
+    assert found["contradiction_share"] == pytest.approx(2 / 24)
+    assert found["repetition_share"] == pytest.approx(1 / 24)
+    assert found["top_frame_share"] == pytest.approx(21 / 24)
+
+
 def test_wrong_gender_is_a_share_of_captions_that_name_one() -> None:
     made = utterances()
     found = values(made, lambda u: "She sounds sad." if int(u.id[1:]) < 18 else "Someone sounds sad.")
@@ -196,13 +254,19 @@ def test_what_the_manifest_does_not_allow_is_absent_and_the_rest_stays() -> None
     bare = utterances(cues=False, gender=False, transcript=False)
     found = values(bare, full)
     always = ["instruction_breach_share"]
+    itself = ["contradiction_share", "repetition_share", "top_frame_share"]
     emotion = [name for name in MEASURES if name.startswith("emotion_set") or "flip" in name]
-    assert [name for name in MEASURES if found[name] is not None] == [*emotion, *always, "rubric_score"]
+    assert [name for name in MEASURES if found[name] is not None] == [
+        *emotion,
+        *always,
+        "rubric_score",
+        *itself,
+    ]
     for u in bare:
         u.emotion = None
         u.captions = ["Somebody speaks."]
     found = values(bare, full)
-    assert [name for name in MEASURES if found[name] is not None] == always
+    assert [name for name in MEASURES if found[name] is not None] == always + itself
     table([System("bare", [score_rows(rows(bare, full), bare, wordnet="none")])])
     # nothing claimed: a share of nothing is no number
     silent = values(utterances(), lambda u: "Someone sounds sad.")

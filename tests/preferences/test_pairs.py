@@ -184,6 +184,8 @@ def test_other_clips_without_a_match_are_counted() -> None:
             ],
             "near-duplicate",
         ),
+        ([("He is angry, with a joyful voice.", 8.0), BAD], "the chosen caption contradicts itself"),
+        ([("He is angry, loud and loud.", 8.0), BAD], "the chosen caption repeats itself"),
         ([GOOD, ("He is sad and quiet.", 7.5)], "margin below 1"),
         ([GOOD, ("He is sad and quiet.", 8.0)], "judged equal"),
         ([GOOD, ("", 1.0)], "empty caption"),

@@ -13,7 +13,7 @@ from aligncap.text.claims import (
     Claim,
     check,
     claims_of,
-    contradictions,
+    conflicts,
     dimensions,
     genders_of,
     is_true,
@@ -169,10 +169,10 @@ def test_check_tells_right_wrong_and_unknown_and_counts_a_repeated_claim_once() 
     assert [str(c) for c in checked.unknown] == ["rate fast"]
 
 
-def test_contradictions_are_two_levels_or_a_level_with_its_denial() -> None:
-    assert contradictions(claims_of("His voice is high and low.")) == ["pitch"]
-    assert contradictions(claims_of("It is a loud voice, but not loud, and slow.")) == ["effort"]
-    assert contradictions(claims_of("A loud voice, not soft.")) == []
+def test_conflicts_are_two_levels_or_a_level_with_its_denial() -> None:
+    assert conflicts(claims_of("His voice is high and low.")) == ["pitch"]
+    assert conflicts(claims_of("It is a loud voice, but not loud, and slow.")) == ["effort"]
+    assert conflicts(claims_of("A loud voice, not soft.")) == []
 
 
 def test_relative_cues_are_those_of_the_speakers_norm() -> None:

@@ -92,6 +92,7 @@ def test_acoustics_is_left_out_where_nothing_was_measured_or_claims_are_not_read
     [
         ("She sounds angry, with a loud, high voice.", "the speaker is male"),
         ("He sounds angry, with a loud, high and low voice.", "contradicts itself about pitch"),
+        ("He sounds angry, with a loud, high, joyful voice.", "contradicts itself about emotion"),
         ("He sounds angry and loud, telling of kids by the door.", "repeats what was said"),
         ('He sounds angry and loud: "kids are talking".', "quotes speech"),
         ("He sounds angry and loud, frowning at the camera.", "cannot be heard"),
@@ -133,6 +134,8 @@ def test_specific_counts_true_facts_up_to_enough() -> None:
         ("He sounds lively and lively.", "doubled_word"),
         ("He sounds angry and he sounds angry and he sounds angry.", "repeated"),
         ("His angry tone is an angry whisper.", "echo"),
+        ("His tone is angry, high and high-pitched.", "twice"),
+        ("He sounds angry, with an angry voice.", "twice"),
     ],
 )
 def test_broken_language_is_told_by_rules(caption: str, rule: str) -> None:
