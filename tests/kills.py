@@ -1,28 +1,46 @@
 """Kill a command with SIGKILL at random moments, resume it, and hold the result against an unbroken run's.
 
 Used by tests/test_kills.py and tests/training/test_resume.py.
+
+Imports take longer than the commands do on tiny models. So a command is a fork of a process that has done
+them, which is this file run as a script. Unbroken runs have one of their own: strings are hashed otherwise in
+it than where runs are killed, as in any two processes, and what hangs on the order of a set is found.
 """
 
 from __future__ import annotations
 
+import atexit
+import functools
+import gc
+import importlib
 import json
 import os
 import random
+import select
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-ALIGNCAP = [sys.executable, "-m", "aligncap"]
+from aligncap.cli import main
+
+IMPORTED = (
+    "aligncap.preferences.candidates",
+    "aligncap.preferences.judge",
+    "aligncap.preferences.judges.openai",
+    "aligncap.training.distill",
+    "aligncap.training.dpo",
+)
 
 
 @dataclass
@@ -74,19 +92,64 @@ class Result:
     found: Found = field(default_factory=Found)
 
 
-def start(words: list[str], folder: Path) -> subprocess.Popen[bytes]:
-    """The command in a process group of its own; what it says goes to `folder`.said."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as stack:
-        said = stack.enter_context(said_by(folder).open("ab"))
-        return subprocess.Popen([*ALIGNCAP, *words], stdout=said, stderr=said, start_new_session=True)
+def fork() -> None:
+    """For each line of stdin a fork that runs a command; its process id and, at its end, its exit code."""
+    for name in IMPORTED:
+        importlib.import_module(name)
+    gc.freeze()  # a fork that ends need not copy all memory to clear it
+    for line in sys.stdin:
+        words, said, environment = json.loads(line)
+        pid = os.fork()
+        os.setpgid(pid, pid)
+        if not pid:
+            os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+            for number in (1, 2):
+                os.dup2(os.open(said, os.O_WRONLY | os.O_APPEND | os.O_CREAT), number)
+            os.environ.update(environment)
+            for seed in (random.seed, np.random.seed, torch.seed):  # forks begin with the same random numbers
+                seed()
+            sys.exit(main(words))
+        print(pid, flush=True)
+        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+
+
+@functools.cache
+def forking(of: str) -> subprocess.Popen[bytes]:
+    """The process that makes the forks of this kind."""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "bufsize": 0}
+    process = subprocess.Popen([sys.executable, __file__], **pipes)
+    atexit.register(process.wait)
+    atexit.register(process.terminate)  # before it waits
+    return process
+
+
+class Command:
+    """A command in a process group of its own; what it says goes to `folder`.said."""
+
+    def __init__(self, words: list[str], folder: Path, of: str) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.parent, self.code = forking(of), None
+        line = json.dumps([words, str(said_by(folder)), dict(os.environ)]) + "\n"
+        self.parent.stdin.write(line.encode())
+        self.pid = int(self.parent.stdout.readline())
+
+    def wait(self, seconds: float | None = None) -> int | None:
+        """Its exit code; None: it still runs after so many seconds."""
+        if self.code is None and select.select([self.parent.stdout], [], [], seconds)[0]:
+            self.code = int(self.parent.stdout.readline())
+        return self.code
+
+    def kill(self) -> None:
+        with suppress(ProcessLookupError):  # it ended just now
+            os.killpg(self.pid, signal.SIGKILL)
+        self.wait()
 
 
 def said_by(folder: Path) -> Path:
     return folder.with_name(folder.name + ".said")
 
 
-def finish(process: subprocess.Popen[bytes], folder: Path) -> None:
+def finish(process: Command, folder: Path) -> None:
     """Wait for the end.
 
     Raises:
@@ -94,7 +157,7 @@ def finish(process: subprocess.Popen[bytes], folder: Path) -> None:
     """
     if process.wait():
         tail = said_by(folder).read_text(errors="replace")[-2000:]
-        raise RuntimeError(f"{folder}: exit code {process.returncode}\n{tail}")
+        raise RuntimeError(f"{folder}: exit code {process.code}\n{tail}")
 
 
 def unbroken(case: Case, folder: Path) -> tuple[float, float]:
@@ -104,13 +167,11 @@ def unbroken(case: Case, folder: Path) -> tuple[float, float]:
         Seconds to the first file, before which nothing can be lost (0 where that is the last thing), and in
         all.
     """
-    began = time.time()
-    process = start(case.words(folder), folder)
-    first = 0.0
-    while process.poll() is None:
+    process = Command(case.words(folder), folder, "unbroken")
+    began, first = time.time(), 0.0
+    while process.wait(0.02) is None:
         if not first and any(folder.iterdir()):
             first = time.time() - began
-        time.sleep(0.02)
     finish(process, folder)
     seconds = time.time() - began
     return (first if first < 0.8 * seconds else 0.0), seconds
@@ -131,17 +192,13 @@ def kill_and_compare(
         folder = work / f"life-{life}"
         more: tuple[str, ...] = ()
         while True:
+            process = Command([*case.words(folder), *more], folder, "killed")
             began = time.time()
-            process = start([*case.words(folder), *more], folder)
-            try:
-                process.wait(next(moments) if len(result.phases) < kills else None)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-                result.phases.append(case.phase(folder, began))
-                more = case.resume
-                continue
-            break
+            if process.wait(next(moments) if len(result.phases) < kills else None) is not None:
+                break
+            process.kill()
+            result.phases.append(case.phase(folder, began))
+            more = case.resume
         finish(process, folder)
         result.found += case.compare(reference, folder)
     return result
@@ -251,3 +308,7 @@ def compare_rows(name: str) -> Callable[[Path, Path], Found]:
         return found + _same_files(reference, folder)
 
     return compare
+
+
+if __name__ == "__main__":
+    fork()

@@ -2,7 +2,8 @@
 
 Each runs once unbroken, on tiny models. Then the same command, in a fresh folder with fresh caches, is killed
 at a moment drawn over the unbroken run's duration from its first file on, resumed, killed again … and its
-losses, weights, caches and files, or the bytes of its rows, must be equal, not close. One kill by default:
+losses, weights, caches and files, or the bytes of its rows, must be equal, not close. tests/kills.py says how
+commands are started. One kill by default:
 
     KILLS=20 bash scripts/test.sh tests/test_kills.py -s        # twenty of each command
 """

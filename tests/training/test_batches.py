@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import doctest
 import json
-import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import yaml
 from accelerate import skip_first_batches
 from accelerate.data_loader import prepare_data_loader
 from hypothesis import given
 from hypothesis import strategies as st
-from test_training import adapter, batch_of, breaking, losses, options, run, speech_options
+from test_training import adapter, batch_of, breaking, losses, options, run
 from torch.utils.data import DataLoader
 
 from aligncap.training import batches
@@ -211,27 +206,6 @@ def test_a_batch_gives_the_loss_and_gradient_of_its_rows_one_by_one(manifest, pa
     assert together[0] == pytest.approx(alone[0], rel=1e-5)
     for a, b in zip(together[1], alone[1]):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-3)
-
-
-@pytest.mark.slow
-def test_two_processes_give_the_losses_of_one_and_resume(whole_run, manifest, parts, tmp_path):
-    out = tmp_path / "two"
-    config = tmp_path / "distill.yaml"
-    root = Path(__file__).resolve().parents[2]
-    command = [
-        sys.executable, "-m", "accelerate.commands.launch",
-        "--config_file", str(root / "configs/accelerate/cpu2.yaml"),
-        str(root / "scripts/train.py"), "distill", "--config", str(config),
-    ]  # fmt: skip
-    config.write_text(yaml.safe_dump(speech_options(out, manifest, parts, use_cpu=True, **in_tokens())))
-    for resume in ([], ["--resume_from_checkpoint", "true"]):
-        done = subprocess.run([*command, *resume], capture_output=True, text=True, cwd=tmp_path, timeout=140)
-        assert done.returncode == 0, done.stderr[-3000:]
-        assert losses(out) == pytest.approx(losses(whole_run), rel=1e-4)
-        for name, value in adapter(out).items():
-            torch.testing.assert_close(value, adapter(whole_run)[name], atol=1e-4, rtol=1e-3)
-        for step in (6, 8, 9):  # as if it had been killed after step 5, in the middle of the second epoch
-            shutil.rmtree(out / f"checkpoint-{step}")
 
 
 def test_the_teacher_trains_in_buckets_of_a_fixed_number_of_rows(manifest, parts, tmp_path):

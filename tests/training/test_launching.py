@@ -10,9 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from preferring import equal_adapters, log
-from safetensors.torch import load_file
 from tiny import make_model, voice
 
 from aligncap.data.manifest import read_manifest
@@ -32,6 +30,8 @@ SHARED = {
     "disable_tqdm": True,
     "lora_dropout": 0.0,
 }
+HALF = {"precision": "bfloat16"}
+FEW = {"teacher_cache": "auto", "teacher_top_k": 8}
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +91,17 @@ def dpo(folder, manifest) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
+def buckets(distill, manifest) -> dict[str, Any]:
+    """Batches of two or three of the sixteen rows; nine steps are three epochs of two processes."""
+    return {key: value for key, value in distill.items() if key not in ("dev_manifest", "eval_steps")} | {
+        "teacher_cache": "auto",
+        "tokens_per_batch": 200,
+        "max_steps": 9,
+        "save_total_limit": None,
+    }
+
+
+@pytest.fixture(scope="module")
 def alone(folder, distill, dpo) -> dict[str, Path]:
     """Both commands in this process."""
     out = {command: folder / f"alone-{command}" for command in ("distill", "dpo")}
@@ -99,34 +110,96 @@ def alone(folder, distill, dpo) -> dict[str, Path]:
     return out
 
 
-def launch(command: str, out: Path, options: dict[str, Any], config: str, *flags: str) -> None:
-    """Run `command` in `out` as a user does, the batch divided among the processes."""
-    processes = 1 if config == "cpu1" else 2
-    share = options["per_device_train_batch_size"] // processes
-    out.parent.mkdir(exist_ok=True)
-    chosen = out.with_suffix(".json")  # JSON is YAML
-    chosen.write_text(json.dumps(options | {"output_dir": str(out), "per_device_train_batch_size": share}))
-    sharded = config == "fsdp2"
-    script = ROOT / ("tests/training/shard_on_cpu.py" if sharded else "scripts/train.py")
-    words = [
+def launch(config: str, *words: object) -> None:
+    """A script, and its words, as a user launches it."""
+    command = [
         *(sys.executable, "-m", "accelerate.commands.launch"),
-        *("--config_file", str(ROOT / f"configs/accelerate/{config}.yaml")),
-        *(("--num_processes", "2") if sharded else ()),
-        *(str(script), command, "--config", str(chosen), "--use_cpu", "true", *flags),
+        *("--config_file", ROOT / f"configs/accelerate/{config}.yaml"),
+        *(("--num_processes", 2) if config == "fsdp2" else ()),
+        *words,
     ]
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, env=env, timeout=240)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert json.loads((out / "run.json").read_text())["processes"] == processes
+    done = subprocess.run(map(str, command), capture_output=True, text=True, cwd=ROOT, env=env, timeout=240)
+    assert done.returncode == 0, done.stderr[-6000:]  # the last half is of torchrun
+
+
+class Runs:
+    """Runs of one configuration in `folder`, named `CONFIG-NAME`, the batch divided among the processes."""
+
+    def __init__(self, folder: Path, config: str) -> None:
+        self.folder, self.config, self.list = folder, config, []
+        self.processes = 1 if config == "cpu1" else 2
+
+    def __getitem__(self, name: str) -> Path:
+        return self.folder / f"{self.config}-{name}"
+
+    def words(self, command: str, name: str, options: dict[str, Any]) -> list[str]:
+        rows = options["per_device_train_batch_size"]
+        if "tokens_per_batch" not in options:
+            rows //= self.processes
+        chosen = self[name].with_suffix(".json")  # JSON is YAML
+        chosen.write_text(
+            json.dumps(options | {"output_dir": str(self[name]), "per_device_train_batch_size": rows})
+        )
+        return [command, "--config", str(chosen), "--use_cpu", "true"]
+
+    def add(self, command: str, name: str, options: dict[str, Any]) -> None:
+        self.list.append({"words": self.words(command, name, options)})
+
+    def resume(self, command: str, name: str, options: dict[str, Any], *lost: str) -> None:
+        """Go on with a copy of the run `name` that lost these files, as if it had been killed."""
+        words = self.words(command, f"{name}-resumed", options) + ["--resume_from_checkpoint", "true"]
+        copied = {"of": str(self[name]), "to": str(self[f"{name}-resumed"]), "without": lost}
+        self.list.append({"words": words} | copied)
+
+    def launch(self) -> Runs:
+        """All of them in the same processes: most of the time of a launch goes into imports."""
+        path = self[self.config].with_suffix(".json")
+        path.write_text(json.dumps(self.list))
+        launch(self.config, ROOT / "tests/training/launched.py", path)
+        return self
+
+
+@pytest.fixture(scope="module")
+def cpu1(folder, distill, dpo) -> Runs:
+    runs = Runs(folder, "cpu1")
+    runs.add("distill", "distill", distill)
+    runs.add("dpo", "dpo", dpo)
+    return runs.launch()
+
+
+@pytest.fixture(scope="module")
+def cpu2(folder, distill, dpo, buckets) -> Runs:
+    runs = Runs(folder, "cpu2")
+    runs.add("dpo", "dpo", dpo)
+    runs.add("distill", "buckets", buckets)
+    # After step 5, in the middle of the second epoch.
+    later = [f"checkpoint-{step}" for step in (6, 8, 9)]
+    runs.resume("distill", "buckets", buckets, "adapter_model.safetensors", *later)
+    runs.launch()
+    # One as a user does it.
+    launch("cpu2", ROOT / "scripts/train.py", *runs.words("distill", "distill", distill))
+    return runs
+
+
+@pytest.fixture(scope="module")
+def fsdp2(folder, distill, dpo) -> Runs:
+    runs = Runs(folder, "fsdp2")
+    runs.add("distill", "distill", distill)
+    runs.add("dpo", "dpo", dpo)
+    runs.resume("distill", "distill", distill, "adapter_model.safetensors", "checkpoint-4")
+    runs.add("distill", "half", distill | HALF)
+    runs.add("distill", "few", distill | FEW)
+    return runs.launch()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", ["distill", "dpo"])
 @pytest.mark.parametrize("config", ["cpu1", "cpu2", "fsdp2"])
-def test_the_losses_of_one_process(command, config, alone, folder, request):
-    options = request.getfixturevalue(command)
-    out = folder / f"{config}-{command}"
-    launch(command, out, options, config)
+def test_the_losses_of_one_process(command, config, alone, request):
+    runs = request.getfixturevalue(config)
+    out = runs[command]
+    assert json.loads((out / "run.json").read_text())["processes"] == runs.processes
     assert log(out) == pytest.approx(log(alone[command]), rel=1e-4)
     assert log(out, "eval_loss") == pytest.approx(log(alone[command], "eval_loss"), rel=1e-4)
     assert len(log(out, "eval_loss")) == (2 if command == "distill" else 0)
@@ -136,40 +209,39 @@ def test_the_losses_of_one_process(command, config, alone, folder, request):
 
 
 @pytest.mark.slow
-def test_a_sharded_run_goes_on_to_the_bit_and_captions(alone, distill, folder):
+def test_buckets_give_the_losses_of_one_process_and_resume(cpu2, buckets, folder):
+    """What two processes read at a step, one reads in two batches."""
+    whole = folder / "alone-buckets"
+    run_distill(DistillConfig(**buckets, gradient_accumulation_steps=2, output_dir=str(whole)))
+    assert json.loads((whole / "run.json").read_text())["batches"]["batches"] == 2 * 3
+    for name in ("buckets", "buckets-resumed"):
+        assert json.loads((cpu2[name] / "run.json").read_text())["processes"] == 2
+        assert log(cpu2[name]) == pytest.approx(log(whole), rel=1e-4) and len(log(whole)) == 9
+        equal_adapters(whole, cpu2[name], atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.slow
+def test_a_sharded_run_goes_on_to_the_bit_and_captions(alone, fsdp2):
     """Its checkpoint holds the projector too, which FSDP2 left out while peft had it frozen."""
-    out = folder / "fsdp2-distill"
-    if not out.is_dir():
-        launch("distill", out, distill, "fsdp2")
-    kept = load_file(out / "adapter_model.safetensors")
-    for path in [*out.glob("adapter_model.safetensors"), *(out / "checkpoint-4").iterdir()]:
-        path.unlink()
-    (out / "checkpoint-4").rmdir()
-    launch("distill", out, distill, "fsdp2", "--resume_from_checkpoint", "true")
-    for name, value in load_file(out / "adapter_model.safetensors").items():
-        torch.testing.assert_close(value, kept[name], atol=0, rtol=0)
-    clip = voice(0.6)
+    equal_adapters(fsdp2["distill"], fsdp2["distill-resumed"], atol=0, rtol=0)
+    clip, out = voice(0.6), fsdp2["distill-resumed"]
     assert Captioner(*load_checkpoint(out))(clip) == Captioner(*load_checkpoint(alone["distill"]))(clip)
 
 
 @pytest.mark.slow
-def test_a_sharded_run_in_bfloat16(distill, folder):
+def test_a_sharded_run_in_bfloat16(distill, fsdp2, folder):
     """Its shards are bfloat16, its sums are not: the losses are near those of one process in bfloat16."""
-    half = distill | {"precision": "bfloat16"}
-    run_distill(DistillConfig(**half, output_dir=str(folder / "half")))
-    launch("distill", folder / "fsdp2-half", half, "fsdp2")
-    assert log(folder / "fsdp2-half") == pytest.approx(log(folder / "half"), rel=0.01)
+    run_distill(DistillConfig(**distill | HALF, output_dir=str(folder / "half")))
+    assert log(fsdp2["half"]) == pytest.approx(log(folder / "half"), rel=0.01)
 
 
 @pytest.mark.slow
-def test_a_sharded_run_reads_the_teacher_s_likeliest_tokens(distill, folder):
+def test_a_sharded_run_reads_the_teacher_s_likeliest_tokens(distill, fsdp2, folder):
     """They were kept before the head was sharded, and training asks no head for the teacher's logits."""
-    few = distill | {"teacher_cache": "auto", "teacher_top_k": 8}
-    run_distill(DistillConfig(**few, output_dir=str(folder / "few")))
-    launch("distill", folder / "fsdp2-few", few, "fsdp2")
-    assert log(folder / "fsdp2-few") == pytest.approx(log(folder / "few"), rel=1e-4)
+    run_distill(DistillConfig(**distill | FEW, output_dir=str(folder / "few")))
+    assert log(fsdp2["few"]) == pytest.approx(log(folder / "few"), rel=1e-4)
     coverage = [
-        json.loads((folder / out / "run.json").read_text())["teacher_coverage"]
-        for out in ("few", "fsdp2-few")
+        json.loads((out / "run.json").read_text())["teacher_coverage"]
+        for out in (folder / "few", fsdp2["few"])
     ]
     assert coverage[0] == pytest.approx(coverage[1])
