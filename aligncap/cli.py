@@ -47,6 +47,9 @@ COMMANDS: dict[str, Command] = {
     "train dpo": Command("training.dpo", "SpeechDPOConfig", "run_dpo", "DPO on judged caption pairs"),
     "merge": Command("models.checkpoints", "MergeConfig", "run_merge", "fold the adapter in"),
     "caption": Command("inference.batch", "CaptionConfig", "run_caption", "say how voices sound"),
+    "calibrate": Command(
+        "inference.calibrate", "CalibrateConfig", "run_calibrate", "fit on dev how sure captions are"
+    ),
     "candidates": Command(
         "preferences.candidates", "CandidatesConfig", "run_candidates", "several sampled captions a clip"
     ),
@@ -61,6 +64,9 @@ COMMANDS: dict[str, Command] = {
     ),
     "probe": Command(
         "evaluation.probe", "ProbeConfig", "run_probe", "linear probe on the encoder, the baseline"
+    ),
+    "people": Command(
+        "evaluation.people", "PeopleConfig", "run_people", "cues and claims against people's words"
     ),
     "curves": Command("evaluation.report.pictures", "CurvesConfig", "run_curves", "training curves of runs"),
     "lab states": Command(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import random
 import sys
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, get_args
 from zlib import crc32
@@ -17,8 +17,9 @@ from torch import Tensor
 
 from aligncap.audio.files import load_audio
 from aligncap.data.manifest import Utterance, audio_path, read_manifest
-from aligncap.inference.captioner import Captioner, batches_by_size
-from aligncap.inference.conditions import MADE
+from aligncap.inference.captioner import NOTHING, Captioner, batches_by_size, is_silent, no_speech, speaks
+from aligncap.inference.conditions import MADE, same_words
+from aligncap.inference.confidence import confidence_row
 from aligncap.models.checkpoints import model_key
 from aligncap.models.context import FEWEST, Kind, group_of
 from aligncap.models.precision import dtype_name
@@ -68,6 +69,16 @@ class CaptionConfig(Config):
     device: str = option("auto", "auto (the GPU where there is one), cpu, cuda or cuda:NUMBER.")
     emotions: list[str] = option([], "Name no other emotions than these, where the labels are known.")
     condition: Condition = option("right", "What is heard in place of each clip, to prove listening.")
+    speech_gate: bool = option(
+        True,
+        "Of a clip without speech say so, and do not ask the model; other conditions are to test the model.",
+    )
+    confidence: bool = option(
+        False, "Write into each row the emotion that is named and how likely it is, as calibrated on dev."
+    )
+    min_confidence: Annotated[float, Range(0, 1)] | None = option(
+        None, "Say that the emotion is unsure where it is less likely than this; the row keeps the guess."
+    )
     speaker: bool = option(
         False,
         f"Hear each clip beside others of its speaker, {FEWEST['speaker']} clips or more; files are all one "
@@ -85,6 +96,8 @@ class CaptionConfig(Config):
             errors.append("name sound files or folders, or one --manifest M.jsonl")
         if self.speaker and self.session:
             errors.append("speaker and session: choose one")
+        if self.beams > 1 and (self.confidence or self.min_confidence is not None):
+            errors.append(f"confidence: not with beams={self.beams}; decode with 1 beam")
         return errors
 
     @property
@@ -114,8 +127,11 @@ def run_caption(config: CaptionConfig) -> int:
         "condition": [config.condition, config.seed],
         "emotions": config.emotions,
         "context": config.kind,
+        "speech_gate": config.speech_gate,
         **options,
     }
+    if sure := config.confidence or config.min_confidence is not None:
+        settings["confidence"] = [config.min_confidence, asdict(captioner.calibration)]
     out = Path(config.out) if config.out else None
     rows, errors = caption_jobs(
         captioner,
@@ -128,6 +144,9 @@ def run_caption(config: CaptionConfig) -> int:
         emotions=config.emotions,
         seed=config.seed,
         group=group,
+        gate=config.speech_gate,
+        confidence=sure,
+        min_confidence=config.min_confidence,
         **options,
     )
     if group.rank:
@@ -142,16 +161,19 @@ def run_caption(config: CaptionConfig) -> int:
 
 def _print_captions(rows: Sequence[Row]) -> None:
     """A table on a terminal, else a line each: file, tabulator, caption."""
+    told = [(row["audio"], row["caption"]) for row in rows]
+    for place, row in enumerate(rows):
+        if row.get("confidence") is not None:
+            told[place] = row["audio"], f"{row['caption']} ({row['emotion']} {row['confidence']:.2f})"
     if not sys.stdout.isatty():
-        for row in rows:
-            print(f"{row['audio']}\t{row['caption']}")
+        print("".join(f"{audio}\t{caption}\n" for audio, caption in told), end="")
         return
     from rich.console import Console
     from rich.table import Table
 
     table = Table("clip", "caption")
-    for row in rows:
-        table.add_row(row["audio"], row["caption"])
+    for line in told:
+        table.add_row(*line)
     Console().print(table)
 
 
@@ -265,7 +287,7 @@ def with_condition(
         return [_hearing(job, jobs[others[i]], condition) for i, job in enumerate(jobs)]
     made = "whisper" if condition == "same-words" else condition
     at = {job.id: job for job in jobs}
-    swaps = _same_words([u for u in utterances if u.id in at], seed) if condition == "same-words" else {}
+    swaps = same_words([u for u in utterances if u.id in at], seed) if condition == "same-words" else {}
     return [
         _hearing(job, at[swaps[job.id]], condition)
         if job.id in swaps
@@ -277,24 +299,6 @@ def with_condition(
 def _hearing(job: Job, other: Job, condition: str) -> Job:
     """`job` with the clip of `other` to hear."""
     return replace(other, id=job.id, audio=job.audio, condition=condition, heard=other.id)
-
-
-def _same_words(utterances: Sequence[Utterance], seed: int) -> dict[str, str]:
-    """For each id another one: the same words with another emotion, of the same speaker or gender."""
-    groups: dict[tuple[str, str, str], list[Utterance]] = defaultdict(list)
-    for u in utterances:
-        words = "".join(c if c.isalnum() else " " for c in (u.transcript or "").casefold()).split()
-        if words and u.emotion:
-            groups[u.corpus, u.language, " ".join(words)].append(u)
-    swaps = {}
-    for group in groups.values():
-        for u in group:
-            others = [v for v in group if v.emotion != u.emotion]
-            own = [v for v in others if u.speaker is not None and v.speaker == u.speaker]
-            chosen = own or [v for v in others if u.gender is not None and v.gender == u.gender]
-            if chosen:
-                swaps[u.id] = random.Random(f"{seed} {u.id}").choice(chosen).id
-    return swaps
 
 
 Say = Callable[[list[np.ndarray], list[Job], list[Tensor | None]], Sequence[object]]
@@ -311,6 +315,7 @@ def over_clips(
     every: Sequence[Job],
     kind: Kind | None = None,
     group: Group = ALONE,
+    unspoken: Callable[[Job], object] | None = None,
 ) -> list[str]:
     """What `say` makes of each job's clip, kept in `journal` under the job's key.
 
@@ -321,6 +326,7 @@ def over_clips(
         say: (samples at 16 kHz, their jobs, the context of each) of a batch to one row a clip.
         every: all clips of the manifest, which tell what those of a group have in common.
         kind: what groups are; None: each clip is heard alone.
+        unspoken: in place of `say`, of a clip as it is in which nobody speaks; conditions test the model.
 
     Returns:
         One message for each file that cannot be used, the same in every process.
@@ -333,27 +339,35 @@ def over_clips(
     if kind is not None:
         left = {at[k].group for batch in batches if any(k not in journal for k in batch) for k in batch}
         groups = [job.group for job in every]
-        paths = [job.path for job in every]
-        contexts = captioner.contexts(paths, groups, kind, wanted=left, group=group)
+        contexts = captioner.contexts([job.path for job in every], groups, kind, wanted=left, group=group)
         known = dict(zip(groups, contexts, strict=True)) | {None: None}
     errors: dict[str, str] = {}
 
     def compute(batch: Sequence[str]) -> Row:
         heard: dict[str, np.ndarray] = {}
+        gated = [key for key in batch if unspoken is not None and at[key].condition == "right"]
         for key in batch:
             try:
                 heard[key] = at[key].sound(captioner.processor.max_seconds)
             except UserError as error:
-                errors[key] = str(error)
+                if key in gated and is_silent(error):
+                    heard[key] = NOTHING
+                else:
+                    errors[key] = str(error)
         if all(key in journal for key in heard):
             return {}
-        own = [at[key] for key in heard]
-        rows = say(list(heard.values()), own, [known.get(job.group) for job in own])
-        return dict(zip(heard, rows, strict=True))
+        done: Row = {}
+        if unspoken is not None:
+            done = {k: unspoken(at[k]) for k in gated if k in heard and not speaks(heard[k])}
+        own = [at[key] for key in heard if key not in done]
+        if own:
+            rows = say([heard[job.key] for job in own], own, [known.get(job.group) for job in own])
+            done |= {job.key: row for job, row in zip(own, rows, strict=True)}
+        return done
 
     group.share_out(journal, batches, compute, title)
-    errors = group.merge(errors)
-    return [errors[key] for key in keys if key in errors]
+    found = group.merge(errors)
+    return [found[key] for key in keys if key in found]
 
 
 def caption_jobs(
@@ -368,6 +382,9 @@ def caption_jobs(
     emotions: Collection[str] = (),
     seed: int = 0,
     group: Group = ALONE,
+    gate: bool = False,
+    confidence: bool = False,
+    min_confidence: float | None = None,
     **options: object,
 ) -> tuple[list[Row], list[str]]:
     """Caption every job and write `out`, in the jobs' order.
@@ -381,11 +398,13 @@ def caption_jobs(
         emotions: captions name no others; none: any.
         seed: of sampled captions, with `do_sample` among the options.
         group: the processes that share the clips; all return the same, the first one writes.
+        gate: where nobody speaks, the caption is "No speech is heard.", with "speech": false.
+        confidence, min_confidence: see `inference.confidence.confidence_row`.
         options: of `generate`.
 
     Returns:
         rows {"id", "audio", "caption"}, with "condition", "heard" and "made" where that is not the clip as it
-        is (see `Job`), and one message for each file that could not be captioned.
+        is (see `Job`), and "emotion" and "confidence" where asked for; a message for each file that failed.
 
     Raises:
         UserError: `out` cannot be written, or several processes have none.
@@ -399,12 +418,29 @@ def caption_jobs(
         if options.get("do_sample"):
             # A batch's own numbers depend on no other batch and on no process.
             torch.manual_seed(crc32(f"{seed} {[job.id for job in jobs]}".encode()))
-        captions = captioner.generate(clips, contexts, [job.cues for job in jobs], emotions, **options)
-        return [job.row(caption) for job, caption in zip(jobs, captions, strict=True)]
+        cues = [job.cues for job in jobs]
+        if not confidence:
+            captions = captioner.generate(clips, contexts, cues, emotions, **options)
+            return [job.row(caption) for job, caption in zip(jobs, captions, strict=True)]
+        sure = captioner.captions_with_confidence(clips, contexts, cues, emotions, **options)
+        found = [confidence_row(caption, named, min_confidence) for caption, named in sure]
+        return [job.row("") | row for job, row in zip(jobs, found, strict=True)]
+
+    def unspoken(job: Job) -> Row:
+        return job.row(no_speech()) | (confidence_row(no_speech()) if confidence else {}) | {"speech": False}
 
     with journaled(out, {**settings, "clips": clips}, group) as journal:
         errors = over_clips(
-            captioner, jobs, journal, say, batch_size, "captioning", every=every, kind=kind, group=group
+            captioner,
+            jobs,
+            journal,
+            say,
+            batch_size,
+            "captioning",
+            every=every,
+            kind=kind,
+            group=group,
+            unspoken=unspoken if gate else None,
         )
         rows = [journal[job.key] for job in jobs if job.key in journal]
         if out is not None and group.rank == 0:

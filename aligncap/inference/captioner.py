@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, cast, overload
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import BatchFeature, GenerationConfig
+from transformers import BatchFeature, GenerationConfig, LogitsProcessorList
 
-from aligncap.audio.files import SAMPLE_RATE, load_audio, prepare_samples
+from aligncap.audio import speech
+from aligncap.audio.files import SAMPLE_RATE, AudioError, load_audio, prepare_samples
+from aligncap.inference.confidence import Calibration, EmotionMass, Named, first_tokens
 from aligncap.models.checkpoints import load_for_inference
 from aligncap.models.context import FEWEST, Kind, chosen_clips, offset
 from aligncap.models.modeling_aligncap import AlignCapForConditionalGeneration
@@ -22,10 +25,12 @@ from aligncap.models.processing_aligncap import AlignCapProcessor
 from aligncap.text.emotions import forms_outside
 from aligncap.utils.distributed import ALONE, Gathered, Group
 from aligncap.utils.errors import UserError, UserErrors, nearest
+from aligncap.utils.io import load_data
 from aligncap.utils.options import Range
 
 Audio = str | Path | np.ndarray | Tensor
 Clip = str | Path | np.ndarray  # a file, or samples at 16 kHz that `prepare_samples` gave
+NOTHING = np.zeros(0, dtype=np.float32)  # in place of a clip that is too quiet to be used
 NEVER = 1e4  # taken from a logit
 # Options of `generate` that a caption is commonly made with; the others are transformers' to check.
 _RANGES = {
@@ -44,28 +49,45 @@ class Captioner:
     >>> captioner = Captioner.from_pretrained("runs/quickstart/model")  # doctest: +SKIP
     >>> captioner("clip.wav")  # doctest: +SKIP
     'He sounds angry, with a loud and pressed voice.'
+
+    Args:
+        gate: whether a clip in which nobody speaks is answered "No speech is heard.", the model unasked.
+        calibration: what makes probabilities of the masses of emotions.
     """
 
-    def __init__(self, model: AlignCapForConditionalGeneration, processor: AlignCapProcessor) -> None:
+    def __init__(
+        self,
+        model: AlignCapForConditionalGeneration,
+        processor: AlignCapProcessor,
+        *,
+        gate: bool = False,
+        calibration: Calibration | None = None,
+    ) -> None:
         self.model = model
         self.processor = processor
+        self.gate = gate
+        self.calibration = calibration or Calibration()
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, device: str = "auto", dtype: str = "float32") -> Captioner:
-        """Load a merged folder or the output of a training run.
+    def from_pretrained(
+        cls, folder: str | Path, device: str = "auto", dtype: str = "float32", *, gate: bool = True
+    ) -> Captioner:
+        """Load a merged folder or the output of a training run, with its calibration where it has one.
 
         Args:
             device: "auto" (the GPU where there is one), "cpu", "cuda", "cuda:1", …
             dtype: "float32" or "bfloat16".
+            gate: see `Captioner`.
 
         Raises:
-            UserError: no such device or dtype, no folder, or no AlignCap checkpoint in it.
+            UserError: no such device or dtype, no folder, no AlignCap checkpoint in it, a wrong calibration.
         """
         if dtype not in ("float32", "bfloat16"):
             raise UserError(f"dtype {dtype!r}: choose float32 or bfloat16")
         device = pick_device(device)
+        calibration = Calibration.read(folder)
         model, processor = load_for_inference(folder, getattr(torch, dtype))
-        return cls(model.to(device), processor)  # type: ignore[arg-type]
+        return cls(model.to(device), processor, gate=gate, calibration=calibration)  # type: ignore[arg-type]
 
     @overload
     def __call__(self, audio: Audio, batch_size: int = 16, **options: Any) -> str: ...
@@ -115,17 +137,21 @@ class Captioner:
         if batch_size < 1:
             raise UserError(f"batch_size={batch_size}: must be at least 1")
         self.check_options(options)
-        limit = self.processor.max_seconds
+        prepare = partial(
+            prepare_samples, sampling_rate=sampling_rate, max_seconds=self.processor.max_seconds
+        )
         clips: list[Clip] = [
-            c if isinstance(c, (str, Path)) else prepare_samples(_array(c), sampling_rate, max_seconds=limit)
-            for c in audio
+            c if isinstance(c, (str, Path)) else self._or_nothing(partial(prepare, _array(c))) for c in audio
         ]
         contexts = self.contexts(clips, named, kind)
         captions: dict[int, str] = {}
         for batch in batches_by_size(clips, batch_size):
-            loaded = [self._load(clips[i]) for i in batch]
-            made = self.generate(loaded, [contexts[i] for i in batch], **options)
-            captions |= zip(batch, made, strict=True)
+            loaded = {i: self._or_nothing(partial(self._load, clips[i])) for i in batch}
+            heard = [i for i in batch if not self.gate or speaks(loaded[i])]
+            captions |= dict.fromkeys(batch, no_speech())
+            if heard:
+                made = self.generate([loaded[i] for i in heard], [contexts[i] for i in heard], **options)
+                captions |= zip(heard, made, strict=True)
         return [captions[i] for i in range(len(clips))]
 
     @staticmethod
@@ -196,10 +222,20 @@ class Captioner:
 
     def _load(self, clip: Clip) -> np.ndarray:
         if isinstance(clip, np.ndarray):
+            if not len(clip):
+                raise AudioError("silent", "audio array: silent")
             return clip
         return load_audio(clip, max_seconds=self.processor.max_seconds)
 
-    @torch.inference_mode()
+    def _or_nothing(self, load: Callable[[], np.ndarray]) -> np.ndarray:
+        """What `load` gives; with the gate, NOTHING of a clip that is refused because it is silent."""
+        try:
+            return load()
+        except UserError as error:
+            if self.gate and is_silent(error):
+                return NOTHING
+            raise
+
     def generate(
         self,
         clips: Sequence[np.ndarray],
@@ -219,13 +255,50 @@ class Captioner:
         Raises:
             UserError: an emotion has no words; see `aligncap.text.emotions`.
         """
+        return self.texts(self._tokens(clips, contexts, cues, emotions, options))
+
+    def captions_with_confidence(
+        self,
+        clips: Sequence[np.ndarray],
+        contexts: Sequence[Tensor | None] | None = None,
+        cues: Sequence[str | None] | None = None,
+        emotions: Collection[str] = (),
+        **options: object,
+    ) -> list[tuple[str, Named | None]]:
+        """As `generate`, each caption with how sure it is of the emotion it names; None: it names none.
+
+        Raises:
+            UserError: also for a search with beams, whose captions pass through several distributions.
+        """
+        if options.get("num_beams") not in (None, 1):
+            raise UserError(f"confidence: not with num_beams={options['num_beams']}; decode with 1 beam")
+        mass = EmotionMass(self._first_tokens, emotions)
+        options["logits_processor"] = LogitsProcessorList([mass])
+        tokens = self._tokens(clips, contexts, cues, emotions, options)
+        named = mass.named(tokens, self.processor.tokenizer, self.calibration)
+        return list(zip(self.texts(tokens), named, strict=True))
+
+    @cached_property
+    def _first_tokens(self) -> dict[str, list[int]]:
+        return first_tokens(self.processor.tokenizer)
+
+    @torch.inference_mode()
+    def _tokens(
+        self,
+        clips: Sequence[np.ndarray],
+        contexts: Sequence[Tensor | None] | None,
+        cues: Sequence[str | None] | None,
+        emotions: Collection[str],
+        options: dict[str, object],
+    ) -> Tensor:
+        """Tokens of the captions, (clips, steps)."""
         inputs = self.inputs(clips, contexts, cues, emotions)
         limit = {"max_new_tokens": self.model.config.max_response_tokens}
         options = limit | {name: value for name, value in options.items() if value is not None}
         if emotions and (words := self._words_outside(emotions)):
             options["bad_words_ids"] = words
         output = cast(Tensor, self.model.generate(**inputs, **options))  # type: ignore[misc, arg-type]
-        return self.texts(output[:, inputs["input_ids"].shape[1] :])
+        return output[:, inputs["input_ids"].shape[1] :]
 
     def _words_outside(self, emotions: Collection[str]) -> list[list[int]]:
         """Token ids of the words of all other emotions, whose last token is then never written."""
@@ -255,6 +328,21 @@ class Captioner:
         """Captions of rows of token ids, in one line each."""
         texts = self.processor.tokenizer.batch_decode(tokens, skip_special_tokens=True)
         return [" ".join(text.split()) for text in texts]
+
+
+def is_silent(error: UserError) -> bool:
+    """Whether a clip was refused because nothing is to be heard in it."""
+    return isinstance(error, AudioError) and error.kind == "silent"
+
+
+def speaks(samples: np.ndarray) -> bool:
+    """Whether somebody speaks in a clip; in NOTHING nobody does."""
+    return len(samples) > 0 and speech.has_speech(samples)
+
+
+def no_speech() -> str:
+    """The caption of a clip in which nobody speaks."""
+    return str(load_data("templates.yaml")["no_speech"])
 
 
 def batches_by_size(audio: Sequence[Clip], batch_size: int) -> list[list[int]]:

@@ -5,13 +5,16 @@ Each is made of the clip's own samples, has its length, and can be made again fr
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import random
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import solve_toeplitz
 
 from aligncap.audio.files import PEAK_LIMIT, SAMPLE_RATE, active_energy
+from aligncap.data.manifest import Utterance
 
 SMOOTHING = 400.0  # Hz, over which noise takes the clip's spectrum: wider than harmonics are apart
 WINDOW = 512  # samples, 32 ms: the frames of the whisper
@@ -121,3 +124,21 @@ def _at_level_of(clip: Floats, made: Floats) -> np.ndarray:
 # sound of a kind in place of a clip (n,), by a seed
 MADE: dict[str, Callable[[np.ndarray, int], np.ndarray]]
 MADE = {"silence": silence, "noise": noise, "whisper": whisper}
+
+
+def same_words(utterances: Sequence[Utterance], seed: int) -> dict[str, str]:
+    """For each id another one: the same words with another emotion, of the same speaker or gender."""
+    groups: dict[tuple[str, str, str], list[Utterance]] = defaultdict(list)
+    for u in utterances:
+        words = "".join(c if c.isalnum() else " " for c in (u.transcript or "").casefold()).split()
+        if words and u.emotion:
+            groups[u.corpus, u.language, " ".join(words)].append(u)
+    swaps = {}
+    for group in groups.values():
+        for u in group:
+            others = [v for v in group if v.emotion != u.emotion]
+            own = [v for v in others if u.speaker is not None and v.speaker == u.speaker]
+            chosen = own or [v for v in others if u.gender is not None and v.gender == u.gender]
+            if chosen:
+                swaps[u.id] = random.Random(f"{seed} {u.id}").choice(chosen).id
+    return swaps

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from aligncap.data.manifest import read_manifest
 from aligncap.data.split import choose_evenly
-from aligncap.inference.batch import Job, job_of, over_clips, where_spoken
+from aligncap.inference.batch import Job, job_of, over_clips
 from aligncap.inference.captioner import Captioner, no_speech
 from aligncap.inference.sampling import sample_captions
 from aligncap.models.checkpoints import model_key
@@ -46,7 +46,7 @@ class CandidatesConfig(Config):
     max_new_tokens: PositiveInt | None = option(None, "Longest caption. Default: the model's own limit.")
     batch_size: PositiveInt = option(16, "Clips that are decoded at a time.")
     speech_gate: bool = option(
-        True, "Of a clip without speech all candidates say so; the model is not asked."
+        False, "Of a clip without speech all candidates say so, as `caption` does; else the model is asked."
     )
     limit: PositiveInt | None = option(None, "That many clips only, labels as even as they come.")
     dtype: Literal["auto", "float32", "bfloat16"] = option("float32", "Precision of the model.")
@@ -94,7 +94,6 @@ def write_candidates(config: CandidatesConfig) -> tuple[list[Row], list[str]]:
         )
 
     silent = [no_speech()] * config.num
-    say = where_spoken(sample, lambda job: silent) if config.speech_gate else sample
     made_with = {
         "candidates": settings,
         "speech_gate": config.speech_gate,
@@ -103,7 +102,15 @@ def write_candidates(config: CandidatesConfig) -> tuple[list[Row], list[str]]:
     }
     with journaled(out, made_with, group) as journal:
         errors = over_clips(
-            captioner, jobs, journal, say, config.batch_size, "candidates", every=every, group=group
+            captioner,
+            jobs,
+            journal,
+            sample,
+            config.batch_size,
+            "candidates",
+            every=every,
+            group=group,
+            unspoken=(lambda job: silent) if config.speech_gate else None,
         )
         shared = {
             "model": config.model,

@@ -61,6 +61,7 @@ class JudgeConfig(OpenAIOptions, _Judging):
         aligncap judge candidates.jsonl --judge openai --model gpt-4.1-mini --max_cost 5 --out gpt.jsonl
         aligncap judge candidates.jsonl --judge openai --model gpt-4.1-mini --compare --out compared.jsonl
         aligncap judge candidates.jsonl --judge human --form sheet.csv
+        aligncap judge candidates.jsonl --judge human --form sheet.html
         aligncap judge candidates.jsonl --judge human --filled sheet.csv --rater ann --out ann.jsonl
     """
 
@@ -69,7 +70,7 @@ class JudgeConfig(OpenAIOptions, _Judging):
 
     fluency: bool = option(True, "rubric: judge fluency by a language model; otherwise by rules alone.")
     fluency_model: str = option(DEFAULT_LLM, "rubric: the language model that judges fluency.")
-    form: str | None = option(None, "human: blank sheet to write.")
+    form: str | None = option(None, "human: blank sheet to write, or as .html a page with the sound.")
     filled: str | None = option(None, "human: filled sheet to read.")
     rater: str = option("", "human: who filled the sheet.")
 

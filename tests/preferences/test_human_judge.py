@@ -1,14 +1,19 @@
 from __future__ import annotations
 
+import base64
 import csv
+import json
 from collections.abc import Callable
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import soundfile as sf
 
 from aligncap.preferences.judge import JudgeConfig, JudgeSummary, judge_candidates
-from aligncap.preferences.judges import read_scored
+from aligncap.preferences.judges import CRITERIA, read_scored
 from aligncap.utils.errors import UserError, UserErrors
 
 
@@ -129,3 +134,54 @@ def test_a_caption_that_looks_like_a_formula_is_defused_and_accepted_back(
     rows[0]["emotion"] = "1"
     filled = fill(tmp_path / "filled.csv", rows)
     assert judge(path, tmp_path / "s.jsonl", filled=filled, rater="a").complete
+
+
+class Fields(HTMLParser):
+    """What the page's script reads: item and caption of every fieldset, and sources of sound."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: list[dict[str, str | None]] = []
+        self.sounds: list[str] = []
+        self.tags: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        named = dict(attrs)
+        if tag == "fieldset":
+            self.rows.append({"item": named["data-item"], "caption": named["data-caption"]})
+        if tag == "audio":
+            self.sounds.append(str(named["src"]))
+
+
+def test_a_page_plays_the_clips_tells_no_name_and_its_rows_are_read_back(
+    candidates: Callable[..., Path], tmp_path: Path
+) -> None:
+    path = candidates(clips=2, each=3)
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    evil = '"><script>alert(1)</script> & sad'
+    lines[0]["caption"] = evil
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    with pytest.raises(UserError, match="No such file"):
+        judge(path, None, references=1, form=tmp_path / "form.html")
+    (tmp_path / "data" / "audio").mkdir(exist_ok=True)
+    for name in {line["id"] for line in lines}:
+        sf.write(tmp_path / "data" / "audio" / f"{name}.wav", np.zeros(1600), 16000)
+    judge(path, None, references=1, form=tmp_path / "form.html")
+    text = (tmp_path / "form.html").read_text(encoding="utf-8")
+    page = Fields()
+    page.feed(text)
+    assert page.tags.count("script") == 1 and evil in [row["caption"] for row in page.rows]
+    assert len(page.rows) == 8 and len(page.sounds) == 2
+    assert all(base64.b64decode(s.partition("base64,")[2])[:4] in (b"RIFF", b"fLaC") for s in page.sounds)
+    for line in lines:
+        assert f'"{line["id"]}"' not in text and f">{line['id']}<" not in text and ".wav" not in text
+    names = ("item", "id", "audio", "caption", *CRITERIA, "reason")
+    rows = [
+        dict.fromkeys(names, "") | {n: str(v) for n, v in r.items()} | {"emotion": "7"} for r in page.rows
+    ]
+    filled = fill(tmp_path / "filled.csv", rows)
+    done = judge(path, tmp_path / "out.jsonl", references=1, filled=filled, rater="ann")
+    assert done.complete and done.scored == 8
+    with pytest.raises(UserError, match="exists"):
+        judge(path, None, references=1, form=tmp_path / "form.html")

@@ -1,4 +1,4 @@
-"""Whether captions are right as often as they are sure of it: expected calibration error, accuracy by coverage.
+"""Whether captions are right as often as they are sure: expected calibration error, accuracy by coverage.
 
 Counted where caption rows have "confidence" (`aligncap caption --confidence`), over the clips with a label.
 """
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from aligncap.evaluation.scoring import Scored
 
 BINS = 10
+POINTS = 200  # of a curve
 METHOD = (
     f"{BINS} bins of equal numbers of clips (equal confidences stay together), over clips with a confidence"
 )
@@ -43,16 +44,19 @@ def calibration_error(confidence: Floats, right: Floats, bins: int = BINS) -> fl
 def coverage_curve(confidence: Floats, right: Floats, clips: int) -> list[Row]:
     """Accuracy of the most confident captions, [{"least", "coverage", "accuracy"}], from all to fewest.
 
+    A point for each confidence there is, at most POINTS of them, evenly.
+
     Args:
         confidence, right: of the captions that have a confidence.
         clips: all clips with a label: what `coverage` is a share of.
     """
     order = np.argsort(-np.asarray(confidence), kind="stable")
     sure, hits = np.asarray(confidence)[order], np.cumsum(np.asarray(right, dtype=np.float64)[order])
-    ends = np.flatnonzero(np.append(sure[1:] < sure[:-1], True)) if len(sure) else []
+    ends: list[int] = np.flatnonzero(np.append(sure[1:] < sure[:-1], True)).tolist() if len(sure) else []
+    ends = [ends[i * (len(ends) - 1) // (POINTS - 1)] for i in range(POINTS)] if len(ends) > POINTS else ends
     return [
         {"least": float(sure[i]), "coverage": (i + 1) / clips, "accuracy": float(hits[i] / (i + 1))}
-        for i in map(int, ends)
+        for i in ends
     ][::-1]
 
 

@@ -19,8 +19,14 @@ import numpy as np
 from aligncap.data.manifest import Utterance, audio_path
 from aligncap.evaluation.listening import HEARD, Listening
 from aligncap.evaluation.metrics import SCORES, figure, shown, template
+from aligncap.evaluation.metrics.calibration import calibration
 from aligncap.evaluation.metrics.emotion import by_speaker, joined
-from aligncap.evaluation.report.pictures import bars_picture, confusion_picture, speakers_picture
+from aligncap.evaluation.report.pictures import (
+    bars_picture,
+    confusion_picture,
+    coverage_picture,
+    speakers_picture,
+)
 from aligncap.evaluation.scoring import Baseline, System, details
 from aligncap.text.emotions import emotion_of
 from aligncap.utils.errors import UserError
@@ -142,7 +148,11 @@ def write_report(
     samples = choose_samples(systems, references, sample, seed)
     attach_audio(samples, out, manifest, audio)
     sources = {}
-    for name, png in _pictures(systems, listening).items():
+    sure = {s.name: found for s in systems if (found := calibration(s.seeds)) is not None}
+    pictures = _pictures(systems, listening)
+    if sure:
+        pictures["coverage"] = coverage_picture({name: found["curve"] for name, found in sure.items()})
+    for name, png in pictures.items():
         with atomic_open(out / f"{name}.png", "wb") as file:
             file.write(png)
         sources[name] = _data_uri("image/png", png) if audio == "embed" else f"{name}.png"
@@ -164,6 +174,7 @@ def write_report(
         confusions=[
             (s.name, sources[f"confusion_{i}"]) for i, s in enumerate(systems) if f"confusion_{i}" in sources
         ],
+        calibrations=sure,
         samples=samples,
         references=len(references),
         seed=seed,
@@ -179,6 +190,7 @@ def write_report(
         "listening": listening.conditions,
         "listening_verdict": listening.verdict,
         "differences": dict(differences or {}),
+        **({"calibration": sure} if sure else {}),
     }
     write_json(out / "metrics.json", metrics)
     write_text(out / "report.html", page)

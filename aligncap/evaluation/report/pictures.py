@@ -139,6 +139,33 @@ def bars_picture(
     return png(picture)
 
 
+def coverage_picture(curves: Mapping[str, Sequence[Row]]) -> bytes:
+    """Accuracy of the most confident captions, by how many of the clips they are; a line a system.
+
+    Args:
+        curves: system to points of `metrics.calibration.coverage_curve`.
+    """
+    picture = figure(5.2, 3.6)
+    axes = picture.add_subplot()
+    for colour, (name, points) in zip(cycle(len(curves)), curves.items(), strict=True):
+        places = [point["coverage"] for point in points]
+        style: Row = {
+            "color": colour,
+            "linewidth": 2,
+            "marker": "o" if len(points) < 9 else "",
+            "markersize": 4,
+        }
+        axes.plot(places, [point["accuracy"] for point in points], label=plain(name), **style)
+    axes.set_xlim(0, 1)
+    axes.set_ylim(0, 1.02)
+    axes.set_xlabel("share of clips with a caption this sure", color=GREY)
+    axes.set_ylabel("emotion right, of these", color=GREY)
+    bare(axes)
+    if len(curves) > 1:
+        axes.legend(frameon=False, fontsize=9, loc="lower left")
+    return png(picture)
+
+
 # what a training log may hold, in the order of the panels
 CURVES = {
     "align": "projector alignment, loss (smoothed)",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import hashlib
 import io
@@ -12,7 +13,7 @@ from pathlib import Path
 from aligncap.data.manifest import audio_path
 from aligncap.preferences.judges import CRITERIA, HIGHEST, LOWEST, Item, Verdict, weighted_overall
 from aligncap.utils.errors import UserError, UserErrors
-from aligncap.utils.io import atomic_open, load_data
+from aligncap.utils.io import atomic_open, data_path, load_data, write_text
 
 COLUMNS = ("item", "id", "audio", "caption", *CRITERIA, "reason")
 _FORMULA = ("=", "+", "-", "@")  # a spreadsheet would compute these
@@ -21,7 +22,9 @@ _FORMULA = ("=", "+", "-", "@")  # a spreadsheet would compute these
 def write_form(items: Sequence[Item], path: str | Path, seed: int) -> None:
     """Write a sheet with one row a caption and blank scores, the captions of a clip in random order.
 
-    The sheet does not say which captions are references. `item` ties a row to its caption.
+    The sheet does not say which captions are references. `item` ties a row to its caption. A path ending in
+    .html gives a page to send to people, that plays the clips, which it holds, and saves such a sheet; it
+    names no file, as names of files tell labels.
 
     Raises:
         UserError: the file cannot be written, or exists: filled sheets are not written over.
@@ -31,6 +34,8 @@ def write_form(items: Sequence[Item], path: str | Path, seed: int) -> None:
     clips: dict[str, list[Item]] = {}
     for item in items:
         clips.setdefault(item.id, []).append(item)
+    if Path(path).suffix.lower() in (".html", ".htm"):
+        return write_text(path, _page(list(clips.values()), seed))
     with atomic_open(path) as file:
         file.write("\ufeff")  # spreadsheets take UTF-8 for what it is
         writer = csv.writer(file, lineterminator="\r\n")
@@ -42,6 +47,35 @@ def write_form(items: Sequence[Item], path: str | Path, seed: int) -> None:
                 cells = [item_code(item), item.id, audio, item.caption]
                 cells = [f"'{cell}" if cell.startswith(_FORMULA) else cell for cell in cells]
                 writer.writerow(cells + [""] * (len(CRITERIA) + 1))
+
+
+def _page(clips: list[list[Item]], seed: int) -> str:
+    from jinja2 import Environment, StrictUndefined
+
+    rng, shown = random.Random(seed), []
+    for rows in rng.sample(clips, len(clips)):
+        audio = audio_path(rows[0].manifest, rows[0].utterance)
+        try:
+            data = base64.b64encode(audio.read_bytes()).decode()
+        except OSError as error:
+            raise UserError(f"{audio}: {error.strerror or error}") from None
+        kind = {".mp3": "mpeg", ".oga": "ogg"}.get(audio.suffix.lower(), audio.suffix.lower()[1:])
+        captions = [{"item": item_code(i), "caption": i.caption} for i in rng.sample(rows, len(rows))]
+        shown.append({"audio": f"data:audio/{kind};base64,{data}", "captions": captions})
+    rubric = load_data("judge.yaml")["rubric"]
+    page = data_path("judge_form.html.j2").read_text(encoding="utf-8")
+    return (
+        Environment(autoescape=True, undefined=StrictUndefined)
+        .from_string(page)
+        .render(
+            clips=shown,
+            criteria=CRITERIA,
+            guide={name: rubric[name] for name in CRITERIA},
+            columns=COLUMNS,
+            lowest=LOWEST,
+            highest=HIGHEST,
+        )
+    )
 
 
 def judge_human(items: Sequence[Item], path: str | Path, judge: str) -> list[Verdict | str]:

@@ -1,0 +1,149 @@
+"""How sure a caption is of the emotion that it names, from the caption's own distribution.
+
+Where it is named, the model has weighed its word against those of all others. A word's mass is that of its
+first token; a token that begins words of several emotions belongs to none.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import LogitsProcessor, PreTrainedTokenizerBase
+
+from aligncap.models.model_card import read_record
+from aligncap.text.emotions import emotion_of, emotion_words, english_forms, labels
+from aligncap.utils.errors import UserError
+from aligncap.utils.io import Row, load_data
+
+FILE = "calibration.json"  # in the model's folder
+
+
+class Named(NamedTuple):
+    """A caption's emotion, how likely it is, and every other; None: its words' tokens belong to no label."""
+
+    emotion: str
+    confidence: float | None
+    probabilities: dict[str, float] | None
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What makes probabilities of masses: softmax of (log mass - log prior) / temperature.
+
+    `prior` is the share of each of `text.emotions.labels` when there is nothing to hear; empty: all alike.
+
+    Raises:
+        UserError: a number is out of its range, or labels are missing or unknown.
+    """
+
+    temperature: float = 1.0
+    prior: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        shares = self.prior.values() if isinstance(self.prior, Mapping) else [0]
+        numbers = (self.temperature, *shares)
+        if not all(isinstance(x, (int, float)) and x is not True and 0 < x < math.inf for x in numbers):
+            raise UserError("calibration: temperature and every prior must be finite numbers above 0")
+        if self.prior and (wrong := {*self.prior} ^ {*labels()}):
+            raise UserError(f"calibration: prior of labels missing or unknown: {', '.join(sorted(wrong))}")
+
+    @classmethod
+    def read(cls, folder: str | Path) -> Calibration:
+        """That of a model's folder; without the file the default, which changes nothing.
+
+        Raises:
+            UserError: the file is damaged or of other labels.
+        """
+        path = Path(folder) / FILE
+        if not path.exists():
+            return cls()
+        found, remedy = read_record(path), "run `aligncap calibrate` again or delete the file"
+        if not {"temperature", "prior"} <= {*found}:
+            raise UserError(f'{path}: "temperature" and "prior" are needed; {remedy}')
+        try:
+            return cls(found["temperature"], found["prior"])
+        except UserError as error:
+            raise UserError(f"{path}: {error}; {remedy}") from error
+
+    def probabilities(self, masses: np.ndarray, own: Sequence[str]) -> np.ndarray:
+        """(…, labels) log-masses of the labels `own`, to probabilities of the same shape."""
+        prior = np.log([self.prior.get(label, 1.0) for label in own])
+        scores = (np.asarray(masses, dtype=np.float64) - prior) / self.temperature
+        weights = np.exp(scores - scores.max(-1, keepdims=True))
+        return weights / weights.sum(-1, keepdims=True)
+
+
+def first_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, list[int]]:
+    """Tokens that begin words of one label alone, by label: with and without space, capitalised and not."""
+    forms = english_forms()
+    texts = [start + form for word in forms for form in (word, word.capitalize()) for start in (" ", "")]
+    whose = [label for label in forms.values() for _ in range(4)]
+    begun: dict[int, set[str]] = {}
+    for row, label in zip(tokenizer(texts, add_special_tokens=False)["input_ids"], whose, strict=True):
+        begun.setdefault(row[0], set()).add(label)
+    return {label: [token for token, own in begun.items() if own == {label}] for label in labels()}
+
+
+class EmotionMass(LogitsProcessor):
+    """Keeps the log-mass of each label at every step of a batch's decoding, and changes no logit.
+
+    `tokens` are those of `first_tokens`, `emotions` the labels that captions may name; none: all.
+    """
+
+    def __init__(self, tokens: Mapping[str, list[int]], emotions: Collection[str] = ()) -> None:
+        self.tokens = {label: own for label, own in tokens.items() if not emotions or label in emotions}
+        most = max(1, *map(len, self.tokens.values()))
+        self.ids = torch.tensor([own + [-1] * (most - len(own)) for own in self.tokens.values()])
+        self.steps: list[Tensor] = []  # (batch, labels) each
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        self.ids = self.ids.to(scores.device)
+        logits = scores[:, self.ids.clamp(min=0).flatten()].float().view(len(scores), *self.ids.shape)
+        self.steps.append(logits.masked_fill(self.ids < 0, -math.inf).logsumexp(-1))
+        return scores
+
+    def named(
+        self, tokens: Tensor, tokenizer: PreTrainedTokenizerBase, calibration: Calibration
+    ) -> list[Named | None]:
+        """What each row of tokens (batch, steps) names; None where that is no emotion."""
+        masses = torch.stack(self.steps, 1).cpu().numpy()
+        return [
+            self._named(*row, tokenizer, calibration) for row in zip(tokens.tolist(), masses, strict=True)
+        ]
+
+    def _named(
+        self, tokens: list[int], masses: np.ndarray, tokenizer: PreTrainedTokenizerBase, by: Calibration
+    ) -> Named | None:
+        begun = [tokens[:end] for end in range(1, len(tokens) + 1)]
+        texts = [" ".join(t.split()) for t in tokenizer.batch_decode(begun, skip_special_tokens=True)]
+        emotion = emotion_of(texts[-1])
+        if emotion is None:
+            return None
+        for mention in emotion_words(texts[-1]):
+            step = next(i for i, text in enumerate(texts) if len(text) > mention.start)
+            own = self.tokens.get(emotion, []) if mention.label == emotion and not mention.negated else []
+            if tokens[step] in own:
+                shares = by.probabilities(masses[step], list(self.tokens)).tolist()
+                found = dict(zip(self.tokens, shares, strict=True))
+                return Named(emotion, found[emotion], found)
+        return Named(emotion, None, None)
+
+
+def confidence_row(caption: str, named: Named | None = None, least: float | None = None) -> Row:
+    """What a caption's row says: "caption", "emotion" and "confidence", None each where there is none.
+
+    Below `least` the caption leaves the emotion open, "unsure" is true, and "guess" is what was said.
+    """
+    row: Row = {"caption": caption, "emotion": None, "confidence": None}
+    if named is not None:
+        row |= {"emotion": named.emotion, "confidence": named.confidence}
+        if least is not None and (named.confidence is None or named.confidence < least):
+            row |= {"caption": load_data("templates.yaml")["unsure"], "unsure": True, "guess": caption}
+    return row
