@@ -250,9 +250,9 @@ def job_of(manifest: str | Path, u: Utterance, kind: Kind | None = None) -> Job:
     return Job(u.id, u.audio, audio_path(manifest, u), group_of(u, kind), cues=measured_cues(u.cue_words))
 
 
-def jobs_of_manifest(manifest: str | Path) -> list[Job]:
+def jobs_of_manifest(manifest: str | Path, kind: Kind | None = None) -> list[Job]:
     """One job an utterance."""
-    return [job_of(manifest, u) for u in read_manifest(manifest)]
+    return [job_of(manifest, u, kind) for u in read_manifest(manifest)]
 
 
 def with_condition(

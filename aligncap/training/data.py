@@ -96,7 +96,7 @@ def balanced(utterances: Sequence[Utterance]) -> list[int]:
         for kind, count in counts.items()
     }
     if max(times.values(), default=1) > 1:
-        shown = ", ".join(f"{n} {label} of {c} × {times[label, c]}" for (label, c), n in sorted(counts.items()))
+        shown = ", ".join(f"{n} {k[0]} of {k[1]} × {times[k]}" for k, n in sorted(counts.items()))
         _log.info("balanced: %s; without a label: %d", shown, len(utterances) - len(kinds))
     return [i for i, u in enumerate(utterances) for _ in range(times.get((u.emotion or "", u.corpus), 1))]
 

@@ -201,8 +201,6 @@ class SpeechDPOTrainer(BucketedTrainer, DPOTrainer):
             set_seed(args.seed)
             peft_config = peft_config or lora_config(model, args, projector=args.train_projector)
             model.requires_grad_(False)
-            if args.disable_dropout:  # trl finds modules only, and both captions must hear one speaker
-                model.model.multi_modal_projector.speaker_dropout = 0.0
         super().__init__(
             model=model,
             args=args,

@@ -342,9 +342,7 @@ def processes(a: argparse.Namespace) -> None:
             options = {"llm": a.run / "teacher", "train_manifest": part_of("train", 8 * a.batch)}
             options |= {"output_dir": folder / f"run-{time.time()}", "cache_dir": folder / "cache"}
             options |= {"per_device_train_batch_size": a.batch // count, "max_steps": FIRST + a.steps}
-            options |= dict.fromkeys(
-                ("align_steps", "lora_dropout", "projector_dropout", "speaker_dropout"), 0
-            )
+            options |= dict.fromkeys(("align_steps", "lora_dropout", "projector_dropout"), 0)
             options |= {"save_strategy": "no", "teacher_cache": "no", "report_to": "none", "logging_steps": 1}
             options |= {"precision": "float32", "use_cpu": "true"}
             words = [word for key, value in options.items() for word in (f"--{key}", value)]

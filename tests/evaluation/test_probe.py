@@ -6,7 +6,7 @@ import torch
 
 from aligncap.data.manifest import read_manifest, rebase, write_manifest
 from aligncap.evaluation import probe as module
-from aligncap.evaluation.probe import ProbeConfig, about_speakers, fit_logistic, read_probe, run_probe
+from aligncap.evaluation.probe import ProbeConfig, fit_logistic, read_probe, run_probe
 from aligncap.utils.errors import UserError
 from aligncap.utils.statistics import recall_sums, uar
 
@@ -28,16 +28,6 @@ def test_the_penalty_shrinks_the_weights():
 
 def test_uar_weighs_labels_alike():
     assert uar(recall_sums([0] * 9 + [1], [0] * 10, [0, 1]).sum(0)) == 0.5
-
-
-def test_features_about_speakers_lose_what_a_speaker_always_has():
-    torch.manual_seed(0)
-    own, voice = torch.randn(8, 2, 3), torch.randn(2, 2, 3) * 10
-    speakers = ["a", "b"] * 4
-    features = own + torch.stack([voice[i % 2] for i in range(8)])
-    plain = own - torch.stack([own[i % 2 :: 2].mean(0) for i in range(8)])
-    assert torch.allclose(about_speakers(features, speakers), plain, atol=1e-5)
-    assert torch.allclose(about_speakers(features, [None] * 8), features - features.mean(0))
 
 
 @pytest.fixture
@@ -62,14 +52,13 @@ def test_a_probe_reads_each_manifest_and_its_hashes_once_and_becomes_baselines(c
     assert run_probe(config) == 0
     assert asked == [config.train, config.dev, *config.test] and not hasattr(module, "file_sha256")
     result = json.loads(open(config.out).read())
-    assert result["labels"] == ["angry", "calm"] and len(result["layers"]) == len(
-        result["relative"]["layers"]
-    )
+    assert result["labels"] == ["angry", "calm"]
     assert "best on dev" in capsys.readouterr().out
     baselines = read_probe(config.out, config.test[0])
     assert [b.name.rpartition(" ")[0] for b in baselines] == [
-        "linear probe, layer", "linear probe, layer", "linear probe, relative to the speaker, layer"
-    ]  # fmt: skip
+        "linear probe, layer",
+        "linear probe, layer",
+    ]
     assert baselines[1].values == {"emotion_uar": result["layers"][-1]["test"]}
     with pytest.raises(UserError, match="holds no score for 'dev'|--test"):
         read_probe(config.out, config.out)

@@ -52,8 +52,8 @@ def test_the_options_reach_the_captions(model, folder, tmp_path, manifest, capsy
     assert captions("--temperature", 0) == captions("--temperature", "none") == plain
     assert captions("--condition", "wrong", "--seed", 3) != plain
     assert all(row["condition"] == "wrong" for row in rows(tmp_path / "out.jsonl"))
-    speaker = captions("--same-speaker", source=(str(folder),))
-    assert list(speaker) == [f"c{i}" for i in range(5)]
+    assert len(captions("--session")) == len(captions("--speaker")) == 8
+    assert list(captions(source=(str(folder),))) == [f"c{i}" for i in range(5)]
 
 
 def test_a_file_that_cannot_be_read_is_named_and_the_exit_code_is_one(model, folder, tmp_path, capsys):
@@ -67,14 +67,15 @@ def test_a_file_that_cannot_be_read_is_named_and_the_exit_code_is_one(model, fol
     [
         (["c.wav", "--manifest", "m.jsonl"], "name sound files or folders, or one --manifest"),
         ([], "name sound files or folders, or one --manifest"),
-        (["--manifest", "m.jsonl", "--same_speaker"], "--same_speaker is for files"),
+        (["c.wav", "--speaker", "--session"], "speaker and session: choose one"),
         (["c.wav", "--beams", "0"], "beams=0: must be at least 1"),
         (["c.wav", "--batch_size", "-3"], "batch_size=-3"),
         (["c.wav", "--top_p", "0"], "top_p=0.0"),
         (["c.wav", "--temperature", "-1"], "temperature=-1.0"),
         (["c.wav", "--condition", "muffled"], "condition"),
         (["c.wav", "--wrong-audio", "1"], "unknown option --wrong_audio"),
-        (["c.wav", "--same_speaker"], "--same_speaker needs 4 clips"),
+        (["c.wav", "--speaker"], "--speaker needs 8 clips"),
+        (["c.wav", "--session"], "--session needs 16 clips"),
         (["c.wav", "--device", "foo"], "device 'foo': unknown"),
         (["c.wav", "--model", "nowhere"], "nowhere: no such folder"),
     ],

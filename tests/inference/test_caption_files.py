@@ -37,15 +37,17 @@ class Ear:
         self.told: dict[str, tuple[Any, Any]] = {}  # by caption
         self.stop_after: int | None = None
 
-    def speaker_means(self, audio: Sequence[Path], speakers: Sequence[str | None], **_: Any) -> list[Any]:
-        return list(speakers)
+    def contexts(self, audio: Sequence[Path], groups: Sequence[str | None], kind: str, **_: Any) -> list[Any]:
+        return list(groups)
 
-    def generate(self, clips: list[np.ndarray], means: Sequence[Any], cues: Sequence[Any]) -> list[str]:
+    def generate(
+        self, clips: list[np.ndarray], contexts: Sequence[Any], cues: Sequence[Any], emotions: Sequence[str]
+    ) -> list[str]:
         if self.stop_after == 0:
             raise KeyboardInterrupt
         self.stop_after = None if self.stop_after is None else self.stop_after - 1
         captions = [caption_of(clip) for clip in clips]
-        self.told |= dict(zip(captions, zip(means, cues)))
+        self.told |= dict(zip(captions, zip(contexts, cues)))
         return captions
 
 
@@ -79,20 +81,20 @@ def manifest(tmp_path: Path) -> tuple[Path, list[Utterance]]:
 
 
 def test_jobs_of_a_manifest_name_the_speaker(manifest: tuple[Path, list[Utterance]]) -> None:
-    jobs = jobs_of_manifest(manifest[0])
-    assert jobs[0].speaker == "x/a" and jobs[0].condition == "right"
+    jobs = jobs_of_manifest(manifest[0], "speaker")
+    assert jobs[0].group == "x/a" and jobs[0].condition == "right"
     assert with_condition(jobs, manifest[1], "right") == jobs
     assert jobs[0].row("c") == {"id": jobs[0].id, "audio": jobs[0].audio, "caption": "c"}
 
 
 def test_wrong_audio_says_whose_clip_and_voice_is_heard(manifest: tuple[Path, list[Utterance]]) -> None:
-    jobs = jobs_of_manifest(manifest[0])
+    jobs = jobs_of_manifest(manifest[0], "speaker")
     known = {job.id: job for job in jobs}
     wrong = with_condition(jobs, manifest[1], "wrong", 3)
     assert wrong == with_condition(jobs, [], "wrong", 3) != with_condition(jobs, [], "wrong", 4)
     for job in wrong:
         heard = known[job.heard or ""]
-        assert job.heard != job.id and (job.path, job.speaker) == (heard.path, heard.speaker)
+        assert job.heard != job.id and (job.path, job.group) == (heard.path, heard.group)
         assert job.row("c")["condition"] == "wrong" and "made" not in job.row("c")
 
 
@@ -101,7 +103,7 @@ def test_same_words_are_heard_with_another_emotion_of_the_same_speaker(
 ) -> None:
     path, utterances = manifest
     known = {u.id: u for u in utterances}
-    jobs = jobs_of_manifest(path)
+    jobs = jobs_of_manifest(path, "speaker")
     swapped = with_condition(jobs, utterances, "same-words", 0)
     for job, old in zip(swapped[:-1], jobs, strict=False):
         own, heard = known[job.id], known[job.heard or ""]
@@ -118,17 +120,17 @@ def test_same_words_fall_back_on_the_same_gender_and_then_on_a_whisper(
 ) -> None:
     path, utterances = manifest
     kept = [u for u in utterances if u.id in ("a-Kids-sad", "b-Kids-angry", "b-Kids-sad", "c-Kids-happy")]
-    jobs = [job for job in jobs_of_manifest(path) if job.id in {u.id for u in kept}]
+    jobs = [job for job in jobs_of_manifest(path, "speaker") if job.id in {u.id for u in kept}]
     heard = {job.id: job for job in with_condition(jobs, kept, "same-words", 0)}
-    assert heard["a-Kids-sad"].heard == "b-Kids-angry" and heard["a-Kids-sad"].speaker == "x/b"
+    assert heard["a-Kids-sad"].heard == "b-Kids-angry" and heard["a-Kids-sad"].group == "x/b"
     assert heard["b-Kids-angry"].heard == "b-Kids-sad"
-    assert heard["c-Kids-happy"].made == "whisper" and heard["c-Kids-happy"].speaker is None
+    assert heard["c-Kids-happy"].made == "whisper" and heard["c-Kids-happy"].group is None
     assert all(job.made == "whisper" for job in with_condition(jobs, [], "same-words"))
 
 
 def test_an_unknown_condition_is_refused_and_named(manifest: tuple[Path, list[Utterance]]) -> None:
     with pytest.raises(UserError, match="silence, noise"):
-        with_condition(jobs_of_manifest(manifest[0]), [], "muffled")
+        with_condition(jobs_of_manifest(manifest[0], "speaker"), [], "muffled")
 
 
 @pytest.mark.parametrize("condition", [c for c in CONDITIONS if c != "right"])
@@ -136,7 +138,7 @@ def test_rows_say_what_was_heard(
     condition: str, manifest: tuple[Path, list[Utterance]], tmp_path: Path
 ) -> None:
     path, utterances = manifest
-    jobs = with_condition(jobs_of_manifest(path), utterances, condition, 0)
+    jobs = with_condition(jobs_of_manifest(path, "speaker"), utterances, condition, 0)
     ear: Any = Ear()
     rows, errors = caption_jobs(ear, jobs, tmp_path / "out.jsonl", {}, 2)
     assert not errors and [row["id"] for row in rows] == [job.id for job in jobs]
@@ -154,33 +156,33 @@ def test_rows_say_what_was_heard(
 def test_made_sound_does_not_depend_on_the_company_it_is_in(
     manifest: tuple[Path, list[Utterance]], tmp_path: Path
 ) -> None:
-    jobs = with_condition(jobs_of_manifest(manifest[0]), manifest[1], "noise", 5)
+    jobs = with_condition(jobs_of_manifest(manifest[0], "speaker"), manifest[1], "noise", 5)
     ear: Any = Ear()
     together = {row["id"]: row["caption"] for row in caption_jobs(ear, jobs, None, {}, 2)[0]}
     alone = {job.id: caption_jobs(ear, [job], None, {}, 1)[0][0]["caption"] for job in jobs}
-    other = with_condition(jobs_of_manifest(manifest[0]), manifest[1], "noise", 6)
+    other = with_condition(jobs_of_manifest(manifest[0], "speaker"), manifest[1], "noise", 6)
     assert together == alone
     assert len(set(alone.values())) == len(jobs)
     assert together != {row["id"]: row["caption"] for row in caption_jobs(ear, other, None, {}, 2)[0]}
 
 
 def test_speaker_and_cues_are_those_of_what_is_heard(manifest: tuple[Path, list[Utterance]]) -> None:
-    jobs = [replace(job, cues=f"cues of {job.id}") for job in jobs_of_manifest(manifest[0])]
+    jobs = [replace(job, cues=f"cues of {job.id}") for job in jobs_of_manifest(manifest[0], "speaker")]
     known = {job.id: job for job in jobs}
     for condition in CONDITIONS:
         changed = with_condition(jobs, manifest[1], condition)
         ear: Any = Ear()
-        caption_jobs(ear, changed, None, {}, 4)
+        caption_jobs(ear, changed, None, {}, 4, every=jobs, kind="speaker")
         for job in changed:
             heard = known[job.heard or job.id]
-            wanted = (None, None) if job.made else (heard.speaker, heard.cues)
+            wanted = (None, None) if job.made else (heard.group, heard.cues)
             assert ear.told[caption_of(job.sound(30.0))] == wanted
 
 
 def test_a_bad_file_under_a_condition_is_reported_and_the_rest_captioned(
     manifest: tuple[Path, list[Utterance]], tmp_path: Path
 ) -> None:
-    jobs = with_condition(jobs_of_manifest(manifest[0])[:4], manifest[1], "whisper")
+    jobs = with_condition(jobs_of_manifest(manifest[0], "speaker")[:4], manifest[1], "whisper")
     jobs[1].path.write_text("not sound")
     ear: Any = Ear()
     rows, errors = caption_jobs(ear, jobs, None, {}, 2)
@@ -193,7 +195,7 @@ def test_a_bad_file_under_a_condition_is_reported_and_the_rest_captioned(
 def test_a_stopped_run_of_made_sound_goes_on_where_it_stopped(
     manifest: tuple[Path, list[Utterance]], tmp_path: Path
 ) -> None:
-    jobs = with_condition(jobs_of_manifest(manifest[0]), manifest[1], "noise")
+    jobs = with_condition(jobs_of_manifest(manifest[0], "speaker"), manifest[1], "noise")
     ear: Any = Ear()
     whole, _ = caption_jobs(ear, jobs, None, {}, 1)
     ear = Ear()
@@ -215,5 +217,5 @@ def test_a_job_is_kept_under_all_that_is_heard() -> None:
 def test_nothing_of_a_voice_comes_beside_made_sound(
     condition: str, manifest: tuple[Path, list[Utterance]]
 ) -> None:
-    jobs = with_condition(jobs_of_manifest(manifest[0]), manifest[1], condition)
-    assert {(job.speaker, job.cues) for job in jobs} == {(None, None)}
+    jobs = with_condition(jobs_of_manifest(manifest[0], "speaker"), manifest[1], condition)
+    assert {(job.group, job.cues) for job in jobs} == {(None, None)}

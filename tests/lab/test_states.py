@@ -23,7 +23,6 @@ from aligncap.lab.states import (
     run_states,
 )
 from aligncap.models.checkpoints import load_checkpoint
-from aligncap.models.speakers import speaker_name
 from aligncap.text.prompts import response_ids, teacher_prompt
 from aligncap.utils.errors import UserError
 
@@ -113,21 +112,6 @@ def test_wrong_audio_is_another_clip_under_the_same_caption(adapter, manifest, c
         other.captions = own.captions
     again = collect_states(adapter, config(manifest, batch_size=2), [swapped[0], swapped[1]])
     assert torch.allclose(again["after"][0][0], collected["after_wrong"][0][0], atol=1e-4)
-
-
-def test_a_model_that_hears_clips_against_their_speakers_is_given_the_speakers(tmp_path, manifest):
-    model, processor = make_model(speaker_relative=True)
-    model.save_pretrained(tmp_path)
-    processor.save_pretrained(tmp_path)
-    utterances = read_manifest(manifest)
-    known = collect_states(tmp_path, config(manifest), utterances)
-    nameless = tmp_path / "m.jsonl"
-    for u in utterances:
-        u.root, u.speaker = str(manifest.parent), None
-    write_manifest(nameless, utterances)
-    assert speaker_name(utterances[0]) is None
-    unknown = collect_states(tmp_path, config(nameless), utterances)
-    assert not torch.allclose(known["before"][0], unknown["before"][0], atol=1e-3)
 
 
 def test_clips_without_text_are_all_named(tmp_path, manifest):

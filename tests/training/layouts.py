@@ -179,7 +179,7 @@ def collect(
 
 def pick(everything: dict[str, Tensor], audio: str, teacher: str) -> dict[str, Tensor]:
     """What one layout reads of a batch."""
-    names = ("input_ids", "attention_mask", "labels", "speaker_means", *AUDIO[audio], *TEACHER[teacher])
+    names = ("input_ids", "attention_mask", "labels", *AUDIO[audio], *TEACHER[teacher])
     return {name: everything[name] for name in names if name in everything}
 
 
@@ -312,8 +312,6 @@ def trl_batch(rows: list[dict[str, Any]], processor: Any) -> dict[str, Tensor]:
         completion[i, len(prompt) : end] = 1
     batch = {"input_ids": ids, "attention_mask": mask, "completion_mask": completion}
     batch |= processor.log_mel([row["samples"] for row in rows] * 2)
-    if "speaker_mean" in rows[0]:
-        batch["speaker_means"] = torch.stack([row["speaker_mean"] for row in rows] * 2)
     return batch
 
 
@@ -371,7 +369,7 @@ class Pairs:
                 row["frames"] = base.model.encode_audio(**processor.log_mel([row["samples"]])).frames[0]
             tokens = [processor.audio_token_id] * processor.tokens_of_frames(len(row["frames"]))
             row["prompt_ids"] = [*before, *tokens, *after]
-            rows.append(row | ({"speaker_mean": row["frames"].mean(0)} if processor.speaker_relative else {}))
+            rows.append(row)
         trainer: Any = SpeechDPOTrainer(base, self.args, processor, rows)  # type: ignore[arg-type]
         self.model: Any = trainer.model.train()
         generator = torch.Generator().manual_seed(0)

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 from preferring import TOLERANCE, equal_adapters, log, options, run
-from tiny import save_model
 from torch.nn import functional as F
 
 from aligncap.models.checkpoints import load_checkpoint, load_folder
@@ -154,13 +153,6 @@ def test_a_run_with_the_cached_reference_equals_a_live_one(preferred, tmp_path, 
 
 def test_the_first_loss_is_ln_2(preferred):
     assert log(preferred)[0] == pytest.approx(0.6931, abs=1e-3)
-
-
-@pytest.mark.parametrize("cache", ["yes", "no"])
-def test_both_captions_of_a_pair_are_of_one_speaker(tmp_path, pairs, cache):
-    save_model(tmp_path / "start", projector_dropout=0.0, speaker_relative=True, speaker_dropout=0.9)
-    run(tmp_path / "run", tmp_path / "start", pairs, max_steps=1, reference_cache=cache)
-    assert log(tmp_path / "run")[0] == pytest.approx(0.6931, abs=1e-4)
 
 
 def test_margins_grow_and_the_start_stays_what_it_was(preferred, start):

@@ -42,7 +42,7 @@ def folder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def distill(folder, manifest, parts) -> dict[str, Any]:
     """Two rates and a live teacher; eight clips a step; dev batches that two processes share unevenly."""
-    exact = {"projector_dropout": 0.0, "speaker_dropout": 0.0, "teacher_cache": "no"}
+    exact = {"projector_dropout": 0.0, "teacher_cache": "no"}
     exact |= {"dev_manifest": str(manifest), "eval_steps": 2, "per_device_eval_batch_size": 3}
     return (
         SHARED

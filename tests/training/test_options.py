@@ -142,7 +142,7 @@ def test_the_untrained_student_is_of_the_students_architecture(parts, manifest, 
     untrained, student = (load_folder(tmp_path / name / "base")[0] for name in ("untrained", "distill"))
     ours, theirs = ({**m.config.to_dict(), "_name_or_path": ""} for m in (untrained, student))
     assert ours == theirs
-    assert untrained.config.speaker_relative and untrained.config.max_response_tokens == 50
+    assert untrained.config.speakers and untrained.config.max_response_tokens == 50
     assert untrained.model.multi_modal_projector.feature_mean.abs().sum() > 0  # fitted, not aligned
     assert not (tmp_path / "untrained/align.jsonl").exists()
     assert (tmp_path / "untrained/provenance.json").is_file()

@@ -23,7 +23,6 @@ from aligncap.models.checkpoints import build
 from aligncap.training.align import align
 from aligncap.training.data import TextDataset
 from aligncap.training.preference_data import PreferenceDataset
-from aligncap.utils.errors import UserError
 
 QUIET = {"report_to": "none", "disable_tqdm": True, "precision": "float32", "logging_steps": 1}
 
@@ -74,13 +73,11 @@ def test_features_cached_by_one_argument_give_the_losses_of_features_encoded_in_
     assert list((tmp_path / "cache").iterdir()) and found[0] == pytest.approx(found[1], rel=1e-4)
 
 
-def test_a_speaker_relative_student_is_aligned_and_trained(manifest, tmp_path):
-    model, processor = make_model(speaker_relative=True, pool_size=4)
-    with pytest.raises(UserError, match="give model and cache_dir"):
-        SpeechDataset.from_manifest(manifest, processor)
+def test_a_student_with_word_tokens_is_aligned_and_trained(manifest, tmp_path):
+    model, processor = make_model(speakers=["woman", "man"], emotions=["angry", "calm"], pool_size=4)
     data = SpeechDataset.from_manifest(manifest, processor, model=model, cache_dir=tmp_path, teacher=False)
     losses = align(model, data.inputs, data.rows.clips, steps=30, learning_rate=1e-2)
-    assert losses[-1] < losses[0] and "speaker_mean" in data[0]
+    assert losses[-1] < losses[0]
     args = SpeechSFTConfig(output_dir=str(tmp_path / "run"), max_steps=2, **QUIET)
     trainer = SpeechSFTTrainer(model=model, args=args, train_dataset=data, processing_class=processor)
     trainer.train()

@@ -43,7 +43,6 @@ def options(
         "disable_tqdm": True,
         "lora_dropout": 0.2,
         "projector_dropout": 0.3,
-        "speaker_dropout": 0.3,
         "encoder_layer": "2",
         "projector_hidden": 24,
         "align_steps": 3,

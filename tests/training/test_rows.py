@@ -18,7 +18,6 @@ from aligncap.training.data import (
     SpeechDataset,
     TextDataset,
     balanced,
-    cached_inputs,
     read_clips,
     tokenize_responses,
 )
@@ -60,17 +59,11 @@ def test_a_run_reads_each_manifest_once(parts, manifest, tmp_path, read):
 
 
 def test_a_run_on_pairs_reads_each_manifest_once(pairs, manifest, tmp_path, read):
-    start = save_model(tmp_path / "start", speaker_relative=True)
+    start = save_model(tmp_path / "start", emotions=["angry", "calm"])
     options = {"model": str(start), "train_pairs": str(pairs), "dev_manifest": str(manifest), "dev_clips": 2}
     options |= {"cache_dir": str(tmp_path / "cache"), **QUIET}
     run_dpo(SpeechDPOConfig(output_dir=str(tmp_path / "run"), **options))
     assert read == ["train.jsonl", "train.jsonl"]  # of the pairs, and for the dev score
-
-
-def test_speakers_share_one_mean(manifest, tmp_path):
-    model, processor = make_model(speaker_relative=True)
-    inputs = cached_inputs(model, processor, [read_clips(str(manifest))], tmp_path)
-    assert len(inputs.means) == 8 and len({id(mean) for mean in inputs.means.values()}) == 2
 
 
 def test_rows_are_tokens_in_one_array_and_prompts_are_made_when_they_are_read(manifest, monkeypatch):

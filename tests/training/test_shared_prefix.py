@@ -49,15 +49,12 @@ def batch_of(processor, clips=CLIPS, captions=CAPTIONS, cached=None):
     """A batch of the collator; `cached`: a model whose pooled frames stand in the batch, not samples."""
     around = ClipInputs(processor).around()
     rows = []
-    for number, (clip, (chosen, rejected)) in enumerate(zip(clips, captions)):
+    for clip, (chosen, rejected) in zip(clips, captions):
         count = processor.num_audio_tokens(len(clip))
         row = {"prompt_ids": [*around[0], *[processor.audio_token_id] * count, *around[1]], "samples": clip}
         if cached is not None:
             with torch.no_grad():
                 row["frames"] = cached.model.encode_audio(**processor.log_mel([clip])).frames[0]
-        if processor.speaker_relative:
-            mean = torch.randn(3 + 1, 16, generator=torch.Generator().manual_seed(number))
-            row["speaker_mean"] = mean * torch.nan if number == 1 else mean  # the second is unknown
         row["chosen_ids"] = response_ids(processor.tokenizer, chosen, 64)
         row["rejected_ids"] = response_ids(processor.tokenizer, rejected, 64)
         rows.append(row)
@@ -115,12 +112,10 @@ def test_packed_pairs_equal_plain_rows_in_every_family(name, attention, tmp_path
 
 
 @pytest.mark.parametrize("cached", [True, False])
-def test_a_speaker_relative_model_hears_both_captions_against_one_voice(cached, tmp_path):
-    model, processor = make_model(
-        encoder_layer="mix", projector_dropout=0.0, speaker_relative=True, speaker_dropout=0.0
-    )
+def test_a_model_with_word_tokens_scores_alike_in_both_forms(cached, tmp_path):
+    words = {"speakers": ["woman", "man"], "emotions": ["angry", "calm"]}
+    model, processor = make_model(encoder_layer="mix", projector_dropout=0.0, **words)
     batch = batch_of(processor, cached=model if cached else None)
-    assert batch["speaker_means"].shape[0] == 3 and batch["speaker_means"].isnan().any()
     assert ("audio_frames" in batch) == cached
     agree(adapted(model, tmp_path), batch)
 

@@ -21,7 +21,6 @@ def arguments(out, manifest, parts, **more) -> DistillConfig:
         "encoder_layer": "2",
         "projector_hidden": 24,
         "projector_dropout": 0.0,
-        "speaker_dropout": 0.0,
         "lora_dropout": 0.0,
         "align_steps": 5,
         "max_steps": 3,

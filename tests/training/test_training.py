@@ -49,7 +49,6 @@ def speech_options(out, manifest, parts, **more):
         "encoder_layer": "2",
         "projector_hidden": 24,
         "projector_dropout": 0.0,
-        "speaker_dropout": 0.0,
         "cache_dir": str(cache),
     } | more
     return options(out, manifest, parts, **more)

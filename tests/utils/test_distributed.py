@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -144,18 +145,22 @@ def test_alone_nothing_is_set_up(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def relative():
-    """A model that hears clips against their speaker, whose voices are work to share too."""
-    return Captioner(*make_model(seed=3, speaker_relative=True))
+    """A model that hears clips beside others of their session, which are work to share too."""
+    model, processor = make_model(seed=3, emotions=["angry", "calm"])
+    model.model.multi_modal_projector.emotion.weight.normal_(0, 9)
+    return Captioner(model, processor)
 
 
 def test_captions_of_processes_are_those_of_one(relative: Captioner, manifest: Path, tmp_path: Path) -> None:
-    jobs = jobs_of_manifest(manifest)
+    jobs = [replace(job, group="a") for job in jobs_of_manifest(manifest)]
 
     def stage(out: Path) -> Callable[[Group], Any]:
-        return lambda group: caption_jobs(relative, jobs, out, {}, 2, group=group, max_new_tokens=6)
+        return lambda group: caption_jobs(
+            relative, jobs, out, {}, 2, kind="speaker", group=group, max_new_tokens=6
+        )
 
     one = stage(tmp_path / "one")(ALONE)
-    assert any(mean is not None for mean in relative.speaker_means([j.path for j in jobs], ["a"] * 8))
+    assert any(c is not None for c in relative.contexts([j.path for j in jobs], ["a"] * 8, "speaker"))
     assert run(2, stage(tmp_path / "two")) == [one] * 2
     assert run(3, stage(tmp_path / "three")) == [one] * 3
     files = [(tmp_path / name).read_bytes() for name in ("one", "two", "three")]
