@@ -1,6 +1,8 @@
 """Sizes of the code against their limits; blank lines and comments count. Exit code 1: a limit is passed.
 
-The limits keep what was reached; the goal is 18,000 lines in 115 files, Any on 150 lines.
+The limits keep what was reached, and grow only with what the package can do. The goal before single clips,
+confidence and people's words came in was 18,000 lines in 115 files, Any on 150 lines; reached were 21,575,
+114 and 105.
 """
 
 from __future__ import annotations
@@ -23,15 +25,15 @@ def main() -> int:
     package, scripts = lines_of("aligncap", ".py"), lines_of("scripts", ".py", ".sh")
     longest = sorted(package, key=lambda path: -len(package[path]))
     rows = (
-        ("package, lines", sum(map(len, package.values())), 22_000),
-        ("package, files", len(package), 120),
+        ("package, lines", sum(map(len, package.values())), 23_300),
+        ("package, files", len(package), 125),
         ("package, lines of the longest file", len(package[longest[0]]), 450),
         (
             "package, lines with the word Any",
             sum(1 for line in sum(package.values(), []) if has_any(line)),
-            225,
+            150,
         ),
-        ("scripts, lines", sum(map(len, scripts.values())), 2_300),
+        ("scripts, lines", sum(map(len, scripts.values())), 2_320),
         ("tests, lines", sum(map(len, lines_of("tests", ".py").values())), None),
     )
     for name, size, limit in rows:

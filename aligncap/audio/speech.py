@@ -1,9 +1,9 @@
 """Whether anybody speaks in a clip: the gate before the model, which else would caption silence and music.
 
 The network is silero-vad's (https://github.com/snakers4/silero-vad, MIT), its weights read from the wheel's
-safetensors. All frames go through it at once; nothing of the package is imported, which would set torch's
-threads to one. Its probabilities are not those of the package's `silero_vad.jit`: on one RAVDESS clip they
-differed by .0008 (median of frames) and by .24 at the end of the speech; why is not known.
+safetensors and its layers those of the wheel's `tinygrad_model.py`. All frames go through it at once; nothing
+of the package is imported, which would set torch's threads to one. The package's `silero_vad.jit` is another
+release of the network: on one RAVDESS clip .0008 apart (median of frames), .24 at the end of the speech.
 """
 
 from __future__ import annotations

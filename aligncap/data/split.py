@@ -1,10 +1,10 @@
-"""Identical clips, and parts of a corpus that share no speaker."""
+"""Identical clips, parts of a corpus that share no speaker, and clips repeated so that labels count alike."""
 
 from __future__ import annotations
 
 import logging
 import random
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ from aligncap.utils.errors import UserError, UserErrors, natural, nearest
 from aligncap.utils.options import Config, NaturalInt, option
 
 _log = logging.getLogger(__name__)
+MOST_REPEATS = 4  # of a clip, in balancing
 
 
 @dataclass
@@ -222,3 +223,25 @@ def join_manifests(paths: Sequence[str | Path], out: str | Path) -> list[Utteran
     joined = [u for utterances in parts.values() for u in utterances]
     write_manifest(out, joined)
     return joined
+
+
+def balanced(utterances: Sequence[Utterance]) -> list[int]:
+    """Places of the utterances, those of rarer emotion labels repeated until labels count about alike, and
+    within a label its corpora.
+
+    A label that the model never names costs the same whether it is rare or frequent, so it must be learnt
+    alike; so must a small corpus, whose rooms and voices are as many as a large one's. A clip stands at most
+    `MOST_REPEATS` times, one without a label once.
+    """
+    kinds = [(u.emotion, u.corpus) for u in utterances if u.emotion]
+    counts, labels = Counter(kinds), Counter(label for label, _ in kinds)
+    corpora = Counter(label for label, _ in counts)
+    most = max(labels.values(), default=0)
+    times = {
+        kind: max(1, min(MOST_REPEATS, round(most / corpora[kind[0]] / count)))
+        for kind, count in counts.items()
+    }
+    if max(times.values(), default=1) > 1:
+        shown = ", ".join(f"{n} {k[0]} of {k[1]} × {times[k]}" for k, n in sorted(counts.items()))
+        _log.info("balanced: %s; without a label: %d", shown, len(utterances) - len(kinds))
+    return [i for i, u in enumerate(utterances) for _ in range(times.get((u.emotion or "", u.corpus), 1))]

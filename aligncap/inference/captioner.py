@@ -191,9 +191,9 @@ class Captioner:
             wanted: the groups that matter, by default all; what is given for others is not to be used.
             group: the processes that share the work; each must call.
         """
-        projector = self.model.model.multi_modal_projector
-        if projector.emotion is None:
+        if not self.model.config.emotions or not any(groups):
             return [None] * len(audio)
+        projector = self.model.model.multi_modal_projector
         usual = projector.emotion.usual.cpu()
         members = chosen_clips(groups, FEWEST[kind])
         if wanted is not None:

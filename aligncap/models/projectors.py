@@ -28,7 +28,7 @@ class WordToken(nn.Module):
     """One token that names a property of the whole clip: a mixture of the LLM's embeddings of words for it.
 
     The words' shares come from a logistic regression on the encoder's hidden states, averaged over the clip
-    (`training.align.fit_words`). It is not trained further: a linear reading of several layers carries over
+    (`training.words.fit_words`). It is not trained further: a linear reading of several layers carries over
     to corpora that were not trained on, where hidden layers that are trained with the rest do not
     (docs/log.md).
 

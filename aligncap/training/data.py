@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import re
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from transformers import PreTrainedTokenizerBase
 from aligncap.audio.augment import through_channel
 from aligncap.audio.files import SAMPLE_RATE, info, load_audio
 from aligncap.data.manifest import Utterance, audio_files, read_manifest
+from aligncap.data.split import balanced
 from aligncap.models.modeling_aligncap import AlignCapForConditionalGeneration
 from aligncap.models.processing_aligncap import AlignCapProcessor
 from aligncap.text.prompts import end_token_id, measured_cues, teacher_prompt
@@ -33,7 +33,6 @@ from aligncap.utils.errors import UserError, UserErrors
 from aligncap.utils.tensor_cache import TensorCache
 
 _log = logging.getLogger(__name__)
-MOST_REPEATS = 4  # of a clip, in balancing
 MOST_CUT = 0.01  # share of captions that may be longer than the limit
 
 
@@ -77,28 +76,6 @@ def read_clips(manifest: str, *, captions: bool = True, p_act: bool = False) -> 
     if errors:
         raise UserErrors(errors)
     return Clips(manifest, utterances, *audio_files(manifest, utterances))
-
-
-def balanced(utterances: Sequence[Utterance]) -> list[int]:
-    """Places of the utterances, those of rarer emotion labels repeated until labels count about alike, and
-    within a label its corpora.
-
-    A label that the model never names costs the same whether it is rare or frequent, so it must be learnt
-    alike; so must a small corpus, whose rooms and voices are as many as a large one's. A clip stands at most
-    `MOST_REPEATS` times, one without a label once.
-    """
-    kinds = [(u.emotion, u.corpus) for u in utterances if u.emotion]
-    counts, labels = Counter(kinds), Counter(label for label, _ in kinds)
-    corpora = Counter(label for label, _ in counts)
-    most = max(labels.values(), default=0)
-    times = {
-        kind: max(1, min(MOST_REPEATS, round(most / corpora[kind[0]] / count)))
-        for kind, count in counts.items()
-    }
-    if max(times.values(), default=1) > 1:
-        shown = ", ".join(f"{n} {k[0]} of {k[1]} × {times[k]}" for k, n in sorted(counts.items()))
-        _log.info("balanced: %s; without a label: %d", shown, len(utterances) - len(kinds))
-    return [i for i, u in enumerate(utterances) for _ in range(times.get((u.emotion or "", u.corpus), 1))]
 
 
 def refuse_special_tokens(

@@ -9,17 +9,15 @@ from aligncap.data.manifest import Utterance
 from aligncap.models.checkpoints import load_folder, save_whole
 from aligncap.models.projectors import clip_means
 from aligncap.training.align import (
-    _even,
     _mean,
     align_projector,
     clue_targets,
     contrastive_loss,
     count_targets,
-    emotion_labels,
-    fit_words,
 )
 from aligncap.training.collators import stack_frames
 from aligncap.training.data import ClipInputs
+from aligncap.training.words import _even, emotion_labels, fit_words
 
 
 def utterance(i: int, clues: list[list[str]], gender: str | None = None) -> Utterance:

@@ -106,7 +106,7 @@ def test_rare_labels_are_repeated_four_times_at_most(caplog):
             "calm": 2,
             "disgusted": 4,
         }
-    assert "2 disgusted × 4" in caplog.text and "without a label: 0" in caplog.text
+    assert "2 disgusted of c × 4" in caplog.text and "without a label: 0" in caplog.text
 
 
 def test_clips_without_a_label_stand_once_and_count_for_nothing():
