@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from tiny import make_model, make_tokenizer, save_model
 
 from aligncap.data import manifest as manifests
@@ -18,7 +19,9 @@ from aligncap.training.data import (
     SpeechDataset,
     TextDataset,
     balanced,
+    cached_inputs,
     read_clips,
+    speech_datasets,
     tokenize_responses,
 )
 from aligncap.training.distill import DistillConfig, run_distill
@@ -64,6 +67,24 @@ def test_a_run_on_pairs_reads_each_manifest_once(pairs, manifest, tmp_path, read
     options |= {"cache_dir": str(tmp_path / "cache"), **QUIET}
     run_dpo(SpeechDPOConfig(output_dir=str(tmp_path / "run"), **options))
     assert read == ["train.jsonl", "train.jsonl"]  # of the pairs, and for the dev score
+
+
+def test_every_second_caption_is_heard_through_another_channel_and_dev_never(manifest, tmp_path):
+    model, processor = make_model(pool_size=4)
+    clips = read_clips(str(manifest))
+    for u in clips.utterances:
+        u.captions = ["He sounds calm.", "A calm voice.", "Calm."]
+        u.p_act = ["Voice: calm."] * 3
+    rows = [CaptionRows.of(clips, processor.tokenizer, max_response_tokens=64)] * 2
+    cached = cached_inputs(model, processor, [clips, clips], tmp_path, augment=True)
+    train, dev = speech_datasets(rows, cached)
+    live, _ = speech_datasets(rows, cached.live())
+    plain, other, again = (train[i]["frames"] for i in range(3))
+    assert torch.equal(plain, again) and not torch.allclose(plain, other)
+    assert all(torch.equal(dev[i]["frames"], plain) for i in range(3))
+    for i in range(3):  # encoded when it is read: the same channel
+        encoded = model.model.encode_audio(**processor.log_mel([live[i]["samples"]])).frames[0]
+        assert torch.allclose(encoded, train[i]["frames"], atol=1e-4)
 
 
 def test_rows_are_tokens_in_one_array_and_prompts_are_made_when_they_are_read(manifest, monkeypatch):
