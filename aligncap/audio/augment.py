@@ -22,8 +22,8 @@ def through_channel(samples: np.ndarray, key: str) -> np.ndarray:
 
     Who speaks and how is not touched: no change of pitch, rate or dynamics. Drawn anew for each clip: a
     smooth equaliser (6 dB at 6 points, in four of five), a room (reverberation time .1 to .7 s, in half),
-    band limits (in three of ten), coloured noise 8 to 40 dB below the clip (in three of five), 8-bit µ-law (in
-    three of twenty), and a level.
+    band limits (in three of ten), coloured noise 8 to 40 dB below the clip (in three of five), 8-bit µ-law
+    (in three of twenty), and a level.
 
     Args:
         samples: (n,) at 16 kHz.

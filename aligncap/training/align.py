@@ -154,7 +154,9 @@ def align(
     steps: int = 400,
     **options: Any,
 ) -> list[float]:
-    """Fit the projector of `model` to the features of `clips`, and align it with their texts.
+    """Fit the projector of `model` to the features of `clips`, and align it with their texts and labels.
+
+    With 0 steps features are standardised and nothing is learnt: tokens that are words say all words alike.
 
     Args:
         inputs: of the clips, with cached features (`data.cached_inputs`).
@@ -171,9 +173,9 @@ def align(
     first = dict(zip(reversed(clips.keys), reversed(clips.utterances), strict=True))  # each sound once
     once = list(dict.fromkeys(clips.keys))
     projector.fit(*feature_statistics(_Read(inputs.features, once)), embedding_rms(table))
-    fit_words(model, inputs, once, [first[key] for key in once])
     if not steps:
         return []
+    fit_words(model, inputs, once, [first[key] for key in once])
     return align_projector(
         projector,
         table.weight.detach(),

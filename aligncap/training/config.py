@@ -206,7 +206,9 @@ class StudentConfig(CaptionConfig):
         "clues",
         "Projector alignment: to the words of P_act (clues), or clip to text (contrastive, CL-Align).",
     )
-    align_steps: NaturalInt = option(400, "Steps of projector alignment before decoding; 0: none.")
+    align_steps: NaturalInt = option(
+        400, "Steps of projector alignment before decoding; 0: none, and words of tokens are not fitted."
+    )
     align_learning_rate: PositiveFloat = option(1e-3, "Its learning rate.")
     cache_dir: str = option("runs/cache", "Folder of the caches.")
 
