@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from functools import cached_property, partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, cast, overload
 
@@ -16,7 +17,7 @@ from transformers import BatchFeature, GenerationConfig, LogitsProcessorList
 
 from aligncap.audio import speech
 from aligncap.audio.files import SAMPLE_RATE, AudioError, load_audio, prepare_samples
-from aligncap.inference.confidence import Calibration, EmotionMass, Named, first_tokens
+from aligncap.inference.confidence import Calibration, EmotionMass, Named, first_tokens, spellings
 from aligncap.models.checkpoints import load_for_inference
 from aligncap.models.context import FEWEST, Kind, chosen_clips, offset
 from aligncap.models.modeling_aligncap import AlignCapForConditionalGeneration
@@ -67,6 +68,7 @@ class Captioner:
         self.processor = processor
         self.gate = gate
         self.calibration = calibration or Calibration()
+        self._outside: dict[frozenset[str], list[list[int]]] = {}
 
     @classmethod
     def from_pretrained(
@@ -302,10 +304,11 @@ class Captioner:
 
     def _words_outside(self, emotions: Collection[str]) -> list[list[int]]:
         """Token ids of the words of all other emotions, whose last token is then never written."""
-        words = forms_outside(emotions)
-        texts = [start + form for word in words for form in (word, word.capitalize()) for start in (" ", "")]
-        ids = self.processor.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
-        return [list(row) for row in dict.fromkeys(map(tuple, ids))]
+        named = frozenset(emotions)
+        if named not in self._outside:  # the same for every batch
+            rows = chain.from_iterable(spellings(self.processor.tokenizer, forms_outside(emotions)))
+            self._outside[named] = [list(row) for row in dict.fromkeys(map(tuple, rows))]
+        return self._outside[named]
 
     def inputs(
         self,

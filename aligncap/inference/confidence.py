@@ -80,14 +80,20 @@ class Calibration:
         return weights / weights.sum(-1, keepdims=True)
 
 
+def spellings(tokenizer: PreTrainedTokenizerBase, words: Collection[str]) -> list[list[list[int]]]:
+    """Token ids of each word as a caption may have it: with and without space, capitalised and not."""
+    texts = [start + form for word in words for form in (word, word.capitalize()) for start in (" ", "")]
+    ids = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+    return [ids[place : place + 4] for place in range(0, len(ids), 4)]
+
+
 def first_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, list[int]]:
-    """Tokens that begin words of one label alone, by label: with and without space, capitalised and not."""
-    forms = english_forms()
-    texts = [start + form for word in forms for form in (word, word.capitalize()) for start in (" ", "")]
-    whose = [label for label in forms.values() for _ in range(4)]
+    """Tokens that begin words of one label alone, by label, in any of their `spellings`."""
     begun: dict[int, set[str]] = {}
-    for row, label in zip(tokenizer(texts, add_special_tokens=False)["input_ids"], whose, strict=True):
-        begun.setdefault(row[0], set()).add(label)
+    forms = english_forms()
+    for rows, label in zip(spellings(tokenizer, forms), forms.values(), strict=True):
+        for row in rows:
+            begun.setdefault(row[0], set()).add(label)
     return {label: [token for token, own in begun.items() if own == {label}] for label in labels()}
 
 

@@ -48,9 +48,10 @@ class WordToken(nn.Module):
         self.register_buffer("usual", torch.zeros(words))  # mean logits of training clips
         self.register_buffer("words", torch.zeros(words, text_width))
 
-    def logits(self, means: Tensor) -> Tensor:
-        """(batch, words) of the means of clips (`clip_means`), in float32."""
-        return means.float() @ self.weight.float().T + self.bias.float()
+    def logits(self, means: Tensor, context: Tensor | None = None) -> Tensor:
+        """(batch, words) of the means of clips (`clip_means`), less their `context`, in float32."""
+        logits = means.float() @ self.weight.float().T + self.bias.float()
+        return logits if context is None else logits - context.to(logits)
 
     def forward(self, logits: Tensor) -> Tensor:
         """The token, (batch, 1, text width), of logits (batch, words)."""
@@ -140,16 +141,17 @@ class Projector(nn.Module):
     def emotion_logits(self, frames: Tensor, mask: Tensor, context: Tensor | None = None) -> Tensor:
         """Logits of the emotions, (batch, emotions), float32; needs `emotion`. Arguments as `forward`."""
         assert self.emotion is not None
-        logits = self.emotion.logits(clip_means(frames, mask))
-        return logits if context is None else logits - context.to(logits)
+        return self.emotion.logits(clip_means(frames, mask), context)
 
     def clip_words(self, frames: Tensor, mask: Tensor, context: Tensor | None = None) -> list[Tensor]:
         """The tokens that are words, (batch, 1, text width) each: who speaks, which emotion."""
-        tokens = []
+        if not self.word_tokens:
+            return []
+        means, tokens = clip_means(frames, mask), []
         if self.speaker is not None:
-            tokens.append(self.speaker(self.speaker.logits(clip_means(frames, mask))))
+            tokens.append(self.speaker(self.speaker.logits(means)))
         if self.emotion is not None:
-            tokens.append(self.emotion(self.emotion_logits(frames, mask, context)))
+            tokens.append(self.emotion(self.emotion.logits(means, context)))
         return tokens
 
     def forward(self, frames: Tensor, mask: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
