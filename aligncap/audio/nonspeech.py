@@ -1,7 +1,7 @@
 """Made sounds in which nobody speaks: silence, noise, hum, clicks, breath, music.
 
-They measure the voice-activity gate (`audio.speech`) and serve as training rows whose caption is "No speech
-is heard.". Each can be made again from its kind, length and seed.
+They measure the voice-activity gate (`audio.speech`): `scripts/benchmarks/measures.py gate`. Each can be
+made again from its kind, length and seed.
 """
 
 from __future__ import annotations

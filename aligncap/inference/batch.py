@@ -73,6 +73,9 @@ class CaptionConfig(Config):
         True,
         "Of a clip without speech say so, and do not ask the model; other conditions are to test the model.",
     )
+    proofread: bool = option(
+        True, "Write a greedy caption again that contradicts or repeats itself or names no emotion."
+    )
     confidence: bool = option(
         False, "Write into each row the emotion that is named and how likely it is, as calibrated on dev."
     )
@@ -96,8 +99,6 @@ class CaptionConfig(Config):
             errors.append("name sound files or folders, or one --manifest M.jsonl")
         if self.speaker and self.session:
             errors.append("speaker and session: choose one")
-        if self.beams > 1 and (self.confidence or self.min_confidence is not None):
-            errors.append(f"confidence: not with beams={self.beams}; decode with 1 beam")
         return errors
 
     @property
@@ -116,7 +117,7 @@ def run_caption(config: CaptionConfig) -> int:
     jobs = with_condition(every, utterances, config.condition, config.seed)
     dtype = dtype_name(config.dtype, config.device)
     group, device = launched(config.device)
-    captioner = Captioner.from_pretrained(config.model, device=device, dtype=dtype)
+    captioner = Captioner.from_pretrained(config.model, device, dtype, proofread=config.proofread)
     limit = config.max_new_tokens or captioner.model.config.max_response_tokens
     options: dict[str, object] = {"num_beams": config.beams, "max_new_tokens": limit}
     if config.temperature:
@@ -128,6 +129,7 @@ def run_caption(config: CaptionConfig) -> int:
         "emotions": config.emotions,
         "context": config.kind,
         "speech_gate": config.speech_gate,
+        "proofread": config.proofread,
         **options,
     }
     if sure := config.confidence or config.min_confidence is not None:

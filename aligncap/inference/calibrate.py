@@ -15,7 +15,8 @@ from torch import Tensor
 from aligncap.data.manifest import read_manifest
 from aligncap.inference.batch import Job, job_of, over_clips, with_condition
 from aligncap.inference.captioner import Captioner
-from aligncap.inference.confidence import FILE, Calibration
+from aligncap.inference.confidence import Calibration
+from aligncap.models.checkpoints import CALIBRATION
 from aligncap.models.precision import dtype_name
 from aligncap.text.emotions import labels
 from aligncap.utils.errors import UserError
@@ -69,13 +70,13 @@ def run_calibrate(config: CalibrateConfig) -> int:
     own, contentless = (np.array([row for _, row in part.values()]) for part in (heard, nothing))
     calibration, losses = fit(own, named, right, contentless.reshape(-1, len(labels())))
     record = {**asdict(calibration), "manifest": Path(config.manifest).name, "clips": len(own), **losses}
-    write_json(Path(config.model) / FILE, record)
+    write_json(Path(config.model) / CALIBRATION, record)
     for error in errors:
         print(error, file=sys.stderr)
     prior = "that of noise" if calibration.prior else "all alike"
     print(
-        f"{Path(config.model) / FILE}: temperature {calibration.temperature:.2f}, prior {prior}; log-loss of "
-        f"{len(own)} clips {losses['loss']:.3f}, before {losses['loss_before']:.3f}"
+        f"{Path(config.model) / CALIBRATION}: temperature {calibration.temperature:.2f}, prior {prior}; "
+        f"log-loss of {len(own)} clips {losses['loss']:.3f}, before {losses['loss_before']:.3f}"
     )
     return 1 if errors else 0
 

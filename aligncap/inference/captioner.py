@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property, partial
 from itertools import chain
@@ -13,17 +13,25 @@ from typing import Any, cast, overload
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import BatchFeature, GenerationConfig, LogitsProcessorList
+from transformers import BatchFeature, GenerationConfig
 
 from aligncap.audio import speech
 from aligncap.audio.files import SAMPLE_RATE, AudioError, load_audio, prepare_samples
-from aligncap.inference.confidence import Calibration, EmotionMass, Named, first_tokens, spellings
+from aligncap.inference.confidence import (
+    Calibration,
+    Named,
+    first_tokens,
+    log_masses,
+    named_emotion,
+    spellings,
+)
 from aligncap.models.checkpoints import load_for_inference
 from aligncap.models.context import FEWEST, Kind, chosen_clips, offset
 from aligncap.models.modeling_aligncap import AlignCapForConditionalGeneration
 from aligncap.models.precision import pick_device
 from aligncap.models.processing_aligncap import AlignCapProcessor
-from aligncap.text.emotions import forms_outside
+from aligncap.text.coherence import contradictions, repetitions
+from aligncap.text.emotions import emotion_of, forms_outside
 from aligncap.utils.distributed import ALONE, Gathered, Group
 from aligncap.utils.errors import UserError, UserErrors, nearest
 from aligncap.utils.io import load_data
@@ -32,6 +40,7 @@ from aligncap.utils.options import Range
 Audio = str | Path | np.ndarray | Tensor
 Clip = str | Path | np.ndarray  # a file, or samples at 16 kHz that `prepare_samples` gave
 NOTHING = np.zeros(0, dtype=np.float32)  # in place of a clip that is too quiet to be used
+BEAMS = 4  # captions to choose from where the greedy one is at fault
 NEVER = 1e4  # taken from a logit
 # Options of `generate` that a caption is commonly made with; the others are transformers' to check.
 _RANGES = {
@@ -53,6 +62,8 @@ class Captioner:
 
     Args:
         gate: whether a clip in which nobody speaks is answered "No speech is heard.", the model unasked.
+        proofread: whether a greedy caption that is `at_fault` is written again: the likeliest of a search
+            with beams that is not takes its place.
         calibration: what makes probabilities of the masses of emotions.
     """
 
@@ -62,24 +73,32 @@ class Captioner:
         processor: AlignCapProcessor,
         *,
         gate: bool = False,
+        proofread: bool = False,
         calibration: Calibration | None = None,
     ) -> None:
         self.model = model
         self.processor = processor
         self.gate = gate
+        self.proofread = proofread
         self.calibration = calibration or Calibration()
         self._outside: dict[frozenset[str], list[list[int]]] = {}
 
     @classmethod
     def from_pretrained(
-        cls, folder: str | Path, device: str = "auto", dtype: str = "float32", *, gate: bool = True
+        cls,
+        folder: str | Path,
+        device: str = "auto",
+        dtype: str = "float32",
+        *,
+        gate: bool = True,
+        proofread: bool = True,
     ) -> Captioner:
         """Load a merged folder or the output of a training run, with its calibration where it has one.
 
         Args:
             device: "auto" (the GPU where there is one), "cpu", "cuda", "cuda:1", …
             dtype: "float32" or "bfloat16".
-            gate: see `Captioner`.
+            gate, proofread: see `Captioner`.
 
         Raises:
             UserError: no such device or dtype, no folder, no AlignCap checkpoint in it, a wrong calibration.
@@ -89,7 +108,8 @@ class Captioner:
         device = pick_device(device)
         calibration = Calibration.read(folder)
         model, processor = load_for_inference(folder, getattr(torch, dtype))
-        return cls(model.to(device), processor, gate=gate, calibration=calibration)  # type: ignore[arg-type]
+        model.to(device)  # type: ignore[arg-type]
+        return cls(model, processor, gate=gate, proofread=proofread, calibration=calibration)
 
     @overload
     def __call__(self, audio: Audio, batch_size: int = 16, **options: Any) -> str: ...
@@ -257,8 +277,10 @@ class Captioner:
         Raises:
             UserError: an emotion has no words; see `aligncap.text.emotions`.
         """
-        return self.texts(self._tokens(clips, contexts, cues, emotions, options))
+        inputs = self.heard(clips, contexts, cues, emotions)
+        return self.texts(self._tokens(inputs, emotions, options))
 
+    @torch.inference_mode()
     def captions_with_confidence(
         self,
         clips: Sequence[np.ndarray],
@@ -269,15 +291,22 @@ class Captioner:
     ) -> list[tuple[str, Named | None]]:
         """As `generate`, each caption with how sure it is of the emotion it names; None: it names none.
 
-        Raises:
-            UserError: also for a search with beams, whose captions pass through several distributions.
+        The masses are those of the model's own distribution, whatever the captions were decoded with.
         """
-        if options.get("num_beams") not in (None, 1):
-            raise UserError(f"confidence: not with num_beams={options['num_beams']}; decode with 1 beam")
-        mass = EmotionMass(self._first_tokens, emotions)
-        options["logits_processor"] = LogitsProcessorList([mass])
-        tokens = self._tokens(clips, contexts, cues, emotions, options)
-        named = mass.named(tokens, self.processor.tokenizer, self.calibration)
+        inputs = self.heard(clips, contexts, cues, emotions)
+        tokens = self._tokens(inputs, emotions, options)
+        own = {e: ids for e, ids in self._first_tokens.items() if not emotions or e in emotions}
+        mask = inputs["attention_mask"]
+        whole = {
+            "input_ids": torch.cat([inputs["input_ids"], tokens], 1),
+            "attention_mask": torch.cat([mask, mask.new_ones(tokens.shape)], 1),
+        }
+        steps = tokens.shape[1]
+        masses = log_masses(self.model(**{**inputs, **whole}, logits_to_keep=steps + 1).logits[:, :-1], own)
+        tokenizer, by = self.processor.tokenizer, self.calibration
+        named = [
+            named_emotion(t, m, own, tokenizer, by) for t, m in zip(tokens.tolist(), masses, strict=True)
+        ]
         return list(zip(self.texts(tokens), named, strict=True))
 
     @cached_property
@@ -285,22 +314,35 @@ class Captioner:
         return first_tokens(self.processor.tokenizer)
 
     @torch.inference_mode()
-    def _tokens(
-        self,
-        clips: Sequence[np.ndarray],
-        contexts: Sequence[Tensor | None] | None,
-        cues: Sequence[str | None] | None,
-        emotions: Collection[str],
-        options: dict[str, object],
-    ) -> Tensor:
-        """Tokens of the captions, (clips, steps)."""
-        inputs = self.inputs(clips, contexts, cues, emotions)
+    def _tokens(self, inputs: BatchFeature, emotions: Collection[str], options: dict[str, object]) -> Tensor:
+        """Tokens of the captions, (clips, steps); a greedy caption that is at fault is written again."""
         limit = {"max_new_tokens": self.model.config.max_response_tokens}
         options = limit | {name: value for name, value in options.items() if value is not None}
         if emotions and (words := self._words_outside(emotions)):
             options["bad_words_ids"] = words
+        tokens = self._generated(inputs, options)
+        if self.proofread and not options.get("do_sample") and options.get("num_beams", 1) == 1:
+            rows = [i for i, text in enumerate(self.texts(tokens)) if self.at_fault(text)]
+            if rows:
+                part = {name: value[rows] for name, value in inputs.items()}
+                beams = {"num_beams": BEAMS, "num_return_sequences": BEAMS}
+                others = self._generated(part, options | beams).unflatten(0, (len(rows), BEAMS))
+                pad = cast(int, self.model.generation_config.pad_token_id)
+                tokens = _padded(tokens, others.shape[-1], pad)
+                others = _padded(others, tokens.shape[-1], pad)
+                for row, found in zip(rows, others, strict=True):
+                    good = (t for t in found if not self.at_fault(self.texts(t[None])[0]))
+                    tokens[row] = next(good, tokens[row])
+        return tokens
+
+    def _generated(self, inputs: Mapping[str, Any], options: dict[str, object]) -> Tensor:
         output = cast(Tensor, self.model.generate(**inputs, **options))  # type: ignore[misc, arg-type]
         return output[:, inputs["input_ids"].shape[1] :]
+
+    def at_fault(self, caption: str) -> bool:
+        """Whether a caption contradicts or repeats itself or, of a model that reads emotions, names none."""
+        silent = bool(self.model.config.emotions) and emotion_of(caption) is None
+        return silent or bool(contradictions(caption) or repetitions(caption))
 
     def _words_outside(self, emotions: Collection[str]) -> list[list[int]]:
         """Token ids of the words of all other emotions, whose last token is then never written."""
@@ -309,6 +351,21 @@ class Captioner:
             rows = chain.from_iterable(spellings(self.processor.tokenizer, forms_outside(emotions)))
             self._outside[named] = [list(row) for row in dict.fromkeys(map(tuple, rows))]
         return self._outside[named]
+
+    @torch.inference_mode()
+    def heard(
+        self,
+        clips: Sequence[np.ndarray],
+        contexts: Sequence[Tensor | None] | None = None,
+        cues: Sequence[str | None] | None = None,
+        emotions: Collection[str] = (),
+    ) -> BatchFeature:
+        """As `inputs`, with the encoder's pooled frames in place of the log-mel."""
+        inputs = self.inputs(clips, contexts, cues, emotions)
+        mel = {name: inputs.pop(name) for name in ("input_features", "input_features_mask")}
+        frames, mask = self.model.model.encode_audio(**mel)
+        inputs["audio_frames"], inputs["audio_frames_mask"] = frames, mask
+        return inputs
 
     def inputs(
         self,
@@ -352,6 +409,11 @@ def batches_by_size(audio: Sequence[Clip], batch_size: int) -> list[list[int]]:
     """Indices of clips in batches of like length, the longest first."""
     order = sorted(range(len(audio)), key=lambda i: -_size(audio[i]))
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+
+def _padded(tokens: Tensor, length: int, pad: int) -> Tensor:
+    """Rows of tokens padded to `length`."""
+    return torch.nn.functional.pad(tokens, (0, max(0, length - tokens.shape[-1])), value=pad)
 
 
 def _array(samples: np.ndarray | Tensor) -> np.ndarray:

@@ -15,14 +15,13 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import LogitsProcessor, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
+from aligncap.models.checkpoints import CALIBRATION
 from aligncap.models.model_card import read_record
 from aligncap.text.emotions import emotion_of, emotion_words, english_forms, labels
 from aligncap.utils.errors import UserError
 from aligncap.utils.io import Row, load_data
-
-FILE = "calibration.json"  # in the model's folder
 
 
 class Named(NamedTuple):
@@ -61,7 +60,7 @@ class Calibration:
         Raises:
             UserError: the file is damaged or of other labels.
         """
-        path = Path(folder) / FILE
+        path = Path(folder) / CALIBRATION
         if not path.exists():
             return cls()
         found, remedy = read_record(path), "run `aligncap calibrate` again or delete the file"
@@ -97,49 +96,44 @@ def first_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, list[int]]:
     return {label: [token for token, own in begun.items() if own == {label}] for label in labels()}
 
 
-class EmotionMass(LogitsProcessor):
-    """Keeps the log-mass of each label at every step of a batch's decoding, and changes no logit.
+def log_masses(logits: Tensor, tokens: Mapping[str, list[int]]) -> np.ndarray:
+    """Log-mass of each label up to a constant, (…, labels), of next-token logits (…, vocabulary).
 
-    `tokens` are those of `first_tokens`, `emotions` the labels that captions may name; none: all.
+    Args:
+        tokens: of each label, as `first_tokens` gives them.
     """
+    most = max(1, *map(len, tokens.values()))
+    ids = torch.tensor([own + [-1] * (most - len(own)) for own in tokens.values()], device=logits.device)
+    found = logits[..., ids.clamp(min=0).flatten()].float().unflatten(-1, ids.shape)
+    return found.masked_fill(ids < 0, -math.inf).logsumexp(-1).cpu().numpy()
 
-    def __init__(self, tokens: Mapping[str, list[int]], emotions: Collection[str] = ()) -> None:
-        self.tokens = {label: own for label, own in tokens.items() if not emotions or label in emotions}
-        most = max(1, *map(len, self.tokens.values()))
-        self.ids = torch.tensor([own + [-1] * (most - len(own)) for own in self.tokens.values()])
-        self.steps: list[Tensor] = []  # (batch, labels) each
 
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        self.ids = self.ids.to(scores.device)
-        logits = scores[:, self.ids.clamp(min=0).flatten()].float().view(len(scores), *self.ids.shape)
-        self.steps.append(logits.masked_fill(self.ids < 0, -math.inf).logsumexp(-1))
-        return scores
+def named_emotion(
+    tokens: list[int],
+    masses: np.ndarray,
+    own: Mapping[str, list[int]],
+    tokenizer: PreTrainedTokenizerBase,
+    calibration: Calibration,
+) -> Named | None:
+    """The emotion that a caption names, and how sure it is where it names it; None: it names none.
 
-    def named(
-        self, tokens: Tensor, tokenizer: PreTrainedTokenizerBase, calibration: Calibration
-    ) -> list[Named | None]:
-        """What each row of tokens (batch, steps) names; None where that is no emotion."""
-        masses = torch.stack(self.steps, 1).cpu().numpy()
-        return [
-            self._named(*row, tokenizer, calibration) for row in zip(tokens.tolist(), masses, strict=True)
-        ]
-
-    def _named(
-        self, tokens: list[int], masses: np.ndarray, tokenizer: PreTrainedTokenizerBase, by: Calibration
-    ) -> Named | None:
-        begun = [tokens[:end] for end in range(1, len(tokens) + 1)]
-        texts = [" ".join(t.split()) for t in tokenizer.batch_decode(begun, skip_special_tokens=True)]
-        emotion = emotion_of(texts[-1])
-        if emotion is None:
-            return None
-        for mention in emotion_words(texts[-1]):
-            step = next(i for i, text in enumerate(texts) if len(text) > mention.start)
-            own = self.tokens.get(emotion, []) if mention.label == emotion and not mention.negated else []
-            if tokens[step] in own:
-                shares = by.probabilities(masses[step], list(self.tokens)).tolist()
-                found = dict(zip(self.tokens, shares, strict=True))
-                return Named(emotion, found[emotion], found)
-        return Named(emotion, None, None)
+    Args:
+        tokens: of the caption; masses: (steps, labels), `log_masses` where each token was chosen.
+        own: the labels that captions may name, with the tokens of `first_tokens`.
+    """
+    begun = [tokens[:end] for end in range(1, len(tokens) + 1)]
+    texts = [" ".join(t.split()) for t in tokenizer.batch_decode(begun, skip_special_tokens=True)]
+    emotion = emotion_of(texts[-1])
+    if emotion is None:
+        return None
+    for mention in emotion_words(texts[-1]):
+        step = next(i for i, text in enumerate(texts) if len(text) > mention.start)
+        first = own.get(emotion, []) if mention.label == emotion and not mention.negated else []
+        if tokens[step] in first:
+            shares = calibration.probabilities(masses[step], list(own)).tolist()
+            found = dict(zip(own, shares, strict=True))
+            return Named(emotion, found[emotion], found)
+    return Named(emotion, None, None)
 
 
 def confidence_row(caption: str, named: Named | None = None, least: float | None = None) -> Row:

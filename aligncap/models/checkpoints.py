@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -39,6 +40,7 @@ from aligncap.utils.run_record import write_run_record
 
 USABLE = "such as llama, qwen2, gpt2 or opt"
 LLMS = f"the language model must be a causal LM of text alone, {USABLE}"
+CALIBRATION = "calibration.json"  # in a model's folder: how far its confidence is to be trusted
 ENCODERS = "speech encoders are Whisper models of any size"
 Loaded = tuple[AlignCapForConditionalGeneration, AlignCapProcessor]
 LLM = tuple[PreTrainedModel, PreTrainedTokenizerBase]
@@ -356,6 +358,8 @@ def merge(folder: str | Path, out: str | Path) -> Path:
         raise UserError(f"{out}: exists and is not empty; choose another --out")
     model, processor = load_for_inference(folder)
     processor.save_pretrained(out)
+    if (folder / CALIBRATION).is_file():
+        shutil.copyfile(folder / CALIBRATION, out / CALIBRATION)
     save_whole(model, out)
     write_provenance(out, checkpoint_provenance(folder))
     run = folder if (folder / "run.json").is_file() else folder.parent

@@ -1,6 +1,6 @@
-"""Measures against other libraries and hand-made labels: metrics, emotion clues, F0.
+"""Measures against other libraries and hand-made labels: metrics, emotion clues, F0, the speech gate.
 
-python scripts/benchmarks/measures.py metrics | clues | f0
+python scripts/benchmarks/measures.py metrics | clues | f0 | gate
 """
 
 from __future__ import annotations
@@ -12,12 +12,14 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
-from common import benchmark, in_turns, main, middle, print_table, ratios
+from common import benchmark, clips_of, in_turns, main, middle, print_table, ratios
+from scipy.stats import binomtest
 
 Numbers = np.ndarray
 
@@ -304,6 +306,38 @@ def f0(a: argparse.Namespace) -> None:
             rows.append([name, group, *numbers, f"{min(costs[1:]):.4f}" if group == "all" else ""])
     head = ["library", "sounds", "gross %", "octave %", "cents", "missed %", "false %", "CPU s/s"]
     print_table(head, rows)
+
+
+@benchmark(manifests=[""], sounds=100, clips=400)
+def gate(a: argparse.Namespace) -> None:
+    """How often the gate before the model (`audio.speech`) hears speech, where there is some and where not.
+
+        python scripts/benchmarks/measures.py gate --manifests ravdess.jsonl emovo.jsonl
+
+    `--sounds` made sounds of each kind of `audio.nonspeech`, of 0.5 to 10 s; of each manifest `--clips` clips
+    drawn over all, as they are, and turned into noise of the same spectrum and course (as `--condition noise`
+    does). Wilson's interval, 95 %, which takes clips of one speaker for independent. 0.1 s a clip.
+    """
+    from aligncap.audio.nonspeech import KINDS, nonspeech
+    from aligncap.audio.speech import has_speech
+    from aligncap.inference.conditions import noise
+
+    rows = []
+
+    def told(name: str, heard: list[bool], speech: bool) -> None:
+        wrong, n = sum(h is not speech for h in heard), len(heard)
+        low, high = (100 * x for x in binomtest(wrong, n).proportion_ci(method="wilson"))
+        wanted = "speech" if speech else "none"
+        rows.append([name, wanted, str(n), f"{100 * wrong / n:.1f} [{low:.1f}, {high:.1f}]"])
+
+    for kind in KINDS:
+        lengths = np.random.default_rng(0).uniform(0.5, 10, a.sounds)
+        told(kind, [has_speech(nonspeech(kind, s, seed)) for seed, s in enumerate(lengths)], False)
+    for manifest in filter(None, a.manifests):
+        clips = clips_of(Path(manifest), a.clips)
+        told(manifest, [has_speech(clip) for clip in clips], True)
+        told(f"{manifest}, as noise", [has_speech(noise(clip, i)) for i, clip in enumerate(clips)], False)
+    print_table(["sound", "what is in it", "sounds", "% taken for the other"], rows)
 
 
 if __name__ == "__main__":

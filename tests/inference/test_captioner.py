@@ -219,3 +219,68 @@ def test_captions_name_no_emotion_but_the_allowed(captioner, clips):
     assert "calm" in words and "sadly" in words and "angry" not in words
     with pytest.raises(UserError, match="no emotion words"):
         captioner.generate([np.zeros(16_000, np.float32)], emotions=["angri"])
+
+
+# -------------------------------------------------------------------------------------------- proofreading
+
+
+def scripted(captioner, greedy, beams):
+    """A `generate` that writes `greedy`, one caption a clip, and `beams`, the captions of every search."""
+    tokenizer = captioner.processor.tokenizer
+
+    def generate(self, input_ids, **options):
+        number = options.get("num_beams", 1)
+        rows = [text for _ in input_ids for text in beams] if number > 1 else greedy[: len(input_ids)]
+        written = tokenizer(rows, padding=True, return_tensors="pt", add_special_tokens=False)["input_ids"]
+        return torch.cat([input_ids.repeat_interleave(number, 0), written], 1)
+
+    return generate
+
+
+GOOD, TWICE, APART = "He sounds angry.", "He is sad and sad.", "He is sad, with a joyful voice."
+
+
+@pytest.mark.parametrize(
+    ("greedy", "beams", "wanted"),
+    [
+        ([GOOD], [APART] * 4, [GOOD]),  # nothing is wrong with it
+        ([GOOD, TWICE], [TWICE, APART, "She sounds happy.", GOOD], [GOOD, "She sounds happy."]),
+        ([APART], [TWICE] * 4, [APART]),  # no better one is found
+        (["He is loud."], ["A calm, soft and steady voice."] * 4, ["He is loud."]),  # reads no emotions
+    ],
+)
+def test_a_caption_at_fault_is_written_again(captioner, monkeypatch, greedy, beams, wanted):
+    monkeypatch.setattr(type(captioner.model), "generate", scripted(captioner, greedy, beams))
+    monkeypatch.setattr(captioner, "proofread", True)
+    clips = [voice(0.5 + 0.2 * i) for i in range(len(greedy))]
+    assert captioner.generate(clips) == wanted
+    assert captioner.generate(clips, num_beams=1) == wanted
+    monkeypatch.setattr(captioner, "proofread", False)
+    assert captioner.generate(clips) == greedy
+
+
+def test_a_model_that_reads_emotions_is_to_name_one(captioner, monkeypatch):
+    monkeypatch.setattr(captioner, "proofread", True)
+    monkeypatch.setattr(captioner.model.config, "emotions", ["sad", "angry"])
+    assert captioner.at_fault("He is loud.") and not captioner.at_fault("He is angry.")
+    assert captioner.at_fault("He is sad and loud and sad.") and not captioner.at_fault("他听起来很生气。")
+
+
+def test_proofread_batches_equal_single_clips_and_sampling_is_left_alone(captioner, monkeypatch):
+    searched = []
+    generate = type(captioner.model).generate
+
+    def watched(self, *given, **options):
+        searched.append(options.get("num_beams"))
+        return generate(self, *given, **options)
+
+    monkeypatch.setattr(type(captioner.model), "generate", watched)
+    monkeypatch.setattr(captioner, "proofread", True)
+    monkeypatch.setattr(type(captioner), "at_fault", lambda self, text: text[:1] < "a")
+    clips = [voice(seconds, f0) for seconds, f0 in ((0.5, 110), (1.2, 180), (0.8, 240))]
+    together = captioner.generate(clips, **OPTIONS)
+    assert 4 in searched and together == [captioner.generate([clip], **OPTIONS)[0] for clip in clips]
+    searched.clear()
+    captioner.generate(clips, do_sample=True, **OPTIONS)
+    captioner.generate(clips, num_beams=2, **OPTIONS)
+    assert searched == [None, 2]

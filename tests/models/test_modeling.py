@@ -135,7 +135,9 @@ def test_adapters_survive_saving_and_merging(tmp_path, manifest):
         loaded, _ = load_checkpoint(tmp_path / "run")
         assert isinstance(loaded, PeftModel)
         torch.testing.assert_close(loaded(**inputs).logits, wanted)
+        (tmp_path / "run/calibration.json").write_text("{}")
         merged, _ = load_checkpoint(merge(tmp_path / "run", tmp_path / "merged"))
+        assert (tmp_path / "merged/calibration.json").read_text() == "{}"
         torch.testing.assert_close(merged(**inputs).logits, wanted, atol=1e-4, rtol=1e-4)
     with pytest.raises(UserError, match="not empty"):
         merge(tmp_path / "run", tmp_path / "merged")
