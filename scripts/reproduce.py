@@ -119,6 +119,7 @@ class Table(BaseModel, extra="forbid"):
     subsets: dict[str, dict[str, list[str]]] = {}
     unheard: list[str] = []
     probe: bool = False
+    folds: int = 0
 
     @property
     def labels(self) -> dict[str, str]:
@@ -278,6 +279,12 @@ def captions_path(out: Path, test: str, system: str, seed: int) -> Path:
     return out / "captions" / test / f"{system}-{seed}.jsonl"
 
 
+def caption_files(spec: Table, run: Path, test: str, system: str, seed: int) -> list[Path]:
+    """Where a system's captions of a test set are: one file, or one a fold."""
+    runs = [run / f"folds/{fold}" for fold in range(spec.folds)] or [run]
+    return [captions_path(own / "tables", test, system, seed) for own in runs]
+
+
 def fill(word: str, values: dict[str, str | list[str]]) -> list[str]:
     """A word with {placeholders} replaced, whose values may have some too; a list stands for its words."""
     found = values.get(word[1:-1])
@@ -291,11 +298,37 @@ def fill(word: str, values: dict[str, str | list[str]]) -> list[str]:
     return [word]
 
 
-def make_plan(
-    systems: dict[str, System], names: Sequence[str], spec: Table, run: Path, out: Path
+def make_plan(systems: dict[str, System], names: Sequence[str], spec: Table, run: Path) -> dict[str, Step]:
+    """What the systems take, with those they need, one seed after the other; of every fold, a run of its own.
+
+    A fold's captions are joined into those of all clips by `scored`.
+    """
+    if not spec.folds:
+        return plan_of_run(systems, names, spec, run)
+    plan = {}
+    for fold in range(spec.folds):
+        own, done = run / f"folds/{fold}", run / f"folds/{fold}/done"
+        argv = ["split", f"{run}/clued.jsonl", "--folds", str(spec.folds), "--fold", str(fold)]
+        split = Step(f"fold-{fold}.split", [*argv, "--out", f"{own}/data"], own / "data/test.jsonl", done, ())
+        argv = ["train", "teacher", "--config", "teacher", "--train_manifest", f"{own}/data/train.jsonl"]
+        argv += ["--output_dir", f"{own}/teacher"]
+        teacher = Step(f"fold-{fold}.teacher", argv, own / "teacher/config.json", done, (split.name,))
+        plan |= {split.name: split, teacher.name: teacher}
+        plan |= plan_of_run(systems, names, spec, own, f"fold-{fold}.", (teacher.name,))
+    return plan
+
+
+def plan_of_run(
+    systems: dict[str, System],
+    names: Sequence[str],
+    spec: Table,
+    run: Path,
+    prefix: str = "",
+    first: tuple[str, ...] = (),
 ) -> dict[str, Step]:
-    """What the systems take, with those they need, one seed after the other."""
+    """The steps of one run; `first` are those that all others follow."""
     plan: dict[str, Step] = {}
+    out = run / "tables"
 
     def add(name: str, seed: int, asked: tuple[str, ...] = ()) -> tuple[str, ...]:
         """Add the steps of a system; the last of them."""
@@ -306,14 +339,16 @@ def make_plan(
         def place(of: str) -> str:
             return f"{of}-once" if systems[of].once else f"{of}-{seed}"
 
-        after = tuple(last for need in system.needs for last in add(need, seed, (*asked, name)))
+        after = (*first, *(last for need in system.needs for last in add(need, seed, (*asked, name))))
         key = place(name)
         values = system.values | {"run": str(run), "seed": str(seed), "at": str(out / "systems" / key)}
         values |= {part: str(run / f"data/{part}.jsonl") for part in ("train", "dev", "test")}
         values |= {f"system:{need}": str(out / "systems" / place(need)) for need in system.needs}
         for number, command in enumerate(system.commands(), 1):
             argv = [word for given in command.run for word in fill(given, values)]
-            step = Step(f"{key}.{number}", argv, Path(*fill(command.makes, values)), out / "done", after)
+            step = Step(
+                f"{prefix}{key}.{number}", argv, Path(*fill(command.makes, values)), out / "done", after
+            )
             plan.setdefault(step.name, step)
             after = (step.name,)
         for test in spec.tests if name in spec.labels else ():
@@ -321,7 +356,7 @@ def make_plan(
                 made = captions_path(out, test, name, seed)
                 argv = ["caption", "--model", *fill(system.model, values), "--dtype", "auto"]
                 argv += ["--manifest", str(run / f"data/{test}.jsonl"), "--out", str(made)]
-                step = Step(f"{key}.caption-{test}", argv, made, out / "done", after)
+                step = Step(f"{prefix}{key}.caption-{test}", argv, made, out / "done", after)
                 plan.setdefault(step.name, step)
         return after
 
@@ -358,7 +393,7 @@ def test_blocks(spec: Table, run: Path, out: Path) -> list[Block]:
     """Each test set and its subsets, whose manifests are written for the linear probe."""
     blocks = []
     for test in spec.tests:
-        source = run / f"data/{test}.jsonl"
+        source = run / ("clued.jsonl" if spec.folds else f"data/{test}.jsonl")
         utterances = read_manifest(source)
         subsets: dict[str, list[str]] = {"": [], **spec.subsets.get(test, {})}
         for subset, labels in subsets.items():
@@ -377,30 +412,34 @@ def test_blocks(spec: Table, run: Path, out: Path) -> list[Block]:
 
 
 def scored(
-    spec: Table, steps: dict[Path, Step], block: Block, out: Path, notes: list[str]
+    spec: Table, steps: dict[Path, Step], block: Block, run: Path, notes: list[str]
 ) -> dict[str, dict[int, Run]]:
-    """Scores of every caption file that exists of a test set, by system and seed."""
+    """Scores of a test set by system and seed, of caption files that exist; of folds, of all at once."""
     found: dict[str, dict[int, Run]] = {name: {} for name in spec.labels}
     for name, seed in ((name, seed) for name in found for seed in spec.seeds):
-        step = steps.get(path := captions_path(out, block.test, name, seed))
-        if step is None or not path.is_file() or "seconds" not in step.record():
+        paths = caption_files(spec, run, block.test, name, seed)
+        made = [steps[p] for p in paths if p in steps and p.is_file() and "seconds" in steps[p].record()]
+        if len(made) < len(paths):
+            if made:
+                notes.append(f"{name}, seed {seed}: {len(made)} of {len(paths)} folds, not in the table")
             continue
-        if (state := step.state()) != "done":
-            notes.append(f"{step.name}: {state}; run the table again")
-        if block.test in spec.unheard:
-            model = step.argv[step.argv.index("--model") + 1]
-            refuse_overlap(known_provenance([model]), [block.manifest])
+        for step, state in ((step, step.state()) for step in made):
+            if state != "done":
+                notes.append(f"{step.name}: {state}; run the table again")
+            if block.test in spec.unheard:
+                model = step.argv[step.argv.index("--model") + 1]
+                refuse_overlap(known_provenance([model]), [block.manifest])
         extras = [metric for metric in spec.metrics if metric in EXTRAS]
         try:
             found[name][seed] = score_rows(
-                read_jsonl(path),
+                [row for path in paths for row in read_jsonl(path)],
                 block.clips,
                 label_map=spec.label_map.get(block.test),
                 similarity="auto" if "similarity" in extras else "none",
                 coco=[metric for metric in extras if metric != "similarity"],
             ).statistics
         except UserError as error:
-            raise UserError(f"{path}: {error}") from error
+            raise UserError(f"{', '.join(map(str, paths))}: {error}") from error
     return found
 
 
@@ -435,7 +474,7 @@ def write_table(spec: Table, name: str, plan: dict[str, Step], blocks: list[Bloc
     whole: dict[str, dict[str, dict[int, Run]]] = {}
     for block in blocks:
         if block.test not in whole:
-            whole[block.test] = scored(spec, steps, block, out, notes)
+            whole[block.test] = scored(spec, steps, block, run, notes)
         runs = {
             system: {
                 seed: {metric: replace(s, sums=s.sums[block.keep]) for metric, s in one.items()}
@@ -447,7 +486,7 @@ def write_table(spec: Table, name: str, plan: dict[str, Step], blocks: list[Bloc
             continue
         labels: dict[str, tuple[str, str]] = {}
         for system, label in spec.labels.items():
-            wanted = [s for s in spec.seeds if captions_path(out, block.test, system, s) in steps]
+            wanted = [s for s in spec.seeds if caption_files(spec, run, block.test, system, s)[0] in steps]
             lacking = ", ".join(str(seed) for seed in wanted if seed not in runs[system])
             note = "" if wanted == spec.seeds else f"seed {', '.join(map(str, wanted))} only"
             if lacking:
@@ -488,7 +527,7 @@ def write_table(spec: Table, name: str, plan: dict[str, Step], blocks: list[Bloc
     sources = {str(p): step.record() | {"sha256": file_sha256(p)} for p, step in steps.items() if p.is_file()}
     record = {"rows": json.loads(frame.to_json(orient="records")), **remarks, "sources": sources}
     write_json(folder / "table.json", record)
-    manifests: list[str | Path] = [run / f"data/{test}.jsonl" for test in spec.tests]
+    manifests: list[str | Path] = [block.manifest for block in blocks if block.name == block.test]
     write_run_record(folder, "reproduce", spec.model_dump() | {"run": str(run)}, manifests, seed=spec.seeds)
     print(f"{text}\n{folder}/table.md, table.tex, table.csv, table.json")
 
@@ -502,14 +541,13 @@ def reproduce(config: ReproduceConfig) -> int:
     for system in config.systems:
         if system not in spec.labels:
             raise UserError(f"--systems {system}: no system of this table{nearest(system, spec.labels)}")
-    for part in (*spec.tests, *(("train", "dev") if spec.probe else ())):
-        if not (run / f"data/{part}.jsonl").is_file():
-            raise UserError(
-                f"{run}/data/{part}.jsonl: no such manifest; make it, or choose others by --tests"
-            )
+    needed = [f"data/{part}.jsonl" for part in (*spec.tests, *(("train", "dev") if spec.probe else ()))]
+    for part in ["clued.jsonl"] if spec.folds else needed:
+        if not (run / part).is_file():
+            raise UserError(f"{run}/{part}: no such manifest; make it, or choose others by --tests")
     blocks = test_blocks(spec, run, out)
-    plan = make_plan(systems, list(spec.labels), spec, run, out)
-    jobs = make_plan(systems, config.systems, spec, run, out) if config.systems else plan
+    plan = make_plan(systems, list(spec.labels), spec, run)
+    jobs = make_plan(systems, config.systems, spec, run) if config.systems else plan
     if spec.probe:
         made = out / f"probe/{name}.json"
         argv = ["probe", "--train", f"{run}/data/train.jsonl", "--dev", f"{run}/data/dev.jsonl", "--test"]
@@ -525,7 +563,8 @@ def reproduce(config: ReproduceConfig) -> int:
         raise UserErrors([*changed, "delete these files and folders, or let --redo do so"])
     failed: dict[str, str] = {}
     if not config.no_run:
-        (out / "done").mkdir(parents=True, exist_ok=True)
+        for folder in {step.folder for step in jobs.values()} | {out}:
+            folder.mkdir(parents=True, exist_ok=True)
         with (out / "lock").open("w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -536,7 +575,7 @@ def reproduce(config: ReproduceConfig) -> int:
     for key, why in failed.items():
         print(f"reproduce: {key} {why}", file=sys.stderr)
         if not why.startswith("needs "):
-            lines = (out / f"done/{key}.log").read_text("utf-8", errors="replace").splitlines()[-8:]
+            lines = (jobs[key].folder / f"{key}.log").read_text("utf-8", errors="replace").splitlines()[-8:]
             print("\n".join(f"    {line}" for line in lines), file=sys.stderr)
     return 1 if failed else 0
 

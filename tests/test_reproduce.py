@@ -36,12 +36,19 @@ if "--fail" in words and not os.path.exists(of("--fail")):
     sys.exit(3)
 out = pathlib.Path(of("--output_dir") or of("--out"))
 if words[0] == "train":
-    out = out / "weights"
+    out = out / ("config.json" if words[1] == "teacher" else "weights")
 out.parent.mkdir(parents=True, exist_ok=True)
 if words[0] == "caption":
     rows = [json.loads(line) for line in open(of("--manifest"))]
     said = [{"id": r["id"], "audio": r["audio"], "caption": r["captions"][0]} for r in rows]
     out.write_text("".join(json.dumps(row) + "\\n" for row in said))
+elif words[0] == "split":
+    rows = open(words[1]).read().splitlines(keepends=True)
+    of_fold = [json.loads(row)["speaker"] == f"s{of('--fold')}" for row in rows]
+    out.mkdir(parents=True)
+    for name in ("train", "dev", "test"):
+        kept = [row for row, own in zip(rows, of_fold) if own == (name == "test")]
+        (out / f"{name}.jsonl").write_text("".join(kept))
 elif words[0] == "probe":
     tests = [pathlib.Path(path) for path in words[words.index("--test") + 1 : words.index("--out")]]
     row = {"layer": 3, "penalty": 1, "dev": 0.5} | {path.stem: 0.1 * len(path.stem) for path in tests}
@@ -283,6 +290,25 @@ def test_the_table_names_missing_seeds_and_claims(place):
     assert csv.count("\n") == 1 + 3 * 2 and csv.startswith("system,label,seeds,note,metric,value,low,high")
 
 
+def test_of_folds_each_is_a_run_of_its_own_and_all_clips_are_scored_at_once(place):
+    (place / "run/data/test.jsonl").rename(place / "run/clued.jsonl")
+    tables(place, {"a": system("join --llm {run}/teacher --data {train} --out {at}/model")}, folds=4)
+    assert reproduced(place, "--systems", "a", "--dry_run") == 0 and not journal(place)
+    assert reproduced(place) == 0
+    words = [row["words"] for row in journal(place)]
+    assert [w[0] for w in words] == ["split", "train", "join", "caption"] * 4
+    fold = place / "run/folds/2"
+    assert words[9][words[9].index("--output_dir") + 1] == f"{fold}/teacher"
+    assert words[10][1:5] == ["--llm", f"{fold}/teacher", "--data", f"{fold}/data/train.jsonl"]
+    assert "## test (8 clips, 4 speakers" in out(place, "x/table.md").read_text()
+    (fold / "tables/captions/test/a-0.jsonl").unlink()
+    assert reproduced(place, "--no_run") == 0 and len(journal(place)) == 16
+    assert "a, seed 0: 3 of 4 folds" not in out(place, "x/table.md").read_text()  # no table is written
+    tables(place, {"a": system(), "b": system()}, folds=4)
+    assert reproduced(place, "--redo", "--systems", "b") == 0
+    assert "a, seed 0: 3 of 4 folds, not in the table" in out(place, "x/table.md").read_text()
+
+
 def test_a_system_of_one_test_set_has_no_row_on_others(place):
     (place / "run/data/other.jsonl").write_text((place / "run/data/test.jsonl").read_text())
     tables(place, {"a": system(), "b": system(tests=["other"])}, tests=["test", "other"])
@@ -360,10 +386,10 @@ def test_every_table_of_the_project_can_be_planned_and_its_commands_parse(tmp_pa
         assert f"reproduce.py table-{path.stem} " in path.read_text()
         spec = reproduce.read_table(f"table-{path.stem}", systems)
         run = Path("runs/r")
-        plan = reproduce.make_plan(systems, list(spec.labels), spec, run, run / "tables")
+        plan = reproduce.make_plan(systems, list(spec.labels), spec, run)
         shown |= set(spec.labels)
         for step in plan.values():
-            assert step.makes.is_relative_to(run / "tables"), step.name
+            assert step.makes.is_relative_to(run / ("folds" if spec.folds else "tables")), step.name
             assert all("{" not in word for word in step.argv), step.name
             words = 2 if " ".join(step.argv[:2]) in COMMANDS else 1
             command = COMMANDS[" ".join(step.argv[:words])]

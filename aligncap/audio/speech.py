@@ -24,6 +24,9 @@ CONTEXT = 64  # samples before each frame that it hears too
 MARGIN = 8 * FRAME  # of silence around the clip, so that the network's state settles before a short word
 THRESHOLD = 0.5  # probability from which a frame is speech: silero-vad's own default
 MIN_SECONDS = 0.064  # of speech in a clip in which somebody speaks: two frames
+# Single notes of music are taken for speech now and then: less than half a second of speech counts only where
+# it is a share of the clip. Chosen on made music and six corpora (docs/log.md, 2026-11-28).
+SURE_SECONDS, MIN_SHARE = 0.5, 0.08
 
 
 def speech_probabilities(samples: np.ndarray) -> np.ndarray:
@@ -62,8 +65,9 @@ def speech_seconds(samples: np.ndarray) -> float:
 
 
 def has_speech(samples: np.ndarray) -> bool:
-    """Whether speech is heard for 64 ms or more; samples (n,) at 16 kHz, mono."""
-    return speech_seconds(samples) >= MIN_SECONDS
+    """Whether speech is heard for half a second, or for 64 ms and 8 % of a clip; samples (n,) at 16 kHz."""
+    seconds = speech_seconds(samples)
+    return seconds >= min(SURE_SECONDS, max(MIN_SECONDS, MIN_SHARE * len(samples) / SAMPLE_RATE))
 
 
 @cache

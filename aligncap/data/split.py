@@ -25,6 +25,7 @@ class SplitConfig(Config):
     Examples:
         aligncap split clued.jsonl --dev 2 --test 4 --out runs/data
         aligncap split clued.jsonl --test_speakers 21 22 23 24 --dev 2 --out runs/data
+        aligncap split clued.jsonl --folds 6 --fold 0 --out runs/folds/0/data
     """
 
     POSITIONAL: ClassVar[tuple[str, ...]] = ("manifest",)
@@ -36,7 +37,14 @@ class SplitConfig(Config):
     test: NaturalInt = option(4, "Number of test speakers, of each corpus: the last in natural order.")
     dev_speakers: list[str] = option([], "Dev speakers by name, in place of a number.")
     test_speakers: list[str] = option([], "Test speakers by name, in place of a number.")
+    folds: NaturalInt = option(0, "Cross-validation: of so many groups of speakers one is the test set.")
+    fold: NaturalInt = option(0, "Which of them, from 0.")
     seed: NaturalInt | None = option(None, "Shuffle the speakers first.")
+
+    def own_errors(self) -> list[str]:
+        if self.folds and self.test_speakers:
+            return ["test_speakers and folds: choose one"]
+        return [f"fold={self.fold}: there are folds 0 to {self.folds - 1}"] * (0 < self.folds <= self.fold)
 
 
 @dataclass
@@ -55,13 +63,17 @@ class JoinConfig(Config):
 
 def run_split(config: SplitConfig) -> int:
     """`aligncap split`."""
+    utterances = read_manifest(config.manifest)
+    tested = config.test_speakers
+    if config.folds:
+        tested = fold_speakers(utterances, config.folds, config.seed)[config.fold]
     parts = split_by_speaker(
-        read_manifest(config.manifest),
+        utterances,
         config.dev,
         config.test,
         config.seed,
         dev_speakers=config.dev_speakers,
-        test_speakers=config.test_speakers,
+        test_speakers=tested,
     )
     for name, utterances in parts.items():
         out = Path(config.out) / f"{name}.jsonl"
@@ -161,6 +173,25 @@ def split_by_speaker(
     for note in straddling(parts):
         _log.warning("%s; drop one of them, or name the speakers of each part", note)
     return parts
+
+
+def fold_speakers(utterances: Sequence[Utterance], folds: int, seed: int | None = None) -> list[list[str]]:
+    """The speakers of each fold: those of each corpus in as many groups, as equal as can be, in natural order
+    or shuffled by `seed`.
+
+    Raises:
+        UserError: a corpus has fewer speakers than folds.
+    """
+    found: list[list[str]] = [[] for _ in range(folds)]
+    for corpus in sorted({u.corpus for u in utterances}):
+        own = sorted({u.speaker for u in utterances if u.corpus == corpus and u.speaker}, key=natural)
+        if len(own) < folds:
+            raise UserError(f"{corpus}: {len(own)} speakers are too few for {folds} folds")
+        if seed is not None:
+            random.Random(seed).shuffle(own)
+        for k, group in enumerate(found):
+            group += own[len(own) * k // folds : len(own) * (k + 1) // folds]
+    return found
 
 
 def _named(names: Sequence[str], speakers: Sequence[str], utterances: Sequence[Utterance]) -> list[str]:

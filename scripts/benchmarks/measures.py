@@ -315,8 +315,8 @@ def gate(a: argparse.Namespace) -> None:
         python scripts/benchmarks/measures.py gate --manifests ravdess.jsonl emovo.jsonl
 
     `--sounds` made sounds of each kind of `audio.nonspeech`, of 0.5 to 10 s; of each manifest `--clips` clips
-    drawn over all, as they are, and turned into noise of the same spectrum and course (as `--condition noise`
-    does). Wilson's interval, 95 %, which takes clips of one speaker for independent. 0.1 s a clip.
+    drawn over all, as they are and as steady noise of their long-term spectrum (`--condition noise`).
+    Wilson's interval, 95 %, which takes clips of one speaker for independent. 0.1 s a clip.
     """
     from aligncap.audio.nonspeech import KINDS, nonspeech
     from aligncap.audio.speech import has_speech
@@ -332,7 +332,7 @@ def gate(a: argparse.Namespace) -> None:
 
     for kind in KINDS:
         lengths = np.random.default_rng(0).uniform(0.5, 10, a.sounds)
-        told(kind, [has_speech(nonspeech(kind, s, seed)) for seed, s in enumerate(lengths)], False)
+        told(kind, [has_speech(nonspeech(kind, s, seed)) for seed, s in enumerate(lengths, 1000)], False)
     for manifest in filter(None, a.manifests):
         clips = clips_of(Path(manifest), a.clips)
         told(manifest, [has_speech(clip) for clip in clips], True)

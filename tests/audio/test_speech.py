@@ -21,6 +21,21 @@ def test_silence_holds_no_speech():
     assert not has_speech(np.zeros(0, dtype=np.float32))
 
 
+@pytest.mark.parametrize(
+    ("frames", "seconds", "speech"),
+    [
+        (1, 0.3, False),  # one frame is none
+        (2, 0.6, True),  # 64 ms of 0.6 s
+        (5, 10.0, False),  # a note of music: 0.16 s of 10 s
+        (5, 1.9, True),  # the same in a short clip
+        (16, 600.0, True),  # half a second is enough in any
+    ],
+)
+def test_a_little_speech_counts_where_it_is_a_share_of_the_clip(frames, seconds, speech, monkeypatch):
+    monkeypatch.setattr("aligncap.audio.speech.speech_probabilities", lambda x: np.ones(frames) * 0.6)
+    assert has_speech(np.zeros(round(seconds * 16_000))) is speech
+
+
 def test_real_speech_is_heard_at_any_level_without_changing_threads(corpora):
     threads = torch.get_num_threads()
     clip = load_audio(sorted((corpora / "ravdess").rglob("*.flac"))[0])

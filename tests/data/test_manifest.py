@@ -9,7 +9,14 @@ import pytest
 import soundfile
 
 from aligncap.data.manifest import Utterance, audio_path, read_manifest, write_manifest
-from aligncap.data.split import duplicates, split_by_speaker, straddling
+from aligncap.data.split import (
+    SplitConfig,
+    duplicates,
+    fold_speakers,
+    run_split,
+    split_by_speaker,
+    straddling,
+)
 from aligncap.data.validate import validate
 from aligncap.utils.errors import UserError, UserErrors
 from aligncap.utils.io import file_sha256
@@ -212,6 +219,31 @@ def test_named_speakers_replace_the_numbers_and_may_lack_their_corpus() -> None:
 def test_impossible_splits_say_why(arguments: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
         split_by_speaker(people(6), **arguments)
+
+
+@pytest.mark.parametrize("seed", [None, 4])
+def test_every_speaker_is_in_one_fold(seed: int | None, tmp_path: Path) -> None:
+    folds = fold_speakers(people(24), 6, seed)
+    assert [len(fold) for fold in folds] == [4] * 6
+    assert sorted(sum(folds, [])) == sorted({str(u.speaker) for u in people(24)})
+    if seed is None:
+        assert folds[0] == ["c-1", "c-2", "c-3", "c-4"] and folds[5][-1] == "c-24"
+    write_manifest(tmp_path / "m.jsonl", people(24))
+    config = SplitConfig(str(tmp_path / "m.jsonl"), str(tmp_path / "d"), folds=6, fold=2, seed=seed)
+    assert run_split(config) == 0
+    parts = {name: read_manifest(tmp_path / f"d/{name}.jsonl") for name in ("train", "dev", "test")}
+    speakers = {name: {str(u.speaker) for u in part} for name, part in parts.items()}
+    assert speakers["test"] == {*folds[2]} and len(speakers["dev"]) == 2
+    assert len(set.union(*speakers.values())) == sum(map(len, speakers.values())) == 24
+
+
+def test_impossible_folds_are_refused() -> None:
+    with pytest.raises(UserError, match="c: 3 speakers are too few for 4 folds"):
+        fold_speakers(people(3), 4)
+    with pytest.raises(UserError, match="fold=6: there are folds 0 to 5"):
+        SplitConfig("m.jsonl", "out", folds=6, fold=6)
+    with pytest.raises(UserError, match="choose one"):
+        SplitConfig("m.jsonl", "out", folds=6, test_speakers=["1"])
 
 
 def test_clips_without_a_speaker_cannot_be_split() -> None:
