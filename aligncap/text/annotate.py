@@ -193,7 +193,7 @@ def paraphrase(
             response = client.chat.completions.create(
                 model=model,
                 temperature=TEMPERATURE,
-                messages=messages,  # type: ignore[arg-type]
+                messages=messages,
             )
         except openai.APIError as error:
             if type(error) not in fatal:
