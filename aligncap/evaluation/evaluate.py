@@ -48,8 +48,8 @@ class EvaluateConfig(Config):
     against: str | None = option(None, "System that differences are to; default: the one of --name.")
     listening: list[str] = option(
         [],
-        "CONDITION=CAPTIONS: captions of --name under wrong, silence, noise, same-words, whisper; a "
-        "condition again is another training seed.",
+        "CONDITION=CAPTIONS: captions of --name under wrong, silence, noise, same-words, same-speaker, "
+        "same-emotion, whisper; a condition again is another training seed.",
     )
     probe: str | None = option(None, "Output of `aligncap probe`, as a baseline.")
     label_map: list[str] = option([], "SAID=LABEL: count an emotion as another, such as calm=neutral.")

@@ -28,6 +28,8 @@ HEARD = {
     "silence": "silence",
     "noise": "noise",
     "same-words": "same words",
+    "same-speaker": "another clip of the speaker",
+    "same-emotion": "same emotion, another speaker",
     "whisper": "whisper",
 }
 VOICELESS = ("wrong", "silence", "noise")  # nothing of the clip's voice: a listener's scores must fall

@@ -26,8 +26,9 @@ from aligncap.evaluation.listening import HEARD
 from aligncap.evaluation.metrics import template
 from aligncap.evaluation.probe import read_probe
 from aligncap.evaluation.scoring import Baseline
-from aligncap.inference.batch import caption_jobs, job_of, with_condition
+from aligncap.inference.batch import caption_jobs
 from aligncap.inference.captioner import Captioner
+from aligncap.inference.jobs import job_of, with_condition
 from aligncap.models.checkpoints import model_key
 from aligncap.models.precision import dtype_name
 from aligncap.utils.errors import UserError, UserErrors, nearest
@@ -68,7 +69,7 @@ class ZeroShotConfig(Config):
     condition: list[str] = option(
         [],
         "Caption the clips under these conditions too, to prove that the model listens: wrong, silence, "
-        "noise, same-words, whisper.",
+        "noise, same-words, same-speaker, same-emotion, whisper.",
     )
     probe: list[str] = option([], "Outputs of `aligncap probe`, as baselines.")
     limit: PositiveInt | None = option(None, "That many clips of each corpus only, labels as even as can be.")

@@ -2,38 +2,30 @@
 
 from __future__ import annotations
 
-import random
 import sys
-from collections import Counter
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, get_args
+from typing import Annotated, ClassVar, Literal
 from zlib import crc32
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from aligncap.audio.files import load_audio
-from aligncap.data.manifest import Utterance, audio_path, read_manifest
+from aligncap.data.manifest import read_manifest
 from aligncap.inference.captioner import NOTHING, Captioner, batches_by_size, is_silent, no_speech, speaks
-from aligncap.inference.conditions import MADE, same_words
 from aligncap.inference.confidence import confidence_row
+from aligncap.inference.jobs import Condition, Job, job_of, jobs_of_files, with_condition
 from aligncap.models.checkpoints import model_key
-from aligncap.models.context import FEWEST, Kind, group_of
+from aligncap.models.context import FEWEST, Kind
 from aligncap.models.precision import dtype_name
-from aligncap.text.prompts import measured_cues
 from aligncap.utils.distributed import ALONE, Group, launched
 from aligncap.utils.errors import UserError
 from aligncap.utils.io import Row, write_jsonl
 from aligncap.utils.journal import Journal, journaled
 from aligncap.utils.options import Config, NonNegativeFloat, PositiveInt, Range, option
 from aligncap.utils.tensor_cache import digest
-
-SOUND_ENDINGS = (".wav", ".flac", ".ogg", ".mp3")
-Condition = Literal["right", "wrong", "silence", "noise", "same-words", "whisper"]
-CONDITIONS: tuple[str, ...] = get_args(Condition)
 
 
 @dataclass
@@ -177,130 +169,6 @@ def _print_captions(rows: Sequence[Row]) -> None:
     for line in told:
         table.add_row(*line)
     Console().print(table)
-
-
-@dataclass(frozen=True)
-class Job:
-    """One caption to write: the clip's id, the file named in the output, and what is heard.
-
-    `path` is the file that is heard, `group` the speaker or session beside whose clips, and `cues` what was
-    measured in it. Under a condition other than "right", `heard` is the id of the clip that is heard, and
-    `made` the kind of sound made of it (of `aligncap.inference.conditions.MADE`) with `seed`; None: the clip
-    as it is. Of made sound nothing is measured.
-    """
-
-    id: str
-    audio: str
-    path: Path
-    group: str | None = None
-    cues: str | None = None
-    condition: str = "right"
-    heard: str | None = None
-    made: str | None = None
-    seed: int = 0
-
-    @property
-    def key(self) -> str:
-        """What a caption is kept under."""
-        key = f"{self.id}\t{self.path}"
-        return key if self.made is None else f"{key}\t{self.made}\t{self.seed}"
-
-    def sound(self, max_seconds: float) -> np.ndarray:
-        """Samples at 16 kHz that are heard.
-
-        Raises:
-            UserError: the file cannot be used.
-        """
-        samples = load_audio(self.path, max_seconds=max_seconds)
-        if self.made is None:
-            return samples
-        # The clip's own seed: its noise depends on no other clip and on no order.
-        return MADE[self.made](samples, crc32(f"{self.seed} {self.id}".encode()))
-
-    def row(self, caption: str) -> Row:
-        """The line of the output."""
-        row: Row = {"id": self.id, "audio": self.audio, "caption": caption}
-        if self.condition != "right":
-            row |= {"condition": self.condition, "heard": self.heard}
-            if self.made is not None:
-                row["made"] = self.made
-        return row
-
-
-def jobs_of_files(arguments: Sequence[str], kind: Kind | None = None) -> list[Job]:
-    """Sound files named one by one or by folder (searched to the bottom), with `kind` all of one group.
-
-    Raises:
-        UserError: a folder holds no sound file.
-    """
-    jobs = []
-    for argument in arguments:
-        path = Path(argument)
-        if path.is_dir():
-            found = sorted(p for p in path.rglob("*") if p.suffix.lower() in SOUND_ENDINGS)
-            if not found:
-                raise UserError(f"{path}: no sound files in this folder ({', '.join(SOUND_ENDINGS)})")
-            jobs += [Job(str(p.relative_to(path).with_suffix("")), str(p), p) for p in found]
-        else:
-            jobs.append(Job(path.stem, argument, path))
-    times = Counter(job.id for job in jobs)
-    return [replace(job, id=job.audio if times[job.id] > 1 else job.id, group=kind) for job in jobs]
-
-
-def job_of(manifest: str | Path, u: Utterance, kind: Kind | None = None) -> Job:
-    """The caption of an utterance of a manifest."""
-    return Job(u.id, u.audio, audio_path(manifest, u), group_of(u, kind), cues=measured_cues(u.cue_words))
-
-
-def jobs_of_manifest(manifest: str | Path, kind: Kind | None = None) -> list[Job]:
-    """One job an utterance."""
-    return [job_of(manifest, u, kind) for u in read_manifest(manifest)]
-
-
-def with_condition(
-    jobs: Sequence[Job], utterances: Sequence[Utterance], condition: str, seed: int = 0
-) -> list[Job]:
-    """The same captions to write, under a condition of what is heard.
-
-    - "right": each clip, as it is.
-    - "wrong": another clip, by a random cyclic shift of a random order, so that none stays in its place.
-    - "silence", "noise", "whisper": sound made of the clip (see `aligncap.inference.conditions`), of a
-      speaker whom nobody knows: nothing of the voice may come in by another way.
-    - "same-words": the words kept, the voice changed. Another recording of the same words with another
-      emotion where there is one, by the same speaker or else by another of the same gender, drawn by `seed`;
-      otherwise the clip's words in a whisper.
-
-    Args:
-        utterances: what is known of the clips; without it, "same-words" whispers all.
-
-    Raises:
-        UserError: no such condition, or "wrong" with fewer than two clips.
-    """
-    if condition == "right":
-        return list(jobs)
-    if condition not in CONDITIONS:
-        raise UserError(f"condition {condition!r}: choose among {', '.join(CONDITIONS)}")
-    if condition == "wrong":
-        if len(jobs) < 2:
-            raise UserError("wrong audio needs at least two clips")
-        order = list(range(len(jobs)))
-        random.Random(seed).shuffle(order)
-        others = dict(zip(order, order[1:] + order[:1], strict=True))
-        return [_hearing(job, jobs[others[i]], condition) for i, job in enumerate(jobs)]
-    made = "whisper" if condition == "same-words" else condition
-    at = {job.id: job for job in jobs}
-    swaps = same_words([u for u in utterances if u.id in at], seed) if condition == "same-words" else {}
-    return [
-        _hearing(job, at[swaps[job.id]], condition)
-        if job.id in swaps
-        else replace(job, group=None, cues=None, condition=condition, heard=job.id, made=made, seed=seed)
-        for job in jobs
-    ]
-
-
-def _hearing(job: Job, other: Job, condition: str) -> Job:
-    """`job` with the clip of `other` to hear."""
-    return replace(other, id=job.id, audio=job.audio, condition=condition, heard=other.id)
 
 
 Say = Callable[[list[np.ndarray], list[Job], list[Tensor | None]], Sequence[object]]

@@ -13,9 +13,10 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from aligncap.data.manifest import read_manifest
-from aligncap.inference.batch import Job, job_of, over_clips, with_condition
+from aligncap.inference.batch import over_clips
 from aligncap.inference.captioner import Captioner
 from aligncap.inference.confidence import Calibration
+from aligncap.inference.jobs import Job, job_of, with_condition
 from aligncap.models.checkpoints import CALIBRATION
 from aligncap.models.precision import dtype_name
 from aligncap.text.emotions import labels

@@ -126,19 +126,34 @@ MADE: dict[str, Callable[[np.ndarray, int], np.ndarray]]
 MADE = {"silence": silence, "noise": noise, "whisper": whisper}
 
 
-def same_words(utterances: Sequence[Utterance], seed: int) -> dict[str, str]:
-    """For each id another one: the same words with another emotion, of the same speaker or gender."""
-    groups: dict[tuple[str, str, str], list[Utterance]] = defaultdict(list)
+def other_clips(condition: str, utterances: Sequence[Utterance], seed: int) -> dict[str, str]:
+    """For each id the clip to play in its place, drawn by `seed`; clips for which there is none are left out.
+
+    - "same-words": the same words with another emotion, by the same speaker or else of the same gender.
+    - "same-speaker": another emotion of the same speaker; without labels, any other clip.
+    - "same-emotion": the same emotion by another speaker, of the same gender where there is one.
+    """
+    groups: dict[tuple[str | None, ...], list[Utterance]] = defaultdict(list)
     for u in utterances:
         words = "".join(c if c.isalnum() else " " for c in (u.transcript or "").casefold()).split()
-        if words and u.emotion:
+        if condition == "same-words" and words and u.emotion:
             groups[u.corpus, u.language, " ".join(words)].append(u)
-    swaps = {}
-    for group in groups.values():
-        for u in group:
-            others = [v for v in group if v.emotion != u.emotion]
-            own = [v for v in others if u.speaker is not None and v.speaker == u.speaker]
-            chosen = own or [v for v in others if u.gender is not None and v.gender == u.gender]
-            if chosen:
-                swaps[u.id] = random.Random(f"{seed} {u.id}").choice(chosen).id
-    return swaps
+        elif condition == "same-speaker" and u.speaker is not None:
+            groups[u.speaker,].append(u)
+        elif condition == "same-emotion" and u.emotion and u.speaker is not None:
+            groups[u.corpus, u.emotion].append(u)
+
+    def choices(u: Utterance, group: Sequence[Utterance]) -> Sequence[Utterance]:
+        alike = [v for v in group if u.gender is not None and v.gender == u.gender]
+        if condition == "same-emotion":
+            return [v for v in alike if v.speaker != u.speaker] or [
+                v for v in group if v.speaker != u.speaker
+            ]
+        if condition == "same-speaker":
+            return [v for v in group if v.id != u.id and (u.emotion is None or v.emotion != u.emotion)]
+        others = [v for v in group if v.emotion != u.emotion]
+        own = [v for v in others if u.speaker is not None and v.speaker == u.speaker]
+        return own or [v for v in others if v in alike]
+
+    found = {u.id: choices(u, group) for group in groups.values() for u in group}
+    return {key: random.Random(f"{seed} {key}").choice(own).id for key, own in found.items() if own}

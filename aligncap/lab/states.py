@@ -23,8 +23,8 @@ from transformers import PreTrainedTokenizerBase
 from aligncap.audio.files import load_audio
 from aligncap.data.manifest import Utterance, read_manifest
 from aligncap.data.split import choose_evenly
-from aligncap.inference.batch import Job, job_of, with_condition
 from aligncap.inference.captioner import Captioner, batches_by_size, pick_device
+from aligncap.inference.jobs import Job, job_of, with_condition
 from aligncap.lab.state_report import NEIGHBOURS, States, numbers_of, states_picture, states_table
 from aligncap.models.checkpoints import base_of, load_checkpoint
 from aligncap.text.prompts import response_ids, teacher_prompt

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from aligncap.data.manifest import read_manifest
 from aligncap.data.split import choose_evenly
-from aligncap.inference.batch import Job, job_of, over_clips
+from aligncap.inference.batch import over_clips
 from aligncap.inference.captioner import Captioner, no_speech
+from aligncap.inference.jobs import Job, job_of
 from aligncap.inference.sampling import sample_captions
 from aligncap.models.checkpoints import model_key
 from aligncap.models.precision import dtype_name

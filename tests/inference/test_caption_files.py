@@ -15,14 +15,9 @@ from tiny import voice
 
 from aligncap.audio.files import load_audio
 from aligncap.data.manifest import Utterance, write_manifest
-from aligncap.inference.batch import (
-    CONDITIONS,
-    Job,
-    caption_jobs,
-    jobs_of_manifest,
-    with_condition,
-)
-from aligncap.utils.errors import UserError
+from aligncap.inference.batch import caption_jobs
+from aligncap.inference.jobs import CONDITIONS, Job, jobs_of_manifest, with_condition
+from aligncap.utils.errors import UserError, UserErrors
 
 EMOTIONS = ("angry", "sad", "happy")
 
@@ -49,6 +44,9 @@ class Ear:
         captions = [caption_of(clip) for clip in clips]
         self.told |= dict(zip(captions, zip(contexts, cues)))
         return captions
+
+
+ANOTHER = ("same-speaker", "same-emotion")
 
 
 def caption_of(clip: np.ndarray) -> str:
@@ -128,12 +126,32 @@ def test_same_words_fall_back_on_the_same_gender_and_then_on_a_whisper(
     assert all(job.made == "whisper" for job in with_condition(jobs, [], "same-words"))
 
 
+def test_another_clip_of_the_speaker_or_of_the_emotion(manifest: tuple[Path, list[Utterance]]) -> None:
+    path, utterances = manifest
+    known = {u.id: u for u in utterances}
+    jobs = [job for job in jobs_of_manifest(path, "speaker") if job.id != "lone"]
+    for job in with_condition(jobs, utterances, "same-speaker", 0):
+        own, heard = known[job.id], known[job.heard or ""]
+        assert own.speaker == heard.speaker and own.emotion != heard.emotion and job.made is None
+    for job in with_condition(jobs, utterances, "same-emotion", 0):
+        own, heard = known[job.id], known[job.heard or ""]
+        assert own.speaker != heard.speaker and own.emotion == heard.emotion and job.made is None
+        alike = [u for u in utterances if u.speaker != own.speaker and u.emotion == own.emotion]
+        assert heard.gender == own.gender or all(u.gender != own.gender for u in alike if u.id != "lone")
+    for condition in ANOTHER:
+        whole = with_condition(jobs, utterances, condition, 0)
+        assert whole == with_condition(jobs, utterances, condition, 0)
+        assert whole != with_condition(jobs, utterances, condition, 1)
+        with pytest.raises(UserErrors, match=f"{jobs[0].id}: no other clip for --condition {condition}"):
+            with_condition(jobs[:1], utterances, condition)
+
+
 def test_an_unknown_condition_is_refused_and_named(manifest: tuple[Path, list[Utterance]]) -> None:
     with pytest.raises(UserError, match="silence, noise"):
         with_condition(jobs_of_manifest(manifest[0], "speaker"), [], "muffled")
 
 
-@pytest.mark.parametrize("condition", [c for c in CONDITIONS if c != "right"])
+@pytest.mark.parametrize("condition", [c for c in CONDITIONS if c not in ("right", *ANOTHER)])
 def test_rows_say_what_was_heard(
     condition: str, manifest: tuple[Path, list[Utterance]], tmp_path: Path
 ) -> None:
@@ -170,6 +188,8 @@ def test_speaker_and_cues_are_those_of_what_is_heard(manifest: tuple[Path, list[
     jobs = [replace(job, cues=f"cues of {job.id}") for job in jobs_of_manifest(manifest[0], "speaker")]
     known = {job.id: job for job in jobs}
     for condition in CONDITIONS:
+        if condition in ANOTHER:
+            continue
         changed = with_condition(jobs, manifest[1], condition)
         ear: Any = Ear()
         caption_jobs(ear, changed, None, {}, 4, every=jobs, kind="speaker")

@@ -7,7 +7,8 @@ import torch
 from tiny import make_model, voice
 
 from aligncap import Captioner
-from aligncap.inference.batch import Job, caption_jobs, jobs_of_files, with_condition
+from aligncap.inference.batch import caption_jobs
+from aligncap.inference.jobs import Job, jobs_of_files, with_condition
 from aligncap.text.emotions import labels
 from aligncap.utils.errors import UserError
 from aligncap.utils.journal import Journal

@@ -12,7 +12,7 @@ from peft import LoraConfig, get_peft_model
 from tiny import make_model
 
 from aligncap.data.manifest import Utterance, read_manifest, write_manifest
-from aligncap.inference.batch import jobs_of_manifest, with_condition
+from aligncap.inference.jobs import jobs_of_manifest, with_condition
 from aligncap.lab import states as module
 from aligncap.lab.state_report import centred, state_numbers, states_table
 from aligncap.lab.states import (

@@ -156,7 +156,8 @@ def test_an_emotion_that_is_not_to_be_named_has_no_share():
 def test_captions_of_a_part_are_those_of_the_whole(tmp_path):
     import soundfile
 
-    from aligncap.inference.batch import Job, caption_jobs
+    from aligncap.inference.batch import caption_jobs
+    from aligncap.inference.jobs import Job
 
     captioner = Captioner(*hearing())
     jobs = []

@@ -19,8 +19,9 @@ from tiny import make_model
 
 from aligncap.cli import main
 from aligncap.data.manifest import Utterance, audio_path, read_manifest, write_manifest
-from aligncap.inference.batch import caption_jobs, jobs_of_manifest
+from aligncap.inference.batch import caption_jobs
 from aligncap.inference.captioner import Captioner
+from aligncap.inference.jobs import jobs_of_manifest
 from aligncap.preferences import candidates, judge
 from aligncap.preferences.candidates import CandidatesConfig, write_candidates
 from aligncap.preferences.judge import JudgeConfig, judge_candidates, judge_rubric
