@@ -12,6 +12,7 @@ from typing import Any, cast, overload
 
 import numpy as np
 import torch
+from peft import PeftModel
 from torch import Tensor
 from transformers import BatchFeature, GenerationConfig
 
@@ -69,14 +70,16 @@ class Captioner:
 
     def __init__(
         self,
-        model: AlignCapForConditionalGeneration,
+        model: AlignCapForConditionalGeneration | PeftModel,
         processor: AlignCapProcessor,
         *,
         gate: bool = False,
         proofread: bool = False,
         calibration: Calibration | None = None,
     ) -> None:
-        self.model = model
+        # An adapter's layers stand in its base, which is the model that encodes and generates.
+        base = model.get_base_model() if isinstance(model, PeftModel) else model
+        self.model = cast(AlignCapForConditionalGeneration, base)
         self.processor = processor
         self.gate = gate
         self.proofread = proofread

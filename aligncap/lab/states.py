@@ -147,7 +147,7 @@ def collect_states(checkpoint: Path, config: StatesConfig, utterances: Sequence[
     model, processor = load_checkpoint(checkpoint, getattr(torch, config.dtype))
     model.to(pick_device(config.device))
     adapted = isinstance(model, PeftModel)
-    captioner = Captioner(model.get_base_model() if adapted else model, processor)
+    captioner = Captioner(model, processor)
     jobs = [job_of(config.manifest, u) for u in utterances]
     wrong = with_condition(jobs, utterances, "wrong", config.seed)
     texts = [teacher_prompt(processor.tokenizer, u.transcript, u.p_act[0], u.gender) for u in utterances]

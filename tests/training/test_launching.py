@@ -161,25 +161,23 @@ class Runs:
 
 
 @pytest.fixture(scope="module")
-def cpu1(folder, distill, dpo) -> Runs:
+def cpu1(folder, distill) -> Runs:
+    """One run, as a user starts it."""
     runs = Runs(folder, "cpu1")
-    runs.add("distill", "distill", distill)
-    runs.add("dpo", "dpo", dpo)
-    return runs.launch()
+    launch("cpu1", ROOT / "scripts/train.py", *runs.words("distill", "distill", distill))
+    return runs
 
 
 @pytest.fixture(scope="module")
 def cpu2(folder, distill, dpo, buckets) -> Runs:
     runs = Runs(folder, "cpu2")
+    runs.add("distill", "distill", distill)
     runs.add("dpo", "dpo", dpo)
     runs.add("distill", "buckets", buckets)
     # After step 5, in the middle of the second epoch.
     later = [f"checkpoint-{step}" for step in (6, 8, 9)]
     runs.resume("distill", "buckets", buckets, "adapter_model.safetensors", *later)
-    runs.launch()
-    # One as a user does it.
-    launch("cpu2", ROOT / "scripts/train.py", *runs.words("distill", "distill", distill))
-    return runs
+    return runs.launch()
 
 
 @pytest.fixture(scope="module")
@@ -194,8 +192,10 @@ def fsdp2(folder, distill, dpo) -> Runs:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", ["distill", "dpo"])
-@pytest.mark.parametrize("config", ["cpu1", "cpu2", "fsdp2"])
+@pytest.mark.parametrize(
+    ("config", "command"),
+    [("cpu1", "distill"), *((c, k) for c in ("cpu2", "fsdp2") for k in ("distill", "dpo"))],
+)
 def test_the_losses_of_one_process(command, config, alone, request):
     runs = request.getfixturevalue(config)
     out = runs[command]
