@@ -21,7 +21,7 @@ from aligncap.audio.files import load_audio
 from aligncap.data.manifest import audio_files, read_manifest
 from aligncap.evaluation.scoring import Baseline
 from aligncap.models.checkpoints import load_encoder
-from aligncap.models.encoders import encode_frames
+from aligncap.models.encoders import encode_frames, family_of
 from aligncap.models.processing_aligncap import AlignCapProcessor
 from aligncap.utils.errors import UserError
 from aligncap.utils.io import Row, write_json
@@ -113,8 +113,10 @@ def probe(config: ProbeConfig) -> Row:
 def mean_layers(files: Mapping[str, Path], config: ProbeConfig) -> TensorCache:
     """Of each file, by its hash, the mean over time of every hidden state, (layers + 1, width)."""
     model, extractor = load_encoder(config.encoder)
-    processor = AlignCapProcessor.__new__(AlignCapProcessor)  # log-mel needs no tokenizer
-    processor.feature_extractor, processor.margin_seconds, processor.max_seconds = extractor, 1.0, 29.0
+    family = family_of(model.config)
+    processor = AlignCapProcessor.__new__(AlignCapProcessor)  # features need no tokenizer
+    processor.feature_extractor, processor.encoder = extractor, model.config.model_type
+    processor.margin_seconds, processor.max_seconds = family.margin_seconds, 29.0
     description = {
         "kind": "mean of every layer",
         "encoder": fingerprint(model),
@@ -125,9 +127,10 @@ def mean_layers(files: Mapping[str, Path], config: ProbeConfig) -> TensorCache:
     cache = TensorCache(Path(config.cache_dir) / f"layers-{digest(description)}", description)
 
     def compute(batch: Sequence[str]) -> dict[str, Tensor]:
-        mel = processor.log_mel([load_audio(files[k], max_seconds=processor.max_seconds) for k in batch])
-        frames, _ = encode_frames(model, mel["input_features"], mel["input_features_mask"] > 0, "mix")
-        own = (mel["input_features_mask"] == 1)[:, ::2][:, :, None, None].float()
+        read = processor.features([load_audio(files[k], max_seconds=processor.max_seconds) for k in batch])
+        mask = read["input_features_mask"]
+        frames, _ = encode_frames(model, read["input_features"], mask > 0, "mix")
+        own = (mask == 1)[:, :: family.step][:, : frames.shape[1], None, None].float()
         return dict(zip(batch, ((frames * own).sum(1) / own.sum(1)).clone(), strict=True))
 
     fill(cache, sorted(files, key=lambda k: files[k].stat().st_size), compute, 8, "probing layers")

@@ -233,7 +233,7 @@ class Captioner:
                     clips[i] = self._load(audio[i])
             if not clips:
                 return {}
-            mel = self.processor.log_mel(list(clips.values())).to(self.model.device)
+            mel = self.processor.features(list(clips.values())).to(self.model.device)
             pooled = self.model.model.encode_audio(**mel)
             return dict(zip(clips, projector.emotion_logits(*pooled).cpu(), strict=True))
 

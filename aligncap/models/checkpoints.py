@@ -20,13 +20,20 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    WhisperFeatureExtractor,
+    Qwen2AudioEncoder,
 )
-from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
+from aligncap.audio.files import SAMPLE_RATE
 from aligncap.data.provenance import checkpoint_provenance, write_provenance
 from aligncap.models.configuration_aligncap import AlignCapConfig
-from aligncap.models.encoders import layer_index
+from aligncap.models.encoders import (
+    FAMILIES,
+    FRAME_SAMPLES,
+    FeatureExtractor,
+    encoder_of,
+    family_of,
+    layer_index,
+)
 from aligncap.models.hub import load_config, load_pretrained, resolve
 from aligncap.models.model_card import read_record, write_model_card
 from aligncap.models.modeling_aligncap import AlignCapForConditionalGeneration
@@ -41,7 +48,7 @@ from aligncap.utils.run_record import write_run_record
 USABLE = "such as llama, qwen2, gpt2 or opt"
 LLMS = f"the language model must be a causal LM of text alone, {USABLE}"
 CALIBRATION = "calibration.json"  # in a model's folder: how far its confidence is to be trusted
-ENCODERS = "speech encoders are Whisper models of any size"
+ENCODERS = "speech encoders are Whisper, wav2vec 2.0, HuBERT, WavLM, data2vec, w2v-BERT 2.0 or Qwen2-Audio"
 Loaded = tuple[AlignCapForConditionalGeneration, AlignCapProcessor]
 LLM = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 
@@ -79,7 +86,7 @@ def load_llm(name: str, dtype: torch.dtype = torch.float32) -> LLM:
         type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING
         or config.is_encoder_decoder
         or config.get_text_config() is not config
-        or kind in ("aligncap", "whisper")
+        or kind in ("aligncap", *FAMILIES)
     ):
         raise UserError(f"{folder}: model_type is {kind!r}; {LLMS}")
     tokenizer = load_pretrained(AutoTokenizer, folder)
@@ -108,18 +115,39 @@ def without_dropout(config: PreTrainedConfig) -> None:
             setattr(config, name, 0.0)
 
 
-def load_encoder(name: str) -> tuple[WhisperEncoder, WhisperFeatureExtractor]:
+def load_encoder(name: str) -> tuple[PreTrainedModel, FeatureExtractor]:
     """A frozen speech encoder and its feature extractor, by name or folder.
 
+    Of Qwen2-Audio the audio tower is taken, and its weights alone are read.
+
     Raises:
-        UserError: no such model, or not a Whisper.
+        UserError: no such model, no speech encoder of a known family, or one that does not read 16 kHz.
     """
     folder = resolve(name)
-    kind = load_config(folder, ENCODERS).model_type
-    if kind != "whisper":
-        raise UserError(f"{folder}: model_type is {kind!r}; {ENCODERS}")
-    encoder: WhisperEncoder = load_pretrained(AutoModel, folder, dtype=torch.float32).encoder
-    return encoder.requires_grad_(False), load_pretrained(AutoFeatureExtractor, folder)
+    config, weights = load_config(folder, ENCODERS), dict[str, Any]()
+    if config.model_type == "qwen2_audio":
+        config = config.audio_config
+        weights = {"config": config, "key_mapping": {r"^(model\.)?audio_tower\.": ""}}
+    try:
+        family_of(config)
+    except UserError as error:
+        raise UserError(f"{folder}: {error}") from error
+    extractor = load_pretrained(AutoFeatureExtractor, folder)
+    if wrong := unfit_features(extractor):
+        raise UserError(f"{folder}: {wrong}")
+    kind = AutoModel if not weights else Qwen2AudioEncoder
+    encoder = encoder_of(load_pretrained(kind, folder, dtype=torch.float32, **weights))
+    return encoder.eval().requires_grad_(False), extractor
+
+
+def unfit_features(extractor: FeatureExtractor) -> str:
+    """Why a feature extractor does not fit sound at 16 kHz and frames of 20 ms; or nothing."""
+    rate, hop = getattr(extractor, "sampling_rate", SAMPLE_RATE), getattr(extractor, "hop_length", 160)
+    if rate != SAMPLE_RATE:
+        return f"its feature extractor reads {rate} Hz, clips have {SAMPLE_RATE} Hz; choose another encoder"
+    if hop != FRAME_SAMPLES // 2:
+        return f"its feature extractor has hop_length={hop}, {hop / rate * 1000:.2f} ms; 10 ms are needed"
+    return ""
 
 
 def build(encoder: str, llm: str, **options: Any) -> Loaded:
@@ -133,8 +161,8 @@ def build(encoder: str, llm: str, **options: Any) -> Loaded:
 
 
 def assemble(
-    audio_tower: WhisperEncoder,
-    feature_extractor: WhisperFeatureExtractor,
+    audio_tower: PreTrainedModel,
+    feature_extractor: FeatureExtractor,
     llm: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     *,
@@ -153,7 +181,9 @@ def assemble(
     Raises:
         UserError: the encoder has no such layer, or the language model's head or tokenizer does not fit.
     """
-    layer_index(options.get("encoder_layer", "last"), len(audio_tower.layers))
+    family = family_of(audio_tower.config)
+    layer_index(options.get("encoder_layer", "last"), audio_tower.config.num_hidden_layers)
+    options = {"margin_seconds": family.margin_seconds} | options
     audio_token_id = _add_placeholders(llm, tokenizer)
     embeddings = cast(nn.Embedding, llm.get_input_embeddings())
     head = cast(nn.Linear, llm.get_output_embeddings())
@@ -165,8 +195,9 @@ def assemble(
         **{k: getattr(tokenizer, k) for k in ("pad_token_id", "bos_token_id", "eos_token_id")},
         **options,
     )
-    positions = audio_tower.config.max_source_positions * 0.02
-    config.max_seconds = min(config.max_seconds, positions - config.margin_seconds)
+    if family.reads == "log-mel":
+        positions = audio_tower.config.max_source_positions * 0.02
+        config.max_seconds = min(config.max_seconds, positions - config.margin_seconds)
     with torch.device("meta"):
         model = AlignCapForConditionalGeneration(config)
     model.model.audio_tower = audio_tower
@@ -199,7 +230,7 @@ def assemble(
         cues=CUES_MARK if show_cues else None,
     )
     shared = ("pool_size", "stack_size", "clip_tokens", "margin_seconds", "max_seconds")
-    own = {name: getattr(config, name) for name in shared}
+    own = {name: getattr(config, name) for name in shared} | {"encoder": audio_tower.config.model_type}
     processor = AlignCapProcessor(feature_extractor, tokenizer, prompt=prompt, show_cues=show_cues, **own)
     return model.eval(), processor
 

@@ -12,7 +12,7 @@ class AlignCapConfig(PreTrainedConfig):
     """Speech encoder -> pool -> projector -> causal LLM.
 
     Args:
-        audio_config: configuration of the speech encoder (any Whisper size).
+        audio_config: configuration of the speech encoder (of `models.encoders.FAMILIES`).
         text_config: configuration of the language model (any causal LM).
         audio_token_id: placeholder in the token ids, the speaker's being the next. It is the first id past
             the tokenizer's own vocabulary: that id and all above it are masked out of the logits, so never
@@ -61,7 +61,8 @@ class AlignCapConfig(PreTrainedConfig):
     @property
     def audio_width(self) -> int:
         """Width of the encoder's hidden states."""
-        return int(self.sub_config("audio_config").hidden_size)
+        config = self.sub_config("audio_config")
+        return int(getattr(config, "hidden_size", 0) or config.d_model)
 
     @property
     def clip_tokens(self) -> int:

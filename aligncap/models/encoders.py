@@ -1,8 +1,15 @@
-"""Speech encoders: short clips cost short passes, and a clip's frames do not depend on its batch."""
+"""Speech encoders: one way in for every family, and a clip's frames do not depend on its batch.
+
+Each family gives one frame for every 20 ms of a clip at 16 kHz, by layer. An encoder of another family is an
+entry of `FAMILIES`, if it reads what one of these reads.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import math
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -11,9 +18,59 @@ from transformers.masking_utils import create_bidirectional_mask
 from aligncap.utils.errors import UserError
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
     from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-MEL_PER_FRAME = 2  # Whisper's second convolution halves the 10 ms mel frames to 20 ms encoder frames
+FeatureExtractor = Any  # transformers' base class declares no call
+FRAME_SAMPLES = 320  # at 16 kHz: the 20 ms of a frame
+
+
+@dataclass(frozen=True)
+class Family:
+    """What the encoders of one model type read.
+
+    reads: "log-mel" of Whisper (mel frames of 10 ms), the "waveform", or the "filter bank" of w2v-BERT.
+    step: how many positions of that make a frame.
+    tail: samples after a clip without which its last frame would be missing.
+    margin_seconds: of silence, which it needs after a clip.
+    """
+
+    reads: Literal["log-mel", "waveform", "filter bank"]
+    step: int
+    tail: int = 0
+    margin_seconds: float = 0.0
+
+
+_MEL, _WAVE = Family("log-mel", 2, margin_seconds=1.0), Family("waveform", FRAME_SAMPLES, tail=80)
+FAMILIES = {
+    "whisper": _MEL,
+    "qwen2_audio_encoder": _MEL,
+    "wav2vec2": _WAVE,
+    "hubert": _WAVE,
+    "wavlm": _WAVE,
+    "data2vec-audio": _WAVE,
+    "wav2vec2-bert": Family("filter bank", 1, tail=240),
+}
+
+
+def family_of(config: PreTrainedConfig) -> Family:
+    """The family of an encoder's configuration.
+
+    Raises:
+        UserError: it is none, or its frames are not of 20 ms.
+    """
+    if config.model_type not in FAMILIES:
+        known = ", ".join(FAMILIES)
+        raise UserError(f"model_type {config.model_type!r} is no known speech encoder; known are {known}")
+    strides = getattr(config, "conv_stride", None)
+    if strides is not None and math.prod(strides) != FRAME_SAMPLES or getattr(config, "add_adapter", False):
+        raise UserError(f"this {config.model_type} encoder has frames of another length than 20 ms")
+    return FAMILIES[config.model_type]
+
+
+def encoder_of(model: PreTrainedModel) -> PreTrainedModel:
+    """The encoder alone, where a model has a decoder too."""
+    return cast("PreTrainedModel", model.encoder) if hasattr(model, "decoder") else model
 
 
 def layer_index(encoder_layer: int | str, num_layers: int) -> int | None:
@@ -33,31 +90,64 @@ def layer_index(encoder_layer: int | str, num_layers: int) -> int | None:
 
 
 def encode_frames(
+    encoder: PreTrainedModel, features: Tensor, mask: Tensor, encoder_layer: int | str
+) -> tuple[Tensor, Tensor]:
+    """Hidden states of an encoder over clips of different lengths, of each clip those that it has alone.
+
+    Args:
+        encoder: of one of `FAMILIES`, without dropout.
+        features: what it reads, padded: log-mel (batch, mel bins, mel frames), filter bank (batch, frames,
+            bins) or samples (batch, samples).
+        mask: (batch, positions in time), 1 where the clip or its margin of silence is.
+        encoder_layer: see `AlignCapConfig`.
+
+    Returns:
+        frames: (batch, frames of 20 ms, width), or (batch, frames, layers + 1, width) for "mix"; 0 on
+            padding. frame_mask: (batch, frames), bool.
+    """
+    family = family_of(encoder.config)
+    if family.reads == "log-mel":
+        return _encode_log_mel(cast("WhisperEncoder", encoder), features, mask, encoder_layer)
+    stop = layer_index(encoder_layer, encoder.config.num_hidden_layers)
+    lengths = (mask.sum(1) // family.step).tolist()
+    rows: dict[int, list[int]] = defaultdict(list)
+    for row, length in enumerate(lengths):
+        rows[length].append(row)
+    parts: list[Tensor] = [features] * len(features)
+    # Group normalisation over time and convolutions of positions would mix padding into the frames, so the
+    # clips of a pass are of one length.
+    for length, chosen in rows.items():
+        own = features[chosen, : length * family.step + (family.tail if family.reads == "waveform" else 0)]
+        out = encoder(own, output_hidden_states=encoder_layer != "last")
+        if encoder_layer == "last":
+            found = out.last_hidden_state
+        elif stop is None:
+            found = torch.stack([*out.hidden_states[:-1], out.last_hidden_state], 2)
+        else:
+            found = out.hidden_states[stop]
+        for row, frames in zip(chosen, found, strict=True):
+            parts[row] = frames
+    count = torch.tensor([len(frames) for frames in parts], device=mask.device)
+    frame_mask = torch.arange(int(count.max()), device=mask.device) < count[:, None]
+    return nn.utils.rnn.pad_sequence(parts, batch_first=True), frame_mask
+
+
+def _encode_log_mel(
     encoder: WhisperEncoder, mel: Tensor, mel_mask: Tensor, encoder_layer: int | str
 ) -> tuple[Tensor, Tensor]:
-    """Hidden states of a Whisper encoder over clips of different lengths, padding masked at every step.
+    """`encode_frames` of Whisper and of what is built like it.
 
     The stock forward accepts 30 s only and does not mask. Here convolution inputs are zeroed past each
     clip's end (as a lone clip's own zero padding would be) and attention is masked, so that a batch gives
     what single clips give.
-
-    Args:
-        encoder: of any Whisper.
-        mel: (batch, mel bins, mel frames of 10 ms).
-        mel_mask: (batch, mel frames), 1 where the clip or its margin of silence is.
-        encoder_layer: see `AlignCapConfig`.
-
-    Returns:
-        frames: (batch, frames of 20 ms, width), or (batch, frames, layers + 1, width) for "mix".
-        frame_mask: (batch, frames), bool.
     """
     stop = layer_index(encoder_layer, len(encoder.layers))
-    odd = mel.shape[-1] % MEL_PER_FRAME
+    odd = mel.shape[-1] % _MEL.step
     mel, mel_mask = (nn.functional.pad(part, (0, odd)) for part in (mel, mel_mask))
     mel_mask = mel_mask.to(mel.dtype)
     hidden = nn.functional.gelu(encoder.conv1(mel * mel_mask[:, None])) * mel_mask[:, None]
     hidden = nn.functional.gelu(encoder.conv2(hidden)).transpose(1, 2)
-    frame_mask = mel_mask[:, ::MEL_PER_FRAME].bool()
+    frame_mask = mel_mask[:, :: _MEL.step].bool()
     count, limit = hidden.shape[1], encoder.embed_positions.num_embeddings
     if count > limit:
         raise ValueError(f"{count} frames exceed the encoder's {limit} positions")

@@ -20,7 +20,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from transformers.modeling_utils import slice_logits_to_keep
 
 from aligncap.models.configuration_aligncap import AlignCapConfig
-from aligncap.models.encoders import encode_frames, pool_frames
+from aligncap.models.encoders import encode_frames, encoder_of, family_of, pool_frames
 from aligncap.models.model_card import write_model_card
 from aligncap.models.projectors import Projector, make_projector
 from aligncap.utils.errors import UserError
@@ -60,7 +60,9 @@ class AlignCapModel(AlignCapPreTrainedModel):
 
     def __init__(self, config: AlignCapConfig) -> None:
         super().__init__(config)
-        self.audio_tower = AutoModel.from_config(config.sub_config("audio_config")).encoder
+        self.audio_tower: PreTrainedModel = encoder_of(
+            AutoModel.from_config(config.sub_config("audio_config"))
+        )
         self.language_model: PreTrainedModel = AutoModel.from_config(config.sub_config("text_config"))
         width = self.language_model.get_input_embeddings().embedding_dim
         self.multi_modal_projector = make_projector(config, width)
@@ -69,18 +71,24 @@ class AlignCapModel(AlignCapPreTrainedModel):
         present = {type(module).__name__ for module in self.modules()}
         self._no_split_modules = {name for name in self._no_split_modules or () if name in present}
 
+    def train(self, mode: bool = True) -> AlignCapModel:
+        """As of any module; the encoder's dropout, dropped layers and masked frames stay off."""
+        super().train(mode)
+        self.audio_tower.eval()
+        return self
+
     def encode_audio(self, input_features: Tensor, input_features_mask: Tensor) -> PooledFrames:
         """Frozen part of the audio path: encoder and pooling. The margin of silence is cut off.
 
         Args:
-            input_features: log-mel, (batch, mel bins, mel frames).
-            input_features_mask: (batch, mel frames): 1 on the clip, 2 on its margin of silence, 0 on padding.
+            input_features: what the encoder reads, as `AlignCapProcessor.features` gives it.
+            input_features_mask: (batch, positions): 1 on the clip, 2 on its margin of silence, 0 on padding.
         """
-        dtype = self.audio_tower.conv1.weight.dtype
+        features = input_features.to(self.audio_tower.dtype)
         frames, _ = encode_frames(
-            self.audio_tower, input_features.to(dtype), input_features_mask > 0, self.config.encoder_layer
+            self.audio_tower, features, input_features_mask > 0, self.config.encoder_layer
         )
-        own = (input_features_mask == 1)[:, ::2]
+        own = (input_features_mask == 1)[:, :: family_of(self.audio_tower.config).step][:, : frames.shape[1]]
         own = nn.functional.pad(own, (0, frames.shape[1] - own.shape[1]))
         frames = frames * own.view(*own.shape, *[1] * (frames.dim() - 2))
         longest = int(own.sum(1).max())
@@ -106,7 +114,7 @@ class AlignCapModel(AlignCapPreTrainedModel):
         inputs_embeds: Tensor | None = None,
         **kwargs: object,
     ) -> BaseModelOutputWithPast:
-        """Audio comes as log-mel (`input_features`) or as cached pooled frames (`audio_frames`), not both.
+        """Audio comes as the encoder reads it (`input_features`) or as cached pooled frames (`audio_frames`).
 
         Args:
             context: what is known from clips recorded alike, (batch, emotions); see `Projector.forward`.

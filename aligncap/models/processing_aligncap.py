@@ -1,4 +1,4 @@
-"""Turn clips and prompts into model inputs: log-mel with a margin of silence, placeholders expanded."""
+"""Turn clips and prompts into model inputs: what the encoder reads, and placeholders expanded."""
 
 from __future__ import annotations
 
@@ -13,36 +13,36 @@ from transformers.audio_utils import AudioInput
 
 from aligncap.audio.files import SAMPLE_RATE
 from aligncap.models.configuration_aligncap import AlignCapConfig
+from aligncap.models.encoders import FAMILIES, FRAME_SAMPLES, Family, FeatureExtractor
 from aligncap.models.projectors import token_count
 from aligncap.text.prompts import measured_cues
 from aligncap.utils.errors import UserError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase, WhisperFeatureExtractor
+    from transformers import PreTrainedTokenizerBase
 
 AUDIO_TOKEN = "<|audio|>"
 SPEAKER_TOKEN = "<|speaker|>"  # where a model with `speakers` is told who speaks
 CUES_MARK = "<|cues|>"  # in the prompt, never in a model's input
-FRAME_SAMPLES = SAMPLE_RATE // 50  # 320 samples: one encoder frame of 20 ms
-MEL_SAMPLES = SAMPLE_RATE // 100  # 160 samples: one log-mel frame of 10 ms
 
 
 class AlignCapProcessor(ProcessorMixin):
     """Feature extractor and tokenizer of an AlignCap checkpoint.
 
-    `prompt` is the whole text the model was trained to answer, with one audio placeholder in it, and one for
-    the speaker where the model has words for it; `show_cues` puts a clip's measured cues into it. The other
-    arguments mirror `AlignCapConfig`; they fix how many placeholders a clip takes.
+    `encoder` is the encoder's model type. `prompt` is the whole text the model was trained to answer, with
+    one audio placeholder in it, and one for the speaker where the model has words for it; `show_cues` puts a
+    clip's measured cues into it. The other arguments mirror `AlignCapConfig`; they fix how many placeholders
+    a clip takes.
     """
 
     audio_kwargs = {"sampling_rate": SAMPLE_RATE}
     model_input_names = ["input_ids", "attention_mask", "input_features", "input_features_mask"]
     tokenizer: PreTrainedTokenizerBase
-    feature_extractor: WhisperFeatureExtractor
+    feature_extractor: FeatureExtractor
 
     def __init__(
         self,
-        feature_extractor: WhisperFeatureExtractor,
+        feature_extractor: FeatureExtractor,
         tokenizer: PreTrainedTokenizerBase,
         chat_template: str | None = None,
         audio_token: str = AUDIO_TOKEN,
@@ -53,7 +53,9 @@ class AlignCapProcessor(ProcessorMixin):
         show_cues: bool = False,
         margin_seconds: float = 1.0,
         max_seconds: float = 29.0,
+        encoder: str = "whisper",
     ) -> None:
+        self.encoder = encoder
         self.audio_token = audio_token
         self.audio_token_id = tokenizer.convert_tokens_to_ids(audio_token)
         self.prompt = prompt
@@ -73,18 +75,24 @@ class AlignCapProcessor(ProcessorMixin):
         """Placeholders for a clip of `pooled_frames` pooled encoder frames."""
         return token_count(pooled_frames, self.stack_size, self.clip_tokens)
 
-    def log_mel(self, clips: Sequence[np.ndarray]) -> BatchFeature:
-        """Log-mel of clips of 16 kHz samples, each followed by its own margin of silence.
+    @property
+    def family(self) -> Family:
+        """What the encoder reads."""
+        return FAMILIES[self.encoder]
+
+    def features(self, clips: Sequence[np.ndarray]) -> BatchFeature:
+        """What the encoder reads of clips of 16 kHz samples, each followed by its own margin of silence.
 
         Returns:
-            input_features: (batch, mel bins, mel frames), float32;
-            input_features_mask: (batch, mel frames), 1 on the clip, 2 on its margin, 0 on padding.
+            input_features: float32, see `encode_frames`;
+            input_features_mask: (batch, positions in time), 1 on the clip, 2 on its margin, 0 on padding.
 
         Raises:
             UserError: a clip is empty or longer than `max_seconds`.
         """
-        padded, spans = [], []  # the samples with their margin, and each clip's own log-mel frames
-        margin = round(self.margin_seconds * SAMPLE_RATE / FRAME_SAMPLES) * FRAME_SAMPLES
+        family = self.family
+        margin = round(self.margin_seconds * SAMPLE_RATE / FRAME_SAMPLES)  # in frames
+        parts, spans = [], []  # features of each clip, and its own frames
         for index, clip in enumerate(clips):
             clip = np.asarray(clip, dtype=np.float32)
             if clip.ndim != 1 or clip.size == 0:
@@ -94,16 +102,26 @@ class AlignCapProcessor(ProcessorMixin):
                     f"clip {index}: {clip.size / SAMPLE_RATE:.1f} s is longer than the model's "
                     f"{self.max_seconds:g} s; cut it into utterances"
                 )
-            own = math.ceil(clip.size / FRAME_SAMPLES) * FRAME_SAMPLES
-            padded.append(np.pad(clip, (0, own + margin - clip.size)))
-            spans.append(own // MEL_SAMPLES)
-        features = self.feature_extractor(
-            padded, sampling_rate=SAMPLE_RATE, padding="longest", truncation=False, return_tensors="pt"
-        )["input_features"]
-        mask = torch.zeros(len(clips), features.shape[-1], dtype=torch.long)
+            spans.append(math.ceil(clip.size / FRAME_SAMPLES))
+            length = (spans[-1] + margin) * FRAME_SAMPLES + family.tail
+            if family.reads == "waveform":  # its level is that of the clip without silence
+                clip = self.feature_extractor(clip, sampling_rate=SAMPLE_RATE)["input_values"][0]
+            parts.append(np.pad(clip, (0, length - clip.size)))
+        if family.reads == "waveform":
+            features = torch.nn.utils.rnn.pad_sequence(list(map(torch.from_numpy, parts)), batch_first=True)
+        else:
+            features = self.feature_extractor(
+                parts,
+                sampling_rate=SAMPLE_RATE,
+                padding="longest",
+                return_tensors="pt",
+                **({"truncation": False} if family.reads == "log-mel" else {}),
+            )["input_features"]
+        positions = features.shape[1 if family.reads == "filter bank" else -1]
+        mask = torch.zeros(len(clips), positions, dtype=torch.long)
         for row, span in enumerate(spans):
-            mask[row, :span] = 1
-            mask[row, span : span + margin // MEL_SAMPLES] = 2
+            mask[row, : span * family.step] = 1
+            mask[row, span * family.step : (span + margin) * family.step] = 2
         return BatchFeature({"input_features": features, "input_features_mask": mask})
 
     def _process_audio(self, audio: AudioInput, **kwargs: object) -> tuple[BatchFeature, list[str]]:
@@ -113,7 +131,7 @@ class AlignCapProcessor(ProcessorMixin):
             raise UserError(f"audio must come at {SAMPLE_RATE} Hz; {remedy}")
         clips = [audio] if isinstance(audio, np.ndarray) and audio.ndim == 1 else list(audio)
         placeholders = [self.audio_token * self.num_audio_tokens(len(clip)) for clip in clips]
-        return self.log_mel(clips), placeholders
+        return self.features(clips), placeholders
 
     def prompt_of(self, cues: str | None) -> str:
         """The prompt of one clip: with `show_cues`, its measured cues (`text.prompts.measured_cues`) are put
@@ -126,7 +144,7 @@ class AlignCapProcessor(ProcessorMixin):
         self, clips: Sequence[np.ndarray], cues: Sequence[str | None] | None = None
     ) -> BatchFeature:
         """Inputs of `generate` for clips of 16 kHz samples, left-padded: input_ids and attention_mask (batch,
-        length), and what `log_mel` gives."""
+        length), and what `features` gives."""
         return self(
             text=[self.prompt_of(c) for c in cues or [None] * len(clips)],
             audio=list(clips),

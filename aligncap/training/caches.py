@@ -90,7 +90,7 @@ def fill_features(
                 errors.append(str(error))
         if not clips:
             return {}
-        mel = processor.log_mel(list(clips.values())).to(model.device)
+        mel = processor.features(list(clips.values())).to(model.device)
         pooled = model.model.encode_audio(**mel)
         lengths = pooled.mask.sum(1).tolist()
         return {k: f[:n].cpu().clone() for k, f, n in zip(clips, pooled.frames, lengths, strict=True)}

@@ -82,7 +82,7 @@ def audio_batch(rows: list[Row], processor: AlignCapProcessor) -> dict[str, Tens
     if "frames" in rows[0]:
         frames, mask = stack_frames([row["frames"] for row in rows])
         return {"audio_frames": frames, "audio_frames_mask": mask}
-    return dict(processor.log_mel([row["samples"] for row in rows]))
+    return dict(processor.features([row["samples"] for row in rows]))
 
 
 @dataclass

@@ -185,7 +185,10 @@ class StudentConfig(CaptionConfig):
     balance: bool = option(
         True, "Repeat clips of rarer emotion labels, up to four times; clips without a label stand once."
     )
-    encoder: str = option(DEFAULT_ENCODER, "Speech encoder: any Whisper, name or folder.")
+    encoder: str = option(
+        DEFAULT_ENCODER,
+        "Speech encoder, name or folder; docs/encoders.md lists the families.",
+    )
     encoder_layer: str = option("mix", "last, mix, or the number of encoder layers to run.")
     pool_size: PositiveInt = option(16, "Encoder frames (20 ms) averaged into one.")
     stack_size: PositiveInt = option(4, "Pooled frames stacked into one audio token.")

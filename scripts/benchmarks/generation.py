@@ -122,7 +122,7 @@ def captions(a: argparse.Namespace) -> None:
         @torch.no_grad()
         def encode(clips: Clips, captioner: Captioner = captioner) -> list[str]:
             for start in range(0, len(clips), a.batch):
-                mel = captioner.processor.log_mel(clips[start : start + a.batch]).to(captioner.model.device)
+                mel = captioner.processor.features(clips[start : start + a.batch]).to(captioner.model.device)
                 float(captioner.model.model.encode_audio(**mel).frames.flatten()[0])  # waits for the device
             return [""]
 

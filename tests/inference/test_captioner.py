@@ -55,9 +55,9 @@ def test_a_file_and_its_samples_are_heard_alike(captioner, kind, tmp_path, monke
     samples, rate, subtype = sound(kind)
     soundfile.write(tmp_path / "clip.wav", np.asarray(samples).T, rate, subtype=subtype)
     heard = []
-    log_mel = captioner.processor.log_mel
+    log_mel = captioner.processor.features
     monkeypatch.setattr(
-        type(captioner.processor), "log_mel", lambda self, clips: heard.append(clips[0]) or log_mel(clips)
+        type(captioner.processor), "features", lambda self, clips: heard.append(clips[0]) or log_mel(clips)
     )
     options = {"max_new_tokens": 12, "sampling_rate": rate}
     assert captioner(samples, **options) == captioner(tmp_path / "clip.wav", **options)

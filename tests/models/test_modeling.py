@@ -55,7 +55,7 @@ def test_the_encoder_equals_the_stock_encoder_at_thirty_seconds(tiny):
 def test_a_short_clip_costs_a_short_pass(tiny):
     _, processor = tiny
     assert (
-        processor.log_mel([voice(2.0)])["input_features"].shape[-1] == 300
+        processor.features([voice(2.0)])["input_features"].shape[-1] == 300
     )  # two seconds and one of silence
 
 

@@ -311,7 +311,7 @@ def trl_batch(rows: list[dict[str, Any]], processor: Any) -> dict[str, Tensor]:
         mask[i, :end] = 1
         completion[i, len(prompt) : end] = 1
     batch = {"input_ids": ids, "attention_mask": mask, "completion_mask": completion}
-    batch |= processor.log_mel([row["samples"] for row in rows] * 2)
+    batch |= processor.features([row["samples"] for row in rows] * 2)
     return batch
 
 
@@ -366,7 +366,7 @@ class Pairs:
             row = found[i]
             row["samples"] = np.resize(row["samples"], round(seconds * 16_000))
             with torch.no_grad():
-                row["frames"] = base.model.encode_audio(**processor.log_mel([row["samples"]])).frames[0]
+                row["frames"] = base.model.encode_audio(**processor.features([row["samples"]])).frames[0]
             tokens = [processor.audio_token_id] * processor.tokens_of_frames(len(row["frames"]))
             row["prompt_ids"] = [*before, *tokens, *after]
             rows.append(row)

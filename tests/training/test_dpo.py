@@ -47,7 +47,7 @@ def trainer_of(tmp_path, start, pairs, **more):
 def summed_log_probs(model, processor, row, side):
     """One caption at a time, full logits, a loop over its tokens."""
     ids = row["prompt_ids"] + row[side]
-    mel = processor.log_mel([row["samples"]])
+    mel = processor.features([row["samples"]])
     logits = model(
         input_ids=torch.tensor([ids]), attention_mask=torch.ones(1, len(ids)).long(), **mel
     ).logits[0]

@@ -54,7 +54,7 @@ def batch_of(processor, clips=CLIPS, captions=CAPTIONS, cached=None):
         row = {"prompt_ids": [*around[0], *[processor.audio_token_id] * count, *around[1]], "samples": clip}
         if cached is not None:
             with torch.no_grad():
-                row["frames"] = cached.model.encode_audio(**processor.log_mel([clip])).frames[0]
+                row["frames"] = cached.model.encode_audio(**processor.features([clip])).frames[0]
         row["chosen_ids"] = response_ids(processor.tokenizer, chosen, 64)
         row["rejected_ids"] = response_ids(processor.tokenizer, rejected, 64)
         rows.append(row)
