@@ -1,4 +1,4 @@
-"""Add a projector and build a model with it: `python examples/add_projector.py runs/linear`.
+"""Add a projector and build a model with it: `python examples/add_projector.py runs/mean`.
 
 The folder is an untrained model. Whoever loads it must import this module first: the class is found by name.
 """
@@ -9,27 +9,27 @@ from torch import Tensor, nn
 
 from aligncap import AlignCapConfig
 from aligncap.models.checkpoints import build
+from aligncap.models.encoders import pool_frames
 from aligncap.models.projectors import PROJECTORS, Projector
 
 
-class LinearProjector(Projector):
-    """Stacked encoder frames through one matrix: (clips, frames, width) -> (clips, tokens, text width)."""
+class MeanProjector(Projector):
+    """The mean of every `stack_size` frames through one matrix, (clips, frames, width) to (…, text width)."""
 
     def __init__(self, config: AlignCapConfig, text_width: int) -> None:
         super().__init__(config, text_width)
-        self.linear = nn.Linear(config.audio_width * config.stack_size, text_width)
+        self.linear = nn.Linear(config.audio_width, text_width)
 
-    def forward(self, frames: Tensor, mask: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        frames = self.mix_layers(self.standardise(frames.float()))
-        stacked, mask = self.stack(frames * mask[..., None], mask)
-        return self.linear(stacked), mask
+    def project(self, frames: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        means, mask = pool_frames(frames, mask, self.stack_size)
+        return self.linear(means), mask
 
 
-PROJECTORS["linear"] = LinearProjector
+PROJECTORS["mean"] = MeanProjector
 
 
 def main(out: str, encoder: str = "whisper-base", llm: str = "smollm2-135m-instruct") -> None:
-    model, processor = build(encoder, llm, encoder_layer="mix", projector_type="linear", summary_token=False)
+    model, processor = build(encoder, llm, encoder_layer="mix", projector_type="mean", summary_token=False)
     model.save_pretrained(out)
     processor.save_pretrained(out)
 

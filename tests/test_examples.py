@@ -45,21 +45,22 @@ def test_train_from_python(parts, manifest, tmp_path, capsys):
 
 def test_add_a_corpus(tmp_path, monkeypatch):
     monkeypatch.setattr(registry, "_corpora", dict(registry._corpora))
-    path = tmp_path / "emovo" / "f1" / "gio-f1-b1.flac"
+    path = tmp_path / "urdu" / "Angry" / "SM1_F12_A012.wav"
     path.parent.mkdir(parents=True)
     soundfile.write(path, voice(0.5), 16_000)
     module = example("add_corpus")
-    module.prepare("emovo", tmp_path / "emovo", tmp_path / "m.jsonl")
+    module.prepare("urdu", tmp_path / "urdu", tmp_path / "m.jsonl")
     (utterance,) = read_manifest(tmp_path / "m.jsonl")
-    assert (utterance.emotion, utterance.gender, utterance.language) == ("happy", "female", "it")
+    assert (utterance.emotion, utterance.gender, utterance.language) == ("angry", "male", "ur")
+    assert utterance.speaker == "urdu-SM1"
 
 
 def test_add_a_projector(parts, tmp_path, monkeypatch):
     monkeypatch.setattr("aligncap.models.projectors.PROJECTORS", PROJECTORS)
     example("add_projector").main(str(tmp_path / "model"), parts["encoder"], parts["llm"])
     model, _ = load_folder(tmp_path / "model")
-    assert type(model.model.multi_modal_projector).__name__ == "LinearProjector"
-    PROJECTORS.pop("linear")
+    assert type(model.model.multi_modal_projector).__name__ == "MeanProjector"
+    PROJECTORS.pop("mean")
 
 
 def test_look_at_a_language_model(parts, capsys):

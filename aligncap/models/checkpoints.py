@@ -229,7 +229,7 @@ def assemble(
         speaker=SPEAKER_TOKEN if config.speakers else None,
         cues=CUES_MARK if show_cues else None,
     )
-    shared = ("pool_size", "stack_size", "clip_tokens", "margin_seconds", "max_seconds")
+    shared = ("pool_size", "stack_size", "clip_tokens", "queries", "margin_seconds", "max_seconds")
     own = {name: getattr(config, name) for name in shared} | {"encoder": audio_tower.config.model_type}
     processor = AlignCapProcessor(feature_extractor, tokenizer, prompt=prompt, show_cues=show_cues, **own)
     return model.eval(), processor

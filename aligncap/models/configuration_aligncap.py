@@ -22,6 +22,7 @@ class AlignCapConfig(PreTrainedConfig):
         pool_size: encoder frames (20 ms each) averaged into one, without parameters.
         projector_type: key of `aligncap.models.projectors.PROJECTORS`.
         stack_size: pooled frames that become one audio token of the LLM.
+        queries: audio tokens that a clip becomes, however long it is; 0: one for every `stack_size` frames.
         projector_hidden: width of the projector's hidden layer.
         projector_dropout: dropout on the projector's input and hidden layer.
         summary_token: put a token made of the clip's mean and standard deviation before the frame tokens.
@@ -48,6 +49,7 @@ class AlignCapConfig(PreTrainedConfig):
     pool_size: int = 16
     projector_type: str = "mlp"
     stack_size: int = 4
+    queries: int = 0
     projector_hidden: int = 512
     projector_dropout: float = 0.3
     summary_token: bool = True

@@ -54,7 +54,9 @@ class AlignCapProcessor(ProcessorMixin):
         margin_seconds: float = 1.0,
         max_seconds: float = 29.0,
         encoder: str = "whisper",
+        queries: int = 0,
     ) -> None:
+        self.queries = queries
         self.encoder = encoder
         self.audio_token = audio_token
         self.audio_token_id = tokenizer.convert_tokens_to_ids(audio_token)
@@ -73,7 +75,7 @@ class AlignCapProcessor(ProcessorMixin):
 
     def tokens_of_frames(self, pooled_frames: int) -> int:
         """Placeholders for a clip of `pooled_frames` pooled encoder frames."""
-        return token_count(pooled_frames, self.stack_size, self.clip_tokens)
+        return token_count(pooled_frames, self.stack_size, self.clip_tokens, self.queries)
 
     @property
     def family(self) -> Family:

@@ -1,7 +1,8 @@
 """From pooled encoder frames to audio tokens of the language model's width.
 
-A projector of your own is a subclass of `Projector`, entered in `PROJECTORS` under the name that
-`AlignCapConfig.projector_type` then takes. Whoever loads the checkpoint must import it first.
+A projector of your own is a subclass of `Projector` with a method `project`, entered in `PROJECTORS` under
+the name that `AlignCapConfig.projector_type` (`--projector`) then takes. Whoever loads the checkpoint must
+import it first.
 """
 
 from __future__ import annotations
@@ -10,18 +11,20 @@ import math
 
 import torch
 from torch import Tensor, nn
+from transformers import Blip2QFormerConfig, Blip2QFormerModel
 
 from aligncap.models.configuration_aligncap import AlignCapConfig
 from aligncap.utils.errors import UserError
 
 
-def token_count(pooled_frames: int, stack_size: int, clip_tokens: int) -> int:
+def token_count(pooled_frames: int, stack_size: int, clip_tokens: int, queries: int = 0) -> int:
     """Audio tokens that `pooled_frames` frames become, the speaker's token not among them.
 
     Args:
         clip_tokens: tokens that stand for the whole clip (`AlignCapConfig.clip_tokens`).
+        queries: tokens that every clip becomes, however long; 0: one for every `stack_size` frames.
     """
-    return math.ceil(pooled_frames / stack_size) + clip_tokens
+    return (queries or math.ceil(pooled_frames / stack_size)) + clip_tokens
 
 
 class WordToken(nn.Module):
@@ -76,17 +79,21 @@ def clip_means(frames: Tensor, mask: Tensor) -> Tensor:
 
 
 class Projector(nn.Module):
-    """What every projector has: the standardisation of frames, the tokens that are words, and the stacking
-    that fixes the token count.
+    """What every projector has: the standardisation of frames, the tokens that are words, the clip's summary,
+    and the size of its tokens.
 
     Whisper's middle layers carry a few dimensions of huge size that drown the rest, so frames are
     standardised by the mean and standard deviation of the training frames (`fit`), kept as buffers.
 
-    Tokens are [speaker] [emotion] [summary] frames: one token for every `stack_size` pooled frames, before
-    them the clip's summary with `config.summary_token`, before that the emotion where `config.emotions` are
-    known, and first who speaks with `config.speaker_token`.
+    Tokens are [speaker] [emotion] [summary] frames: first who speaks with `config.speaker_token`, then the
+    emotion where `config.emotions` are known, then the clip's mean and deviation with `config.summary_token`,
+    and what `project` makes of the frames. All but the words are brought to the size of the LLM's embeddings.
+
+    mixes: whether `project` is given one state a frame, that of `config.encoder_layer` or the learnt mixture
+    of all, or all of them.
     """
 
+    mixes = True
     feature_mean: Tensor
     feature_scale: Tensor
 
@@ -94,7 +101,7 @@ class Projector(nn.Module):
         super().__init__()
         self.stack_size = config.stack_size
         layers, width = config.mixed_layers, config.audio_width
-        self.mix = nn.Parameter(torch.zeros(layers)) if layers else None
+        self.mix = nn.Parameter(torch.zeros(layers)) if layers and self.mixes else None
         shape = (layers, width) if layers else (width,)
         self.register_buffer("feature_mean", torch.zeros(shape))
         self.register_buffer("feature_scale", torch.ones(shape))
@@ -104,10 +111,13 @@ class Projector(nn.Module):
         self.emotion = WordToken(inputs, len(config.emotions), text_width) if config.emotions else None
         self.word_tokens = int(self.speaker is not None) + int(self.emotion is not None)
         self.clip_tokens = self.word_tokens + int(config.summary_token)  # before those of frames
+        self.summary: nn.Module | None = None
+        self.norm = nn.LayerNorm(text_width)
+        self.dropout = nn.Dropout(config.projector_dropout)
 
     @torch.no_grad()
     def fit(self, mean: Tensor, std: Tensor, embedding_rms: float | None = None) -> None:
-        """Set the standardisation, and the size of the tokens where the projector has one.
+        """Set the standardisation, and the size of the tokens.
 
         Args:
             mean, std: per-dimension mean and standard deviation of pooled training frames, (width,) or
@@ -116,6 +126,8 @@ class Projector(nn.Module):
         """
         self.feature_mean.copy_(mean)
         self.feature_scale.copy_(1.0 / std.clamp(min=1e-5))
+        if embedding_rms is not None:
+            self.norm.weight.fill_(embedding_rms)
 
     def standardise(self, frames: Tensor) -> Tensor:
         """Frames less the training frames' mean, by their standard deviation; computed in float32."""
@@ -165,49 +177,149 @@ class Projector(nn.Module):
         Returns:
             tokens: (batch, tokens, text width); token mask: (batch, tokens), bool.
         """
+        words = self.clip_words(frames, mask, context)
+        frames = self.standardise(frames)
+        if self.mixes:
+            frames = self.mix_layers(frames)
+        tokens, token_mask = self.project(frames * mask.view(*mask.shape, *[1] * (frames.dim() - 2)), mask)
+        tokens = self.norm(tokens)
+        masks = [mask.any(1, keepdim=True)] * len(words) + [token_mask]
+        return torch.cat([*(word.to(tokens.dtype) for word in words), tokens], 1), torch.cat(masks, 1)
+
+    def project(self, frames: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens (batch, tokens, text width) of standardised frames, 0 where the mask is, and their mask.
+
+        There must be `token_count` of them; with `config.summary_token` the first one is the summary.
+        Arguments as `forward`.
+        """
         raise NotImplementedError
 
+    def with_summary(
+        self, frames: Tensor, mask: Tensor, tokens: Tensor, token_mask: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """`tokens` with the clip's mean and deviation through `summary` before them, where there is one."""
+        if self.summary is None:
+            return tokens, token_mask
+        first = self.summary(self.dropout(clip_statistics(frames, mask)))[:, None]
+        return torch.cat([first, tokens], 1), torch.cat([mask.any(1, keepdim=True), token_mask], 1)
 
-class StackMLPProjector(Projector):
-    """Standardise, stack `stack_size` frames into one, two linear layers, scale to the LLM's embeddings."""
+
+def clip_statistics(frames: Tensor, mask: Tensor) -> Tensor:
+    """Mean and standard deviation over time, (batch, 2 · width), of frames that are 0 where the mask is."""
+    number = mask.sum(1, keepdim=True).clamp(min=1).to(frames.dtype)
+    mean = frames.sum(1) / number
+    variance = ((frames - mean[:, None]) ** 2 * mask[..., None]).sum(1) / number
+    return torch.cat([mean, (variance + 1e-5).sqrt()], -1)
+
+
+class MLPProjector(Projector):
+    """Every `stack_size` frames side by side through two linear layers; the summary shares the second."""
 
     def __init__(self, config: AlignCapConfig, text_width: int) -> None:
         super().__init__(config, text_width)
         width, hidden = config.audio_width, config.projector_hidden
-        self.dropout = nn.Dropout(config.projector_dropout)
         self.linear_1 = nn.Linear(width * config.stack_size, hidden)
         self.linear_2 = nn.Linear(hidden, text_width)
         self.summary = nn.Linear(2 * width, hidden) if config.summary_token else None
-        self.norm = nn.LayerNorm(text_width)
 
-    @torch.no_grad()
-    def fit(self, mean: Tensor, std: Tensor, embedding_rms: float | None = None) -> None:
-        super().fit(mean, std)
-        if embedding_rms is not None:
-            self.norm.weight.fill_(embedding_rms)
-
-    def forward(self, frames: Tensor, mask: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        words = self.clip_words(frames, mask, context)
-        exists = mask.any(1, keepdim=True)
-        masks = [exists] * len(words)
-        frames = self.mix_layers(self.standardise(frames)) * mask[..., None]
-        hidden_states = []
-        if self.summary is not None:
-            number = mask.sum(1, keepdim=True).clamp(min=1).to(frames.dtype)
-            mean = frames.sum(1) / number
-            variance = ((frames - mean[:, None]) ** 2 * mask[..., None]).sum(1) / number
-            statistics = torch.cat([mean, (variance + 1e-5).sqrt()], -1)
-            hidden_states.append(self.summary(self.dropout(statistics))[:, None])
-            masks.append(exists)
-        stacked, stacked_mask = self.stack(frames, mask)
-        hidden_states.append(self.linear_1(self.dropout(stacked)))
-        masks.append(stacked_mask)
-        hidden = self.dropout(nn.functional.gelu(torch.cat(hidden_states, 1)))
-        tokens = self.norm(self.linear_2(hidden))
-        return torch.cat([*(word.to(tokens.dtype) for word in words), tokens], 1), torch.cat(masks, 1)
+    def project(self, frames: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        first = None if self.summary is None else self.summary(self.dropout(clip_statistics(frames, mask)))
+        stacked, token_mask = self.stack(frames, mask)
+        hidden = self.linear_1(self.dropout(stacked))
+        if first is not None:
+            hidden = torch.cat([first[:, None], hidden], 1)
+            token_mask = torch.cat([mask.any(1, keepdim=True), token_mask], 1)
+        return self.linear_2(self.dropout(nn.functional.gelu(hidden))), token_mask
 
 
-PROJECTORS: dict[str, type[Projector]] = {"mlp": StackMLPProjector}
+class LinearProjector(Projector):
+    """Every `stack_size` frames side by side through one matrix."""
+
+    def __init__(self, config: AlignCapConfig, text_width: int) -> None:
+        super().__init__(config, text_width)
+        self.linear = nn.Linear(config.audio_width * config.stack_size, text_width)
+        self.summary = nn.Linear(2 * config.audio_width, text_width) if config.summary_token else None
+
+    def project(self, frames: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        stacked, token_mask = self.stack(frames, mask)
+        return self.with_summary(frames, mask, self.linear(self.dropout(stacked)), token_mask)
+
+
+class ConvProjector(Projector):
+    """A convolution over three frames, and one with stride `stack_size` that makes the tokens."""
+
+    def __init__(self, config: AlignCapConfig, text_width: int) -> None:
+        super().__init__(config, text_width)
+        width, hidden, size = config.audio_width, config.projector_hidden, config.stack_size
+        self.conv_1 = nn.Conv1d(width, hidden, 3, padding=1)
+        self.conv_2 = nn.Conv1d(hidden, text_width, size, stride=size)
+        self.summary = nn.Linear(2 * width, text_width) if config.summary_token else None
+
+    def project(self, frames: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        hidden = nn.functional.gelu(self.conv_1(self.dropout(frames).transpose(1, 2)))
+        # What lies beyond a clip's end is zero for it alone, so it must be zero beside longer ones.
+        hidden = self.dropout(hidden) * mask[:, None]
+        extra = -mask.shape[1] % self.stack_size
+        tokens = self.conv_2(nn.functional.pad(hidden, (0, extra))).transpose(1, 2)
+        token_mask = nn.functional.pad(mask, (0, extra)).view(len(mask), -1, self.stack_size).any(-1)
+        return self.with_summary(frames, mask, tokens, token_mask)
+
+
+class QFormerProjector(Projector):
+    """`config.queries` learnt queries read all frames of all layers by cross-attention (BLIP-2's Q-Former, Li
+    et al. 2023, arXiv 2301.12597), in two layers; a clip becomes as many tokens, however long it is."""
+
+    mixes = False
+
+    def __init__(self, config: AlignCapConfig, text_width: int) -> None:
+        super().__init__(config, text_width)
+        hidden, layers = config.projector_hidden, config.mixed_layers
+        former = Blip2QFormerConfig(
+            hidden_size=hidden,
+            num_hidden_layers=2,
+            num_attention_heads=math.gcd(hidden, 8),
+            intermediate_size=2 * hidden,
+            encoder_hidden_size=config.audio_width,
+            cross_attention_frequency=1,
+            hidden_dropout_prob=config.projector_dropout,
+            attention_probs_dropout_prob=0.0,
+        )
+        self.queries = nn.Parameter(0.02 * torch.randn(config.queries, hidden))
+        # Which layer a state is of, and where in the clip it stands, by sines (Vaswani et al. 2017).
+        self.layer = nn.Parameter(0.02 * torch.randn(layers, config.audio_width)) if layers else None
+        self.former = Blip2QFormerModel(former)
+        self.linear = nn.Linear(hidden, text_width)
+        self.summary = nn.Linear(2 * config.audio_width, text_width) if config.summary_token else None
+
+    def project(self, frames: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        states, state_mask = frames + self.places(frames), mask
+        if self.layer is not None:
+            states = (states + self.layer.to(frames.dtype)).flatten(1, 2)
+            state_mask = mask.repeat_interleave(len(self.layer), 1)
+            frames = frames.mean(2)
+        queries = self.queries.to(frames.dtype).expand(len(frames), -1, -1)
+        hidden = self.former(
+            query_embeds=queries, encoder_hidden_states=states, encoder_attention_mask=state_mask.long()
+        ).last_hidden_state
+        token_mask = mask.any(1, keepdim=True).expand(-1, hidden.shape[1])
+        return self.with_summary(frames, mask, self.linear(hidden), token_mask)
+
+    @staticmethod
+    def places(frames: Tensor) -> Tensor:
+        """Sines and cosines at falling rates of where in the clip frames stand, of the shape of one clip."""
+        length, width = frames.shape[1], frames.shape[-1]
+        rates = torch.exp(-math.log(10_000.0) * torch.arange(0, width, 2) / width)
+        angles = torch.arange(length)[:, None] * rates
+        found = torch.cat([angles.sin(), angles.cos()], 1)[:, :width].to(frames)
+        return found[:, None] if frames.dim() == 4 else found
+
+
+PROJECTORS: dict[str, type[Projector]] = {
+    "mlp": MLPProjector,
+    "linear": LinearProjector,
+    "conv": ConvProjector,
+    "qformer": QFormerProjector,
+}
 
 
 def make_projector(config: AlignCapConfig, text_width: int) -> Projector:

@@ -1,6 +1,6 @@
 """The student before decoding is trained, and `train align`: its parts, a projector that fits them.
 
-The projector's features are standardised (`StackMLPProjector.fit`), then audio tokens are drawn towards text
+The projector's features are standardised (`Projector.fit`), then audio tokens are drawn towards text
 that the LLM already reads. It costs seconds, since no language model is run: text stands as the LLM's frozen
 input embeddings. Training of the decoder then starts from tokens that mean something to it. Two ways:
 
@@ -28,7 +28,7 @@ from aligncap.data.manifest import Utterance
 from aligncap.models.checkpoints import build, embedding_rms, load_folder, model_key, save_whole
 from aligncap.models.modeling_aligncap import AlignCapForConditionalGeneration
 from aligncap.models.processing_aligncap import AlignCapProcessor
-from aligncap.models.projectors import StackMLPProjector
+from aligncap.models.projectors import Projector
 from aligncap.text.prompts import speaker_word
 from aligncap.training.collators import stack_frames
 from aligncap.training.config import StudentConfig
@@ -46,8 +46,8 @@ Prepared = tuple[list[int], Tensor, Tensor, Callable[[Tensor, Tensor, Tensor, Te
 
 _USED = (
     "align_by align_learning_rate align_steps balance cache_dir encoder encoder_layer llm max_response_tokens"
-    " output_dir pool_size projector_dropout projector_hidden resume_from_checkpoint seed show_cues"
-    " speaker_token emotion_token augment stack_size summary_token train_manifest use_cpu"
+    " output_dir pool_size projector queries projector_dropout projector_hidden resume_from_checkpoint seed"
+    " show_cues speaker_token emotion_token augment stack_size summary_token train_manifest use_cpu"
     " debug include_num_input_tokens_seen"  # the parser changes their defaults
 ).split()
 
@@ -168,7 +168,7 @@ def align(
     if inputs.features is None:
         raise ValueError("the projector is fitted to cached features; see data.cached_inputs")
     table: Any = model.get_input_embeddings()
-    projector: StackMLPProjector = model.model.multi_modal_projector
+    projector: Projector = model.model.multi_modal_projector
     frames = _Read(inputs.features, clips.keys)
     first = dict(zip(reversed(clips.keys), reversed(clips.utterances), strict=True))  # each sound once
     once = list(dict.fromkeys(clips.keys))
@@ -289,7 +289,7 @@ def contrastive_loss(speech: Tensor, text: Tensor, same: Tensor, scale: Tensor) 
 
 
 def align_projector(
-    projector: StackMLPProjector,
+    projector: Projector,
     embeddings: Tensor,
     utterances: list[Utterance],
     frames: Sequence[Tensor],
@@ -349,7 +349,7 @@ def _mean(unit: Tensor, mask: Tensor, first: int) -> Tensor:
 
 
 def _clues(
-    projector: StackMLPProjector,
+    projector: Projector,
     embeddings: Tensor,
     utterances: list[Utterance],
     tokenizer: PreTrainedTokenizerBase,
@@ -374,7 +374,7 @@ def _clues(
 
 
 def _contrastive(
-    projector: StackMLPProjector,
+    projector: Projector,
     embeddings: Tensor,
     utterances: list[Utterance],
     tokenizer: PreTrainedTokenizerBase,

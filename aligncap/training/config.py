@@ -192,6 +192,8 @@ class StudentConfig(CaptionConfig):
     encoder_layer: str = option("mix", "last, mix, or the number of encoder layers to run.")
     pool_size: PositiveInt = option(16, "Encoder frames (20 ms) averaged into one.")
     stack_size: PositiveInt = option(4, "Pooled frames stacked into one audio token.")
+    projector: str = option("mlp", "mlp, linear, conv, qformer, or one of your own (docs/encoders.md).")
+    queries: PositiveInt = option(32, "Of qformer: audio tokens of a clip.")
     projector_hidden: PositiveInt = option(512, "Width of the projector's hidden layer.")
     projector_dropout: Dropout = option(0.3, "Dropout in the projector.")
     summary_token: bool = option(True, "Add one token of the clip's mean and standard deviation.")
@@ -229,6 +231,10 @@ class StudentConfig(CaptionConfig):
         layer = self.encoder_layer
         own: dict[str, Any] = {"encoder_layer": int(layer) if layer.isdigit() else layer}
         own |= {"speakers": speaker_words() if self.speaker_token else []}
+        own |= {
+            "projector_type": self.projector,
+            "queries": self.queries if self.projector == "qformer" else 0,
+        }
         return own | {name: getattr(self, name) for name in names.split()}
 
     def align_options(self) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from aligncap.audio.files import prepare_samples
 from aligncap.inference.captioner import Captioner
 from aligncap.models.configuration_aligncap import AlignCapConfig
 from aligncap.models.context import FEWEST, SHRINK, VARIETY, chosen_clips, offset, variety
-from aligncap.models.projectors import StackMLPProjector, WordToken, clip_means
+from aligncap.models.projectors import MLPProjector, WordToken, clip_means
 from aligncap.utils.errors import UserError
 
 WORDS = {"speakers": ["woman", "man"], "emotions": ["angry", "happy", "sad"]}
@@ -30,7 +30,7 @@ def projector(**options):
     torch.manual_seed(0)
     shape = {"projector_hidden": 8, "stack_size": 2, "projector_dropout": 0.0}
     encoder = WhisperConfig(d_model=4, encoder_attention_heads=2)
-    return StackMLPProjector(AlignCapConfig(audio_config=encoder, **shape, **WORDS, **options), 6).eval()
+    return MLPProjector(AlignCapConfig(audio_config=encoder, **shape, **WORDS, **options), 6).eval()
 
 
 def test_a_word_token_is_the_mixture_of_its_words():
