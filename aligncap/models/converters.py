@@ -1,9 +1,10 @@
-"""Packaged weights rewritten as transformers folders: SmolLM2 from a GGUF file, Whisper from CTranslate2's.
+"""Packaged weights rewritten as transformers folders: language models from GGUF, Whisper from CTranslate2's.
 
-transformers reads and dequantises the GGUF file; what it makes of it forgets the splitting of digits that the
-field `tokenizer.ggml.pre = smollm` asks for, and refuses to be saved. Both are mended here. The 4-bit values
-are expanded once: what is saved equals `gguf.dequantize` of the file rounded to float16. Against float32 on
-disk this is half the size, at a relative error of 2e-4 (root mean square, worst tensor) and a perplexity that
+transformers reads and dequantises GGUF files; what it makes of them refuses to be saved, splits SmolLM's
+digits not as the field `tokenizer.ggml.pre = smollm` asks for, and takes Qwen2.5's tied head for one of its
+own, since the file has two copies of one matrix in different precisions. All three are mended here. Values
+are expanded once: what is saved equals `gguf.dequantize` of the file rounded to float16. Of SmolLM2 this is
+half the size of float32, at a relative error of 2e-4 (root mean square, worst tensor) and a perplexity that
 differs by 0.03 percent.
 
 Whisper's file is read byte by byte. The layout is that of CTranslate2 model binaries, version 6 (little
@@ -22,6 +23,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import struct
 from pathlib import Path
 from typing import NamedTuple
@@ -35,7 +37,6 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
-    LlamaConfig,
     PreTrainedTokenizerFast,
     WhisperConfig,
     WhisperFeatureExtractor,
@@ -47,6 +48,8 @@ from aligncap.models.hub import load_pretrained
 from aligncap.utils.errors import UserError
 from aligncap.utils.io import Row, write_json
 
+_GGUF = (("llama", "smollm"), ("qwen2", "qwen2"), ("gemma3", "default"))
+ALIKE = 0.99  # correlation of two copies of one matrix, in 5 and 8 bits
 _DTYPES = {0: "<f4", 1: "<i1", 2: "<i2", 3: "<i4", 4: "<f2"}
 _GELU = 3  # CTranslate2's ActivationType.GELU, the exact one that Whisper uses
 _LANGUAGES = 99  # of the first multilingual Whisper; large-v3 has 100
@@ -55,37 +58,47 @@ _TIMESTAMPS = [f"<|{i * 0.02:.2f}|>" for i in range(1501)]  # 0 to 30 s in steps
 
 
 def convert_gguf(source: Path, target: Path) -> None:
-    """Write a `LlamaForCausalLM` folder with its tokenizer and chat template.
+    """Write the folder of a causal language model with its tokenizer and, where it has one, chat template.
 
     Args:
-        source: folder with exactly one `.gguf` file.
+        source: folder with one GGUF file, or with its parts, in the order of their names.
         target: an existing empty folder.
 
     Raises:
-        UserError: not one GGUF file, or not a Llama with tied embeddings and the SmolLM pre-tokenizer.
+        UserError: no GGUF file, a kind that was not tried, or a head that is not the embeddings.
     """
-    paths = list(source.glob("*.gguf"))
-    if len(paths) != 1:
-        raise UserError(f"{source}: {len(paths)} .gguf files, one is needed")
-    reader = GGUFReader(paths[0])
-    found = tuple(reader.fields[k].contents() for k in ("general.architecture", "tokenizer.ggml.pre"))
-    if found != ("llama", "smollm") or any(tensor.name == "output.weight" for tensor in reader.tensors):
-        raise UserError(
-            f"{paths[0]}: architecture and tokenizer {found}, tied embeddings needed; this is not SmolLM2"
-        )
-    model = load_pretrained(AutoModelForCausalLM, source, gguf_file=paths[0].name, dtype=torch.float32)
-    state = {k: v.half().contiguous() for k, v in model.state_dict().items() if k != "lm_head.weight"}  # tied
-    save_file(state, target / "model.safetensors", metadata={"format": "pt"})
-    settings = model.config.to_dict() | {"architectures": ["LlamaForCausalLM"], "dtype": "float32"}
+    path = _whole(source)
+    reader = GGUFReader(path)
+    kind = tuple(reader.fields[k].contents() for k in ("general.architecture", "tokenizer.ggml.pre"))
+    if kind not in _GGUF:
+        known = ", ".join(" ".join(names) for names in _GGUF)
+        raise UserError(f"{path}: architecture and tokenizer {' '.join(map(str, kind))}; tried were {known}")
+    model = load_pretrained(AutoModelForCausalLM, source, gguf_file=path.name, dtype=torch.float32)
+    state = model.state_dict()
+    head = state.pop("lm_head.weight")
+    if any(tensor.name == "output.weight" for tensor in reader.tensors):
+        embeddings = state["model.embed_tokens.weight"]
+        alike = torch.corrcoef(torch.stack([part[:2000].flatten() for part in (embeddings, head)]))[0, 1]
+        if alike < ALIKE:
+            raise UserError(f"{path}: its head is not its embeddings (correlation {alike:.3f})")
+        state["model.embed_tokens.weight"] = head  # the copy that is stored more exactly
+    save_file(
+        {name: value.half().contiguous() for name, value in state.items()},
+        target / "model.safetensors",
+        metadata={"format": "pt"},
+    )
+    settings = model.config.to_dict() | {"architectures": [type(model).__name__], "dtype": "float32"}
+    settings["tie_word_embeddings"] = True
     for key in ("quantization_config", "unk_token_id", "_model_name_or_path"):
         settings.pop(key, None)
-    LlamaConfig(**settings).save_pretrained(target)
+    type(model.config)(**settings).save_pretrained(target)
     ids = {key: settings[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
     GenerationConfig(**ids).save_pretrained(target)
-    read = load_pretrained(AutoTokenizer, source, gguf_file=paths[0].name)
-    read.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    )
+    read = load_pretrained(AutoTokenizer, source, gguf_file=path.name)
+    if kind == ("llama", "smollm"):
+        read.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        )
     PreTrainedTokenizerFast(
         tokenizer_object=read.backend_tokenizer,
         chat_template=read.chat_template,
@@ -93,6 +106,23 @@ def convert_gguf(source: Path, target: Path) -> None:
         clean_up_tokenization_spaces=False,
         **read.special_tokens_map,
     ).save_pretrained(target)
+
+
+def _whole(source: Path) -> Path:
+    """The GGUF file of a folder; parts are joined into one."""
+    paths = sorted(source.iterdir())
+    if [path.suffix for path in paths] == [".gguf"]:
+        return paths[0]
+    whole = source / "model.gguf"
+    with whole.open("wb") as file:
+        for path in paths:
+            with path.open("rb") as part:
+                shutil.copyfileobj(part, file)
+            path.unlink()
+    with whole.open("rb") as file:
+        if file.read(4) != b"GGUF":
+            raise UserError(f"{source}: holds neither one .gguf file nor the parts of one")
+    return whole
 
 
 class CT2File(NamedTuple):

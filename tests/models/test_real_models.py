@@ -198,6 +198,36 @@ def test_smollm2s_embeddings_are_shared_and_saved_once(llm):
         assert "lm_head.weight" not in file.keys()
 
 
+@pytest.mark.parametrize(
+    ("name", "tokens"), [("qwen2.5-coder-0.5b-instruct", 151_936), ("gemma-3-270m", 262_144)]
+)
+def test_other_packaged_llms_know_a_capital_read_chinese_and_have_one_matrix(name, tokens):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = model_folder(name)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert model.lm_head.weight.data_ptr() == model.get_input_embeddings().weight.data_ptr()
+    assert len(tokenizer) == tokens
+    for text in ("In 2024, 9876 voices.", "男人的声音听起来很悲伤。"):
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        assert tokenizer.decode(ids) == text and len(ids) < 1.2 * len(text)
+    digits = tokenizer("9876", add_special_tokens=False)["input_ids"]
+    assert len(tokenizer.convert_ids_to_tokens(digits)) == 4
+    if tokenizer.chat_template:
+        said = [{"role": "user", "content": "What is the capital of France?"}]
+        text = tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True)
+    else:
+        text = "Question: What is the capital of France? Answer:"
+    inputs = tokenizer(text, return_tensors="pt")
+    with torch.no_grad():
+        made = model.generate(**inputs, max_new_tokens=8, do_sample=False)
+        ids = tokenizer(PARAGRAPH, return_tensors="pt")["input_ids"]
+        perplexity = model(ids, labels=ids).loss.exp()
+    assert "Paris" in tokenizer.decode(made[0, inputs["input_ids"].shape[1] :])
+    assert perplexity < 30
+
+
 def test_spacys_parser_finds_subject_and_negation():
     spacy = pytest.importorskip("spacy")
     document = spacy.load(model_folder(DEFAULT_SPACY))("The man does not sound angry.")
