@@ -13,19 +13,30 @@ input embeddings. Training of the decoder then starts from tokens that mean some
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import PreTrainedTokenizerBase, set_seed
+from transformers import GenerationConfig, PreTrainedTokenizerBase, set_seed
 
 from aligncap.data.manifest import Utterance
-from aligncap.models.checkpoints import build, embedding_rms, load_folder, model_key, save_whole
+from aligncap.models.checkpoints import (
+    Loaded,
+    base_of,
+    build,
+    embedding_rms,
+    is_adapter,
+    load_folder,
+    model_key,
+    save_whole,
+)
 from aligncap.models.modeling_aligncap import AlignCapForConditionalGeneration
 from aligncap.models.processing_aligncap import AlignCapProcessor
 from aligncap.models.projectors import Projector
@@ -40,6 +51,8 @@ from aligncap.utils.errors import UserError
 from aligncap.utils.io import file_sha256, write_json, write_jsonl
 from aligncap.utils.tensor_cache import TensorCache, digest
 
+_log = logging.getLogger(__name__)
+PROJECTOR = "multi_modal_projector."
 MARK = "made_of.json"  # in the folder of a student that is whole: what it was made of
 Prepared = tuple[list[int], Tensor, Tensor, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]]
 
@@ -47,7 +60,7 @@ Prepared = tuple[list[int], Tensor, Tensor, Callable[[Tensor, Tensor, Tensor, Te
 _USED = (
     "align_by align_learning_rate align_steps balance cache_dir encoder encoder_layer llm max_response_tokens"
     " output_dir pool_size projector queries projector_dropout projector_hidden resume_from_checkpoint seed"
-    " show_cues speaker_token emotion_token augment stack_size summary_token train_manifest use_cpu"
+    " start show_cues speaker_token emotion_token augment stack_size summary_token train_manifest use_cpu"
     " debug include_num_input_tokens_seen"  # the parser changes their defaults
 ).split()
 
@@ -64,6 +77,7 @@ class AlignConfig(StudentConfig):
         aligncap train align --llm runs/teacher --train_manifest data/train.jsonl --align_steps 0 \\
             --output_dir runs/untrained
         aligncap caption --model runs/untrained/base clip.wav
+        aligncap train align --start runs/english --train_manifest chinese.jsonl --output_dir runs/aligned
     """
 
     IDLE: ClassVar[dict[str, str]] = {f.name: "" for f in fields(StudentConfig) if f.name not in _USED}
@@ -104,9 +118,11 @@ def make_student(
     """
     options, aligning = config.model_options(), config.align_options()
     folder, group, llm = run.out / "base", run.group, config.llm
-    if config.emotion_token:
+    if config.emotion_token and not config.start:
         options["emotions"] = sorted({*emotion_labels(manifests[0].utterances)} - {None, ""})
-    parts = {"encoder": config.encoder, "llm": llm, "options": options, "align": aligning}
+    parts: dict[str, Any] = {"encoder": config.encoder, "llm": llm, "options": options, "align": aligning}
+    if config.start:
+        parts = {"start": model_key(config.start), "align": aligning, "limit": config.max_response_tokens}
     clips = [manifests[0].balanced() if config.balance else manifests[0], *manifests[1:]]
     made_of = digest(
         parts | {"balance": config.balance, "augment": config.augment},
@@ -116,7 +132,7 @@ def make_student(
     made = group.first((folder / MARK).is_file())
     if not made:
         set_seed(config.seed)
-        model, processor = build(config.encoder, llm, **options)
+        model, processor = load_start(config) if config.start else build(config.encoder, llm, **options)
     elif json.loads((folder / MARK).read_text(encoding="utf-8"))["digest"] == made_of:
         model, processor = load_folder(folder)
     else:
@@ -133,8 +149,10 @@ def make_student(
     inputs = cached_inputs(model, processor, manifests, run.cache, group=group, augment=config.augment)
     if not made:
         if group.rank == 0:
-            losses = align(model, inputs, clips[0], **aligning)
-            if config.align_steps:
+            fresh, losses = not config.start, list[float]()
+            if fresh or isinstance(config, AlignConfig):
+                losses = align(model, inputs, clips[0], fresh=fresh, **aligning)
+            if losses:
                 log = [{"step": step, "loss": loss} for step, loss in enumerate(losses, 1)]
                 write_jsonl(run.out / "align.jsonl", log)
             processor.save_pretrained(folder)
@@ -146,12 +164,36 @@ def make_student(
     return Student(model, processor, rows, inputs)
 
 
+def load_start(config: StudentConfig) -> Loaded:
+    """The student that `config.start` goes on from: of an adapter its base, with the projector trained on it.
+
+    Raises:
+        UserError: the folder holds no student, or a projector that does not fit its base.
+    """
+    start = Path(str(config.start))
+    model, processor = load_folder(base_of(start) if is_adapter(start) else start)
+    if is_adapter(start):
+        saved = load_file(start / "adapter_model.safetensors")
+        own = {name.rpartition(PROJECTOR)[2]: tensor for name, tensor in saved.items() if PROJECTOR in name}
+        try:
+            if own:
+                model.model.multi_modal_projector.load_state_dict(own)
+        except RuntimeError as error:
+            reason = str(error).splitlines()[1].strip()
+            raise UserError(f"{start}: its projector does not fit its base: {reason}") from error
+    model.config.max_response_tokens = config.max_response_tokens
+    cast(GenerationConfig, model.generation_config).max_new_tokens = config.max_response_tokens
+    _log.info("%s: goes on with its encoder, projector and LLM; llm=%s is not read", start, config.llm)
+    return model, processor
+
+
 def align(
     model: AlignCapForConditionalGeneration,
     inputs: ClipInputs,
     clips: Clips,
     *,
     steps: int = 400,
+    fresh: bool = True,
     **options: Any,
 ) -> list[float]:
     """Fit the projector of `model` to the features of `clips`, and align it with their texts and labels.
@@ -160,6 +202,7 @@ def align(
 
     Args:
         inputs: of the clips, with cached features (`data.cached_inputs`).
+        fresh: false: the standardisation and the tokens that are words stay as they were learnt before.
         options: of `align_projector`.
 
     Returns:
@@ -172,10 +215,12 @@ def align(
     frames = _Read(inputs.features, clips.keys)
     first = dict(zip(reversed(clips.keys), reversed(clips.utterances), strict=True))  # each sound once
     once = list(dict.fromkeys(clips.keys))
-    projector.fit(*feature_statistics(_Read(inputs.features, once)), embedding_rms(table))
+    if fresh:
+        projector.fit(*feature_statistics(_Read(inputs.features, once)), embedding_rms(table))
     if not steps:
         return []
-    fit_words(model, inputs, once, [first[key] for key in once])
+    if fresh:
+        fit_words(model, inputs, once, [first[key] for key in once])
     return align_projector(
         projector,
         table.weight.detach(),

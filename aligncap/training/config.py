@@ -178,6 +178,12 @@ class CaptionConfig(RunConfig):
     smoothing: Dropout = option(0.0, "Label smoothing of the cross-entropy.")
 
 
+SHAPE = (  # options of a student that a checkpoint brings
+    "encoder encoder_layer pool_size stack_size projector queries projector_hidden projector_dropout"
+    " summary_token speaker_token emotion_token show_cues"
+).split()
+
+
 @dataclass
 class StudentConfig(CaptionConfig):
     """Options of the speech student: its parts, and its projector before decoding is trained."""
@@ -185,9 +191,13 @@ class StudentConfig(CaptionConfig):
     balance: bool = option(
         True, "Repeat clips of rarer emotion labels, up to four times; clips without a label stand once."
     )
+    start: str | None = option(
+        None,
+        "Trained student to go on from: its encoder, projector and LLM, and its adapter, which learns on; of "
+        "a merged model with a fresh one. --llm and the alignment have no part then.",
+    )
     encoder: str = option(
-        DEFAULT_ENCODER,
-        "Speech encoder, name or folder; docs/encoders.md lists the families.",
+        DEFAULT_ENCODER, "Speech encoder, name or folder; docs/encoders.md lists the families."
     )
     encoder_layer: str = option("mix", "last, mix, or the number of encoder layers to run.")
     pool_size: PositiveInt = option(16, "Encoder frames (20 ms) averaged into one.")
@@ -218,9 +228,15 @@ class StudentConfig(CaptionConfig):
     cache_dir: str = option("runs/cache", "Folder of the caches.")
 
     def own_errors(self) -> list[str]:
-        if self.encoder_layer in ("last", "mix") or self.encoder_layer.isdigit():
-            return super().own_errors()
-        return [*super().own_errors(), f"encoder_layer={self.encoder_layer}: choose last, mix or a number"]
+        errors = super().own_errors()
+        if self.encoder_layer not in ("last", "mix") and not self.encoder_layer.isdigit():
+            errors.append(f"encoder_layer={self.encoder_layer}: choose last, mix or a number")
+        if self.start:
+            if not Path(self.start).is_dir():
+                errors.append(f"start: {self.start}: no such folder; give the folder of a trained student")
+            other = [name for name in SHAPE if getattr(self, name) != getattr(type(self), name)]
+            errors += [f"{name}: with start it is that of {self.start}; leave it out" for name in other]
+        return errors
 
     def model_options(self) -> dict[str, Any]:
         """Options of the model and its processor, as `models.checkpoints.build` takes them."""

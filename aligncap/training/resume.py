@@ -130,7 +130,7 @@ def begin(command: str, config: RunConfig) -> Run:
         group=group,
         device=config.device,
         sharded=shards_weights(config),
-        provenance=training_provenance([], named("model", "llm")),
+        provenance=training_provenance([], named("start") or named("model", "llm")),
     )
 
 

@@ -18,7 +18,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from peft import (
+    LoraConfig,
+    PeftConfig,
+    PeftModel,
+    get_peft_model,
+    get_peft_model_state_dict,
+    set_peft_model_state_dict,
+)
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
@@ -34,6 +42,7 @@ from transformers import (
 from transformers.pytorch_utils import Conv1D
 from transformers.trainer_utils import EvalLoopOutput
 
+from aligncap.models.checkpoints import is_adapter
 from aligncap.models.precision import suit_bfloat16
 from aligncap.training.batches import LengthBuckets, length_buckets
 from aligncap.training.collators import IGNORE, Row, response_positions
@@ -92,6 +101,24 @@ def lora_config(model: Any, args: RunConfig, *, projector: bool) -> LoraConfig:
 def add_adapters(model: PreTrainedModel, args: RunConfig, *, projector: bool) -> PeftModel:
     """`model` with fresh adapters; see `lora_config`."""
     return get_peft_model(model, lora_config(model, args, projector=projector))
+
+
+def take_up_adapter(model: PeftModel, start: str | Path) -> None:
+    """Put the LoRA weights of a trained student into fresh adapters; nothing of a merged one.
+
+    Raises:
+        UserError: its adapters are of another shape.
+    """
+    if not is_adapter(start):
+        return
+    theirs, ours = PeftConfig.from_pretrained(str(start)), model.peft_config["default"]
+    for option, name in (("lora_r", "r"), ("lora_alpha", "lora_alpha"), ("lora_targets", "target_modules")):
+        had, has = getattr(theirs, name), getattr(ours, name)
+        if had != has:
+            raise UserError(f"{option}: the adapter of {start} has {name}={had}, not {has}; give the same")
+    saved = load_file(Path(start) / "adapter_model.safetensors")
+    lora = {name: value for name, value in saved.items() if "lora_" in name}
+    set_peft_model_state_dict(model, get_peft_model_state_dict(model) | lora)
 
 
 def freeze_adapters(model: nn.Module) -> None:
@@ -205,6 +232,8 @@ class CaptionTrainer(BucketedTrainer):
             set_seed(args.seed)
             wanted = peft_config or lora_config(model, args, projector=self.trains_projector)
             model = get_peft_model(model.requires_grad_(False), wanted)
+            if start := getattr(args, "start", None):
+                take_up_adapter(model, start)
             if not getattr(args, "train_llm", True):
                 freeze_adapters(model)
         super().__init__(
