@@ -1,8 +1,8 @@
 """Captions for corpora that have only labels: measured cues, their wording, and sentences that state both.
 
 A caption claims the label, its intensity, the speaker's gender and levels of measured cues; nothing else, and
-nothing of the transcript. Captions are English whatever the language of the speech. A model behind an
-OpenAI-compatible endpoint may reword them, as long as they state the same.
+nothing of the transcript. Captions are English, or Chinese, whatever the language of the speech. A model
+behind an OpenAI-compatible endpoint may reword English ones, as long as they state the same.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from aligncap.audio.cues import measure_many
 from aligncap.data.manifest import Utterance, audio_path, read_manifest, rebase, write_manifest
@@ -25,6 +25,7 @@ from aligncap.text.cue_report import write_cue_report
 from aligncap.text.emotions import emotion_of, emotion_words
 from aligncap.text.lexicon import word_list
 from aligncap.text.sentences import FILE, write_captions
+from aligncap.text.sentences_zh import write_captions_zh
 from aligncap.utils.errors import UserError
 from aligncap.utils.io import load_data
 from aligncap.utils.openai_endpoint import KEY_VARIABLE, URL_VARIABLE, key_and_url
@@ -44,6 +45,7 @@ class AnnotateConfig(Config):
     Examples:
         aligncap annotate runs/ravdess.jsonl --references 5 --out runs/captioned.jsonl
         aligncap annotate runs/ravdess.jsonl --out runs/captioned.jsonl --report runs/cues
+        aligncap annotate runs/ravdess.jsonl --language zh --out runs/chinese.jsonl
         aligncap annotate runs/ravdess.jsonl --out runs/reworded.jsonl --paraphrase gpt-4o-mini
     """
 
@@ -52,6 +54,7 @@ class AnnotateConfig(Config):
     manifest: str = option(help="Manifest of labelled clips.")
     out: str = option(help="Manifest to write.")
     references: PositiveInt = option(5, "Captions a clip.")
+    language: Literal["en", "zh"] = option("en", "Language of the captions.")
     seed: NaturalInt = option(0, "Seed of the choice of words.")
     workers: PositiveInt = option(os.cpu_count() or 1, "Processes that measure cues.")
     report: str | None = option(None, "Folder for pictures of every cue by emotion.")
@@ -63,7 +66,12 @@ def run_annotate(config: AnnotateConfig) -> int:
     """`aligncap annotate`."""
     utterances = read_manifest(config.manifest)
     done, errors = annotate(
-        config.manifest, utterances, references=config.references, seed=config.seed, workers=config.workers
+        config.manifest,
+        utterances,
+        references=config.references,
+        seed=config.seed,
+        workers=config.workers,
+        language=config.language,
     )
     if config.paraphrase:
         result = paraphrase([c for u in done for c in u.captions], config.paraphrase, config.base_url)
@@ -84,7 +92,13 @@ def run_annotate(config: AnnotateConfig) -> int:
 
 
 def annotate(
-    manifest_path: str | Path, utterances: Sequence[Utterance], *, references: int, seed: int, workers: int
+    manifest_path: str | Path,
+    utterances: Sequence[Utterance],
+    *,
+    references: int,
+    seed: int,
+    workers: int,
+    language: Literal["en", "zh"] = "en",
 ) -> tuple[list[Utterance], list[str]]:
     """Utterances with cues, cue words and captions, and the errors met.
 
@@ -96,6 +110,7 @@ def annotate(
         manifest_path: where the utterances' roots are relative to.
         references: captions a clip.
         workers: processes that measure.
+        language: of the captions.
 
     Returns:
         New utterances in the given order, and one line an error. A clip whose file cannot be used, or that
@@ -113,7 +128,8 @@ def annotate(
         utterance.cue_words = words = word_cues(relative)
         if not utterance.captions or utterance.extra.get("captions_by") == WRITER:
             facts = utterance.emotion, utterance.intensity, utterance.gender, words
-            utterance.captions = write_captions(*facts, references, Random(f"{seed}|{utterance.id}"))
+            write = write_captions_zh if language == "zh" else write_captions
+            utterance.captions = write(*facts, references, Random(f"{seed}|{utterance.id}"))
             utterance.extra["captions_by"] = WRITER
             utterance.clues, utterance.p_act = [], []  # they belonged to the former captions
             found, where = len(utterance.captions), f"{manifest_path}: {utterance.id}"

@@ -1,12 +1,13 @@
 """What a caption claims about the voice and the speaker, and whether the measured audio bears it out.
 
 Claims are read by rules from the words of `data/cue_words.yaml` and `data/claim_words.yaml`: no parser, some
-200 microseconds a caption, always in the same way. English only; a Chinese caption claims nothing here.
+200 microseconds a caption, always in the same way. Of Chinese captions by those of `data/cue_words_zh.yaml`.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
@@ -26,9 +27,10 @@ from aligncap.text.lexicon import (
     tokenise,
     word_list,
 )
-from aligncap.utils.io import load_data
+from aligncap.utils.io import Row, load_data
 
 FILE = "cue_words.yaml"
+CHINESE = "cue_words_zh.yaml"
 WORDS_FILE = "claim_words.yaml"
 SLACK = 0.25  # units of a relative cue by which a claim may miss the bound of its level
 _REACH = 6  # tokens between an adjective and the noun it is said of
@@ -142,6 +144,52 @@ def cue_words() -> Phrases[tuple[str, str]]:
     """Every word and phrase of data/cue_words.yaml with its (dimension, level)."""
     levels = [(d.name, level) for d in dimensions().values() for level in d.levels]
     return Phrases({word: (name, level.name) for name, level in levels for word in level.words})
+
+
+@cache
+def chinese_levels() -> dict[str, Row]:
+    """Of each dimension its "nouns" and, by level, the words "said" of them, of a "voice", and "also"."""
+    return {name: entry for name, entry in load_data(CHINESE).items() if name != "degrees"}
+
+
+@cache
+def _chinese_pattern() -> tuple[re.Pattern[str], dict[str, tuple[str, str]]]:
+    """What claims a level in Chinese, the longest first; group names with their dimension and level.
+
+    A level is said of a noun, with denial and degree between ("语速并不太快"), or by a word that needs none.
+    """
+    words = load_data("voice_words.yaml")["zh"]
+    signs = [*words["degree"], *load_data(CHINESE)["degrees"], "偏", "明显", "稍微", "显得", "听起来"]
+    degree = f"(?:{'|'.join(sorted(map(re.escape, signs), key=len, reverse=True))})*"
+    found, groups = [], dict[str, tuple[str, str]]()
+    for dimension, entry in chinese_levels().items():
+        nouns = "|".join(entry["nouns"])
+        for level in (level for level in entry if level != "nouns"):
+            forms = [f"(?:{nouns})(?:也|都|则)?(?P<no{len(groups)}>不太|并不|不算|不)?{degree}(?:{{}})"]
+            group, alone = f"g{len(groups)}", [*entry[level]["voice"], *entry[level].get("also", [])]
+            said = [*entry[level]["said"], *entry[level]["voice"]]
+            options = [forms[0].format("|".join(said))] if said else []
+            options += [f"(?P<un{len(groups)}>不|没有|并不|不太)?(?:{'|'.join(alone)})"] if alone else []
+            if options:
+                found.append((max(map(len, [*said, *alone])), f"(?P<{group}>{'|'.join(options)})"))
+                groups[group] = dimension, level
+    ordered = sorted(found, key=lambda row: -row[0])
+    return re.compile("|".join(pattern for _, pattern in ordered)), groups
+
+
+def _chinese_claims(text: str, feelings: Sequence[tuple[int, int]]) -> list[Claim]:
+    """Claims of a Chinese caption; a word of an emotion phrase claims nothing."""
+    pattern, groups = _chinese_pattern()
+    found = []
+    for match in pattern.finditer(text):
+        group = next(name for name in groups if match[name])
+        if any(a < match.end() and match.start() < b for a, b in feelings):
+            continue
+        number = group[1:]
+        known = pattern.groupindex
+        negated = any(f"{sign}{number}" in known and match[f"{sign}{number}"] for sign in ("no", "un"))
+        found.append(Claim(*groups[group], negated, match[0], match.start()))
+    return found
 
 
 def manner_mentions(caption: str) -> list[Claim]:
@@ -286,11 +334,11 @@ def claims_of(caption: str) -> list[Claim]:
     ['effort not forceful', 'rate fast', 'pitch low']
     """
     text = mask_quotes(caption)
+    feelings = [(m.start, m.start + len(m.word)) for m in emotion_words(caption)]
     if is_chinese(text):
-        return []
+        return _chinese_claims(text, feelings)
     tokens = tokenise(text)
     hits = scan_english(text, readings())
-    feelings = [(m.start, m.start + len(m.word)) for m in emotion_words(caption)]
     emotional = frozenset(k for k, t in enumerate(tokens) if any(a <= t.start < b for a, b in feelings))
     spans = [range(h.token, h.token + sum(h.start <= t.start < h.end for t in tokens)) for h in hits]
     passed = emotional.union(*spans)

@@ -24,7 +24,10 @@ from aligncap.utils.io import load_data
 FILE = "rubric.yaml"
 CRITERIA = ("faithful", "emotion", "acoustics", "fluent", "specific")
 TOP = 10.0
-_DATA = (FILE, "claim_words.yaml", "coherence.yaml", "cue_words.yaml", "emotions.yaml", "voice_words.yaml")
+_DATA = (
+    *(FILE, "claim_words.yaml", "coherence.yaml", "cue_words.yaml", "cue_words_zh.yaml"),
+    *("emotions.yaml", "voice_words.yaml"),
+)
 _RUN = 4  # characters of a Chinese transcript that no caption shares by chance
 _RUNS = range(2, 6)  # words of a run shared with an English transcript
 _APART = 3  # content words shared out of order that are no chance
@@ -197,7 +200,7 @@ def score(caption: str, evidence: Evidence, fluency: float | None = None) -> Mar
     ]
     emotion = _emotion(mentions, evidence)
     acoustics: _Points = (None, [])
-    if evidence.relative and not is_chinese(caption):  # claims are read in English alone
+    if evidence.relative:
         acoustics = _acoustics(_by_dimension(checked.right, checked.wrong, at_odds), bool(checked.unknown))
     gain = rules["specific"]
     named = bool(emotions_said(mentions)) and (emotion[0] is None or emotion[0] >= TOP / 2)

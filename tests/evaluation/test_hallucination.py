@@ -292,10 +292,10 @@ def test_norms_and_others_are_those_of_the_whole_set_when_captions_are_missing()
     assert found["signature"]["clips_with_cues"] == len(some)
 
 
-def test_chinese_captions_are_not_read_for_claims_but_for_gender() -> None:
+def test_chinese_captions_are_read_for_claims_and_gender() -> None:
     made = utterances()
-    found = values(made, lambda u: "她听起来很悲伤。")
-    assert found["claims_per_caption"] is None and found["fit_share"] is None
+    found = values(made, lambda u: "她听起来很悲伤，语速较快。")
+    assert found["claims_per_caption"] == 1 and found["fit_share"] is not None
     assert found["wrong_gender_share"] == 0.5
 
 

@@ -24,7 +24,6 @@ from aligncap.text.claims import Checked, Claim, check, claims_of, conflicts, di
 from aligncap.text.coherence import contradictions, frame, repetitions
 from aligncap.text.emotions import feelings, wheels
 from aligncap.text.instruction import breaches, language_of
-from aligncap.text.lexicon import is_chinese
 from aligncap.utils.statistics import Statistic, mean, ratio
 
 AMONG = 10  # clips of the line-up: the caption's own and nine others
@@ -211,7 +210,7 @@ def measure(
     for i, (caption, u) in enumerate(zip(captions, utterances, strict=True)):
         place = places[id(u)]
         cues = evidence[place].relative
-        read = bool(cues) and not is_chinese(caption)
+        read = bool(cues)
         claims = claims_of(caption) if read else []
         checked = check(claims, cues)
         right, wrong = (tuple(map(str, p)) if read else None for p in (checked.right, checked.wrong))
