@@ -26,7 +26,7 @@ from aligncap.data.manifest import Utterance, read_manifest
 from aligncap.preferences.judges import manifest_of, read_scored, relative_name
 from aligncap.preferences.pair_kinds import KINDS, Clip, Option, Pair, Sources, Text, read_clips, same, some
 from aligncap.text.claims import manner_claims
-from aligncap.text.coherence import contradictions, repetitions
+from aligncap.text.coherence import contradictions, frame, repetitions
 from aligncap.text.emotions import emotion_of
 from aligncap.text.lexicon import caption_words
 from aligncap.utils.errors import UserError, nearest
@@ -37,6 +37,7 @@ from aligncap.utils.run_record import file_hashes
 JUDGED = ("best-worst", "reference-worst")
 TOLERANCE = 0.01  # of the mean log ratio of lengths, one percent
 QUANTILES = {"least": 0.0, "q25": 0.25, "median": 0.5, "q75": 0.75, "most": 1.0}
+COMMON, FRAME_RATIO, MANY = 0.03, 0.5, 100  # of frames: share of captions, chosen by rejected, fewest pairs
 GIVEN_AWAY = 0.75  # guessed from the text alone more often than this: a warning
 
 
@@ -49,6 +50,8 @@ class PairsConfig(Config):
     pair equally well (any reference, candidates of equal score) the one is taken that brings the running sum
     of log(length of chosen / length of rejected) nearest to zero; then the pair whose log ratio is nearest to
     that sum is dropped, again and again, until the mean is within one percent of zero or no drop helps.
+    Common frames of sentences (3 % of the captions) are chosen half as often as they are rejected, so that
+    training does not end in one frame for all.
 
     Examples:
         aligncap pairs scored.jsonl --out pairs.jsonl
@@ -80,6 +83,9 @@ class PairsConfig(Config):
     )
     per_clip: PositiveInt = option(2, "Most pairs of a clip of each kind.")
     balance_lengths: bool = option(True, "Balance lengths, so that length tells nothing.")
+    balance_frames: bool = option(
+        True, "Of 100 pairs and more: choose common frames of sentences half as often as they are rejected."
+    )
     balance_emotions: bool = option(
         False, "Of each kind as many pairs of every emotion label as the rarest label has."
     )
@@ -127,6 +133,10 @@ def make_pairs(
         pairs = [found for found in considered[kind] if isinstance(found, Pair)]
         if config.balance_emotions:
             _balance_emotions(pairs, Random(f"{config.seed}|{kind}|emotions"))
+        if config.balance_frames and kind in JUDGED:
+            _balance_frames(
+                [pair for pair in pairs if pair.dropped is None], Random(f"{config.seed}|{kind}|frames")
+            )
         if config.balance_lengths:
             _balance_lengths([pair for pair in pairs if pair.dropped is None])
         kept += [pair for pair in pairs if pair.dropped is None]
@@ -237,6 +247,23 @@ def _balance_lengths(pairs: Sequence[Pair]) -> None:
             break
         total -= ratios.pop(i)
         order.pop(i).dropped = "length balance"
+
+
+def _balance_frames(pairs: Sequence[Pair], rng: Random) -> None:
+    """Drop pairs that choose a common frame and reject another, until it is chosen FRAME_RATIO times as often
+    as it is rejected, or in COMMON of the pairs."""
+    if len(pairs) < MANY:
+        return
+    frames = {id(pair): (frame(pair.chosen.caption), frame(pair.rejected.caption)) for pair in pairs}
+    found = Counter(of for both in frames.values() for of in both)
+    for common in (of for of, count in found.most_common() if count > 2 * COMMON * len(pairs)):
+        left = [pair for pair in pairs if pair.dropped is None]
+        chosen = [pair for pair in left if frames[id(pair)][0] == common]
+        rejected = sum(frames[id(pair)][1] == common for pair in left)
+        over = len(chosen) - max(FRAME_RATIO * rejected, COMMON * len(left))
+        alone = [pair for pair in chosen if frames[id(pair)][1] != common]
+        for pair in rng.sample(alone, min(len(alone), max(0, math.ceil(over)))):
+            pair.dropped = "frame balance"
 
 
 def _balance_emotions(pairs: Sequence[Pair], rng: Random) -> None:

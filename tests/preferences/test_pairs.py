@@ -222,6 +222,48 @@ def test_length_is_balanced_and_the_report_says_before_and_after() -> None:
     assert any("length is a shortcut" in line for line in before["warnings"])
 
 
+def framed(clips: int, plain: float) -> tuple[list[dict[str, Any]], list[Utterance]]:
+    """Clips of which the best caption is plain in this share, and the worst in a tenth."""
+    rng, rows = Random(1), []
+    for i in range(clips):
+        other = [
+            "{} and loud, he speaks.",
+            "In a loud voice he is {}.",
+            "His tone is {}.",
+            "It is {}, he says.",
+        ]
+        good, bad = (
+            "He sounds {}, and his voice is loud." if rng.random() < share else rng.choice(other)
+            for share in (plain, 0.1)
+        )
+        rows += scored((good.format("angry"), 8.0), (bad.format("sad"), 2.0), clip=i)
+    return rows, [utterance(i) for i in range(clips)]
+
+
+def test_a_common_frame_is_chosen_half_as_often_as_it_is_rejected() -> None:
+    rows, utterances = framed(300, 0.5)
+    options: dict[str, Any] = {"balance_lengths": False}
+    plain, _ = make_pairs(rows, utterances, balance_frames=False, **options)
+    even, report = make_pairs(rows, utterances, **options)
+    counts = [
+        [sum(p[side].startswith("He sounds") for p in pairs) for side in ("chosen", "rejected")]
+        for pairs in (plain, even)
+    ]
+    assert counts[0][0] > 4 * counts[0][1]
+    assert (
+        0 < counts[1][0] <= counts[1][1] < counts[0][0] / 3
+    )  # other frames have cost pairs that rejected it
+    assert report["dropped"]["frame balance"] == len(plain) - len(even)
+    assert make_pairs(rows, utterances, **options)[0] == even
+
+
+def test_frames_of_few_pairs_are_left_alone() -> None:
+    rows, utterances = framed(60, 0.5)
+    options: dict[str, Any] = {"balance_lengths": False}
+    wanted, _ = make_pairs(rows, utterances, balance_frames=False, **options)
+    assert make_pairs(rows, utterances, **options)[0] == wanted
+
+
 def test_references_are_chosen_so_that_no_pair_is_lost_to_length() -> None:
     rows, utterances = crowd()
     pairs, report = make_pairs(rows, utterances, kinds=["reference-worst"])
