@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from aligncap.data.manifest import read_manifest
-from aligncap.inference.captioner import NOTHING, Captioner, batches_by_size, is_silent, no_speech, speaks
+from aligncap.inference.captioner import NOTHING, Captioner, batches_by_size, is_silent, speaks
 from aligncap.inference.confidence import confidence_row
 from aligncap.inference.jobs import Condition, Job, job_of, jobs_of_files, with_condition
 from aligncap.models.checkpoints import model_key
@@ -293,11 +293,13 @@ def caption_jobs(
             captions = captioner.generate(clips, contexts, cues, emotions, **options)
             return [job.row(caption) for job, caption in zip(jobs, captions, strict=True)]
         sure = captioner.captions_with_confidence(clips, contexts, cues, emotions, **options)
-        found = [confidence_row(caption, named, min_confidence) for caption, named in sure]
+        language = captioner.processor.language
+        found = [confidence_row(caption, named, min_confidence, language) for caption, named in sure]
         return [job.row("") | row for job, row in zip(jobs, found, strict=True)]
 
     def unspoken(job: Job) -> Row:
-        return job.row(no_speech()) | (confidence_row(no_speech()) if confidence else {}) | {"speech": False}
+        said = captioner.no_speech
+        return job.row(said) | (confidence_row(said) if confidence else {}) | {"speech": False}
 
     with journaled(out, {**settings, "clips": clips}, group) as journal:
         errors = over_clips(

@@ -33,9 +33,9 @@ from aligncap.models.precision import pick_device
 from aligncap.models.processing_aligncap import AlignCapProcessor
 from aligncap.text.coherence import contradictions, repetitions
 from aligncap.text.emotions import emotion_of, forms_outside
+from aligncap.text.prompts import templates
 from aligncap.utils.distributed import ALONE, Gathered, Group
 from aligncap.utils.errors import UserError, UserErrors, nearest
-from aligncap.utils.io import load_data
 from aligncap.utils.options import Range
 
 Audio = str | Path | np.ndarray | Tensor
@@ -173,7 +173,7 @@ class Captioner:
         for batch in batches_by_size(clips, batch_size):
             loaded = {i: self._or_nothing(partial(self._load, clips[i])) for i in batch}
             heard = [i for i in batch if not self.gate or speaks(loaded[i])]
-            captions |= dict.fromkeys(batch, no_speech())
+            captions |= dict.fromkeys(batch, self.no_speech)
             if heard:
                 made = self.generate([loaded[i] for i in heard], [contexts[i] for i in heard], **options)
                 captions |= zip(heard, made, strict=True)
@@ -312,6 +312,11 @@ class Captioner:
         ]
         return list(zip(self.texts(tokens), named, strict=True))
 
+    @property
+    def no_speech(self) -> str:
+        """The caption of a clip in which nobody speaks."""
+        return str(templates(self.processor.language)["no_speech"])
+
     @cached_property
     def _first_tokens(self) -> dict[str, list[int]]:
         return first_tokens(self.processor.tokenizer)
@@ -401,11 +406,6 @@ def is_silent(error: UserError) -> bool:
 def speaks(samples: np.ndarray) -> bool:
     """Whether somebody speaks in a clip; in NOTHING nobody does."""
     return len(samples) > 0 and speech.has_speech(samples)
-
-
-def no_speech() -> str:
-    """The caption of a clip in which nobody speaks."""
-    return str(load_data("templates.yaml")["no_speech"])
 
 
 def batches_by_size(audio: Sequence[Clip], batch_size: int) -> list[list[int]]:

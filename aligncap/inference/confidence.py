@@ -20,8 +20,9 @@ from transformers import PreTrainedTokenizerBase
 from aligncap.models.checkpoints import CALIBRATION
 from aligncap.models.model_card import read_record
 from aligncap.text.emotions import emotion_of, emotion_words, english_forms, labels
+from aligncap.text.prompts import Language, templates
 from aligncap.utils.errors import UserError
-from aligncap.utils.io import Row, load_data
+from aligncap.utils.io import Row
 
 
 class Named(NamedTuple):
@@ -136,7 +137,9 @@ def named_emotion(
     return Named(emotion, None, None)
 
 
-def confidence_row(caption: str, named: Named | None = None, least: float | None = None) -> Row:
+def confidence_row(
+    caption: str, named: Named | None = None, least: float | None = None, language: Language = "en"
+) -> Row:
     """What a caption's row says: "caption", "emotion" and "confidence", None each where there is none.
 
     Below `least` the caption leaves the emotion open, "unsure" is true, and "guess" is what was said.
@@ -145,5 +148,5 @@ def confidence_row(caption: str, named: Named | None = None, least: float | None
     if named is not None:
         row |= {"emotion": named.emotion, "confidence": named.confidence}
         if least is not None and (named.confidence is None or named.confidence < least):
-            row |= {"caption": load_data("templates.yaml")["unsure"], "unsure": True, "guess": caption}
+            row |= {"caption": templates(language)["unsure"], "unsure": True, "guess": caption}
     return row

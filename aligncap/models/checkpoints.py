@@ -39,7 +39,7 @@ from aligncap.models.model_card import read_record, write_model_card
 from aligncap.models.modeling_aligncap import AlignCapForConditionalGeneration
 from aligncap.models.processing_aligncap import AUDIO_TOKEN, CUES_MARK, SPEAKER_TOKEN, AlignCapProcessor
 from aligncap.models.projectors import make_projector
-from aligncap.text.prompts import end_token_id, student_prompt
+from aligncap.text.prompts import Language, end_token_id, student_prompt
 from aligncap.utils.errors import UserError
 from aligncap.utils.io import workplace
 from aligncap.utils.options import Config, option
@@ -167,9 +167,11 @@ def assemble(
     tokenizer: PreTrainedTokenizerBase,
     *,
     show_cues: bool = False,
+    language: Language = "en",
     **options: Any,
 ) -> Loaded:
-    """Put parts in hand together; `options` are fields of `AlignCapConfig`, `show_cues` is the processor's.
+    """Put parts in hand together; `options` are fields of `AlignCapConfig`, `show_cues` and `language`
+    (of the captions, and so of the prompt) are the processor's.
 
     The tokenizer gets two tokens, for audio and speaker. They are placeholders: their rows of the embeddings
     stay 0 and are never read, since audio tokens take their places, and they are masked out of the logits.
@@ -228,10 +230,13 @@ def assemble(
         AUDIO_TOKEN,
         speaker=SPEAKER_TOKEN if config.speakers else None,
         cues=CUES_MARK if show_cues else None,
+        language=language,
     )
     shared = ("pool_size", "stack_size", "clip_tokens", "queries", "margin_seconds", "max_seconds")
     own = {name: getattr(config, name) for name in shared} | {"encoder": audio_tower.config.model_type}
-    processor = AlignCapProcessor(feature_extractor, tokenizer, prompt=prompt, show_cues=show_cues, **own)
+    processor = AlignCapProcessor(
+        feature_extractor, tokenizer, prompt=prompt, show_cues=show_cues, language=language, **own
+    )
     return model.eval(), processor
 
 

@@ -15,7 +15,7 @@ from aligncap.audio.files import SAMPLE_RATE
 from aligncap.models.configuration_aligncap import AlignCapConfig
 from aligncap.models.encoders import FAMILIES, FRAME_SAMPLES, Family, FeatureExtractor
 from aligncap.models.projectors import token_count
-from aligncap.text.prompts import measured_cues
+from aligncap.text.prompts import Language, measured_cues
 from aligncap.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -29,10 +29,10 @@ CUES_MARK = "<|cues|>"  # in the prompt, never in a model's input
 class AlignCapProcessor(ProcessorMixin):
     """Feature extractor and tokenizer of an AlignCap checkpoint.
 
-    `encoder` is the encoder's model type. `prompt` is the whole text the model was trained to answer, with
-    one audio placeholder in it, and one for the speaker where the model has words for it; `show_cues` puts a
-    clip's measured cues into it. The other arguments mirror `AlignCapConfig`; they fix how many placeholders
-    a clip takes.
+    `encoder` is the encoder's model type, `language` that of the captions. `prompt` is the whole text that
+    the model was trained to answer, with one audio placeholder in it, and one for the speaker where the model
+    has words for it; `show_cues` puts a clip's measured cues into it. The other arguments mirror
+    `AlignCapConfig`; they fix how many placeholders a clip takes.
     """
 
     audio_kwargs = {"sampling_rate": SAMPLE_RATE}
@@ -55,7 +55,9 @@ class AlignCapProcessor(ProcessorMixin):
         max_seconds: float = 29.0,
         encoder: str = "whisper",
         queries: int = 0,
+        language: Language = "en",
     ) -> None:
+        self.language = language
         self.queries = queries
         self.encoder = encoder
         self.audio_token = audio_token

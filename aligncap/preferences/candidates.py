@@ -13,7 +13,7 @@ from torch import Tensor
 from aligncap.data.manifest import read_manifest
 from aligncap.data.split import choose_evenly
 from aligncap.inference.batch import over_clips
-from aligncap.inference.captioner import Captioner, no_speech
+from aligncap.inference.captioner import Captioner
 from aligncap.inference.jobs import Job, job_of
 from aligncap.inference.sampling import sample_captions
 from aligncap.models.checkpoints import model_key
@@ -94,7 +94,7 @@ def write_candidates(config: CandidatesConfig) -> tuple[list[Row], list[str]]:
             captioner, clips, ids, contexts=contexts, cues=cues, seed=config.seed, **sampling
         )
 
-    silent = [no_speech()] * config.num
+    silent = [captioner.no_speech] * config.num
     made_with = {
         "candidates": settings,
         "speech_gate": config.speech_gate,

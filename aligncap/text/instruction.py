@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from functools import lru_cache, partial
-from typing import Literal
 
 from aligncap.text.claims import claims_of, gender_words, manner_mentions, speech_verbs
 from aligncap.text.claims import listed as claim_list
 from aligncap.text.emotions import feelings
 from aligncap.text.lexicon import is_chinese, mask_quotes, phrase_pattern, tokenise, voice_words, word_list
+from aligncap.text.prompts import Language
 from aligncap.text.rubric import disfluencies, length, tells_the_unheard
 from aligncap.utils.io import load_data
 
@@ -19,7 +19,6 @@ BREACHES = tuple(
     "empty question refusal meta list answer first_person language too_long repetition fragment scene "
     "not_the_voice".split()
 )
-Language = Literal["en", "zh"]
 
 _ITEM = re.compile(r"^\s*(?:[-*•]|\d+[.)])\s", re.MULTILINE)
 _FIELD = re.compile(r"(?:^|[\n,;.{|])\s*\"?[^\W\d_][\w ]{0,20}\"?\s*[:：]")

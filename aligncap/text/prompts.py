@@ -7,17 +7,18 @@ the audio in the teacher's prompt: the emotion clues of the reference caption, p
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from jinja2 import TemplateError
 
 from aligncap.text.lexicon import is_chinese
 from aligncap.utils.errors import UserError
-from aligncap.utils.io import load_data
+from aligncap.utils.io import Row, load_data
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
 
+Language = Literal["en", "zh"]
 # Some templates (Llama 3.2, SmolLM3) write the day's date, and a prompt that changes overnight would make
 # each day's teacher another one. A macro of the same name takes the place of the clock.
 _FIXED_DATE = "{% macro strftime_now(format) %}26 Jul 2024{% endmacro %}{{ '' }}"
@@ -34,8 +35,14 @@ def _render(tokenizer: Tokenizer, chat: list[dict[str, str]], *, ask: bool) -> s
     return str(text)
 
 
-def _wrap(tokenizer: Tokenizer, content: str) -> str:
-    texts = load_data("templates.yaml")
+def templates(language: Language = "en") -> Row:
+    """What student and teacher are told, and captions that no model writes, in the captions' language."""
+    found = load_data("templates.yaml")
+    return dict(found["zh"] if language == "zh" else found)
+
+
+def _wrap(tokenizer: Tokenizer, content: str, language: Language) -> str:
+    texts = templates(language)
     instruction = texts["instruction"]
     if not getattr(tokenizer, "chat_template", None):
         return (tokenizer.bos_token or "") + texts["plain"].format(instruction=instruction, content=content)
@@ -49,38 +56,51 @@ def _wrap(tokenizer: Tokenizer, content: str) -> str:
 
 
 def student_prompt(
-    tokenizer: Tokenizer, audio_token: str, *, speaker: str | None = None, cues: str | None = None
+    tokenizer: Tokenizer,
+    audio_token: str,
+    *,
+    speaker: str | None = None,
+    cues: str | None = None,
+    language: Language = "en",
 ) -> str:
     """The student's whole prompt, with one audio placeholder.
 
-    `speaker` and `cues` are placeholders of who speaks and of measured cues, for students shown them.
+    `speaker` and `cues` are placeholders of who speaks and of measured cues, for students shown them;
+    `language` is that of the captions.
     """
-    texts = load_data("templates.yaml")
+    texts = templates(language)
     parts = [
         texts["speaker"].format(speaker=speaker) if speaker else "",
         texts["cues"].format(cues=cues) if cues else "",
         texts["speech"].format(audio=audio_token),
     ]
-    return _wrap(tokenizer, "\n".join(part for part in parts if part))
+    return _wrap(tokenizer, "\n".join(part for part in parts if part), language)
 
 
 def teacher_prompt(
-    tokenizer: Tokenizer, transcript: str | None, acoustic: str, gender: str | None = None
+    tokenizer: Tokenizer,
+    transcript: str | None,
+    acoustic: str,
+    gender: str | None = None,
+    language: Language = "en",
 ) -> str:
-    """The teacher's whole prompt: who speaks, the transcript, the acoustic prompt in place of the audio."""
+    """The teacher's whole prompt: who speaks, the transcript, the acoustic prompt in place of the audio.
+
+    `language` is that of the caption.
+    """
     words = f'"{transcript.strip()}"' if transcript and transcript.strip() else "…" if gender else ""
-    said = load_data("templates.yaml")["says"][gender or "unknown"].format(words=words)
-    return _wrap(tokenizer, "\n".join(line for line in (said, acoustic) if line))
+    said = templates(language)["says"][gender or "unknown"].format(words=words)
+    return _wrap(tokenizer, "\n".join(line for line in (said, acoustic) if line), language)
 
 
-def speaker_words() -> list[str]:
-    """Every word that stands for who speaks."""
-    return list(load_data("templates.yaml")["speakers"].values())
+def speaker_words(language: Language = "en") -> list[str]:
+    """The words that stand for who speaks, a woman's first."""
+    return list(templates(language)["speakers"].values())
 
 
-def speaker_word(gender: str | None) -> str | None:
+def speaker_word(gender: str | None, language: Language = "en") -> str | None:
     """ "woman" or "man", None of an unknown gender."""
-    return load_data("templates.yaml")["speakers"].get(gender)
+    return templates(language)["speakers"].get(gender)
 
 
 def measured_cues(cue_words: Mapping[str, str] | None) -> str:

@@ -38,9 +38,10 @@ from aligncap.models.checkpoints import (
     save_whole,
 )
 from aligncap.models.modeling_aligncap import AlignCapForConditionalGeneration
-from aligncap.models.processing_aligncap import AlignCapProcessor
+from aligncap.models.processing_aligncap import AUDIO_TOKEN, CUES_MARK, SPEAKER_TOKEN, AlignCapProcessor
 from aligncap.models.projectors import Projector
-from aligncap.text.prompts import speaker_word
+from aligncap.text.instruction import language_of
+from aligncap.text.prompts import Language, speaker_word, speaker_words, student_prompt
 from aligncap.training.collators import stack_frames
 from aligncap.training.config import StudentConfig
 from aligncap.training.data import CaptionRows, ClipInputs, Clips, TokenLists, cached_inputs, read_clips
@@ -117,6 +118,10 @@ def make_student(
         UserErrors: texts or sound files that cannot be used.
     """
     options, aligning = config.model_options(), config.align_options()
+    language = language_of(caption for u in manifests[0].utterances for caption in u.captions)
+    if language != "en":  # the key of students that were made before is that of English
+        options |= {"language": language}
+        options |= {"speakers": speaker_words(language)} if config.speaker_token else {}
     folder, group, llm = run.out / "base", run.group, config.llm
     if config.emotion_token and not config.start:
         options["emotions"] = sorted({*emotion_labels(manifests[0].utterances)} - {None, ""})
@@ -132,7 +137,9 @@ def make_student(
     made = group.first((folder / MARK).is_file())
     if not made:
         set_seed(config.seed)
-        model, processor = load_start(config) if config.start else build(config.encoder, llm, **options)
+        model, processor = (
+            load_start(config, language) if config.start else build(config.encoder, llm, **options)
+        )
     elif json.loads((folder / MARK).read_text(encoding="utf-8"))["digest"] == made_of:
         model, processor = load_folder(folder)
     else:
@@ -164,8 +171,10 @@ def make_student(
     return Student(model, processor, rows, inputs)
 
 
-def load_start(config: StudentConfig) -> Loaded:
+def load_start(config: StudentConfig, language: Language) -> Loaded:
     """The student that `config.start` goes on from: of an adapter its base, with the projector trained on it.
+
+    It is asked in the language of the captions.
 
     Raises:
         UserError: the folder holds no student, or a projector that does not fit its base.
@@ -181,6 +190,15 @@ def load_start(config: StudentConfig) -> Loaded:
         except RuntimeError as error:
             reason = str(error).splitlines()[1].strip()
             raise UserError(f"{start}: its projector does not fit its base: {reason}") from error
+    if processor.language != language:
+        processor.language = language
+        speaker, cues = (
+            SPEAKER_TOKEN if model.config.speakers else None,
+            CUES_MARK if processor.show_cues else None,
+        )
+        processor.prompt = student_prompt(
+            processor.tokenizer, AUDIO_TOKEN, speaker=speaker, cues=cues, language=language
+        )
     model.config.max_response_tokens = config.max_response_tokens
     cast(GenerationConfig, model.generation_config).max_new_tokens = config.max_response_tokens
     _log.info("%s: goes on with its encoder, projector and LLM; llm=%s is not read", start, config.llm)
@@ -275,7 +293,8 @@ def clue_targets(
     rows = []
     for u in utterances:
         words = [clue for clues in u.clues for clue in clues]
-        words += [word] * len(u.clues) if speakers and (word := speaker_word(u.gender)) else []
+        word = speaker_word(u.gender, language_of(u.captions)) if speakers else None
+        words += [word] * len(u.clues) if word else []
         for word in words:
             if word not in known:
                 known[word] = _ids(tokenizer, " " + word)
@@ -300,7 +319,11 @@ def text_vectors(
     """
     texts = [
         [
-            " ".join(part for part in (speaker_word(u.gender), u.transcript, p_act) if part)
+            " ".join(
+                part
+                for part in (speaker_word(u.gender, language_of(u.captions)), u.transcript, p_act)
+                if part
+            )
             for p_act in u.p_act
         ]
         for u in utterances

@@ -24,6 +24,7 @@ from aligncap.data.manifest import Utterance, audio_files, read_manifest
 from aligncap.data.split import balanced
 from aligncap.models.modeling_aligncap import AlignCapForConditionalGeneration
 from aligncap.models.processing_aligncap import AlignCapProcessor
+from aligncap.text.instruction import language_of
 from aligncap.text.prompts import end_token_id, measured_cues, teacher_prompt
 from aligncap.training.caches import augmented_key, feature_cache, fill_features, teacher_key
 from aligncap.training.collators import Row
@@ -217,7 +218,8 @@ class CaptionRows(Dataset[tuple[list[int], list[int]]]):
         clip, caption = self.places[index]
         u = self.clips.utterances[clip]
         acoustic = u.p_act[caption] if self.use_p_act else ""
-        text = teacher_prompt(self.tokenizer, u.transcript, acoustic, u.gender)
+        language = language_of([u.captions[caption]])
+        text = teacher_prompt(self.tokenizer, u.transcript, acoustic, u.gender, language)
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def __getitem__(self, index: int) -> tuple[list[int], list[int]]:

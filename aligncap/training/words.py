@@ -14,10 +14,10 @@ from aligncap.data.manifest import Utterance
 from aligncap.models.modeling_aligncap import AlignCapForConditionalGeneration
 from aligncap.models.projectors import clip_means
 from aligncap.text.emotions import emotion_of
-from aligncap.text.prompts import speaker_word
 from aligncap.training.caches import augmented_key
 from aligncap.training.data import ClipInputs
 
+GENDERS = ("female", "male")  # in the order of `text.prompts.speaker_words`
 WORDS_PENALTY = 0.5  # of the squared weights: chosen with a corpus left out in turn (docs/log.md)
 
 
@@ -45,13 +45,18 @@ def fit_words(
         keys, utterances: of the clips, each once.
     """
     projector, config = model.model.multi_modal_projector, model.config
-    emotions, words = emotion_labels(utterances), [speaker_word(u.gender) for u in utterances]
+    emotions, speakers = emotion_labels(utterances), list(config.speakers)
+    words = (
+        [dict(zip(GENDERS, speakers, strict=True)).get(u.gender or "") for u in utterances]
+        if speakers
+        else []
+    )
     corpora = [u.corpus for u in utterances]
     assert inputs.features is not None
     versions = [keys, [augmented_key(key) for key in keys]] if inputs.augment else [keys]
     means = np.concatenate([_means(inputs.features[name] for name in names) for names in versions])
     for token, labels, names in (
-        (projector.speaker, words, list(config.speakers)),
+        (projector.speaker, words, speakers),
         (projector.emotion, emotions, list(config.emotions)),
     ):
         used = [i for i, label in enumerate(labels) if label in names]

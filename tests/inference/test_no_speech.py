@@ -12,7 +12,6 @@ from tiny import make_model, save_model, voice
 from aligncap import Captioner
 from aligncap.audio.speech import has_speech  # the real one: conftest puts another in its place
 from aligncap.cli import main
-from aligncap.inference.captioner import no_speech
 from aligncap.models.modeling_aligncap import AlignCapForConditionalGeneration
 from aligncap.text.emotions import emotion_of
 from aligncap.utils.errors import UserError
@@ -20,6 +19,8 @@ from aligncap.utils.errors import UserError
 SILENCE = np.zeros(16_000, dtype=np.float32)
 HISS = (1e-3 * np.random.default_rng(1).standard_normal(16_000)).astype(np.float32)  # -60 dBFS
 NOISE = (0.1 * np.random.default_rng(0).standard_normal(24_000)).astype(np.float32)
+
+NO_SPEECH = "No speech is heard."
 
 
 @pytest.fixture
@@ -54,7 +55,7 @@ def test_silence_and_noise_do_not_reach_the_model(monkeypatch):
     monkeypatch.setattr(AlignCapForConditionalGeneration, "generate", lambda *_, **__: pytest.fail("asked"))
     captioner = Captioner(*make_model(), gate=True)
     assert captioner([SILENCE, NOISE]) == ["No speech is heard."] * 2
-    assert captioner(SILENCE) == no_speech() and emotion_of(no_speech()) is None
+    assert captioner(SILENCE) == NO_SPEECH and emotion_of(NO_SPEECH) is None
 
 
 def test_a_silent_clip_is_refused_or_with_the_gate_has_no_speech(model, folder, tmp_path, capsys):
@@ -65,7 +66,7 @@ def test_a_silent_clip_is_refused_or_with_the_gate_has_no_speech(model, folder, 
             captioner([clip])
     captioner.gate = True
     clips = [voice(0.5), folder / "c1.wav", SILENCE]
-    assert captioner(clips, speakers="s")[1:] == [no_speech()] * 2
+    assert captioner(clips, speakers="s")[1:] == [NO_SPEECH] * 2
     words = ["caption", str(folder), "--model", str(model), "--out", str(tmp_path / "out.jsonl")]
     assert main(words) == 0
     assert json.loads((tmp_path / "out.jsonl").read_text().splitlines()[1])["speech"] is False
@@ -79,7 +80,7 @@ def test_the_others_of_a_batch_are_captioned_in_their_order(loud_is_speech):
     open_, gated = Captioner(*pair), Captioner(*pair, gate=True)
     plain = open_(clips, max_new_tokens=6)
     assert not loud_is_speech
-    assert gated(clips, max_new_tokens=6) == [plain[0], no_speech(), plain[2]] != plain
+    assert gated(clips, max_new_tokens=6) == [plain[0], NO_SPEECH, plain[2]] != plain
     assert len(loud_is_speech) == 3
 
 
@@ -95,14 +96,14 @@ def test_the_command_marks_rows_without_speech(model, folder, tmp_path, loud_is_
         return [json.loads(line) for line in out.read_text().splitlines()]
 
     first, silent, last = rows()
-    assert silent == {"id": "c1", "audio": silent["audio"], "caption": no_speech(), "speech": False}
-    assert "speech" not in first | last and no_speech() not in (first["caption"], last["caption"])
+    assert silent == {"id": "c1", "audio": silent["audio"], "caption": NO_SPEECH, "speech": False}
+    assert "speech" not in first | last and NO_SPEECH not in (first["caption"], last["caption"])
     sure = rows("--confidence", "--min_confidence", "0.9")[1]
     assert sure == silent | {"emotion": None, "confidence": None}
     loud_is_speech.clear()
     plain = rows("--no-speech-gate")
     assert not loud_is_speech and plain[0] == first and plain[2] == last
-    assert "speech" not in plain[1] and plain[1]["caption"] != no_speech()
+    assert "speech" not in plain[1] and plain[1]["caption"] != NO_SPEECH
 
 
 @pytest.mark.parametrize("condition", ["wrong", "silence", "noise", "whisper"])
@@ -112,7 +113,7 @@ def test_conditions_test_the_model_itself(condition, model, folder, tmp_path, lo
     assert main(words) == 0
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert not loud_is_speech and all("speech" not in row for row in rows)
-    assert no_speech() not in [row["caption"] for row in rows]
+    assert NO_SPEECH not in [row["caption"] for row in rows]
 
 
 def test_candidates_are_the_model_s_own_unless_asked(model, manifest, tmp_path, monkeypatch):
@@ -125,6 +126,6 @@ def test_candidates_are_the_model_s_own_unless_asked(model, manifest, tmp_path, 
         found.append([json.loads(line) for line in out.read_text().splitlines()])
     silent = [row for row in found[1] if "speech" in row]
     assert {row["id"] for row in silent} == {"clip0"} and len(silent) == 2  # half a second
-    assert all(row["caption"] == no_speech() and row["speech"] is False for row in silent)
+    assert all(row["caption"] == NO_SPEECH and row["speech"] is False for row in silent)
     assert found[0][2:] == found[1][2:] and found[0][:2] != found[1][:2]
     assert not any("speech" in row for row in found[0])
