@@ -8,13 +8,7 @@ from torch.nn.functional import normalize
 from aligncap.data.manifest import Utterance
 from aligncap.models.checkpoints import load_folder, save_whole
 from aligncap.models.projectors import clip_means
-from aligncap.training.align import (
-    _mean,
-    align_projector,
-    clue_targets,
-    contrastive_loss,
-    count_targets,
-)
+from aligncap.training.alignment import _mean, align_projector, clue_targets, contrastive_loss, count_targets
 from aligncap.training.collators import stack_frames
 from aligncap.training.data import ClipInputs
 from aligncap.training.words import _even, emotion_labels, fit_words

@@ -20,7 +20,7 @@ from aligncap import (
     TeacherTrainer,
 )
 from aligncap.models.checkpoints import build
-from aligncap.training.align import align
+from aligncap.training.alignment import align
 from aligncap.training.data import TextDataset
 from aligncap.training.preference_data import PreferenceDataset
 
