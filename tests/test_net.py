@@ -483,7 +483,7 @@ RUNS: dict[str, Callable[[Model, Path], Path]] = {
     "dpo.shared": lambda model, pairs: model.dpo(pairs, shared=True, cached=False),
     "dpo.shared.cached": lambda model, pairs: model.dpo(pairs, shared=True, cached=True),
 }
-REAL_RUNS = ("teacher", "sft", "distill.live", "dpo.shared")  # live = cached, plain = shared: of tiny models
+REAL_RUNS = ("teacher", "distill.live", "dpo.shared")  # live = cached, plain = shared: of tiny models
 
 
 @pytest.mark.parametrize("name", RUNS)

@@ -11,7 +11,6 @@ import math
 
 import torch
 from torch import Tensor, nn
-from transformers import Blip2QFormerConfig, Blip2QFormerModel
 
 from aligncap.models.configuration_aligncap import AlignCapConfig
 from aligncap.utils.errors import UserError
@@ -221,6 +220,7 @@ class MLPProjector(Projector):
         self.linear_1 = nn.Linear(width * config.stack_size, hidden)
         self.linear_2 = nn.Linear(hidden, text_width)
         self.summary = nn.Linear(2 * width, hidden) if config.summary_token else None
+        self.norm = self._modules.pop("norm")  # type: ignore[assignment] # last, as optimizers of old runs have it
 
     def project(self, frames: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         first = None if self.summary is None else self.summary(self.dropout(clip_statistics(frames, mask)))
@@ -272,6 +272,9 @@ class QFormerProjector(Projector):
     mixes = False
 
     def __init__(self, config: AlignCapConfig, text_width: int) -> None:
+        # Not at the top: transformers imports this module while its own Auto classes are half loaded.
+        from transformers import Blip2QFormerConfig, Blip2QFormerModel
+
         super().__init__(config, text_width)
         hidden, layers = config.projector_hidden, config.mixed_layers
         former = Blip2QFormerConfig(
