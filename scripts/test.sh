@@ -7,8 +7,7 @@ cd "$root"
 ruff check .
 ruff format --check .
 mypy >.venv/mypy.txt 2>&1 &  # beside the tests; what it says comes after theirs
-# One thread a worker; three workers keep two cores busy while some test waits. The order of files is that of
-# tests/conftest.py.
-OMP_NUM_THREADS=1 python -m pytest -q -n "${WORKERS:-3}" --dist loadfile --no-loadscope-reorder --durations 8 "$@" || failed=$?
+# One thread a worker: two workers share two cores. The order of files is that of tests/conftest.py.
+OMP_NUM_THREADS=1 python -m pytest -q -n "${WORKERS:-2}" --dist loadfile --no-loadscope-reorder --durations 8 "$@" || failed=$?
 wait $! || failed=$?
 cat .venv/mypy.txt; exit ${failed:-0}
