@@ -333,7 +333,7 @@ class Captioner:
             rows = [i for i, text in enumerate(self.texts(tokens)) if self.at_fault(text)]
             if rows:
                 part = {name: value[rows] for name, value in inputs.items()}
-                beams = {"num_beams": BEAMS, "num_return_sequences": BEAMS}
+                beams = {"num_beams": BEAMS, "num_return_sequences": BEAMS, "streamer": None}
                 others = self._generated(part, options | beams).unflatten(0, (len(rows), BEAMS))
                 pad = cast(int, self.model.generation_config.pad_token_id)
                 tokens = _padded(tokens, others.shape[-1], pad)

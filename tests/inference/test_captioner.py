@@ -5,6 +5,7 @@ import pytest
 import soundfile
 import torch
 from tiny import make_model, voice
+from transformers import TextStreamer
 
 from aligncap import Captioner
 from aligncap.inference.batch import caption_jobs
@@ -281,6 +282,8 @@ def test_proofread_batches_equal_single_clips_and_sampling_is_left_alone(caption
     clips = [voice(seconds, f0) for seconds, f0 in ((0.5, 110), (1.2, 180), (0.8, 240))]
     together = captioner.generate(clips, **OPTIONS)
     assert 4 in searched and together == [captioner.generate([clip], **OPTIONS)[0] for clip in clips]
+    streamer = TextStreamer(captioner.processor.tokenizer)  # which no search with beams takes
+    assert captioner.generate(clips[:1], streamer=streamer, **OPTIONS) == together[:1]
     searched.clear()
     captioner.generate(clips, do_sample=True, **OPTIONS)
     captioner.generate(clips, num_beams=2, **OPTIONS)
