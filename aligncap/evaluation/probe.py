@@ -21,7 +21,7 @@ from aligncap.audio.files import load_audio
 from aligncap.data.manifest import audio_files, read_manifest
 from aligncap.evaluation.scoring import Baseline
 from aligncap.models.checkpoints import load_encoder
-from aligncap.models.encoders import encode_frames, family_of
+from aligncap.models.encoders import encode_frames, family_of, own_frames
 from aligncap.models.processing_aligncap import AlignCapProcessor
 from aligncap.utils.errors import UserError
 from aligncap.utils.io import Row, write_json
@@ -130,7 +130,7 @@ def mean_layers(files: Mapping[str, Path], config: ProbeConfig) -> TensorCache:
         read = processor.features([load_audio(files[k], max_seconds=processor.max_seconds) for k in batch])
         mask = read["input_features_mask"]
         frames, _ = encode_frames(model, read["input_features"], mask > 0, "mix")
-        own = (mask == 1)[:, :: family.step][:, : frames.shape[1], None, None].float()
+        own = own_frames(mask, family, frames.shape[1])[..., None, None].float()
         return dict(zip(batch, ((frames * own).sum(1) / own.sum(1)).clone(), strict=True))
 
     fill(cache, sorted(files, key=lambda k: files[k].stat().st_size), compute, 8, "probing layers")

@@ -225,19 +225,21 @@ def assemble(
         max_new_tokens=config.max_response_tokens,
         do_sample=False,
     )
-    prompt = student_prompt(
-        tokenizer,
-        AUDIO_TOKEN,
-        speaker=SPEAKER_TOKEN if config.speakers else None,
-        cues=CUES_MARK if show_cues else None,
-        language=language,
-    )
+    prompt = prompt_of_student(tokenizer, bool(config.speakers), show_cues, language)
     shared = ("pool_size", "stack_size", "clip_tokens", "queries", "margin_seconds", "max_seconds")
     own = {name: getattr(config, name) for name in shared} | {"encoder": audio_tower.config.model_type}
     processor = AlignCapProcessor(
         feature_extractor, tokenizer, prompt=prompt, show_cues=show_cues, language=language, **own
     )
     return model.eval(), processor
+
+
+def prompt_of_student(
+    tokenizer: PreTrainedTokenizerBase, speakers: bool, show_cues: bool, language: Language
+) -> str:
+    """The prompt of an `AlignCapProcessor`, with the placeholders that its model needs."""
+    speaker, cues = SPEAKER_TOKEN if speakers else None, CUES_MARK if show_cues else None
+    return student_prompt(tokenizer, AUDIO_TOKEN, speaker=speaker, cues=cues, language=language)
 
 
 @torch.no_grad()

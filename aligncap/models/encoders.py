@@ -166,6 +166,16 @@ def _encode_log_mel(
     return hidden, frame_mask
 
 
+def own_frames(mask: Tensor, family: Family, count: int) -> Tensor:
+    """Which of `count` frames are of the clip and not of its margin, (batch, count), bool.
+
+    Args:
+        mask: (batch, positions), 1 on the clip, as `AlignCapProcessor.features` gives it.
+    """
+    own = (mask == 1)[:, :: family.step][:, :count]
+    return nn.functional.pad(own, (0, count - own.shape[1]))
+
+
 def pool_frames(frames: Tensor, mask: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """Mean of each run of `size` frames, over the frames that exist.
 

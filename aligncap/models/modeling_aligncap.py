@@ -20,7 +20,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from transformers.modeling_utils import slice_logits_to_keep
 
 from aligncap.models.configuration_aligncap import AlignCapConfig
-from aligncap.models.encoders import encode_frames, encoder_of, family_of, pool_frames
+from aligncap.models.encoders import encode_frames, encoder_of, family_of, own_frames, pool_frames
 from aligncap.models.model_card import write_model_card
 from aligncap.models.projectors import Projector, make_projector
 from aligncap.utils.errors import UserError
@@ -88,8 +88,7 @@ class AlignCapModel(AlignCapPreTrainedModel):
         frames, _ = encode_frames(
             self.audio_tower, features, input_features_mask > 0, self.config.encoder_layer
         )
-        own = (input_features_mask == 1)[:, :: family_of(self.audio_tower.config).step][:, : frames.shape[1]]
-        own = nn.functional.pad(own, (0, frames.shape[1] - own.shape[1]))
+        own = own_frames(input_features_mask, family_of(self.audio_tower.config), frames.shape[1])
         frames = frames * own.view(*own.shape, *[1] * (frames.dim() - 2))
         longest = int(own.sum(1).max())
         return PooledFrames(*pool_frames(frames[:, :longest], own[:, :longest], self.config.pool_size))

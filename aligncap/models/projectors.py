@@ -223,6 +223,7 @@ class MLPProjector(Projector):
         self.norm = self._modules.pop("norm")  # type: ignore[assignment] # last, as optimizers of old runs have it
 
     def project(self, frames: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        # The summary's dropout is drawn before that of the frames, as ever; `with_summary` draws it after.
         first = None if self.summary is None else self.summary(self.dropout(clip_statistics(frames, mask)))
         stacked, token_mask = self.stack(frames, mask)
         hidden = self.linear_1(self.dropout(stacked))

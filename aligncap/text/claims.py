@@ -165,10 +165,10 @@ def _chinese_pattern() -> tuple[re.Pattern[str], dict[str, tuple[str, str]]]:
     for dimension, entry in chinese_levels().items():
         nouns = "|".join(entry["nouns"])
         for level in (level for level in entry if level != "nouns"):
-            forms = [f"(?:{nouns})(?:也|都|则)?(?P<no{len(groups)}>不太|并不|不算|不)?{degree}(?:{{}})"]
+            of_noun = f"(?:{nouns})(?:也|都|则)?(?P<no{len(groups)}>不太|并不|不算|不)?{degree}"
             group, alone = f"g{len(groups)}", [*entry[level]["voice"], *entry[level].get("also", [])]
             said = [*entry[level]["said"], *entry[level]["voice"]]
-            options = [forms[0].format("|".join(said))] if said else []
+            options = [f"{of_noun}(?:{'|'.join(said)})"] if said else []
             options += [f"(?P<un{len(groups)}>不|没有|并不|不太)?(?:{'|'.join(alone)})"] if alone else []
             if options:
                 found.append((max(map(len, [*said, *alone])), f"(?P<{group}>{'|'.join(options)})"))
@@ -182,12 +182,10 @@ def _chinese_claims(text: str, feelings: Sequence[tuple[int, int]]) -> list[Clai
     pattern, groups = _chinese_pattern()
     found = []
     for match in pattern.finditer(text):
-        group = next(name for name in groups if match[name])
         if any(a < match.end() and match.start() < b for a, b in feelings):
             continue
-        number = group[1:]
-        known = pattern.groupindex
-        negated = any(f"{sign}{number}" in known and match[f"{sign}{number}"] for sign in ("no", "un"))
+        group = str(match.lastgroup)  # of all that matched the outermost
+        negated = any(match.groupdict().get(f"{sign}{group[1:]}") for sign in ("no", "un"))
         found.append(Claim(*groups[group], negated, match[0], match.start()))
     return found
 

@@ -37,8 +37,8 @@ def _render(tokenizer: Tokenizer, chat: list[dict[str, str]], *, ask: bool) -> s
 
 def templates(language: Language = "en") -> Row:
     """What student and teacher are told, and captions that no model writes, in the captions' language."""
-    found = load_data("templates.yaml")
-    return dict(found["zh"] if language == "zh" else found)
+    found: Row = load_data("templates.yaml")
+    return found["zh"] if language == "zh" else found
 
 
 def _wrap(tokenizer: Tokenizer, content: str, language: Language) -> str:

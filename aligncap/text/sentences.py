@@ -43,12 +43,7 @@ def write_captions(
     found = {name: dimensions()[name].level(word) for name, word in facts.items() if name in dimensions()}
     # levels without words to say them are left out
     levels = {n: lev for n, lev in found.items() if lev and (lev.voice or lev.adverb or lev.phrase)}
-    outer = {name: level for name, level in levels.items() if level.rank}
-    sayable = outer if len(outer) > 1 else levels
-    templates = load_data(FILE)
-    patterns = templates["patterns" if sayable else "feeling_only"]
-    if emotion is None:
-        patterns = templates["facts_only"] if sayable else []
+    sayable, patterns = choose(levels, emotion, load_data(FILE))
     written: dict[str, tuple[str, frozenset[str]]] = {}  # captions with their pattern and dimensions
     for fresh_pattern, fresh_facts in ((True, True), (True, False), *[(False, False)] * 4):
         for pattern in rng.sample(patterns, len(patterns)):
@@ -67,6 +62,17 @@ def write_captions(
                 written[text] = pattern, said
                 break
     return list(written)
+
+
+def choose(
+    levels: dict[str, Level], emotion: str | None, templates: Row
+) -> tuple[dict[str, Level], list[str]]:
+    """The levels that are said, those away from the norm where there are two, and the patterns that fit."""
+    outer = {name: level for name, level in levels.items() if level.rank}
+    sayable = outer if len(outer) > 1 else levels
+    if emotion is None:
+        return sayable, templates["facts_only"] if sayable else []
+    return sayable, templates["patterns" if sayable else "feeling_only"]
 
 
 def emotion_entry(label: str) -> Row:

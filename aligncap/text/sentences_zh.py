@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from random import Random
 
-from aligncap.text.claims import chinese_levels, claims_of, dimensions
+from aligncap.text.claims import CHINESE, Level, chinese_levels, claims_of, dimensions
 from aligncap.text.emotions import emotion_of, words_of
 from aligncap.text.lexicon import is_chinese
-from aligncap.utils.io import load_data
+from aligncap.text.sentences import ADD_SHARE, PLAIN_SHARE, choose
+from aligncap.utils.io import Row, load_data
 
 FILE = "caption_templates_zh.yaml"
-PLAIN_SHARE = 0.5  # how often the plain word of an emotion is chosen
-ADD_SHARE = 0.7  # how often one more fact is said
 MOST_FACTS = 3
 
 
@@ -29,15 +27,9 @@ def write_captions_zh(
 
     Arguments as those of `sentences.write_captions`: the same facts are said, in Chinese.
     """
-    words = chinese_levels()
-    levels = {name: level for name, level in facts.items() if name in words and words[name][level]["said"]}
-    ranks = {name: level.rank for name in levels if (level := dimensions()[name].level(levels[name]))}
-    outer = {name: level for name, level in levels.items() if ranks.get(name)}
-    sayable = outer if len(outer) > 1 else levels
-    templates = load_data(FILE)
-    patterns = templates["patterns" if sayable else "feeling_only"]
-    if emotion is None:
-        patterns = templates["facts_only"] if sayable else []
+    found = {name: dimensions()[name].level(level) for name, level in facts.items() if name in dimensions()}
+    levels = {name: level for name, level in found.items() if level and _words(name, level)["said"]}
+    sayable, patterns = choose(levels, emotion, load_data(FILE))
     written: list[str] = []
     for _ in range(8):
         for pattern in rng.sample(patterns, len(patterns)):
@@ -49,12 +41,15 @@ def write_captions_zh(
     return written
 
 
-def _states(text: str, emotion: str | None, facts: Mapping[str, str]) -> bool:
+def _words(dimension: str, level: Level) -> Row:
+    return chinese_levels()[dimension][level.name]
+
+
+def _states(text: str, emotion: str | None, levels: Mapping[str, Level]) -> bool:
     """Whether a caption says what it is to say, read as captions are read, and is of the right length."""
-    said = {(claim.dimension, claim.level, claim.negated) for claim in claims_of(text)}
     size = load_data(FILE)["length"]
     fits = size["least"] <= sum(map(is_chinese, text)) <= size["most"]
-    true = all(facts.get(dimension) == level and not negated for dimension, level, negated in said)
+    true = all(levels.get(c.dimension) == c.claimed and not c.negated for c in claims_of(text))
     return fits and true and emotion_of(text) == emotion
 
 
@@ -63,7 +58,7 @@ def _draft(
     emotion: str | None,
     strong: bool,
     gender: str | None,
-    levels: Mapping[str, str],
+    levels: Mapping[str, Level],
     rng: Random,
 ) -> str:
     """One try at a pattern; empty where a slot cannot be filled."""
@@ -71,11 +66,11 @@ def _draft(
     people = templates["people"][gender if gender in ("female", "male") else "unknown"]
     slots = {name: rng.choice(words) for name, words in people.items()}
     if "{voice}" in pattern:
-        voiced = [name for name in free if chinese_levels()[name][levels[name]]["voice"]]
+        voiced = [name for name in free if _words(name, levels[name])["voice"]]
         if not voiced:
             return ""
         free.remove(voiced[0])
-        slots["voice"] = rng.choice(chinese_levels()[voiced[0]][levels[voiced[0]]]["voice"])
+        slots["voice"] = rng.choice(_words(voiced[0], levels[voiced[0]])["voice"])
     if "{facts}" in pattern:
         chosen = free[:1] + [name for name in free[1:MOST_FACTS] if rng.random() < ADD_SHARE]
         if not chosen:
@@ -91,13 +86,12 @@ def _draft(
                 continue
             word = words[0] if len(words) == 1 or rng.random() < PLAIN_SHARE else rng.choice(words[1:])
             slots[slot] = rng.choice(templates[f"{slot}_degree"]["strong" if strong else "plain"]) + word
-    return re.sub("的的", "的", pattern.format_map(slots))
+    return pattern.format_map(slots).replace("的的", "的")
 
 
-def _fact(dimension: str, level: str, rng: Random) -> str:
+def _fact(dimension: str, level: Level, rng: Random) -> str:
     """A measured fact: 音调较低."""
-    words, graded = chinese_levels()[dimension], load_data("cue_words_zh.yaml")["degrees"]
-    said = words[level]["said"][0] if rng.random() < PLAIN_SHARE else rng.choice(words[level]["said"])
-    near = dimensions()[dimension].level(level)
-    degree = rng.choice(graded) if len(said) == 1 and near and near.rank else ""
-    return f"{words['nouns'][0]}{degree}{said}"
+    words, graded = _words(dimension, level)["said"], load_data(CHINESE)["degrees"]
+    said = words[0] if rng.random() < PLAIN_SHARE else rng.choice(words)
+    degree = rng.choice(graded) if len(said) == 1 and level.rank else ""
+    return f"{chinese_levels()[dimension]['nouns'][0]}{degree}{said}"

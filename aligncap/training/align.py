@@ -19,13 +19,14 @@ from aligncap.models.checkpoints import (
     is_adapter,
     load_folder,
     model_key,
+    prompt_of_student,
     save_whole,
 )
-from aligncap.models.processing_aligncap import AUDIO_TOKEN, CUES_MARK, SPEAKER_TOKEN, AlignCapProcessor
+from aligncap.models.processing_aligncap import AlignCapProcessor
 from aligncap.text.instruction import language_of
-from aligncap.text.prompts import Language, speaker_words, student_prompt
+from aligncap.text.prompts import Language, speaker_words
 from aligncap.training.alignment import align
-from aligncap.training.config import StudentConfig
+from aligncap.training.config import SHAPE, StudentConfig
 from aligncap.training.data import CaptionRows, ClipInputs, Clips, cached_inputs, read_clips
 from aligncap.training.resume import Run, begin, record_run
 from aligncap.training.sharding import place
@@ -40,11 +41,11 @@ MARK = "made_of.json"  # in the folder of a student that is whole: what it was m
 
 
 _USED = (
-    "align_by align_learning_rate align_steps balance cache_dir encoder encoder_layer llm max_response_tokens"
-    " output_dir pool_size projector queries projector_dropout projector_hidden resume_from_checkpoint seed"
-    " start show_cues speaker_token emotion_token augment stack_size summary_token train_manifest use_cpu"
-    " debug include_num_input_tokens_seen"  # the parser changes their defaults
-).split()
+    *SHAPE,
+    *"align_by align_learning_rate align_steps augment balance cache_dir llm max_response_tokens".split(),
+    *"output_dir resume_from_checkpoint seed start train_manifest use_cpu".split(),
+    *("debug", "include_num_input_tokens_seen"),  # the parser changes their defaults
+)
 
 
 @dataclass
@@ -172,14 +173,9 @@ def load_start(config: StudentConfig, language: Language) -> Loaded:
             reason = str(error).splitlines()[1].strip()
             raise UserError(f"{start}: its projector does not fit its base: {reason}") from error
     if processor.language != language:
+        speakers, cues = bool(model.config.speakers), processor.show_cues
         processor.language = language
-        speaker, cues = (
-            SPEAKER_TOKEN if model.config.speakers else None,
-            CUES_MARK if processor.show_cues else None,
-        )
-        processor.prompt = student_prompt(
-            processor.tokenizer, AUDIO_TOKEN, speaker=speaker, cues=cues, language=language
-        )
+        processor.prompt = prompt_of_student(processor.tokenizer, speakers, cues, language)
     model.config.max_response_tokens = config.max_response_tokens
     cast(GenerationConfig, model.generation_config).max_new_tokens = config.max_response_tokens
     _log.info("%s: goes on with its encoder, projector and LLM; llm=%s is not read", start, config.llm)

@@ -14,10 +14,10 @@ from aligncap.data.manifest import Utterance
 from aligncap.models.modeling_aligncap import AlignCapForConditionalGeneration
 from aligncap.models.projectors import clip_means
 from aligncap.text.emotions import emotion_of
+from aligncap.text.prompts import templates
 from aligncap.training.caches import augmented_key
 from aligncap.training.data import ClipInputs
 
-GENDERS = ("female", "male")  # in the order of `text.prompts.speaker_words`
 WORDS_PENALTY = 0.5  # of the squared weights: chosen with a corpus left out in turn (docs/log.md)
 
 
@@ -46,11 +46,8 @@ def fit_words(
     """
     projector, config = model.model.multi_modal_projector, model.config
     emotions, speakers = emotion_labels(utterances), list(config.speakers)
-    words = (
-        [dict(zip(GENDERS, speakers, strict=True)).get(u.gender or "") for u in utterances]
-        if speakers
-        else []
-    )
+    word = dict(zip(templates()["speakers"], speakers, strict=bool(speakers)))  # by gender
+    words = [word.get(u.gender or "") for u in utterances]
     corpora = [u.corpus for u in utterances]
     assert inputs.features is not None
     versions = [keys, [augmented_key(key) for key in keys]] if inputs.augment else [keys]

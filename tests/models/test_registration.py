@@ -46,6 +46,7 @@ def test_importing_the_package_loads_nothing_heavy():
 @pytest.mark.parametrize(
     "first",
     [
+        "import aligncap",
         "from transformers import AutoModel, AutoProcessor; import aligncap",
         # modules of transformers that import the Auto classes while they are half loaded themselves
         "import aligncap, transformers.modeling_layers",

@@ -151,9 +151,7 @@ def test_every_stage_trains(family, manifest):
 
 
 def test_the_first_losses_in_bfloat16_are_near_those_in_float32(family, manifest, whisper, tmp_path):
-    name, _, folder = family
-    if name in VARIANTS:
-        pytest.skip("as its family")
+    _, _, folder = family
     llm, half = str(folder / "llm"), {"precision": "bfloat16", "max_steps": 1}
     data = {"train_manifest": str(manifest), "llm": llm}
     run_teacher(TeacherConfig(**common(tmp_path / "teacher", **data, **half)))
@@ -179,9 +177,7 @@ def test_the_trained_teacher_is_a_plain_llm_of_the_family_and_the_students_base(
 
 
 def test_cached_teacher_states_and_frames_give_the_live_run(family, manifest, whisper, tmp_path):
-    name, _, folder = family
-    if name in VARIANTS:
-        pytest.skip("as its family")
+    _, _, folder = family
     teacher = str(folder / "teacher")
     options = {"max_steps": 2, "teacher_cache": "no", "feature_cache": False}
     live = speech(DistillConfig, tmp_path / "live", manifest, whisper, teacher, **options)
