@@ -25,7 +25,7 @@ def main() -> int:
     package, scripts = lines_of("aligncap", ".py"), lines_of("scripts", ".py", ".sh")
     longest = sorted(package, key=lambda path: -len(package[path]))
     rows = (
-        ("package, lines", sum(map(len, package.values())), 24_000),
+        ("package, lines", sum(map(len, package.values())), 25_000),
         ("package, files", len(package), 130),
         ("package, lines of the longest file", len(package[longest[0]]), 450),
         (

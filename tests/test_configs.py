@@ -1,6 +1,7 @@
 """Every config file is what the code takes."""
 
 import importlib
+import re
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,18 @@ from aligncap.utils.options import parse
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "configs/recipes"
 RECIPES = sorted(FOLDER.rglob("*.yaml"))
-PATHS = {"llm", "model", "train_manifest", "dev_manifest", "train_pairs", "output_dir"}
+PATHS = {"llm", "model", "start", "train_manifest", "dev_manifest", "train_pairs", "output_dir"}
+
+
+def command_of(path: Path) -> str:
+    """What a recipe is for: its head names it."""
+    found = re.search(rf"aligncap train (\w+) --config {name_of(path)}\n", path.read_text())
+    assert found, f"{path}: its head does not give the command"
+    return found[1]
 
 
 def config_of(path: Path) -> type[RunConfig]:
-    command = COMMANDS[f"train {path.stem.split('-')[0]}"]
+    command = COMMANDS[f"train {command_of(path)}"]
     return getattr(importlib.import_module(f"aligncap.{command.module}"), command.kind)
 
 
@@ -29,10 +37,10 @@ def name_of(path: Path) -> str:
 
 @pytest.mark.parametrize("path", RECIPES, ids=name_of)
 def test_recipes_hold_known_options_and_their_command(path, manifest, tmp_path):
-    command = path.stem.split("-")[0]
-    assert f"aligncap train {command} --config {name_of(path)}\n" in path.read_text()
     there = {"train_manifest": manifest, "output_dir": tmp_path}
-    if command == "dpo":
+    if "start" in yaml.safe_load(path.read_text()):
+        there |= {"start": tmp_path}
+    if command_of(path) == "dpo":
         there |= {"model": tmp_path, "train_pairs": manifest, "dev_manifest": manifest}
     words = [word for key, value in there.items() for word in (f"--{key}", str(value))]
     for name in (name_of(path), str(path)):  # as packaged, and as a file
@@ -64,7 +72,7 @@ def test_the_defaults_are_the_measured_recipe():
         "dpo": dpo,
     }
     for name, options in measured.items():
-        kind = config_of(Path(name))
+        kind = config_of(FOLDER / f"{name}.yaml")
         own = {f.name: f.default if f.default is not MISSING else f.default_factory() for f in fields(kind)}
         for key, value in (options | {"per_device_train_batch_size": 8, "cache_dir": "runs/cache"}).items():
             assert own.get(key, value) == value, f"{name}: {key}"

@@ -28,8 +28,9 @@ class Utterance:
     """One clip and what is known about it.
 
     `root` is the corpus folder (absolute, or relative to the manifest's own folder); `audio` is a path
-    under it. `emotion` is a label of data/labels.yaml. `captions`, `clues` and `p_act` run in parallel:
-    `clues[i]` are the emotion clues of `captions[i]`, `p_act[i]` the acoustic prompt made of them.
+    under it. `emotion` is a label of data/labels.yaml. `captions`, `clues`, `p_act` and `instructions` run in
+    parallel: `clues[i]` are the emotion clues of `captions[i]`, `p_act[i]` the acoustic prompt made of them,
+    `instructions[i]` what the caption answers ("" or no instructions: to describe how the speaker sounds).
     `cues` are values measured from the samples (see aligncap/audio/cues.py), `cue_words` their wording.
     `bytes` and `mtime_ns` are the file's size and time of change when `sha256` was taken.
     """
@@ -51,6 +52,7 @@ class Utterance:
     captions: list[str] = field(default_factory=list)
     clues: list[list[str]] = field(default_factory=list)
     p_act: list[str] = field(default_factory=list)
+    instructions: list[str] = field(default_factory=list)
     cues: dict[str, float] = field(default_factory=dict)
     cue_words: dict[str, str] = field(default_factory=dict)
     extra: Row = field(default_factory=dict)  # whatever else the corpus says
@@ -175,7 +177,7 @@ _TYPES: dict[str, tuple[Any, str]] = {
     "sha256": (Annotated[str, Field(pattern="^[0-9a-f]{64}$")], "64 hex digits"),
     "bytes": (NonNegativeInt, "a whole number of bytes"),
     "mtime_ns": (NonNegativeInt, "a whole number of nanoseconds"),
-    **dict.fromkeys(("captions", "p_act"), (list[str], "a list of texts")),
+    **dict.fromkeys(("captions", "p_act", "instructions"), (list[str], "a list of texts")),
     "clues": (list[list[str]], "a list of lists of texts"),
     "cues": (dict[str, FiniteFloat], "an object of numbers"),
     "cue_words": (dict[str, str], "an object of texts"),
@@ -248,6 +250,7 @@ def _share_texts(u: Utterance, shared: dict[str, str]) -> None:
     u.clues = [[share(word, word) for word in words] for words in u.clues]
     u.p_act = [share(text, text) for text in u.p_act]
     u.captions = [share(text, text) for text in u.captions]
+    u.instructions = [share(text, text) for text in u.instructions]
     u.cues = {sys.intern(key): value for key, value in u.cues.items()}
     u.cue_words = {sys.intern(key): share(word, word) for key, word in u.cue_words.items()}
     u.extra = {sys.intern(key): value for key, value in u.extra.items()}
@@ -260,6 +263,9 @@ def _content_errors(u: Utterance) -> list[str]:
         if parallel and len(parallel) != len(u.captions):
             what = f"{len(u.captions)} captions but {len(parallel)} {name}"
             errors.append(f"{what}; they run in parallel: run `aligncap clues` again")
+    if u.instructions and len(u.instructions) != len(u.captions):
+        what = f"{len(u.captions)} captions but {len(u.instructions)} instructions"
+        errors.append(f"{what}; they run in parallel: run `aligncap annotate --instructions` again")
     if u.emotion and u.emotion not in (labels := load_data("labels.yaml")["labels"]):
         close = load_data("labels.yaml")["aliases"].get(u.emotion.lower())
         hint = f', nearest is "{close}"' if close else nearest(u.emotion, labels)

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from aligncap.data.manifest import Utterance, read_manifest
+from aligncap.evaluation.answers import evaluate_answers
 from aligncap.evaluation.listening import HEARD, Listening, audio_gains
 from aligncap.evaluation.listening import table as listening_table
 from aligncap.evaluation.metrics.captions import COCO_METRICS
@@ -36,6 +37,7 @@ class EvaluateConfig(Config):
         aligncap evaluate captions.jsonl --references test.jsonl --out report
         aligncap evaluate distill-0.jsonl --name distill --system distill=distill-1.jsonl sft=sft-0.jsonl \\
             --references test.jsonl --listening silence=silence.jsonl --probe probe.json --out report
+        aligncap evaluate answers.jsonl --answers --references test.jsonl --out report
     """
 
     POSITIONAL: ClassVar[tuple[str, ...]] = ("captions",)
@@ -53,6 +55,9 @@ class EvaluateConfig(Config):
     )
     probe: str | None = option(None, "Output of `aligncap probe`, as a baseline.")
     label_map: list[str] = option([], "SAID=LABEL: count an emotion as another, such as calm=neutral.")
+    answers: bool = option(
+        False, "Captions are answers to an instruction for a label: accuracy, UAR, F1, invalid answers."
+    )
     allow_missing: bool = option(False, "Score only the clips that have both captions and references.")
     similarity: Literal["auto", "require", "none"] = option("auto", "Whether a sentence encoder is used.")
     wordnet: Literal["auto", "require", "none"] = option("auto", "Whether METEOR uses WordNet's synonyms.")
@@ -84,6 +89,8 @@ class EvaluateConfig(Config):
         ]
         choices = ", ".join(COCO_METRICS)
         errors += [f"coco={n}: choose among {choices}" for n in self.coco if n not in COCO_METRICS]
+        if self.answers and (self.listening or self.coco or self.protocol):
+            errors.append("answers: not with listening, coco or protocol, which are of captions")
         if self.against is not None and self.against not in self.systems:
             errors.append(f"against={self.against}: no such system{nearest(self.against, self.systems)}")
         if self.against is not None and self.allow_missing:
@@ -111,6 +118,8 @@ def run_evaluate(config: EvaluateConfig) -> int:
     labels = {label for _, label in named_values(config.label_map, "label_map")}
     if unknown := labels - {str(u.emotion) for u in utterances}:
         raise UserError(f"--label_map: {', '.join(sorted(unknown))} is no label of {config.references}")
+    if config.answers:
+        return evaluate_answers(config, utterances)
     baselines = read_probe(config.probe, config.references) if config.probe else []
     done = evaluate_files(config, utterances, baselines=baselines)
     files = [path for part in (config.systems, config.heard) for paths in part.values() for path in paths]

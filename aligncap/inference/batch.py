@@ -39,6 +39,7 @@ class CaptionConfig(Config):
         aligncap caption clip.wav folder/ --model runs/model
         aligncap caption --model runs/model --manifest test.jsonl --out captions.jsonl
         aligncap caption --model runs/model --manifest test.jsonl --condition wrong --out wrong.jsonl
+        aligncap caption clip.wav --model runs/stage2 --instruction "Which emotion does the speaker express?"
         accelerate launch -m aligncap caption --model runs/model --manifest test.jsonl --out captions.jsonl
     """
 
@@ -50,6 +51,9 @@ class CaptionConfig(Config):
     manifest: str | None = option(None, "Caption the clips of a manifest instead.")
     out: str | None = option(None, "JSONL to write; none: a table on the terminal.")
     batch_size: PositiveInt = option(32, "Clips that are decoded at a time.")
+    instruction: str = option(
+        "", "What to ask instead of a description, of a model taught to answer (docs/audio-llm.md)."
+    )
     beams: PositiveInt = option(1, "Beams of the search; 1 is greedy.")
     max_new_tokens: PositiveInt | None = option(None, "Longest caption in tokens; none: as in training.")
     temperature: NonNegativeFloat | None = option(
@@ -109,7 +113,9 @@ def run_caption(config: CaptionConfig) -> int:
     jobs = with_condition(every, utterances, config.condition, config.seed)
     dtype = dtype_name(config.dtype, config.device)
     group, device = launched(config.device)
-    captioner = Captioner.from_pretrained(config.model, device, dtype, proofread=config.proofread)
+    captioner = Captioner.from_pretrained(
+        config.model, device, dtype, proofread=config.proofread, instruction=config.instruction
+    )
     limit = config.max_new_tokens or captioner.model.config.max_response_tokens
     options: dict[str, object] = {"num_beams": config.beams, "max_new_tokens": limit}
     if config.temperature:
@@ -122,6 +128,7 @@ def run_caption(config: CaptionConfig) -> int:
         "context": config.kind,
         "speech_gate": config.speech_gate,
         "proofread": config.proofread,
+        **({"instruction": config.instruction} if config.instruction else {}),
         **options,
     }
     if sure := config.confidence or config.min_confidence is not None:

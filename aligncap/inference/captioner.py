@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
+from copy import copy
 from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
@@ -84,6 +85,7 @@ class Captioner:
         self.gate = gate
         self.proofread = proofread
         self.calibration = calibration or Calibration()
+        self.instruction = ""
         self._outside: dict[frozenset[str], list[list[int]]] = {}
 
     @classmethod
@@ -95,6 +97,7 @@ class Captioner:
         *,
         gate: bool = True,
         proofread: bool = True,
+        instruction: str = "",
     ) -> Captioner:
         """Load a merged folder or the output of a training run, with its calibration where it has one.
 
@@ -102,6 +105,7 @@ class Captioner:
             device: "auto" (the GPU where there is one), "cpu", "cuda", "cuda:1", …
             dtype: "float32" or "bfloat16".
             gate, proofread: see `Captioner`.
+            instruction: see `asking`.
 
         Raises:
             UserError: no such device or dtype, no folder, no AlignCap checkpoint in it, a wrong calibration.
@@ -112,7 +116,19 @@ class Captioner:
         calibration = Calibration.read(folder)
         model, processor = load_for_inference(folder, getattr(torch, dtype))
         model.to(device)  # type: ignore[arg-type]
-        return cls(model, processor, gate=gate, proofread=proofread, calibration=calibration)
+        captioner = cls(model, processor, gate=gate, proofread=proofread, calibration=calibration)
+        return captioner.asking(instruction) if instruction else captioner
+
+    def asking(self, instruction: str) -> Captioner:
+        """The same model asked something else than a description, which it must have been taught to answer.
+
+        >>> captioner.asking("Which emotion does the speaker express?")("clip.wav")  # doctest: +SKIP
+        'angry'
+        """
+        self.processor.prompt_of(instruction=instruction)  # raises what the first clip would
+        other = copy(self)
+        other.instruction = instruction
+        return other
 
     @overload
     def __call__(self, audio: Audio, batch_size: int = 16, **options: Any) -> str: ...
@@ -348,8 +364,9 @@ class Captioner:
         return output[:, inputs["input_ids"].shape[1] :]
 
     def at_fault(self, caption: str) -> bool:
-        """Whether a caption contradicts or repeats itself or, of a model that reads emotions, names none."""
-        silent = bool(self.model.config.emotions) and emotion_of(caption) is None
+        """Whether a caption contradicts or repeats itself or, a description by a model that reads emotions,
+        names none."""
+        silent = bool(self.model.config.emotions) and not self.instruction and emotion_of(caption) is None
         return silent or bool(contradictions(caption) or repetitions(caption))
 
     def _words_outside(self, emotions: Collection[str]) -> list[list[int]]:
@@ -383,7 +400,7 @@ class Captioner:
         emotions: Collection[str] = (),
     ) -> BatchFeature:
         """Inputs of the model's `generate` for clips of 16 kHz samples, on its device; see `generate`."""
-        inputs = self.processor.captioning_inputs(clips, cues)
+        inputs = self.processor.captioning_inputs(clips, cues, self.instruction)
         known = self.model.config.emotions
         # An emotion that is not to be named gets no share of the emotion token.
         base = torch.tensor([NEVER if emotions and label not in emotions else 0.0 for label in known])

@@ -65,12 +65,28 @@ class MergeConfig(Config):
 
     checkpoint: str = option(help="output_dir of a training run, or a checkpoint-N in it.")
     out: str = option(help="Folder to write; it must not exist or be empty.")
+    llm: str | None = option(
+        None, "Folder for the language model alone, adapted, which AutoModelForCausalLM loads."
+    )
 
 
 def run_merge(config: MergeConfig) -> int:
     """`aligncap merge`."""
+    if config.llm:
+        refuse_filled(config.llm)
     print(f"merged: {merge(config.checkpoint, config.out)}")
+    if config.llm:
+        print(f"language model: {save_llm(config.out, config.llm)}")
     return 0
+
+
+def refuse_filled(folder: str | Path) -> None:
+    """
+    Raises:
+        UserError: the folder exists and is not empty.
+    """
+    if Path(folder).is_dir() and any(Path(folder).iterdir()):
+        raise UserError(f"{folder}: exists and is not empty; choose another folder")
 
 
 def load_llm(name: str, dtype: torch.dtype = torch.float32) -> LLM:
@@ -392,8 +408,7 @@ def merge(folder: str | Path, out: str | Path) -> Path:
     if not is_adapter(folder):
         remedy = "give the output_dir of a training run"
         raise UserError(f"{folder}: no adapter here (adapter_config.json); {remedy}")
-    if out.is_dir() and any(out.iterdir()):
-        raise UserError(f"{out}: exists and is not empty; choose another --out")
+    refuse_filled(out)
     model, processor = load_for_inference(folder)
     processor.save_pretrained(out)
     if (folder / CALIBRATION).is_file():
@@ -406,3 +421,24 @@ def merge(folder: str | Path, out: str | Path) -> Path:
     write_run_record(out, "merge", {"checkpoint": str(folder)}, weights, **record)
     write_model_card(out, run)
     return out
+
+
+def save_llm(folder: str | Path, out: str | Path) -> Path:
+    """Save the language model of a merged checkpoint alone: `AutoModelForCausalLM` loads it without aligncap.
+
+    Its tokenizer keeps the tokens for audio and speaker, which have no meaning in text.
+
+    Raises:
+        UserError: `folder` is no whole checkpoint, or `out` exists and is not empty.
+    """
+    refuse_filled(out)
+    model, processor = load_folder(folder)
+    with torch.device("meta"):
+        llm = AutoModelForCausalLM.from_config(model.config.text_config)
+    setattr(llm, llm.base_model_prefix, model.model.language_model)
+    llm.set_output_embeddings(model.lm_head)
+    llm.generation_config = model.generation_config
+    processor.tokenizer.save_pretrained(out)
+    save_whole(llm, out)
+    write_provenance(out, checkpoint_provenance(folder))
+    return Path(out)

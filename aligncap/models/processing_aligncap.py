@@ -15,7 +15,7 @@ from aligncap.audio.files import SAMPLE_RATE
 from aligncap.models.configuration_aligncap import AlignCapConfig
 from aligncap.models.encoders import FAMILIES, FRAME_SAMPLES, Family, FeatureExtractor
 from aligncap.models.projectors import token_count
-from aligncap.text.prompts import Language, measured_cues
+from aligncap.text.prompts import Language, measured_cues, templates
 from aligncap.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -137,20 +137,35 @@ class AlignCapProcessor(ProcessorMixin):
         placeholders = [self.audio_token * self.num_audio_tokens(len(clip)) for clip in clips]
         return self.features(clips), placeholders
 
-    def prompt_of(self, cues: str | None) -> str:
-        """The prompt of one clip: with `show_cues`, its measured cues (`text.prompts.measured_cues`) are put
-        in; None: not measured."""
+    def prompt_of(self, cues: str | None = None, instruction: str = "") -> str:
+        """The prompt of one clip.
+
+        Args:
+            cues: with `show_cues`, what was measured (`text.prompts.measured_cues`); None: not measured.
+            instruction: what is asked, in place of the description that the model was trained to give.
+
+        Raises:
+            UserError: the instruction holds a control token, or the prompt none that it could replace.
+        """
+        prompt = self.prompt
+        if instruction:
+            own = str(templates(self.language)["instruction"])
+            if own not in prompt:
+                raise UserError(f"the model's prompt does not ask {own!r}, so no other instruction fits it")
+            if held := [token for token in self.tokenizer.all_special_tokens if token in instruction]:
+                raise UserError(f"instruction: {held[0]!r} is a control token of the LLM; take it out")
+            prompt = prompt.replace(own, instruction, 1)
         if not self.show_cues:
-            return self.prompt
-        return self.prompt.replace(CUES_MARK, measured_cues(None) if cues is None else cues)
+            return prompt
+        return prompt.replace(CUES_MARK, measured_cues(None) if cues is None else cues)
 
     def captioning_inputs(
-        self, clips: Sequence[np.ndarray], cues: Sequence[str | None] | None = None
+        self, clips: Sequence[np.ndarray], cues: Sequence[str | None] | None = None, instruction: str = ""
     ) -> BatchFeature:
         """Inputs of `generate` for clips of 16 kHz samples, left-padded: input_ids and attention_mask (batch,
-        length), and what `features` gives."""
+        length), and what `features` gives; `instruction` is that of all."""
         return self(
-            text=[self.prompt_of(c) for c in cues or [None] * len(clips)],
+            text=[self.prompt_of(c, instruction) for c in cues or [None] * len(clips)],
             audio=list(clips),
             return_tensors="pt",
             text_kwargs={"padding": True, "padding_side": "left", "add_special_tokens": False},

@@ -24,6 +24,8 @@ from aligncap.text.claims import manner_claims, relative_cues, word_cues
 from aligncap.text.cue_report import write_cue_report
 from aligncap.text.emotions import emotion_of, emotion_words
 from aligncap.text.lexicon import word_list
+from aligncap.text.prompts import Language
+from aligncap.text.questions import add_questions
 from aligncap.text.sentences import FILE, write_captions
 from aligncap.text.sentences_zh import write_captions_zh
 from aligncap.utils.errors import UserError
@@ -46,6 +48,7 @@ class AnnotateConfig(Config):
         aligncap annotate runs/ravdess.jsonl --references 5 --out runs/captioned.jsonl
         aligncap annotate runs/ravdess.jsonl --out runs/captioned.jsonl --report runs/cues
         aligncap annotate runs/ravdess.jsonl --language zh --out runs/chinese.jsonl
+        aligncap annotate runs/ravdess.jsonl --instructions 8 --language both --out runs/questions.jsonl
         aligncap annotate runs/ravdess.jsonl --out runs/reworded.jsonl --paraphrase gpt-4o-mini
     """
 
@@ -54,12 +57,20 @@ class AnnotateConfig(Config):
     manifest: str = option(help="Manifest of labelled clips.")
     out: str = option(help="Manifest to write.")
     references: PositiveInt = option(5, "Captions a clip.")
-    language: Literal["en", "zh"] = option("en", "Language of the captions.")
+    language: Literal["en", "zh", "both"] = option("en", "Language of the captions; both: of instructions.")
+    instructions: NaturalInt = option(
+        0, "So many questions about each clip with their answers in place of captions (docs/audio-llm.md)."
+    )
     seed: NaturalInt = option(0, "Seed of the choice of words.")
     workers: PositiveInt = option(os.cpu_count() or 1, "Processes that measure cues.")
     report: str | None = option(None, "Folder for pictures of every cue by emotion.")
     paraphrase: str | None = option(None, "Model of an OpenAI-compatible endpoint that rewords the captions.")
     base_url: str | None = option(None, "Address of that endpoint; the key comes from OPENAI_API_KEY.")
+
+    def own_errors(self) -> list[str]:
+        if not self.instructions:
+            return ["language=both: for --instructions alone"] if self.language == "both" else []
+        return ["paraphrase: rewords captions, not the answers to instructions"] if self.paraphrase else []
 
 
 def run_annotate(config: AnnotateConfig) -> int:
@@ -72,6 +83,7 @@ def run_annotate(config: AnnotateConfig) -> int:
         seed=config.seed,
         workers=config.workers,
         language=config.language,
+        instructions=config.instructions,
     )
     if config.paraphrase:
         result = paraphrase([c for u in done for c in u.captions], config.paraphrase, config.base_url)
@@ -85,7 +97,8 @@ def run_annotate(config: AnnotateConfig) -> int:
     for error in errors:
         print(error, file=sys.stderr)
     total = sum(len(u.captions) for u in done)
-    print(f"{config.out}: {len(done)} clips, {total} captions, {len(errors)} errors")
+    kind = "answers to instructions" if config.instructions else "captions"
+    print(f"{config.out}: {len(done)} clips, {total} {kind}, {len(errors)} errors")
     if config.report and done:
         print(f"cues by emotion: {write_cue_report(done, config.report)}")
     return 1 if errors else 0
@@ -98,7 +111,8 @@ def annotate(
     references: int,
     seed: int,
     workers: int,
-    language: Literal["en", "zh"] = "en",
+    language: Literal["en", "zh", "both"] = "en",
+    instructions: int = 0,
 ) -> tuple[list[Utterance], list[str]]:
     """Utterances with cues, cue words and captions, and the errors met.
 
@@ -111,6 +125,8 @@ def annotate(
         references: captions a clip.
         workers: processes that measure.
         language: of the captions.
+        instructions: so many questions a clip and their answers in place of captions; captions from
+            elsewhere become answers beside them.
 
     Returns:
         New utterances in the given order, and one line an error. A clip whose file cannot be used, or that
@@ -124,22 +140,33 @@ def annotate(
         else:
             usable.append(replace(utterance, cues=cues, extra=dict(utterance.extra)))
     annotated: list[Utterance] = []
+    labels = sorted({u.emotion for u in usable if u.emotion})
+    languages: list[Language] = ["en", "zh"] if language == "both" else [language]
     for utterance, relative in zip(usable, relative_cues(usable), strict=True):
         utterance.cue_words = words = word_cues(relative)
-        if not utterance.captions or utterance.extra.get("captions_by") == WRITER:
-            facts = utterance.emotion, utterance.intensity, utterance.gender, words
+        facts = utterance.emotion, utterance.intensity, utterance.gender, words
+        rng, where = Random(f"{seed}|{utterance.id}"), f"{manifest_path}: {utterance.id}"
+        own = bool(utterance.captions) and utterance.extra.get("captions_by") != WRITER
+        wanted, what = references, "captions"
+        if instructions:
+            wanted, what = instructions, "answers"
+            if own and utterance.instructions:
+                errors.append(f"{where}: holds instructions already; annotate the manifest without them")
+                continue
+            add_questions(utterance, instructions, rng, labels=labels, languages=languages, keep=own)
+        elif not own:
             write = write_captions_zh if language == "zh" else write_captions
-            utterance.captions = write(*facts, references, Random(f"{seed}|{utterance.id}"))
-            utterance.extra["captions_by"] = WRITER
+            utterance.captions, utterance.instructions = write(*facts, references, rng), []
+        if instructions or not own:
             utterance.clues, utterance.p_act = [], []  # they belonged to the former captions
-            found, where = len(utterance.captions), f"{manifest_path}: {utterance.id}"
+            if not own:
+                utterance.extra["captions_by"] = WRITER
+            found = len(utterance.captions)
             if not found:
                 errors.append(f"{where}: no emotion label and no measurable cue; add a label or a caption")
                 continue
-            if found < references:
-                errors.append(
-                    f"{where}: only {found} of {references} captions differ; ask for fewer references"
-                )
+            if found < wanted:
+                errors.append(f"{where}: only {found} of {wanted} {what} differ; ask for fewer")
         annotated.append(utterance)
     return annotated, errors
 

@@ -41,9 +41,9 @@ def templates(language: Language = "en") -> Row:
     return found["zh"] if language == "zh" else found
 
 
-def _wrap(tokenizer: Tokenizer, content: str, language: Language) -> str:
+def _wrap(tokenizer: Tokenizer, content: str, language: Language, instruction: str = "") -> str:
     texts = templates(language)
-    instruction = texts["instruction"]
+    instruction = instruction or texts["instruction"]
     if not getattr(tokenizer, "chat_template", None):
         return (tokenizer.bos_token or "") + texts["plain"].format(instruction=instruction, content=content)
     # The instruction is the system message: without one, many templates insert a long one of their own.
@@ -83,14 +83,15 @@ def teacher_prompt(
     acoustic: str,
     gender: str | None = None,
     language: Language = "en",
+    instruction: str = "",
 ) -> str:
     """The teacher's whole prompt: who speaks, the transcript, the acoustic prompt in place of the audio.
 
-    `language` is that of the caption.
+    `language` is that of the caption; `instruction` what it answers, in place of "describe".
     """
     words = f'"{transcript.strip()}"' if transcript and transcript.strip() else "…" if gender else ""
     said = templates(language)["says"][gender or "unknown"].format(words=words)
-    return _wrap(tokenizer, "\n".join(line for line in (said, acoustic) if line), language)
+    return _wrap(tokenizer, "\n".join(line for line in (said, acoustic) if line), language, instruction)
 
 
 def speaker_words(language: Language = "en") -> list[str]:

@@ -7,12 +7,9 @@ are longer, are written and tokenised when a row is read.
 
 from __future__ import annotations
 
-import logging
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from torch.utils.data import Dataset
@@ -25,16 +22,14 @@ from aligncap.data.split import balanced
 from aligncap.models.modeling_aligncap import AlignCapForConditionalGeneration
 from aligncap.models.processing_aligncap import AlignCapProcessor
 from aligncap.text.instruction import language_of
-from aligncap.text.prompts import end_token_id, measured_cues, teacher_prompt
+from aligncap.text.prompts import measured_cues, teacher_prompt
 from aligncap.training.caches import augmented_key, feature_cache, fill_features, teacher_key
 from aligncap.training.collators import Row
 from aligncap.training.config import RunConfig
+from aligncap.training.responses import TokenLists, refuse_special_tokens, tokenize_responses
 from aligncap.utils.distributed import ALONE, Group
-from aligncap.utils.errors import UserError, UserErrors
+from aligncap.utils.errors import UserErrors
 from aligncap.utils.tensor_cache import TensorCache
-
-_log = logging.getLogger(__name__)
-MOST_CUT = 0.01  # share of captions that may be longer than the limit
 
 
 @dataclass(frozen=True)
@@ -79,88 +74,9 @@ def read_clips(manifest: str, *, captions: bool = True, p_act: bool = False) -> 
     return Clips(manifest, utterances, *audio_files(manifest, utterances))
 
 
-def refuse_special_tokens(
-    path: str, texts: Iterable[tuple[int, str, Sequence[str]]], tokenizer: PreTrainedTokenizerBase
-) -> None:
-    """A caption or transcript that holds a control token would end a turn, or put audio where there is none.
-
-    Args:
-        texts: line of `path`, id and texts of each.
-
-    Raises:
-        UserErrors: every such text.
-    """
-    # Llama 3 lists its turns' marks among the added tokens alone.
-    added = (token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
-    special = [token for token in dict.fromkeys([*tokenizer.all_special_tokens, *added]) if token.strip()]
-    pattern = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))) or "(?!)")
-    errors = [
-        f"{path}:{number}: {name}: {token!r} in its texts is a control token of the LLM; take it out"
-        for number, name, said in texts
-        for token in dict.fromkeys(token for text in said for token in pattern.findall(text))
-    ]
-    if errors:
-        raise UserErrors(errors)
-
-
-class TokenLists(Sequence[list[int]]):
-    """Lists of token ids in one array; `which`, where given: which of `lists` each of them is."""
-
-    def __init__(self, lists: Iterable[Sequence[int] | np.ndarray], which: np.ndarray | None = None) -> None:
-        parts = [np.asarray(ids, dtype=np.int32) for ids in lists]
-        self.starts = np.cumsum([0, *map(len, parts)])
-        self.tokens = np.concatenate([*parts, np.empty(0, np.int32)])
-        self.which = np.arange(len(parts)) if which is None else which
-
-    def __len__(self) -> int:
-        return len(self.which)
-
-    def __getitem__(self, index: Any) -> Any:
-        place = self.which[index]
-        return self.tokens[self.starts[place] : self.starts[place + 1]].tolist()
-
-    @property
-    def lengths(self) -> np.ndarray:
-        return np.diff(self.starts)[self.which]
-
-
-def tokenize_responses(
-    tokenizer: PreTrainedTokenizerBase,
-    captions: Sequence[str],
-    limit: int,
-    path: str,
-    remedy: str = "set max_response_tokens to",
-) -> TokenLists:
-    """Captions as answers, each closed by the end token: `text.prompts.response_ids`, many at a time.
-
-    A caption of more than `limit` tokens is cut and not closed: what was cut off is no end of a sentence.
-
-    Raises:
-        UserError: more than 1 % of the captions of `path` are longer.
-    """
-    end = end_token_id(tokenizer)
-    space = "" if getattr(tokenizer, "chat_template", None) else " "
-    place = {caption: number for number, caption in enumerate(dict.fromkeys(captions))}
-    once = [space + caption for caption in place]
-    plain = {"add_special_tokens": False, "return_attention_mask": False}
-    found = (
-        np.array([*ids, end], np.int32)
-        for start in range(0, len(once), 1024)
-        for ids in tokenizer(once[start : start + 1024], **plain)["input_ids"]
-    )
-    whole = TokenLists(found, np.array([place[caption] for caption in captions], np.int64))
-    longer = int((whole.lengths > limit).sum())
-    if not longer:
-        return whole
-    longest = int(whole.lengths.max())
-    told = (
-        f"{path}: {longer} of {len(captions)} captions are longer than max_response_tokens={limit}, "
-        f"the longest has {longest} tokens"
-    )
-    if longer > MOST_CUT * len(captions):
-        raise UserError(f"{told}; shorten them, or {remedy} {longest}")
-    _log.info("%s; their ends are not learnt", told)
-    return TokenLists(ids[:limit] for ids in whole)
+def instruction_of(u: Utterance, caption: int) -> str:
+    """What a caption of an utterance answers; "": to describe how the speaker sounds."""
+    return u.instructions[caption] if u.instructions else ""
 
 
 @dataclass(frozen=True)
@@ -194,7 +110,8 @@ class CaptionRows(Dataset[tuple[list[int], list[int]]]):
             UserError: captions are too long, see `tokenize_responses`.
         """
         texts = (
-            (n, u.id, [u.transcript or "", *u.captions, *u.p_act]) for n, u in enumerate(clips.utterances, 1)
+            (n, u.id, [u.transcript or "", *u.captions, *u.p_act, *u.instructions])
+            for n, u in enumerate(clips.utterances, 1)
         )
         refuse_special_tokens(clips.manifest, texts, tokenizer)
         places = [(i, k) for i, u in enumerate(clips.utterances) for k in range(len(u.captions))]
@@ -203,7 +120,7 @@ class CaptionRows(Dataset[tuple[list[int], list[int]]]):
             for i, k in places:
                 u = clips.utterances[i]
                 read = (u.transcript or "").strip(), u.gender, u.p_act[k] if use_p_act else None
-                first.setdefault((*read, u.captions[k]), (i, k))
+                first.setdefault((*read, instruction_of(u, k), u.captions[k]), (i, k))
             places = list(first.values())
         captions = [clips.utterances[i].captions[k] for i, k in places]
         responses = tokenize_responses(tokenizer, captions, max_response_tokens, clips.manifest)
@@ -219,7 +136,8 @@ class CaptionRows(Dataset[tuple[list[int], list[int]]]):
         u = self.clips.utterances[clip]
         acoustic = u.p_act[caption] if self.use_p_act else ""
         language = language_of([u.captions[caption]])
-        text = teacher_prompt(self.tokenizer, u.transcript, acoustic, u.gender, language)
+        asked = instruction_of(u, caption)
+        text = teacher_prompt(self.tokenizer, u.transcript, acoustic, u.gender, language, asked)
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def __getitem__(self, index: int) -> tuple[list[int], list[int]]:
@@ -239,27 +157,34 @@ class ClipInputs:
     processor: AlignCapProcessor
     features: TensorCache | None = None
     augment: bool = False
-    _around: dict[str | None, tuple[list[int], list[int]]] = field(default_factory=dict, repr=False)
+    _around: dict[tuple[str | None, str], tuple[list[int], list[int]]] = field(
+        default_factory=dict, repr=False
+    )
 
     def live(self) -> ClipInputs:
         """The same without the feature cache: each clip is encoded whenever it is read."""
         return replace(self, features=None)
 
-    def around(self, u: Utterance | None = None) -> tuple[list[int], list[int]]:
+    def around(self, u: Utterance | None = None, instruction: str = "") -> tuple[list[int], list[int]]:
         """Token ids before and after the audio, with the utterance's measured cues where they are shown."""
         cues = measured_cues(u.cue_words) if u is not None and self.processor.show_cues else None
-        if cues not in self._around:
+        if (cues, instruction) not in self._around:
             # Tokenised whole, as in captioning: some tokenizers treat a start of text otherwise.
-            text = self.processor.prompt_of(cues)
+            text = self.processor.prompt_of(cues, instruction)
             prompt = self.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
             place = prompt.index(self.processor.audio_token_id)
-            self._around[cues] = prompt[:place], prompt[place + 1 :]
-        return self._around[cues]
+            self._around[cues, instruction] = prompt[:place], prompt[place + 1 :]
+        return self._around[cues, instruction]
 
-    def lengths(self, clips: Clips, places: np.ndarray) -> np.ndarray:
+    def lengths(
+        self, clips: Clips, places: np.ndarray, captions: Sequence[int | None] | None = None
+    ) -> np.ndarray:
         """(places,): tokens of these clips' prompts, placeholders expanded, without reading audio.
 
         From the headers of the feature cache or, to within one token where a file is resampled, of the files.
+
+        Args:
+            captions: of each place the caption that is to be answered, as in a call.
         """
         known: dict[int, int] = {}
         for place in dict.fromkeys(places.tolist()):
@@ -269,12 +194,22 @@ class ClipInputs:
             else:
                 seconds = info(clips.paths[key]).duration_s
                 audio = self.processor.num_audio_tokens(round(seconds * SAMPLE_RATE))
-            known[place] = audio + sum(map(len, self.around(clips.utterances[place])))
-        return np.array([known[place] for place in places.tolist()])
+            known[place] = audio
+        return np.array(
+            [
+                known[place] + sum(map(len, self._around_clip(clips, place, caption)))
+                for place, caption in zip(places.tolist(), captions or [None] * len(places), strict=True)
+            ]
+        )
 
-    def __call__(self, clips: Clips, place: int, caption: int = 0) -> Row:
+    def _around_clip(self, clips: Clips, place: int, caption: int | None) -> tuple[list[int], list[int]]:
+        u = clips.utterances[place]
+        return self.around(u, "" if caption is None else instruction_of(u, caption))
+
+    def __call__(self, clips: Clips, place: int, caption: int | None = None) -> Row:
+        """What is read of the clip at `place` for one of its captions; None: for a description."""
         key = clips.keys[place]
-        augmented = self.augment and caption % 2 == 1
+        augmented = self.augment and caption is not None and caption % 2 == 1
         row: Row = {}
         if self.features is not None:
             row["frames"] = self.features[augmented_key(key) if augmented else key]
@@ -283,7 +218,7 @@ class ClipInputs:
             samples = load_audio(clips.paths[key], max_seconds=self.processor.max_seconds)
             row["samples"] = through_channel(samples, augmented_key(key)) if augmented else samples
             count = self.processor.num_audio_tokens(len(row["samples"]))
-        before, after = self.around(clips.utterances[place])
+        before, after = self._around_clip(clips, place, caption)
         row["prompt_ids"] = [*before, *[self.processor.audio_token_id] * count, *after]
         return row
 
@@ -375,7 +310,8 @@ class SpeechDataset(Dataset[Row]):
 
     def lengths(self) -> np.ndarray:
         """(rows, 2): tokens of each row's prompt and response, for the student; no audio is read."""
-        prompts = self.inputs.lengths(self.rows.clips, self.rows.places[:, 0])
+        places, captions = self.rows.places.T
+        prompts = self.inputs.lengths(self.rows.clips, places, captions.tolist())
         return np.stack([prompts, self.rows.responses.lengths], axis=1)
 
     def teacher_lengths(self) -> np.ndarray | None:

@@ -20,14 +20,9 @@ from aligncap.training.batches import length_buckets
 from aligncap.training.caches import cached_teacher, head_logits
 from aligncap.training.collators import pad_prompts, response_positions
 from aligncap.training.config import USE_P_ACT
-from aligncap.training.data import (
-    CaptionRows,
-    SpeechDataset,
-    TokenLists,
-    read_clips,
-    speech_datasets,
-)
+from aligncap.training.data import CaptionRows, SpeechDataset, read_clips, speech_datasets
 from aligncap.training.divergences import chunked, divergence, top_k_divergence, unpack
+from aligncap.training.responses import TokenLists
 from aligncap.training.resume import begin
 from aligncap.training.sft import SpeechSFTConfig, SpeechSFTTrainer
 from aligncap.training.sharding import adapters_off, shards_weights

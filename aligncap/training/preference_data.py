@@ -15,14 +15,8 @@ from aligncap.models.modeling_aligncap import AlignCapForConditionalGeneration
 from aligncap.text.prompts import measured_cues
 from aligncap.training.collators import Row, SpeechCollator
 from aligncap.training.config import RunConfig
-from aligncap.training.data import (
-    ClipInputs,
-    Clips,
-    TokenLists,
-    read_clips,
-    refuse_special_tokens,
-    tokenize_responses,
-)
+from aligncap.training.data import ClipInputs, Clips, read_clips
+from aligncap.training.responses import TokenLists, refuse_special_tokens, tokenize_responses
 from aligncap.training.shared_prefix import score_responses
 from aligncap.utils.distributed import ALONE, Group
 from aligncap.utils.errors import UserError, UserErrors

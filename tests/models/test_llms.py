@@ -17,7 +17,7 @@ CLIPS = [voice(1.31, 150), voice(0.5, 100)]
 
 @pytest.mark.parametrize("mark", ["<|im_start|>", "<|im_end|>", "<|audio|>"])
 def test_a_caption_with_a_turns_mark_is_refused(mark, parts, tmp_path):
-    from aligncap.training.data import refuse_special_tokens
+    from aligncap.training.responses import refuse_special_tokens
 
     _, processor = build(parts["encoder"], save_family("qwen2", tmp_path / "llm"), encoder_layer=1)
     with pytest.raises(UserErrors, match="control token"):

@@ -22,10 +22,10 @@ from aligncap.training.data import (
     cached_inputs,
     read_clips,
     speech_datasets,
-    tokenize_responses,
 )
 from aligncap.training.distill import DistillConfig, run_distill
 from aligncap.training.dpo import SpeechDPOConfig, run_dpo
+from aligncap.training.responses import tokenize_responses
 from aligncap.training.sft import SpeechSFTConfig, SpeechSFTTrainer
 from aligncap.utils.errors import UserError
 

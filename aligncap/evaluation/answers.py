@@ -1,0 +1,230 @@
+"""`aligncap evaluate --answers`: answers to an instruction for a label, counted as a classifier's.
+
+An answer counts if it is one emotion word, English or Chinese, of a label that the test set has. Anything
+else, a sentence around the word too, is an invalid answer and wrong; they are listed by frequency.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from aligncap.data.manifest import Utterance
+from aligncap.evaluation.metrics.emotion import NONE, Emotions, emotion_statistics
+from aligncap.evaluation.probe import read_probe
+from aligncap.evaluation.report.pictures import confusion_picture
+from aligncap.evaluation.scoring import Baseline, Rows, pair_up, plain
+from aligncap.text.emotions import chinese_forms, english_forms
+from aligncap.utils.errors import UserError
+from aligncap.utils.io import Row, atomic_open, read_jsonl, write_json
+from aligncap.utils.options import named_values
+from aligncap.utils.run_record import write_run_record
+from aligncap.utils.statistics import (
+    Clusters,
+    Floats,
+    Interval,
+    Run,
+    Statistic,
+    clusters_of,
+    correct,
+    mean,
+    over_seeds,
+    paired_differences,
+    pooled,
+)
+
+if TYPE_CHECKING:
+    from aligncap.evaluation.evaluate import EvaluateConfig
+
+TITLES = {
+    "answer_accuracy": "accuracy",
+    "answer_uar": "UAR",
+    "answer_weighted_f1": "weighted F1",
+    "answer_macro_f1": "macro F1",
+    "answer_invalid": "invalid answers",
+}
+_ENDS = " .。!！\"'“”「」"
+_SHOWN = 10  # invalid answers that are listed
+
+
+@dataclass(frozen=True)
+class Answered:
+    """Answers of one training seed beside the labels of their clips, and the invalid ones among them."""
+
+    emotions: Emotions
+    invalid: list[str]
+    statistics: dict[str, Statistic]
+
+
+def read_answer(text: str, labels: Sequence[str], rename: Mapping[str, str] | None = None) -> str:
+    """The label that an answer gives, NONE of an invalid one.
+
+    >>> labels = ["angry", "sad"]
+    >>> [read_answer(text, labels) for text in ("Angry.", "悲伤", "sadness", "happy", "The emotion is sad.")]
+    ['angry', 'sad', 'sad', 'none', 'none']
+    """
+    word = plain(text).strip(_ENDS)
+    label = word if word in labels else english_forms().get(word) or chinese_forms().get(word, NONE)
+    label = (rename or {}).get(label, label)
+    return label if label in labels else NONE
+
+
+def f1_sums(emotions: Emotions) -> Floats:
+    """What `weighted_f1` and `macro_f1` need of each clip, (clips, 3 x labels): hits, clips of each label,
+    answers of each label."""
+    truth, said = (
+        np.array([[own == label for label in emotions.labels] for own in names], dtype=np.float64)
+        for names in (emotions.truth, emotions.said)
+    )
+    return np.concatenate([truth * said, truth, said], axis=1)
+
+
+def label_f1(sums: Floats) -> tuple[Floats, Floats]:
+    """F1 of each label, and its clips, (..., labels) each, of sums of `f1_sums`."""
+    hits, clips, said = np.split(sums, 3, axis=-1)
+    both = clips + said
+    return np.divide(2 * hits, both, out=np.zeros_like(hits), where=both > 0), clips
+
+
+def weighted_f1(sums: Floats) -> Floats:
+    """Mean F1 of the labels, weighted by their clips, as scikit-learn's `f1_score(average="weighted")`."""
+    f1, clips = label_f1(sums)
+    return np.asarray((f1 * clips).sum(axis=-1) / clips.sum(axis=-1))
+
+
+def macro_f1(sums: Floats) -> Floats:
+    """Mean F1 of the labels that have clips."""
+    f1, clips = label_f1(sums)
+    return np.asarray((f1 * (clips > 0)).sum(axis=-1) / (clips > 0).sum(axis=-1))
+
+
+def score_answers(
+    rows: Rows,
+    clips: Sequence[Utterance],
+    labels: Sequence[str],
+    *,
+    allow_missing: bool = False,
+    rename: Mapping[str, str] | None = None,
+) -> tuple[list[Utterance], Answered]:
+    """The clips that have answers, and what their answers say.
+
+    Raises:
+        UserErrors: answers and clips do not match; all mismatches at once.
+    """
+    # the label stands for the reference caption, which answers need not have
+    labelled = [replace(u, captions=[str(u.emotion)], instructions=[], clues=[], p_act=[]) for u in clips]
+    chosen, texts = pair_up(rows, labelled, allow_missing=allow_missing)
+    said = [read_answer(text, labels, rename) for text in texts]
+    emotions = Emotions([u.emotion for u in chosen], said)
+    named = emotion_statistics(emotions)
+    sums = f1_sums(emotions)
+    statistics = {
+        "answer_accuracy": named["emotion_accuracy"],
+        "answer_uar": named["emotion_uar"],
+        "answer_weighted_f1": Statistic(sums, weighted_f1, 1.0),
+        "answer_macro_f1": Statistic(sums, macro_f1, 1.0),
+        "answer_invalid": mean(np.array([label == NONE for label in said], dtype=np.float64)),
+    }
+    return chosen, Answered(emotions, [t for t, s in zip(texts, said, strict=True) if s == NONE], statistics)
+
+
+def invalid_answers(runs: Sequence[Answered]) -> list[Row]:
+    """The commonest invalid answers: [{"answer", "count"}]."""
+    counts = Counter(plain(text) for run in runs for text in run.invalid)
+    return [{"answer": text, "count": n} for text, n in counts.most_common(_SHOWN)]
+
+
+def evaluate_answers(config: EvaluateConfig, utterances: Sequence[Utterance]) -> int:
+    """Score answers, compare systems, write OUT/metrics.json and confusion pictures, print a table.
+
+    Raises:
+        UserError: no clip has a label, or answers and clips do not match.
+    """
+    clips = [u for u in utterances if u.emotion]
+    if not clips:
+        raise UserError(f"{config.references}: no clip has an emotion label to hold answers against")
+    left_out = {u.id for u in utterances} - {u.id for u in clips}
+    labels = sorted({str(u.emotion) for u in clips})
+    rename = dict(named_values(config.label_map, "label_map"))
+    systems: dict[str, list[Answered]] = {}
+    for name, paths in config.systems.items():
+        for path in paths:
+            rows = [row for row in read_jsonl(path) if row.get("id") not in left_out]
+            chosen, found = score_answers(
+                rows, clips, labels, allow_missing=config.allow_missing, rename=rename
+            )
+            systems.setdefault(name, []).append(found)
+    clusters = clusters_of(chosen)
+    baselines = read_probe(config.probe, config.references) if config.probe else []
+    cells = {name: pooled([run.statistics for run in runs], clusters) for name, runs in systems.items()}
+    gaps = _differences(config, systems, clusters)
+    out = Path(config.out)
+    for number, (name, runs) in enumerate(systems.items()):
+        emotions = runs[0].emotions
+        with atomic_open(out / f"confusion_{number}.png", "wb") as file:
+            file.write(confusion_picture(emotions.confusion(), labels, emotions.columns, name))
+    metrics = {
+        "system": config.name,
+        **cells[config.name],
+        "signature": {
+            "clips": len(chosen),
+            "labels": labels,
+            "speakers": clusters.speakers,
+            "unit": clusters.note,
+            "renamed": rename,
+        },
+        "systems": {
+            name: {**cells[name], "invalid": invalid_answers(runs)} for name, runs in systems.items()
+        },
+        "baselines": {b.name: b.cells for b in baselines},
+        "differences": gaps,
+    }
+    write_json(out / "metrics.json", metrics)
+    files = [path for paths in config.systems.values() for path in paths]
+    write_run_record(out, "evaluate", asdict(config), [config.references, *files], seed=config.seed)
+    console = Console()
+    console.print(_table(cells, baselines, f"{len(chosen)} clips, {len(labels)} labels, {clusters.note}"))
+    for name, runs in systems.items():
+        for row in invalid_answers(runs):
+            console.print(Text(f"invalid answer of {name}, {row['count']} times: {row['answer']}"))
+    print(f"report: {out / 'metrics.json'}, {out / 'confusion_0.png'}")
+    return 0
+
+
+def _differences(
+    config: EvaluateConfig, systems: Mapping[str, Sequence[Answered]], clusters: Clusters
+) -> dict[str, dict[str, Interval]]:
+    """Of each other system to --name, or to --against, as captions' are."""
+    runs: dict[str, Run] = {name: over_seeds([r.statistics for r in own]) for name, own in systems.items()}
+    base = config.against or config.name
+    gaps = {}
+    for rival in () if config.allow_missing else systems:
+        if rival != base:
+            one, two = (rival, base) if config.against else (base, rival)
+            gaps[f"{one} − {two}"] = paired_differences(runs[two], runs[one], clusters)
+    correct({(pair, name): cell for pair, cells in gaps.items() for name, cell in cells.items()})
+    return gaps
+
+
+def _table(cells: Mapping[str, Mapping[str, Interval]], baselines: Sequence[Baseline], title: str) -> Table:
+    sheet = Table("metric", title=title)
+    for name in [*cells, *(b.name for b in baselines)]:
+        sheet.add_column(Text(name), justify="right")
+    for name, heading in TITLES.items():
+        row = [Text(heading)]
+        for own in cells.values():
+            cell = own[name]
+            row.append(Text(f"{cell['value']:.3f}"))
+            if cell["low"] is not None:
+                row[-1].append(f" [{cell['low']:.2f}, {cell['high']:.2f}]", style="dim")
+        known = [b.values.get(name.replace("answer", "emotion")) for b in baselines]
+        sheet.add_row(*row, *(Text("–" if value is None else f"{value:.3f}") for value in known))
+    return sheet
