@@ -26,7 +26,7 @@ def main() -> int:
     longest = sorted(package, key=lambda path: -len(package[path]))
     rows = (
         ("package, lines", sum(map(len, package.values())), 25_000),
-        ("package, files", len(package), 130),
+        ("package, files", len(package), 135),
         ("package, lines of the longest file", len(package[longest[0]]), 450),
         (
             "package, lines with the word Any",

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from rich.console import Console
@@ -19,14 +18,11 @@ from rich.text import Text
 
 from aligncap.data.manifest import Utterance
 from aligncap.evaluation.metrics.emotion import NONE, Emotions, emotion_statistics
-from aligncap.evaluation.probe import read_probe
 from aligncap.evaluation.report.pictures import confusion_picture
 from aligncap.evaluation.scoring import Baseline, Rows, pair_up, plain
 from aligncap.text.emotions import chinese_forms, english_forms
 from aligncap.utils.errors import UserError
 from aligncap.utils.io import Row, atomic_open, read_jsonl, write_json
-from aligncap.utils.options import named_values
-from aligncap.utils.run_record import write_run_record
 from aligncap.utils.statistics import (
     Clusters,
     Floats,
@@ -40,9 +36,6 @@ from aligncap.utils.statistics import (
     paired_differences,
     pooled,
 )
-
-if TYPE_CHECKING:
-    from aligncap.evaluation.evaluate import EvaluateConfig
 
 TITLES = {
     "answer_accuracy": "accuracy",
@@ -64,7 +57,7 @@ class Answered:
     statistics: dict[str, Statistic]
 
 
-def read_answer(text: str, labels: Sequence[str], rename: Mapping[str, str] | None = None) -> str:
+def read_answer(text: str, labels: Sequence[str], label_map: Mapping[str, str] | None = None) -> str:
     """The label that an answer gives, NONE of an invalid one.
 
     >>> labels = ["angry", "sad"]
@@ -73,7 +66,7 @@ def read_answer(text: str, labels: Sequence[str], rename: Mapping[str, str] | No
     """
     word = plain(text).strip(_ENDS)
     label = word if word in labels else english_forms().get(word) or chinese_forms().get(word, NONE)
-    label = (rename or {}).get(label, label)
+    label = (label_map or {}).get(label, label)
     return label if label in labels else NONE
 
 
@@ -112,7 +105,7 @@ def score_answers(
     labels: Sequence[str],
     *,
     allow_missing: bool = False,
-    rename: Mapping[str, str] | None = None,
+    label_map: Mapping[str, str] | None = None,
 ) -> tuple[list[Utterance], Answered]:
     """The clips that have answers, and what their answers say.
 
@@ -122,7 +115,7 @@ def score_answers(
     # the label stands for the reference caption, which answers need not have
     labelled = [replace(u, captions=[str(u.emotion)], instructions=[], clues=[], p_act=[]) for u in clips]
     chosen, texts = pair_up(rows, labelled, allow_missing=allow_missing)
-    said = [read_answer(text, labels, rename) for text in texts]
+    said = [read_answer(text, labels, label_map) for text in texts]
     emotions = Emotions([u.emotion for u in chosen], said)
     named = emotion_statistics(emotions)
     sums = f1_sums(emotions)
@@ -142,73 +135,73 @@ def invalid_answers(runs: Sequence[Answered]) -> list[Row]:
     return [{"answer": text, "count": n} for text, n in counts.most_common(_SHOWN)]
 
 
-def evaluate_answers(config: EvaluateConfig, utterances: Sequence[Utterance]) -> int:
+def evaluate_answers(
+    utterances: Sequence[Utterance],
+    files: Mapping[str, Sequence[str]],
+    out: Path,
+    *,
+    against: str | None = None,
+    allow_missing: bool = False,
+    label_map: Mapping[str, str] | None = None,
+    baselines: Sequence[Baseline] = (),
+) -> None:
     """Score answers, compare systems, write OUT/metrics.json and confusion pictures, print a table.
 
+    Args:
+        files: answers of each system by training seed; the last system is what the report is about.
+        against: the system that differences are to; by default the last.
+
     Raises:
-        UserError: no clip has a label, or answers and clips do not match.
+        UserError: no clip has a label.
+        UserErrors: answers and clips do not match.
     """
     clips = [u for u in utterances if u.emotion]
     if not clips:
-        raise UserError(f"{config.references}: no clip has an emotion label to hold answers against")
+        raise UserError("no clip has an emotion label to hold answers against; label the manifest")
     left_out = {u.id for u in utterances} - {u.id for u in clips}
     labels = sorted({str(u.emotion) for u in clips})
-    rename = dict(named_values(config.label_map, "label_map"))
     systems: dict[str, list[Answered]] = {}
-    for name, paths in config.systems.items():
+    for name, paths in files.items():
         for path in paths:
             rows = [row for row in read_jsonl(path) if row.get("id") not in left_out]
             chosen, found = score_answers(
-                rows, clips, labels, allow_missing=config.allow_missing, rename=rename
+                rows, clips, labels, allow_missing=allow_missing, label_map=label_map
             )
             systems.setdefault(name, []).append(found)
-    clusters = clusters_of(chosen)
-    baselines = read_probe(config.probe, config.references) if config.probe else []
+    clusters, last = clusters_of(chosen), list(systems)[-1]
     cells = {name: pooled([run.statistics for run in runs], clusters) for name, runs in systems.items()}
-    gaps = _differences(config, systems, clusters)
-    out = Path(config.out)
+    gaps = {} if allow_missing else _differences(systems, last, against, clusters)
     for number, (name, runs) in enumerate(systems.items()):
         emotions = runs[0].emotions
         with atomic_open(out / f"confusion_{number}.png", "wb") as file:
             file.write(confusion_picture(emotions.confusion(), labels, emotions.columns, name))
-    metrics = {
-        "system": config.name,
-        **cells[config.name],
-        "signature": {
-            "clips": len(chosen),
-            "labels": labels,
-            "speakers": clusters.speakers,
-            "unit": clusters.note,
-            "renamed": rename,
-        },
-        "systems": {
-            name: {**cells[name], "invalid": invalid_answers(runs)} for name, runs in systems.items()
-        },
-        "baselines": {b.name: b.cells for b in baselines},
-        "differences": gaps,
+    counted = {
+        "clips": len(chosen),
+        "labels": labels,
+        "unit": clusters.note,
+        "renamed": dict(label_map or {}),
     }
-    write_json(out / "metrics.json", metrics)
-    files = [path for paths in config.systems.values() for path in paths]
-    write_run_record(out, "evaluate", asdict(config), [config.references, *files], seed=config.seed)
+    own = {name: {**cells[name], "invalid": invalid_answers(runs)} for name, runs in systems.items()}
+    metrics = {"system": last, **cells[last], "signature": counted, "systems": own, "differences": gaps}
+    write_json(out / "metrics.json", metrics | {"baselines": {b.name: b.cells for b in baselines}})
     console = Console()
     console.print(_table(cells, baselines, f"{len(chosen)} clips, {len(labels)} labels, {clusters.note}"))
     for name, runs in systems.items():
         for row in invalid_answers(runs):
             console.print(Text(f"invalid answer of {name}, {row['count']} times: {row['answer']}"))
     print(f"report: {out / 'metrics.json'}, {out / 'confusion_0.png'}")
-    return 0
 
 
 def _differences(
-    config: EvaluateConfig, systems: Mapping[str, Sequence[Answered]], clusters: Clusters
+    systems: Mapping[str, Sequence[Answered]], last: str, against: str | None, clusters: Clusters
 ) -> dict[str, dict[str, Interval]]:
-    """Of each other system to --name, or to --against, as captions' are."""
+    """Of each other system to the last, or to `against`, as captions' are."""
     runs: dict[str, Run] = {name: over_seeds([r.statistics for r in own]) for name, own in systems.items()}
-    base = config.against or config.name
+    base = against or last
     gaps = {}
-    for rival in () if config.allow_missing else systems:
+    for rival in systems:
         if rival != base:
-            one, two = (rival, base) if config.against else (base, rival)
+            one, two = (rival, base) if against else (base, rival)
             gaps[f"{one} − {two}"] = paired_differences(runs[two], runs[one], clusters)
     correct({(pair, name): cell for pair, cells in gaps.items() for name, cell in cells.items()})
     return gaps

@@ -17,6 +17,7 @@ from aligncap.evaluation.listening import HEARD, Listening, audio_gains
 from aligncap.evaluation.listening import table as listening_table
 from aligncap.evaluation.metrics.captions import COCO_METRICS
 from aligncap.evaluation.metrics.similarity import Alike, secap_note, secap_runs
+from aligncap.evaluation.metrics.tags import tags_among_people
 from aligncap.evaluation.probe import read_probe
 from aligncap.evaluation.report.html import choose_samples, score_lines, write_report
 from aligncap.evaluation.scoring import Baseline, Rows, Scored, System, differences, score_rows
@@ -118,12 +119,28 @@ def run_evaluate(config: EvaluateConfig) -> int:
     labels = {label for _, label in named_values(config.label_map, "label_map")}
     if unknown := labels - {str(u.emotion) for u in utterances}:
         raise UserError(f"--label_map: {', '.join(sorted(unknown))} is no label of {config.references}")
-    if config.answers:
-        return evaluate_answers(config, utterances)
     baselines = read_probe(config.probe, config.references) if config.probe else []
-    done = evaluate_files(config, utterances, baselines=baselines)
+    if config.answers:
+        evaluate_answers(
+            utterances,
+            config.systems,
+            Path(config.out),
+            against=config.against,
+            allow_missing=config.allow_missing,
+            label_map=dict(named_values(config.label_map, "label_map")),
+            baselines=baselines,
+        )
+    else:
+        _captions(config, utterances, baselines)
     files = [path for part in (config.systems, config.heard) for paths in part.values() for path in paths]
     write_run_record(config.out, "evaluate", asdict(config), [config.references, *files], seed=config.seed)
+    return 0
+
+
+def _captions(config: EvaluateConfig, utterances: list[Utterance], baselines: list[Baseline]) -> None:
+    if people := tags_among_people(utterances):
+        baselines.append(Baseline("people", people, "each annotator's words against each other's"))
+    done = evaluate_files(config, utterances, baselines=baselines)
     console = Console()
     console.print(table(done.systems, baselines))
     if done.listening.conditions:
@@ -134,7 +151,6 @@ def run_evaluate(config: EvaluateConfig) -> int:
         print(f"{u.id} ({u.emotion or 'no label'})")
         print(f"  caption    {row['said'][0]['caption']}\n  reference  {u.captions[0]}")
     print(f"report: {done.page}")
-    return 0
 
 
 def evaluate_files(

@@ -28,6 +28,7 @@ from aligncap.evaluation.metrics.emotion import (
 )
 from aligncap.evaluation.metrics.ngram import find_wordnet, require_wordnet
 from aligncap.evaluation.metrics.similarity import Choice, Encoder, cosines, sentence_encoder
+from aligncap.evaluation.metrics.tags import tag_statistics
 from aligncap.utils.errors import UserError, UserErrors
 from aligncap.utils.io import Row
 from aligncap.utils.statistics import (
@@ -169,6 +170,7 @@ def score(
         statistics["similarity"] = mean(cosines(captions, references, encoder))
     emotions = read_emotions(captions, utterances, label_map)
     statistics |= emotion_statistics(emotions)
+    statistics |= tag_statistics(captions, utterances)
     measures = hallucination.measure(captions, utterances, whole=whole, label_map=label_map)
     statistics |= hallucination.hallucination_statistics(measures)
     per_clip = [len(texts) for texts in references]

@@ -426,7 +426,7 @@ def merge(folder: str | Path, out: str | Path) -> Path:
 def save_llm(folder: str | Path, out: str | Path) -> Path:
     """Save the language model of a merged checkpoint alone: `AutoModelForCausalLM` loads it without aligncap.
 
-    Its tokenizer keeps the tokens for audio and speaker, which have no meaning in text.
+    Its tokenizer keeps the placeholders of audio and speaker, which it never generates.
 
     Raises:
         UserError: `folder` is no whole checkpoint, or `out` exists and is not empty.
@@ -437,7 +437,10 @@ def save_llm(folder: str | Path, out: str | Path) -> Path:
         llm = AutoModelForCausalLM.from_config(model.config.text_config)
     setattr(llm, llm.base_model_prefix, model.model.language_model)
     llm.set_output_embeddings(model.lm_head)
-    llm.generation_config = model.generation_config
+    generation = cast(GenerationConfig, model.generation_config)
+    # Placeholders have no meaning in text, and their logits, which AlignCap masks, are those of empty rows.
+    generation.suppress_tokens = list(range(model.config.audio_token_id, model.lm_head.out_features))
+    llm.generation_config = generation
     processor.tokenizer.save_pretrained(out)
     save_whole(llm, out)
     write_provenance(out, checkpoint_provenance(folder))

@@ -240,6 +240,8 @@ def test_librittsp_keeps_each_annotator_s_words_and_names_those_who_stand_alone(
         None,
     )
     assert man.extra["voice"] == {"df1": ["masculine", "very calm"], "df3": ["slightly  cool", "light"]}
+    said = ["masculine and very calm", "slightly  cool and light"]
+    assert man.captions == [f"The voice sounds {words}." for words in said]
     assert man.extra["part"] == "dev-clean"
     assert (other.gender, other.transcript, other.extra["voice"]) == (None, None, {"df1": ["old"]})
     assert report.of_kind("missing") == [f"{corpus.folder}/data/df1_en.csv:3: speaker 99 has no clip"]

@@ -9,6 +9,7 @@ from pathlib import Path
 from aligncap.data.corpora.files import by_name, canonical, read_json, read_table, read_text
 from aligncap.data.corpora.registry import Corpus, CorpusFolder
 from aligncap.data.manifest import Utterance
+from aligncap.text.voice_tags import tag_caption
 from aligncap.utils.errors import UserError, UserErrors
 from aligncap.utils.io import Row, load_data
 
@@ -211,7 +212,8 @@ def _emosec_captions(row: Row, language: str) -> list[str]:
 
 @Corpus("librittsp", "LibriSpeech/train-clean-100/26/495/26-495-0000.flac and data/df1_en.csv")
 def librittsp(folder: CorpusFolder) -> Iterator[Utterance]:
-    """LibriTTS-P, clips as in LibriSpeech: each annotator's words for the speaker go to `extra["voice"]`.
+    """LibriTTS-P, clips as in LibriSpeech: each annotator's words for the speaker go to `extra["voice"]`, and
+    make a caption.
 
     LibriSpeech's `SPEAKERS.TXT` and `*.trans.txt` say genders and transcripts where they are there.
     """
@@ -240,7 +242,10 @@ def librittsp(folder: CorpusFolder) -> Iterator[Utterance]:
         if speaker in voices:
             extra = {"part": name["part"], "voice": voices[speaker]}
             gender = genders.get(speaker)
-            yield folder.clip(path, speaker=speaker, gender=gender, transcript=said, extra=extra)
+            told = [tag_caption(words) for words in voices[speaker].values()]
+            yield folder.clip(
+                path, speaker=speaker, gender=gender, transcript=said, captions=told, extra=extra
+            )
         else:
             folder.leave_out("name", f"{folder.inside(path)}: speaker {speaker} is in no table")
     for speaker, place in places.items():
