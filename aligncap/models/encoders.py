@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
@@ -33,12 +33,15 @@ class Family:
     step: how many positions of that make a frame.
     tail: samples after a clip without which its last frame would be missing.
     margin_seconds: of silence, which it needs after a clip.
+    adapts: linear layers that LoRA changes (`--encoder_lora`): the feed-forward ones where attention reads
+        weights and not layers.
     """
 
     reads: Literal["log-mel", "waveform", "filter bank"]
     step: int
     tail: int = 0
     margin_seconds: float = 0.0
+    adapts: tuple[str, ...] = ("q_proj", "v_proj")
 
 
 _MEL, _WAVE = Family("log-mel", 2, margin_seconds=1.0), Family("waveform", FRAME_SAMPLES, tail=80)
@@ -47,9 +50,9 @@ FAMILIES = {
     "qwen2_audio_encoder": _MEL,
     "wav2vec2": _WAVE,
     "hubert": _WAVE,
-    "wavlm": _WAVE,
+    "wavlm": replace(_WAVE, adapts=("intermediate_dense", "output_dense")),
     "data2vec-audio": _WAVE,
-    "wav2vec2-bert": Family("filter bank", 1, tail=240),
+    "wav2vec2-bert": Family("filter bank", 1, tail=240, adapts=("linear_q", "linear_v")),
 }
 
 

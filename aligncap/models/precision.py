@@ -67,7 +67,7 @@ def halve_frozen(model: nn.Module) -> None:
     for module in model.modules():
         linear = isinstance(module, (nn.Linear, Conv1D))
         for name, parameter in list(module.named_parameters(recurse=False)):
-            if parameter.requires_grad:
+            if parameter.requires_grad or not parameter.is_floating_point():  # quantised
                 continue
             # A copy in any case: weights files are mapped whole, and one view would keep all of it.
             data = parameter.data.to(torch.bfloat16 if linear else parameter.dtype, copy=True)

@@ -6,7 +6,7 @@ Degrees ("slightly", "very") are written and not compared: people seldom agree o
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 
 from aligncap.utils.io import load_data
@@ -48,19 +48,5 @@ def overlap(said: frozenset[str], others: Iterable[frozenset[str]]) -> tuple[flo
         for other in others
         for both in [len(said & other)]
     ]
-    p, r, f = (sum(column) / len(rows) for column in zip(*rows, strict=True))
-    return p, r, f
-
-
-def among_people(voice: Mapping[str, Sequence[str]]) -> tuple[float, float, float]:
-    """The same of each annotator against each other, means over them: what people reach themselves.
-
-    Raises:
-        ValueError: fewer than two annotators.
-    """
-    sets = {who: tags_of(", ".join(words)) for who, words in voice.items()}
-    if len(sets) < 2:
-        raise ValueError("one annotator agrees with nobody")
-    rows = [overlap(own, [s for name, s in sets.items() if name != who]) for who, own in sets.items()]
     p, r, f = (sum(column) / len(rows) for column in zip(*rows, strict=True))
     return p, r, f

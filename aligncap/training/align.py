@@ -23,6 +23,7 @@ from aligncap.models.checkpoints import (
     save_whole,
 )
 from aligncap.models.processing_aligncap import AlignCapProcessor
+from aligncap.models.quantise import quantise
 from aligncap.text.instruction import language_of
 from aligncap.text.prompts import Language, speaker_words
 from aligncap.training.alignment import align
@@ -150,6 +151,7 @@ def make_student(
         group.gather(None)
         # From the folder: to the last bit what a resumed run starts from.
         model = place(load_folder(folder)[0], run.device, run.sharded)
+    quantise(model, model.model.language_model, config.llm_weights)
     return Student(model, processor, rows, inputs)
 
 

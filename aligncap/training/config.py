@@ -15,8 +15,9 @@ from transformers import TrainingArguments
 
 from aligncap.models.hub import DEFAULT_ENCODER, DEFAULT_LLM
 from aligncap.models.precision import has_bfloat16
+from aligncap.models.quantise import Weights, quantise_errors
 from aligncap.text.prompts import speaker_words
-from aligncap.training.sharding import launch_errors
+from aligncap.training.sharding import launch_errors, shards_weights
 from aligncap.utils.errors import UserErrors
 from aligncap.utils.options import (
     Dropout,
@@ -87,6 +88,11 @@ class RunConfig(TrainingArguments):
     precision: Literal["auto", "float32", "bfloat16"] = option(
         "auto", "What is trained stays float32; auto: bfloat16 where the device has it."
     )
+    llm_weights: Weights = option(
+        "full",
+        "How the frozen LLM is held in training: full, int8, nf4 (4 bits; aligncap[bits]); full weights are "
+        "saved and merged.",
+    )
     tokens_per_batch: NaturalInt = option(
         0,
         "Rows of like length share a batch of so many tokens, padding included; "
@@ -123,6 +129,7 @@ class RunConfig(TrainingArguments):
             *_idle_errors(self),
             *self._run_errors(),
             *launch_errors(self),
+            *quantise_errors(self.llm_weights),
             *self.own_errors(),
         ]
         if errors:
@@ -152,6 +159,8 @@ class RunConfig(TrainingArguments):
                 errors.append(
                     f"{name}: {value}: no such file; make it with `aligncap prepare` … `aligncap clues`"
                 )
+        if self.llm_weights != "full" and shards_weights(self):
+            errors.append(f"llm_weights={self.llm_weights}: not with weights in shards; choose full, or ddp")
         if self.max_steps == 0:
             errors.append("max_steps=0: must be at least 1; -1 with num_train_epochs")
         if (

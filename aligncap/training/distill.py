@@ -139,7 +139,7 @@ def run_distill(config: DistillConfig) -> int:
     manifests = [read_clips(path, p_act=config.use_p_act or config.align_steps > 0) for path in run.manifests]
     student = make_student(run, config, manifests, use_p_act=config.use_p_act)
     rows = student.rows
-    inputs = student.inputs if config.feature_cache else student.inputs.live()
+    inputs = student.inputs if config.reads_cache else student.inputs.live()
     if config.targets == "teacher":
         rows = written_by_teacher(run.out / "targets.jsonl", student.model.to(run.device), rows, run.group)
     states, held = None, None

@@ -21,6 +21,7 @@ from trl import DPOConfig, DPOTrainer
 from aligncap.models.checkpoints import load_checkpoint, load_folder, model_key, save_whole
 from aligncap.models.modeling_aligncap import AlignCapForConditionalGeneration
 from aligncap.models.processing_aligncap import AlignCapProcessor
+from aligncap.models.quantise import quantise
 from aligncap.training.collators import PreferenceCollator
 from aligncap.training.config import IDLE, RunConfig
 from aligncap.training.data import ClipInputs, cached_inputs, read_clips
@@ -262,6 +263,7 @@ def run_dpo(config: SpeechDPOConfig) -> int:
     with config.main_process_first(local=False, desc="base model"):
         model, processor = load_start(str(config.model), run.out / "base")
     place(model, run.device, run.sharded)
+    quantise(model, model.model.language_model, config.llm_weights)
     limit = model.config.max_response_tokens
     rows = PreferenceDataset.of(path, pairs, clips, ClipInputs(processor), limit)
     if config.feature_cache:

@@ -11,7 +11,7 @@ from aligncap.training.config import StudentConfig
 from aligncap.training.data import read_clips, speech_datasets
 from aligncap.training.resume import begin
 from aligncap.training.trainer import CaptionTrainer, fit
-from aligncap.utils.options import PositiveFloat, option
+from aligncap.utils.options import NaturalInt, PositiveFloat, option
 
 
 @dataclass
@@ -31,7 +31,15 @@ class SpeechSFTConfig(StudentConfig):
     projector_learning_rate: PositiveFloat | None = option(
         3e-4, "Learning rate of the projector once aligned; none: learning_rate."
     )
+    encoder_lora: NaturalInt = option(
+        0, "Rank of LoRA in the encoder, which then runs in every step; 0: it is frozen."
+    )
     feature_cache: bool = option(True, "Read encoder features from the cache; false: encode in every step.")
+
+    @property
+    def reads_cache(self) -> bool:
+        """Whether what the encoder hears is computed once."""
+        return self.feature_cache and not self.encoder_lora
 
 
 class SpeechSFTTrainer(CaptionTrainer):
@@ -49,7 +57,7 @@ def run_sft(config: SpeechSFTConfig) -> int:
     run = begin("train sft", config)
     manifests = [read_clips(path, p_act=config.align_steps > 0) for path in run.manifests]
     student = make_student(run, config, manifests)
-    inputs = student.inputs if config.feature_cache else student.inputs.live()
+    inputs = student.inputs if config.reads_cache else student.inputs.live()
     train, *dev = speech_datasets(student.rows, inputs)
     trainer = SpeechSFTTrainer(
         model=student.model,

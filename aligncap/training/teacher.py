@@ -12,6 +12,7 @@ from typing import Any
 from peft import PeftModel
 
 from aligncap.models.checkpoints import load_llm, save_whole
+from aligncap.models.quantise import quantise
 from aligncap.training.collators import TextCollator
 from aligncap.training.config import USE_P_ACT, CaptionConfig
 from aligncap.training.data import CaptionRows, TextDataset, read_clips
@@ -52,6 +53,7 @@ def run_teacher(config: TeacherConfig) -> int:
     run = begin("train teacher", config)
     manifests = [read_clips(path, p_act=config.use_p_act) for path in run.manifests]
     model, tokenizer = load_llm(config.llm)
+    quantise(model, model, config.llm_weights)
     limit, use_p_act = config.max_response_tokens, config.use_p_act
     train, *dev = (
         TextDataset(

@@ -43,6 +43,7 @@ from transformers.pytorch_utils import Conv1D
 from transformers.trainer_utils import EvalLoopOutput
 
 from aligncap.models.checkpoints import is_adapter
+from aligncap.models.encoders import family_of
 from aligncap.models.precision import suit_bfloat16
 from aligncap.training.batches import LengthBuckets, length_buckets
 from aligncap.training.collators import IGNORE, Row, response_positions
@@ -84,14 +85,22 @@ def lora_targets(llm: nn.Module, wanted: str, prefix: str = "") -> str:
 
 
 def lora_config(model: Any, args: RunConfig, *, projector: bool) -> LoraConfig:
-    """LoRA on the language model; with `projector` it is trained in full and saved beside the adapter."""
+    """LoRA on the language model and, as asked, in the encoder; with `projector` it is trained in full and
+    saved beside the adapter."""
     speech = hasattr(getattr(model, "model", None), "multi_modal_projector")
     llm, prefix = (model.model.language_model, r"model\.language_model") if speech else (model, "")
+    targets, ranks = lora_targets(llm, args.lora_targets, prefix), dict[str, int]()
+    if rank := getattr(args, "encoder_lora", 0):
+        own = family_of(model.model.audio_tower.config).adapts
+        encoder = rf"model\.audio_tower\..*\.({'|'.join(own)})"
+        targets, ranks = f"{targets}|{encoder}", {encoder: rank}
     return LoraConfig(
         r=args.lora_r,
         lora_alpha=args.lora_alpha,
         lora_dropout=args.lora_dropout,
-        target_modules=lora_targets(llm, args.lora_targets, prefix),
+        target_modules=targets,
+        rank_pattern=ranks,
+        alpha_pattern={name: 2 * rank for name, rank in ranks.items()},
         modules_to_save=["multi_modal_projector"] if projector else None,
         task_type="CAUSAL_LM",
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in llm.modules()),  # GPT-2's layers
@@ -112,7 +121,8 @@ def take_up_adapter(model: PeftModel, start: str | Path) -> None:
     if not is_adapter(start):
         return
     theirs, ours = PeftConfig.from_pretrained(str(start)), model.peft_config["default"]
-    for option, name in (("lora_r", "r"), ("lora_alpha", "lora_alpha"), ("lora_targets", "target_modules")):
+    shapes = {"lora_r": "r", "lora_alpha": "lora_alpha", "lora_targets": "target_modules"}
+    for option, name in {"encoder_lora": "rank_pattern", **shapes}.items():
         had, has = getattr(theirs, name), getattr(ours, name)
         if had != has:
             raise UserError(f"{option}: the adapter of {start} has {name}={had}, not {has}; give the same")

@@ -16,10 +16,11 @@ from tiny import make_llm, make_tokenizer, make_whisper, voice
 
 from aligncap.data.manifest import read_manifest
 from aligncap.inference.captioner import Captioner
-from aligncap.models.checkpoints import assemble, load_encoder, load_folder, merge
+from aligncap.models.checkpoints import assemble, load_checkpoint, load_encoder, load_folder, merge
 from aligncap.models.encoders import FAMILIES, encode_frames
 from aligncap.training.distill import DistillConfig, run_distill
 from aligncap.training.dpo import SpeechDPOConfig, run_dpo
+from aligncap.training.sft import SpeechSFTConfig, run_sft
 from aligncap.utils.errors import UserError
 from aligncap.utils.io import write_jsonl
 
@@ -188,6 +189,26 @@ def test_it_learns_goes_on_is_saved_and_captions(family, manifest: Path, tmp_pat
     model.model.multi_modal_projector.eval()
     together = captioner(CLIPS, max_new_tokens=5)
     assert together == [captioner(clip, max_new_tokens=5) for clip in CLIPS]
+
+
+def test_lora_in_the_encoder_learns_and_is_merged(family, manifest: Path, tmp_path: Path) -> None:
+    name, folder = family
+    tokenizer = make_tokenizer()
+    make_llm(len(tokenizer)).save_pretrained(tmp_path / "llm")
+    tokenizer.save_pretrained(tmp_path / "llm")
+    data = {"train_manifest": str(manifest), "encoder": str(folder / "encoder"), "llm": str(tmp_path / "llm")}
+    data |= {"projector_hidden": 24, "align_steps": 2, "encoder_lora": 2, "max_steps": 2}
+    run_sft(SpeechSFTConfig(**common(tmp_path / "run", **data)))
+    saved = load_file(tmp_path / "run/adapter_model.safetensors")
+    ups = {key: value for key, value in saved.items() if "audio_tower" in key and "lora_B" in key}
+    # B begins at zero: where no gradient comes, it stays there. The last layer's queries and keys of a mix of
+    # layers get one through the last layer alone.
+    assert ups and all(value.shape[1] == 2 and value.abs().max() > 0 for value in ups.values()), name
+    adapted, _ = load_checkpoint(tmp_path / "run")
+    whole, processor = load_folder(merge(tmp_path / "run", tmp_path / "merged"))
+    inputs = processor.captioning_inputs(CLIPS)
+    with torch.no_grad():
+        assert torch.allclose(adapted(**inputs).logits, whole(**inputs).logits, atol=1e-3)
 
 
 def test_what_is_no_encoder_of_16_khz_is_refused(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from aligncap.utils.statistics import FEWEST, sure
 GENERIC = 0.05  # a caption as true of more than one other clip in twenty says little about this one
 VERY_GENERIC = 0.1
 # need a sentence encoder, Java, or people's words of voices; the rest is always counted
-EXTRAS = ("similarity", "meteor_1_5", "spice", "tag_precision", "tag_recall", "tag_f1")
+EXTRAS = ("similarity", "meteor_1_5", "spice", "tag_precision", "tag_recall", "tag_f1", "tag_kappa")
 
 
 class Score(NamedTuple):

@@ -7,33 +7,67 @@ from collections.abc import Sequence
 import numpy as np
 
 from aligncap.data.manifest import Utterance
-from aligncap.text.voice_tags import among_people, overlap, tags_of
+from aligncap.text.voice_tags import overlap, tags_of
+from aligncap.utils.io import load_data
 from aligncap.utils.statistics import Floats, Statistic, mean
 
 NAMES = ("tag_precision", "tag_recall", "tag_f1")
+Sets = list[frozenset[str]]
 
 
 def tag_statistics(captions: Sequence[str], utterances: Sequence[Utterance]) -> dict[str, Statistic]:
-    """Precision, recall and F1 of a caption's words against each annotator's, means over both.
+    """Precision, recall and F1 of a caption's words against each annotator's, means over both; and kappa.
 
-    Absent where a clip has no annotator's words.
+    The same words for every voice can have a high F1 where people list many or few; their kappa is 0. Absent
+    where a clip has no annotator's words.
     """
-    if not _all_told(utterances):
-        return {}
-    rows = [
-        overlap(tags_of(caption), [tags_of(", ".join(words)) for words in u.extra["voice"].values()])
-        for caption, u in zip(captions, utterances, strict=True)
-    ]
-    return dict(zip(NAMES, map(mean, np.array(rows).T), strict=True))
+    told = told_of(utterances)
+    said = [tags_of(caption) for caption in captions]
+    return _scores([[(own, other) for other in sets] for own, sets in zip(said, told, strict=True)])
 
 
 def tags_among_people(utterances: Sequence[Utterance]) -> dict[str, float]:
     """The same of each annotator against each other: what people reach. Absent with fewer than two."""
-    if not _all_told(utterances) or any(len(u.extra["voice"]) < 2 for u in utterances):
+    pairs = [[(a, b) for a in sets for b in sets if a is not b] for sets in told_of(utterances)]
+    return {name: found.value for name, found in _scores(pairs).items()}
+
+
+def told_of(utterances: Sequence[Utterance]) -> list[Sets]:
+    """The words of each annotator of each clip; empty lists where a clip has none."""
+    voices = [u.extra.get("voice") for u in utterances]
+    return [
+        [tags_of(", ".join(words)) for words in voice.values()] if isinstance(voice, dict) else []
+        for voice in voices
+    ]
+
+
+def _scores(pairs: Sequence[Sequence[tuple[frozenset[str], frozenset[str]]]]) -> dict[str, Statistic]:
+    """Scores of pairs (what is said, what is held against it) of each clip."""
+    if not all(pairs):
         return {}
-    rows: Floats = np.array([among_people(u.extra["voice"]) for u in utterances])
-    return dict(zip(NAMES, map(float, rows.mean(axis=0)), strict=True))
+    rows = [[overlap(said, [told]) for said, told in own] for own in pairs]
+    found = dict(zip(NAMES, map(mean, np.array([np.mean(own, axis=0) for own in rows]).T), strict=True))
+    words = load_data("people.yaml")["words"]
+    sums = [
+        [[word in said and word in told, word in said, word in told] for said, told in own for word in words]
+        for own in pairs
+    ]
+    counts = [np.reshape(own, (-1, len(words), 3)).sum(axis=0).ravel() for own in sums]
+    sizes = np.array([[len(own)] for own in pairs])
+    found["tag_kappa"] = Statistic(np.hstack([sizes, counts]).astype(np.float64), mean_kappa)
+    return found
 
 
-def _all_told(utterances: Sequence[Utterance]) -> bool:
-    return all(isinstance(u.extra.get("voice"), dict) and u.extra["voice"] for u in utterances)
+def mean_kappa(sums: Floats) -> Floats:
+    """Cohen's kappa of saying each word, mean over the words that are told of some voices and not of all.
+
+    Args:
+        sums: (..., 1 + 3 x words): pairs; for each word those where it is said and told, said, told.
+    """
+    n = sums[..., :1]
+    both, said, told = (part for part in np.moveaxis(sums[..., 1:].reshape(*sums.shape[:-1], -1, 3), -1, 0))
+    agree = (n - said - told + 2 * both) / n
+    chance = (said * told + (n - said) * (n - told)) / n**2
+    counts = (told > 0) & (told < n)
+    kappa = np.divide(agree - chance, 1 - chance, out=np.zeros_like(agree), where=counts & (chance < 1))
+    return np.asarray(kappa.sum(axis=-1) / counts.sum(axis=-1))
