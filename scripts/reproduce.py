@@ -120,6 +120,8 @@ class Table(BaseModel, extra="forbid"):
     unheard: list[str] = []
     probe: bool = False
     folds: int = 0
+    teacher: list[str] = []  # of folds: further words of `train teacher`
+    dev: int = 2  # of folds: speakers of each corpus that are neither learnt from nor tested
 
     @property
     def labels(self) -> dict[str, str]:
@@ -309,9 +311,10 @@ def make_plan(systems: dict[str, System], names: Sequence[str], spec: Table, run
     for fold in range(spec.folds):
         own, done = run / f"folds/{fold}", run / f"folds/{fold}/done"
         argv = ["split", f"{run}/clued.jsonl", "--folds", str(spec.folds), "--fold", str(fold)]
+        argv += ["--dev", str(spec.dev)] * (spec.dev != type(spec).model_fields["dev"].default)
         split = Step(f"fold-{fold}.split", [*argv, "--out", f"{own}/data"], own / "data/test.jsonl", done, ())
         argv = ["train", "teacher", "--config", "teacher", "--train_manifest", f"{own}/data/train.jsonl"]
-        argv += ["--output_dir", f"{own}/teacher"]
+        argv += ["--output_dir", f"{own}/teacher", *spec.teacher]
         teacher = Step(f"fold-{fold}.teacher", argv, own / "teacher/config.json", done, (split.name,))
         plan |= {split.name: split, teacher.name: teacher}
         plan |= plan_of_run(systems, names, spec, own, f"fold-{fold}.", (teacher.name,))

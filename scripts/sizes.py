@@ -33,7 +33,7 @@ def main() -> int:
             sum(1 for line in sum(package.values(), []) if has_any(line)),
             150,
         ),
-        ("scripts, lines", sum(map(len, scripts.values())), 2_400),
+        ("scripts, lines", sum(map(len, scripts.values())), 2_500),
         ("tests, lines", sum(map(len, lines_of("tests", ".py").values())), None),
     )
     for name, size, limit in rows:

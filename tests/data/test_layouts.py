@@ -212,15 +212,19 @@ def test_iemocap_leaves_the_emotion_open_where_annotators_did_not_agree(corpus: 
 
 
 def test_secap_finds_clips_by_name_whatever_machine_its_paths_are_of(corpus: Corpus) -> None:
-    corpus.clips("wav/tx_1.wav", "wav/tx_2.wav")
+    named = "tx_emotion_00201000015", "tx_emulate_01_034_0003_000030"
+    corpus.clips("wav/tx_1.wav", "wav/tx_2.wav", *(f"wav/{name}.wav" for name in named))
     corpus.text("wav.scp", "tx_1 /elsewhere/wav/tx_1.wav\ntx_2\t../wav/tx_2.wav\n")
     corpus.text("text.txt", "tx_1 你 好\n")
     captions = {"tx_1": "语气平静，带着喜悦", "tx_2": ["悲伤", "难过"], "tx_3": "x"}
+    captions |= dict.fromkeys(named, "平静")
     corpus.text("fid2captions.json", json.dumps(captions))
     found, report = corpus.prepare("secap")
     assert found["secap-tx_1"].captions == ["语气平静，带着喜悦"]
     assert (found["secap-tx_1"].transcript, found["secap-tx_1"].language) == ("你 好", "zh")
     assert found["secap-tx_2"].captions == ["悲伤", "难过"]
+    groups = [found[f"secap-{name}"].speaker for name in (*named, "tx_1")]
+    assert groups == ["secap-tx_emotion_002", "secap-tx_emulate_01", None]
     assert report.of_kind("missing") == ["tx_3: no clip"]
 
 

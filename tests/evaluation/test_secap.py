@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import importlib.util
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from aligncap.data.manifest import Utterance
+from aligncap.data.manifest import Utterance, write_manifest
 from aligncap.evaluation.metrics import similarity
 from aligncap.evaluation.metrics.similarity import Encoder, kept, secap_note, secap_runs
 from aligncap.evaluation.scoring import System, evaluate_captions, score_rows
 from aligncap.utils.errors import UserError, UserErrors
+from aligncap.utils.io import read_jsonl
 
 SAMPLES = [
     "He sounds sad and slow.",
@@ -133,3 +137,26 @@ def test_not_all_samples_can_be_dropped() -> None:
         secap_runs(rows(), similarity="words", samples=8, dropped=8)
     with pytest.raises(UserError, match="encoder, words"):
         secap_runs(rows(), similarity="letters")  # type: ignore[arg-type]
+
+
+def test_published_outputs_become_caption_files(tmp_path: Path, capsys, monkeypatch) -> None:
+    script = importlib.util.spec_from_file_location(
+        "secap_outputs", Path(__file__).parents[2] / "scripts/secap_outputs.py"
+    )
+    module = importlib.util.module_from_spec(script)
+    script.loader.exec_module(module)
+    outputs, manifest, out = tmp_path / "outputs.txt", tmp_path / "m.jsonl", tmp_path / "out"
+    blocks = (
+        "file: a.wav\norigin: 快乐\nresult: 很高兴\nresult2: \n",
+        "file: b.wav\nresult: 悲伤\nresult2: 难过\n",
+    )
+    outputs.write_text("\n".join(blocks))
+    write_manifest(manifest, [Utterance(f"x-{name}", ".", f"wav/{name}.flac", "secap") for name in "ba"])
+    monkeypatch.setattr(sys, "argv", ["secap_outputs.py", str(outputs), str(manifest), "--out", str(out)])
+    assert module.main() == 0
+    rows = [[row["caption"] for row in read_jsonl(out / f"{n}.jsonl")] for n in (1, 2)]
+    assert rows == [["悲伤", "很高兴"], ["难过", ""]]
+    write_manifest(manifest, [Utterance("x-c", ".", "wav/c.flac", "secap")])
+    assert module.main() == 2 and "no outputs for 1 clips, such as x-c" in capsys.readouterr().err
+    outputs.write_text("nothing")
+    assert module.main() == 2 and "no blocks" in capsys.readouterr().err

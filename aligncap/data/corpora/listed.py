@@ -111,7 +111,8 @@ def iemocap(folder: CorpusFolder) -> Iterator[Utterance]:
 def secap(folder: CorpusFolder) -> Iterator[Utterance]:
     """SECap's test set: `wav.scp`, `text.txt` and `fid2captions.json`, a caption or several a clip.
 
-    The paths in wav.scp are another machine's: clips are found by name.
+    The paths in wav.scp are another machine's: clips are found by name. The group in a name, such as
+    `tx_emotion_002`, is the nearest that there is to a speaker.
     """
     tables = sorted(folder.path.rglob("fid2captions.json"))
     if not tables:
@@ -129,7 +130,14 @@ def secap(folder: CorpusFolder) -> Iterator[Utterance]:
         elif not (texts := _texts(given)):
             folder.leave_out("missing", f"{name}: empty caption")
         else:
-            yield folder.clip(path, name=Path(name).stem, transcript=words.get(name), captions=texts)
+            group = re.match(r"tx_emotion_\d{3}|tx_[a-z]+_\d{2}", Path(name).stem)
+            yield folder.clip(
+                path,
+                name=Path(name).stem,
+                speaker=group[0] if group else None,
+                transcript=words.get(name),
+                captions=texts,
+            )
 
 
 def _named_lines(path: Path) -> dict[str, str]:

@@ -1,0 +1,65 @@
+"""SECap's published outputs as caption files, one for each of its five captions a clip.
+
+    python scripts/secap_outputs.py SECAP/secap_outputs.txt runs/secap/clued.jsonl --out runs/secap/published
+
+They are then systems of a report, as five seeds of one:
+
+    aligncap evaluate ours.jsonl --references runs/secap/clued.jsonl --out report \
+        --system SECap=runs/secap/published/1.jsonl SECap=runs/secap/published/2.jsonl …
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from pathlib import Path
+
+from aligncap.data.corpora.files import read_text
+from aligncap.data.manifest import read_manifest
+from aligncap.utils.errors import UserError
+from aligncap.utils.io import write_jsonl
+
+
+def published(path: Path) -> dict[str, dict[str, str]]:
+    """Captions by clip and by number, "1" to "5", of blocks of lines `file: …`, `result: …`, `result2: …`.
+
+    Raises:
+        UserError: the file has no such blocks.
+    """
+    found: dict[str, dict[str, str]] = {}
+    for block in re.split(r"\n\s*\n", read_text(path)):
+        lines = dict(re.findall(r"(?m)^(\w+): *(.*)$", block))
+        if "file" in lines:
+            own = {key[6:] or "1": text.strip() for key, text in lines.items() if key.startswith("result")}
+            found[Path(lines["file"]).stem] = own
+    if not found:
+        raise UserError(f"{path}: no blocks of `file:` and `result:` lines; give SECap's own file of outputs")
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("outputs", type=Path)
+    parser.add_argument("manifest", type=Path)
+    parser.add_argument("--out", type=Path, required=True, help="folder for 1.jsonl to 5.jsonl")
+    args = parser.parse_args()
+    try:
+        captions, clips = published(args.outputs), read_manifest(args.manifest)
+        stems = {u.id: Path(u.audio).stem for u in clips}
+        if missing := [name for name, stem in stems.items() if stem not in captions]:
+            raise UserError(f"{args.outputs}: no outputs for {len(missing)} clips, such as {missing[0]}")
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    for number in sorted({n for own in captions.values() for n in own}):
+        rows = [
+            {"id": u.id, "audio": u.audio, "caption": captions[stems[u.id]].get(number, "")} for u in clips
+        ]
+        write_jsonl(args.out / f"{number}.jsonl", rows)
+        print(f"{args.out / f'{number}.jsonl'}: {len(rows)} captions")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
