@@ -9,7 +9,6 @@ from __future__ import annotations
 from zlib import crc32
 
 import numpy as np
-from scipy import signal
 
 from aligncap.audio.files import SAMPLE_RATE
 
@@ -29,6 +28,8 @@ def through_channel(samples: np.ndarray, key: str) -> np.ndarray:
         samples: (n,) at 16 kHz.
         key: whose hash seeds the draw: same samples and key, same channel.
     """
+    from scipy import signal  # a third of a second that most commands need not spend
+
     rng = np.random.default_rng(crc32(key.encode()))
     x = np.asarray(samples, dtype=np.float64)
     if rng.random() < 0.8:

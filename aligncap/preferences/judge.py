@@ -19,9 +19,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from aligncap.inference.fluency import log_probs
 from aligncap.models.hub import DEFAULT_LLM
-from aligncap.models.precision import best_dtype
 from aligncap.preferences.judges import CRITERIA, Item, Verdict, read_items, weighted_overall
 from aligncap.preferences.judges.endpoint import OpenAIOptions
 from aligncap.preferences.judges.human import judge_human, write_form
@@ -153,6 +151,8 @@ def judge_candidates(config: JudgeConfig) -> JudgeSummary:
         return JudgeSummary([note], len(items))
     if config.judge == "human":
         return _write(config, single, judge_human(items, str(config.filled), config.name))
+    from aligncap.models.precision import best_dtype  # torch, which no other judge needs
+
     group, place = launched()
     device = None if place == "auto" else place
     model = config.fluency_model if config.fluency else None
@@ -190,6 +190,9 @@ def judge_rubric(
     fluency: Sequence[float | None] = [None] * len(items)
     how = "rules"
     if fluency_model is not None and items:
+        from aligncap.inference.fluency import log_probs
+        from aligncap.models.precision import best_dtype
+
         captions = [item.caption for item in items]
         fluency = log_probs(
             captions, fluency_model, device=device, batch_tokens=batch_tokens, store=store, group=group

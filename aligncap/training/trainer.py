@@ -85,8 +85,7 @@ def lora_targets(llm: nn.Module, wanted: str, prefix: str = "") -> str:
 
 
 def lora_config(model: Any, args: RunConfig, *, projector: bool) -> LoraConfig:
-    """LoRA on the language model and, as asked, in the encoder; with `projector` it is trained in full and
-    saved beside the adapter."""
+    """LoRA on the language model and, as asked, the encoder; `projector` is trained in full beside it."""
     speech = hasattr(getattr(model, "model", None), "multi_modal_projector")
     llm, prefix = (model.model.language_model, r"model\.language_model") if speech else (model, "")
     targets, ranks = lora_targets(llm, args.lora_targets, prefix), dict[str, int]()
