@@ -20,9 +20,10 @@ from aligncap.text.clue_rules import (
     with_neighbours,
     word_set,
 )
+from aligncap.text.instruction import other_language
 from aligncap.text.lexicon import Hit, Phrases, Token, is_chinese, mask_quotes, scan_english, tokenise
 from aligncap.text.prompts import acoustic_prompt
-from aligncap.utils.errors import UserError
+from aligncap.utils.errors import UserError, UserErrors
 from aligncap.utils.io import cache_folder
 from aligncap.utils.options import Config, option
 
@@ -54,6 +55,15 @@ class CluesConfig(Config):
 def run_clues(config: CluesConfig) -> int:
     """`aligncap clues`."""
     utterances = read_manifest(config.manifest)
+    errors = [
+        f"{config.manifest}:{line}: {u.id}: caption {number} is in a language that there are no word "
+        "lists of; clues are found in English and Chinese: translate it, or take it out"
+        for line, u in enumerate(utterances, 1)
+        for number, caption in enumerate(u.captions, 1)
+        if other_language(caption)
+    ]
+    if errors:
+        raise UserErrors(errors)
     parser = ClueParser(None if config.parser == "rules" else config.parser)
     found = iter(parser.parse([caption for u in utterances for caption in u.captions]))
     for u in utterances:

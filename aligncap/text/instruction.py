@@ -23,6 +23,7 @@ BREACHES = tuple(
 _ITEM = re.compile(r"^\s*(?:[-*•]|\d+[.)])\s", re.MULTILINE)
 _FIELD = re.compile(r"(?:^|[\n,;.{|])\s*\"?[^\W\d_][\w ]{0,20}\"?\s*[:：]")
 _TRIPLED = re.compile(r"(?<!\S)((?:\S+ ){2,8})\1\1")  # two to eight words three times in a row
+_SYLLABLES = re.compile("[\u3041-\u30ff\uac00-\ud7af]")  # Japanese kana, Korean
 _LEAST = 3  # words of a caption
 _ENOUGH = 6  # words from which half of them must be different
 
@@ -33,6 +34,17 @@ def language_of(references: Iterable[str]) -> Language:
     """The language that captions are asked for: Chinese where most references are, else English."""
     chinese = [is_chinese(text) for text in references]
     return "zh" if chinese and 2 * sum(chinese) > len(chinese) else "en"
+
+
+def other_language(caption: str) -> bool:
+    """Whether a caption is in neither of the languages that there are word lists of.
+
+    >>> [other_language(text) for text in ("Die Stimme klingt sehr traurig.", "她很悲伤")]
+    [True, False]
+    """
+    if _SYLLABLES.search(caption):
+        return True
+    return not is_chinese(caption) and _foreign(caption, [t.text for t in tokenise(caption)])
 
 
 @lru_cache(maxsize=1 << 16)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from random import Random
 
 import pytest
 
+from aligncap.cli import main
+from aligncap.data.manifest import read_manifest, write_manifest
 from aligncap.text.claims import dimensions
-from aligncap.text.instruction import BREACHES, breaches, language_of
+from aligncap.text.instruction import BREACHES, breaches, language_of, other_language
 from aligncap.text.sentences import write_captions
-from aligncap.utils.io import data_path
+from aligncap.utils.io import data_path, read_jsonl
 
 
 def test_captions_that_this_project_writes_have_no_breach() -> None:
@@ -85,3 +88,37 @@ def test_chinese_is_asked_for_where_the_references_are_chinese() -> None:
     assert breaches("A sad man speaks slowly.", "zh") == ("language",)
     assert breaches("狗在门口。", "zh") == ("not_the_voice",)
     assert "repetition" in breaches("伤心伤心伤心伤心。", "zh")
+
+
+@pytest.mark.parametrize(
+    ("caption", "other"),
+    [
+        ("Die Stimme klingt traurig, und er spricht sehr leise.", True),
+        ("La voix est triste et il parle très doucement.", True),
+        ("Голос звучит грустно.", True),
+        ("슬픈 목소리로 말한다.", True),
+        ("悲しい声で話している。", True),
+        ("她的声音很悲伤。", False),
+        ("She sounds sad, with a naïve, café-like calm.", False),
+        ("A sad woman: 悲伤.", False),
+        ("sad, slow", False),
+    ],
+)
+def test_captions_of_languages_without_word_lists_are_known(caption: str, other: bool) -> None:
+    assert other_language(caption) == other
+
+
+def test_no_caption_that_is_at_hand_is_taken_for_another_language() -> None:
+    for name in ("claims_check", "claims_zh_check", "clue_gold", "coherence_check"):
+        for row in read_jsonl(data_path("gold") / f"{name}.jsonl"):
+            assert not other_language(row["caption"]), row["caption"]
+
+
+def test_clues_names_every_caption_of_another_language(manifest: Path, tmp_path: Path, capsys) -> None:
+    clips = read_manifest(manifest)
+    clips[1].captions = ["He sounds sad.", "Die Stimme klingt sehr traurig."]
+    clips[1].clues, clips[1].p_act = [], []
+    write_manifest(tmp_path / "m.jsonl", clips)
+    assert main(["clues", str(tmp_path / "m.jsonl"), "--out", str(tmp_path / "o.jsonl")]) == 2
+    assert f"m.jsonl:2: {clips[1].id}: caption 2 is in a language that" in capsys.readouterr().err
+    assert not (tmp_path / "o.jsonl").exists()
