@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 
@@ -125,3 +127,12 @@ def save_parts(folder) -> dict[str, str]:
     make_llm(len(tokenizer)).save_pretrained(folder / "llm")
     tokenizer.save_pretrained(folder / "llm")
     return {"encoder": str(folder / "whisper"), "llm": str(folder / "llm")}
+
+
+def with_adapters(model: Any, args: Any, *, projector: bool) -> Any:
+    """`model` with the fresh adapters that a trainer gives it."""
+    from peft import get_peft_model
+
+    from aligncap.training.trainer import lora_config
+
+    return get_peft_model(model, lora_config(model, args, projector=projector))

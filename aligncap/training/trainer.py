@@ -106,11 +106,6 @@ def lora_config(model: Any, args: RunConfig, *, projector: bool) -> LoraConfig:
     )
 
 
-def add_adapters(model: PreTrainedModel, args: RunConfig, *, projector: bool) -> PeftModel:
-    """`model` with fresh adapters; see `lora_config`."""
-    return get_peft_model(model, lora_config(model, args, projector=projector))
-
-
 def take_up_adapter(model: PeftModel, start: str | Path) -> None:
     """Put the LoRA weights of a trained student into fresh adapters; nothing of a merged one.
 

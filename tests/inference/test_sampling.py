@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from tiny import make_model, voice
+from tiny import make_model, voice, with_adapters
 from transformers import TopPLogitsWarper
 
 from aligncap.inference.captioner import Captioner
@@ -157,13 +157,12 @@ def test_the_prompt_runs_once_and_rows_are_shared_until_captions_part(pair, monk
 def test_an_adapter_is_folded_in_before_captioning(tmp_path, manifest):
     from aligncap.models.checkpoints import merge
     from aligncap.training.sft import SpeechSFTConfig
-    from aligncap.training.trainer import add_adapters
 
     model, processor = make_model(seed=3)
     model.save_pretrained(tmp_path / "run" / "base")
     processor.save_pretrained(tmp_path / "run" / "base")
     args = SpeechSFTConfig(output_dir=str(tmp_path), train_manifest=str(manifest))
-    adapted = add_adapters(model, args, projector=True)
+    adapted = with_adapters(model, args, projector=True)
     torch.manual_seed(1)
     for name, parameter in adapted.named_parameters():
         if "lora_B" in name:

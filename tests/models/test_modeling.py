@@ -1,7 +1,7 @@
 import pytest
 import torch
 from peft import PeftModel
-from tiny import make_llm, make_model, make_tokenizer, make_whisper, voice
+from tiny import make_llm, make_model, make_tokenizer, make_whisper, voice, with_adapters
 from transformers import AutoModelForCausalLM, AutoProcessor
 
 from aligncap.models.checkpoints import load_checkpoint, merge
@@ -117,13 +117,12 @@ def test_saved_and_loaded_models_are_equal(tmp_path, tied, chat):
 
 def test_adapters_survive_saving_and_merging(tmp_path, manifest):
     from aligncap.training.sft import SpeechSFTConfig
-    from aligncap.training.trainer import add_adapters
 
     model, processor = make_model()
     model.save_pretrained(tmp_path / "run/base")
     processor.save_pretrained(tmp_path / "run/base")
     args = SpeechSFTConfig(output_dir=str(tmp_path / "run"), train_manifest=str(manifest))
-    adapted = add_adapters(model, args, projector=True)
+    adapted = with_adapters(model, args, projector=True)
     torch.manual_seed(1)
     for parameter in adapted.parameters():
         if parameter.requires_grad:
@@ -145,11 +144,10 @@ def test_adapters_survive_saving_and_merging(tmp_path, manifest):
 
 def test_only_the_language_model_is_adapted(manifest, tmp_path):
     from aligncap.training.sft import SpeechSFTConfig
-    from aligncap.training.trainer import add_adapters
 
     model, _ = make_model()
     args = SpeechSFTConfig(output_dir=str(tmp_path), train_manifest=str(manifest))
-    names = [n for n, p in add_adapters(model, args, projector=True).named_parameters() if "lora" in n]
+    names = [n for n, p in with_adapters(model, args, projector=True).named_parameters() if "lora" in n]
     assert names and all("language_model" in n for n in names)
 
 

@@ -4,12 +4,11 @@ import copy
 
 import pytest
 import torch
-from tiny import make_model, voice
+from tiny import make_model, voice, with_adapters
 
 from aligncap.models.precision import halve_frozen, suit_bfloat16
 from aligncap.training.collators import join_prompt_and_response
 from aligncap.training.sft import SpeechSFTConfig
-from aligncap.training.trainer import add_adapters
 
 
 def student(tied, folder):
@@ -22,7 +21,7 @@ def student(tied, folder):
         output_dir=str(folder), train_manifest=str(manifest), lora_dropout=0.0, report_to="none"
     )
     model.requires_grad_(False)
-    adapted = add_adapters(model, args, projector=True).eval()
+    adapted = with_adapters(model, args, projector=True).eval()
     for name, parameter in adapted.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.1)

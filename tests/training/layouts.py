@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from tiny import with_adapters
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import ConcatDataset
@@ -34,7 +35,6 @@ from aligncap.training.distill import DistillConfig, DistillTrainer
 from aligncap.training.dpo import SpeechDPOConfig, SpeechDPOTrainer
 from aligncap.training.preference_data import PreferenceDataset
 from aligncap.training.shared_prefix import pack_pairs
-from aligncap.training.trainer import add_adapters
 
 # What a layout reads of a batch, by how its audio and its teacher come to it.
 AUDIO = {
@@ -193,7 +193,7 @@ def students(
     model, processor = load_folder(base)
     model.requires_grad_(False)
     torch.manual_seed(0)
-    adapted = add_adapters(model, args, projector=True)
+    adapted = with_adapters(model, args, projector=True)
     for name, parameter in adapted.named_parameters():
         if "lora_B" in name:  # fresh adapters are zero, and the teacher's equal
             torch.nn.init.normal_(parameter, std=0.02)

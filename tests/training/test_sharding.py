@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from accelerate.utils import FullyShardedDataParallelPlugin
-from tiny import make_model
+from tiny import make_model, with_adapters
 from tiny_families import FAMILIES
 
 from aligncap.models.checkpoints import assemble
@@ -15,7 +15,7 @@ from aligncap.training.distill import DistillConfig, wants_teacher_cache
 from aligncap.training.dpo import wants_reference_cache
 from aligncap.training.sft import SpeechSFTConfig
 from aligncap.training.sharding import adapters_off, load_whole, place, shard_as_configured, shards_weights
-from aligncap.training.trainer import add_adapters, freeze_adapters
+from aligncap.training.trainer import freeze_adapters
 from aligncap.utils.errors import UserErrors
 
 
@@ -41,7 +41,7 @@ def test_layers_of_every_family_are_units_of_their_own(name):
     )
     kinds = {type(module).__name__: type(module) for module in model.modules()}
     layers = next(m for m in llm.modules() if isinstance(m, torch.nn.ModuleList))
-    adapted = add_adapters(model, SpeechSFTConfig(output_dir="x", train_manifest=__file__), projector=True)
+    adapted = with_adapters(model, SpeechSFTConfig(output_dir="x", train_manifest=__file__), projector=True)
     plugin = FullyShardedDataParallelPlugin(fsdp_version=2, auto_wrap_policy="transformer_based_wrap")
     plugin.set_auto_wrap_policy(adapted)
     wrapped = plugin.auto_wrap_policy.keywords["transformer_layer_cls"]
@@ -76,7 +76,9 @@ def test_one_device_need_not_hold_the_language_model():
 
 @pytest.mark.parametrize("frozen", [False, True])
 def test_switching_adapters_off_leaves_what_is_trained(tmp_path, manifest, frozen):
-    model = add_adapters(make_model()[0].requires_grad_(False), arguments(tmp_path, manifest), projector=True)
+    model = with_adapters(
+        make_model()[0].requires_grad_(False), arguments(tmp_path, manifest), projector=True
+    )
     if frozen:
         freeze_adapters(model)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny import with_adapters
 from torch.nn import functional as F
 
 from aligncap.data.manifest import read_manifest
@@ -19,7 +20,6 @@ from aligncap.training.data import SpeechDataset
 from aligncap.training.distill import DistillConfig, DistillTrainer, run_distill
 from aligncap.training.sft import SpeechSFTConfig, SpeechSFTTrainer, run_sft
 from aligncap.training.teacher import TeacherConfig, run_teacher
-from aligncap.training.trainer import add_adapters
 from aligncap.utils.errors import UserError, UserErrors
 from aligncap.utils.options import parse
 
@@ -86,7 +86,7 @@ def batch_of(manifest, parts, tmp_path, kind=DistillTrainer, **more):
     model.requires_grad_(False)
     rows = SpeechDataset.from_manifest(manifest, processor)
     args = DistillConfig(**speech_options(tmp_path / "x", manifest, parts, **more))
-    adapted = add_adapters(model, args, projector=True)
+    adapted = with_adapters(model, args, projector=True)
     for name, p in adapted.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(p, std=0.1)
