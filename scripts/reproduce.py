@@ -462,8 +462,6 @@ NOTES = (
     "speaker by speaker (with a margin: t test), corrected by Holm for all differences of the test set, or "
     "all claims; it holds below 0.05. Of fewer than {fewest} speakers there is no p and no claim. 3/3: in so "
     "many seeds the difference has this sign; other seeds are not in interval and p.",
-    "Models that hear a clip relative to its speaker take the mean of up to 32 unlabelled clips of the same "
-    "speaker from the test set itself; single files of an unknown speaker are described less well.",
     "A subset is scored on its clips alone; captions that name another emotion count as wrong there.",
 )
 
