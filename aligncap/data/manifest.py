@@ -9,7 +9,7 @@ import gc
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from pathlib import Path
@@ -73,6 +73,17 @@ def read_manifest(path: str | Path) -> list[Utterance]:
     if errors:
         raise UserErrors(errors)
     return [utterance for _, utterance in utterances]
+
+
+def refuse_answers(path: str | Path, utterances: Sequence[Utterance]) -> None:
+    """For what takes captions for descriptions of a voice.
+
+    Raises:
+        UserError: captions of the manifest are answers to instructions.
+    """
+    if asked := next((u for u in utterances if any(u.instructions)), None):
+        remedy = "give the manifest that `aligncap annotate --instructions` was made from"
+        raise UserError(f"{path}: {asked.id}: its captions are answers to instructions; {remedy}")
 
 
 def write_manifest(path: str | Path, utterances: Iterable[Utterance]) -> None:

@@ -52,6 +52,7 @@ _SHOWN = 10  # invalid answers that are listed
 class Answered:
     """Answers of one training seed beside the labels of their clips, and the invalid ones among them."""
 
+    clips: list[Utterance]
     emotions: Emotions
     invalid: list[str]
     statistics: dict[str, Statistic]
@@ -106,7 +107,7 @@ def score_answers(
     *,
     allow_missing: bool = False,
     label_map: Mapping[str, str] | None = None,
-) -> tuple[list[Utterance], Answered]:
+) -> Answered:
     """The clips that have answers, and what their answers say.
 
     Raises:
@@ -126,7 +127,8 @@ def score_answers(
         "answer_macro_f1": Statistic(sums, macro_f1, 1.0),
         "answer_invalid": mean(np.array([label == NONE for label in said], dtype=np.float64)),
     }
-    return chosen, Answered(emotions, [t for t, s in zip(texts, said, strict=True) if s == NONE], statistics)
+    invalid = [text for text, label in zip(texts, said, strict=True) if label == NONE]
+    return Answered(chosen, emotions, invalid, statistics)
 
 
 def invalid_answers(runs: Sequence[Answered]) -> list[Row]:
@@ -164,28 +166,32 @@ def evaluate_answers(
     for name, paths in files.items():
         for path in paths:
             rows = [row for row in read_jsonl(path) if row.get("id") not in left_out]
-            chosen, found = score_answers(
-                rows, clips, labels, allow_missing=allow_missing, label_map=label_map
-            )
-            systems.setdefault(name, []).append(found)
-    clusters, last = clusters_of(chosen), list(systems)[-1]
-    cells = {name: pooled([run.statistics for run in runs], clusters) for name, runs in systems.items()}
-    gaps = {} if allow_missing else _differences(systems, last, against, clusters)
+            found = score_answers(rows, clips, labels, allow_missing=allow_missing, label_map=label_map)
+            runs = systems.setdefault(name, [])
+            if runs and [u.id for u in runs[0].clips] != [u.id for u in found.clips]:
+                raise UserError(f"system {name!r}: its runs answer for different clips, so they have no mean")
+            runs.append(found)
+    last = list(systems)[-1]
+    units = {name: clusters_of(runs[0].clips) for name, runs in systems.items()}
+    cells = {n: pooled([run.statistics for run in runs], units[n]) for n, runs in systems.items()}
+    gaps = {} if allow_missing else _differences(systems, last, against, units[last])
     for number, (name, runs) in enumerate(systems.items()):
         emotions = runs[0].emotions
         with atomic_open(out / f"confusion_{number}.png", "wb") as file:
             file.write(confusion_picture(emotions.confusion(), labels, emotions.columns, name))
     counted = {
-        "clips": len(chosen),
+        "clips": len(systems[last][0].clips),
         "labels": labels,
-        "unit": clusters.note,
+        "unit": units[last].note,
         "renamed": dict(label_map or {}),
     }
     own = {name: {**cells[name], "invalid": invalid_answers(runs)} for name, runs in systems.items()}
     metrics = {"system": last, **cells[last], "signature": counted, "systems": own, "differences": gaps}
     write_json(out / "metrics.json", metrics | {"baselines": {b.name: b.cells for b in baselines}})
     console = Console()
-    console.print(_table(cells, baselines, f"{len(chosen)} clips, {len(labels)} labels, {clusters.note}"))
+    console.print(
+        _table(cells, baselines, f"{counted['clips']} clips, {len(labels)} labels, {counted['unit']}")
+    )
     for name, runs in systems.items():
         for row in invalid_answers(runs):
             console.print(Text(f"invalid answer of {name}, {row['count']} times: {row['answer']}"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from aligncap.data.manifest import Utterance, read_manifest
+from aligncap.data.manifest import Utterance, read_manifest, refuse_answers
 from aligncap.evaluation.answers import evaluate_answers
 from aligncap.evaluation.listening import HEARD, Listening, audio_gains
 from aligncap.evaluation.listening import table as listening_table
@@ -90,8 +90,13 @@ class EvaluateConfig(Config):
         ]
         choices = ", ".join(COCO_METRICS)
         errors += [f"coco={n}: choose among {choices}" for n in self.coco if n not in COCO_METRICS]
-        if self.answers and (self.listening or self.coco or self.protocol):
-            errors.append("answers: not with listening, coco or protocol, which are of captions")
+        if self.answers:
+            of_captions = "listening coco protocol similarity wordnet audio title show".split()
+            errors += [
+                f"{name}: has no effect on answers; leave it out"
+                for name, default in ((f.name, f.default) for f in fields(self) if f.name in of_captions)
+                if getattr(self, name) not in (default, [])
+            ]
         if self.against is not None and self.against not in self.systems:
             errors.append(f"against={self.against}: no such system{nearest(self.against, self.systems)}")
         if self.against is not None and self.allow_missing:
@@ -138,6 +143,7 @@ def run_evaluate(config: EvaluateConfig) -> int:
 
 
 def _captions(config: EvaluateConfig, utterances: list[Utterance], baselines: list[Baseline]) -> None:
+    refuse_answers(config.references, utterances)
     if people := tags_among_people(utterances):
         baselines.append(Baseline("people", people, "each annotator's words against each other's"))
     done = evaluate_files(config, utterances, baselines=baselines)

@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from aligncap.audio.files import load_audio
-from aligncap.data.manifest import Utterance, read_manifest
+from aligncap.data.manifest import Utterance, read_manifest, refuse_answers
 from aligncap.data.split import choose_evenly
 from aligncap.inference.captioner import Captioner, batches_by_size, pick_device
 from aligncap.inference.jobs import Job, job_of, with_condition
@@ -116,6 +116,7 @@ def choose_clips(manifest: Path, limit: int, seed: int) -> list[Utterance]:
         UserErrors: clips without a caption, its acoustic prompt, or anything for the teacher to read.
     """
     utterances = read_manifest(manifest)
+    refuse_answers(manifest, utterances)
     errors = [] if utterances else [f"{manifest}: the manifest is empty"]
     for number, u in enumerate(utterances, 1):
         if not u.captions:

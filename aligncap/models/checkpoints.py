@@ -74,6 +74,8 @@ def run_merge(config: MergeConfig) -> int:
     """`aligncap merge`."""
     if config.llm:
         refuse_filled(config.llm)
+        if Path(config.llm).resolve() == Path(config.out).resolve():
+            raise UserError(f"{config.llm}: name another folder for the language model than --out")
     print(f"merged: {merge(config.checkpoint, config.out)}")
     if config.llm:
         print(f"language model: {save_llm(config.out, config.llm)}")
@@ -440,6 +442,7 @@ def save_llm(folder: str | Path, out: str | Path) -> Path:
     generation = cast(GenerationConfig, model.generation_config)
     # Placeholders have no meaning in text, and their logits, which AlignCap masks, are those of empty rows.
     generation.suppress_tokens = list(range(model.config.audio_token_id, model.lm_head.out_features))
+    generation.max_new_tokens = None  # a caption's
     llm.generation_config = generation
     processor.tokenizer.save_pretrained(out)
     save_whole(llm, out)

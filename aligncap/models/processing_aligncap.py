@@ -15,7 +15,7 @@ from aligncap.audio.files import SAMPLE_RATE
 from aligncap.models.configuration_aligncap import AlignCapConfig
 from aligncap.models.encoders import FAMILIES, FRAME_SAMPLES, Family, FeatureExtractor
 from aligncap.models.projectors import token_count
-from aligncap.text.prompts import Language, measured_cues, templates
+from aligncap.text.prompts import Language, control_tokens, measured_cues, templates
 from aligncap.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ class AlignCapProcessor(ProcessorMixin):
             own = str(templates(self.language)["instruction"])
             if own not in prompt:
                 raise UserError(f"the model's prompt does not ask {own!r}, so no other instruction fits it")
-            if held := [token for token in self.tokenizer.all_special_tokens if token in instruction]:
+            if held := [token for token in control_tokens(self.tokenizer) if token in instruction]:
                 raise UserError(f"instruction: {held[0]!r} is a control token of the LLM; take it out")
             prompt = prompt.replace(own, instruction, 1)
         if not self.show_cues:

@@ -70,7 +70,10 @@ class AnnotateConfig(Config):
     def own_errors(self) -> list[str]:
         if not self.instructions:
             return ["language=both: for --instructions alone"] if self.language == "both" else []
-        return ["paraphrase: rewords captions, not the answers to instructions"] if self.paraphrase else []
+        idle = {"paraphrase": self.paraphrase, "references": self.references != type(self).references}
+        return [
+            f"{name}: has no effect on answers to instructions; leave it out" for name in idle if idle[name]
+        ]
 
 
 def run_annotate(config: AnnotateConfig) -> int:
@@ -147,6 +150,7 @@ def annotate(
         facts = utterance.emotion, utterance.intensity, utterance.gender, words
         rng, where = Random(f"{seed}|{utterance.id}"), f"{manifest_path}: {utterance.id}"
         own = bool(utterance.captions) and utterance.extra.get("captions_by") != WRITER
+        told = len(utterance.captions) if own else 0
         wanted, what = references, "captions"
         if instructions:
             wanted, what = instructions, "answers"
@@ -161,11 +165,13 @@ def annotate(
             utterance.clues, utterance.p_act = [], []  # they belonged to the former captions
             if not own:
                 utterance.extra["captions_by"] = WRITER
-            found = len(utterance.captions)
-            if not found:
+            found = len(utterance.captions) - told
+            if found < wanted and own and not utterance.emotion:
+                errors.append(f"{where}: no emotion label to ask about; add one")
+            elif not found:
                 errors.append(f"{where}: no emotion label and no measurable cue; add a label or a caption")
                 continue
-            if found < wanted:
+            elif found < wanted:
                 errors.append(f"{where}: only {found} of {wanted} {what} differ; ask for fewer")
         annotated.append(utterance)
     return annotated, errors

@@ -23,7 +23,7 @@ BREACHES = tuple(
 _ITEM = re.compile(r"^\s*(?:[-*•]|\d+[.)])\s", re.MULTILINE)
 _FIELD = re.compile(r"(?:^|[\n,;.{|])\s*\"?[^\W\d_][\w ]{0,20}\"?\s*[:：]")
 _TRIPLED = re.compile(r"(?<!\S)((?:\S+ ){2,8})\1\1")  # two to eight words three times in a row
-_SYLLABLES = re.compile("[\u3041-\u30ff\uac00-\ud7af]")  # Japanese kana, Korean
+_SYLLABLES = re.compile("[\u3041-\u3096\u30a1-\u30fa\uac00-\ud7af]")  # Japanese kana, Korean
 _LEAST = 3  # words of a caption
 _ENOUGH = 6  # words from which half of them must be different
 
@@ -37,14 +37,14 @@ def language_of(references: Iterable[str]) -> Language:
 
 
 def other_language(caption: str) -> bool:
-    """Whether a caption is in neither of the languages that there are word lists of.
+    """Whether a caption, less what it quotes, is in neither language that there are word lists of.
 
     >>> [other_language(text) for text in ("Die Stimme klingt sehr traurig.", "她很悲伤")]
     [True, False]
     """
-    if _SYLLABLES.search(caption):
-        return True
-    return not is_chinese(caption) and _foreign(caption, [t.text for t in tokenise(caption)])
+    text = mask_quotes(caption)
+    words = list(dict.fromkeys(t.text for t in tokenise(text)))
+    return bool(_SYLLABLES.search(text)) or (not is_chinese(text) and _foreign(text, words))
 
 
 @lru_cache(maxsize=1 << 16)

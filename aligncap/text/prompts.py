@@ -148,6 +148,15 @@ def acoustic_prompt(clues: Sequence[str], template: str = "voice", language: str
     return str(words["text"]).replace("{clues}", str(words["separator"]).join(kept))
 
 
+def control_tokens(tokenizer: Tokenizer) -> list[str]:
+    """Texts that a tokenizer takes for ends, turns or placeholders, and that no text of ours may hold.
+
+    Llama 3 lists its turns' marks among the added tokens alone.
+    """
+    added = (token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
+    return [t for t in dict.fromkeys([*tokenizer.all_special_tokens, *added]) if t.strip()]
+
+
 def end_token_id(tokenizer: Tokenizer) -> int:
     """What closes an answer: the token after an assistant turn of the chat template, or end-of-text.
 

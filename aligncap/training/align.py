@@ -12,6 +12,7 @@ from typing import Any, ClassVar, cast
 from safetensors.torch import load_file
 from transformers import GenerationConfig, set_seed
 
+from aligncap.data.manifest import Utterance
 from aligncap.models.checkpoints import (
     Loaded,
     base_of,
@@ -25,10 +26,18 @@ from aligncap.models.checkpoints import (
 from aligncap.models.processing_aligncap import AlignCapProcessor
 from aligncap.models.quantise import quantise
 from aligncap.text.instruction import language_of
+from aligncap.text.lexicon import is_chinese
 from aligncap.text.prompts import Language, speaker_words
 from aligncap.training.alignment import align
 from aligncap.training.config import SHAPE, StudentConfig
-from aligncap.training.data import CaptionRows, ClipInputs, Clips, cached_inputs, read_clips
+from aligncap.training.data import (
+    CaptionRows,
+    ClipInputs,
+    Clips,
+    cached_inputs,
+    instruction_of,
+    read_clips,
+)
 from aligncap.training.resume import Run, begin, record_run
 from aligncap.training.sharding import place
 from aligncap.training.words import emotion_labels
@@ -101,7 +110,7 @@ def make_student(
         UserErrors: texts or sound files that cannot be used.
     """
     options, aligning = config.model_options(), config.align_options()
-    language = language_of(caption for u in manifests[0].utterances for caption in u.captions)
+    language = student_language(manifests[0].utterances)
     if language != "en":  # the key of students that were made before is that of English
         options |= {"language": language}
         options |= {"speakers": speaker_words(language)} if config.speaker_token else {}
@@ -153,6 +162,16 @@ def make_student(
         model = place(load_folder(folder)[0], run.device, run.sharded)
     quantise(model, model.model.language_model, config.llm_weights)
     return Student(model, processor, rows, inputs)
+
+
+def student_language(utterances: Sequence[Utterance]) -> Language:
+    """In which language the student is asked: that of most descriptions; where there are only answers to
+    instructions, which have their own wording, Chinese if all answers are."""
+    pairs = [(u, k) for u in utterances for k in range(len(u.captions))]
+    described = [u.captions[k] for u, k in pairs if not instruction_of(u, k)]
+    if described:
+        return language_of(described)
+    return "zh" if all(is_chinese(u.captions[k]) for u, k in pairs) else "en"
 
 
 def load_start(config: StudentConfig, language: Language) -> Loaded:

@@ -21,7 +21,6 @@ from trl import DPOConfig, DPOTrainer
 from aligncap.models.checkpoints import load_checkpoint, load_folder, model_key, save_whole
 from aligncap.models.modeling_aligncap import AlignCapForConditionalGeneration
 from aligncap.models.processing_aligncap import AlignCapProcessor
-from aligncap.models.quantise import quantise
 from aligncap.training.collators import PreferenceCollator
 from aligncap.training.config import IDLE, RunConfig
 from aligncap.training.data import ClipInputs, cached_inputs, read_clips
@@ -47,10 +46,10 @@ LOSSES = (
 ).split()
 # Options of trl and ours that our rows, collator and loss pass by.
 _IDLE = (
-    "average_tokens_across_devices dataset_num_proc max_length max_response_tokens model_init_kwargs "
-    "pad_to_multiple_of pad_token padding_free precompute_ref_batch_size ref_model_mixup_alpha "
-    "ref_model_sync_steps router_aux_loss_coef sync_ref_model tokens_per_batch truncation_mode "
-    "trust_remote_code use_weighting"
+    "average_tokens_across_devices dataset_num_proc llm_weights max_length max_response_tokens "
+    "model_init_kwargs pad_to_multiple_of pad_token padding_free precompute_ref_batch_size "
+    "ref_model_mixup_alpha ref_model_sync_steps router_aux_loss_coef sync_ref_model tokens_per_batch "
+    "truncation_mode trust_remote_code use_weighting"
 ).split()
 
 
@@ -263,7 +262,6 @@ def run_dpo(config: SpeechDPOConfig) -> int:
     with config.main_process_first(local=False, desc="base model"):
         model, processor = load_start(str(config.model), run.out / "base")
     place(model, run.device, run.sharded)
-    quantise(model, model.model.language_model, config.llm_weights)
     limit = model.config.max_response_tokens
     rows = PreferenceDataset.of(path, pairs, clips, ClipInputs(processor), limit)
     if config.feature_cache:

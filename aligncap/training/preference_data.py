@@ -110,7 +110,7 @@ class PreferenceDataset(Dataset[Row]):
 
         Raises:
             UserErrors: a caption holds a control token of the LLM.
-            UserError: captions are too long, see `data.tokenize_responses`.
+            UserError: captions are too long, see `responses.tokenize_responses`.
         """
         tokenizer, half = inputs.processor.tokenizer, len(pairs)
         texts = ((p.line, clips.utterances[p.clip].id, (p.chosen, p.rejected)) for p in pairs)

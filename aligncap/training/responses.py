@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from aligncap.text.prompts import end_token_id
+from aligncap.text.prompts import control_tokens, end_token_id
 from aligncap.utils.errors import UserError, UserErrors
 
 _log = logging.getLogger(__name__)
@@ -28,10 +28,8 @@ def refuse_special_tokens(
     Raises:
         UserErrors: every such text.
     """
-    # Llama 3 lists its turns' marks among the added tokens alone.
-    added = (token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
-    special = [token for token in dict.fromkeys([*tokenizer.all_special_tokens, *added]) if token.strip()]
-    pattern = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))) or "(?!)")
+    special = sorted(control_tokens(tokenizer), key=len, reverse=True)
+    pattern = re.compile("|".join(map(re.escape, special)) or "(?!)")
     errors = [
         f"{path}:{number}: {name}: {token!r} in its texts is a control token of the LLM; take it out"
         for number, name, said in texts

@@ -36,6 +36,12 @@ class SpeechSFTConfig(StudentConfig):
     )
     feature_cache: bool = option(True, "Read encoder features from the cache; false: encode in every step.")
 
+    def own_errors(self) -> list[str]:
+        errors = super().own_errors()
+        if self.encoder_lora and not self.train_llm:
+            errors.append("encoder_lora: with train_llm=false the projector alone learns; leave one out")
+        return errors
+
     @property
     def reads_cache(self) -> bool:
         """Whether what the encoder hears is computed once."""

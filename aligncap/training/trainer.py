@@ -115,11 +115,14 @@ def take_up_adapter(model: PeftModel, start: str | Path) -> None:
     if not is_adapter(start):
         return
     theirs, ours = PeftConfig.from_pretrained(str(start)), model.peft_config["default"]
-    shapes = {"lora_r": "r", "lora_alpha": "lora_alpha", "lora_targets": "target_modules"}
-    for option, name in {"encoder_lora": "rank_pattern", **shapes}.items():
+    remedy = "give the same, or go on from the merged model (`aligncap merge`)"
+    ranks = [next(iter(getattr(config, "rank_pattern", {}).values()), 0) for config in (theirs, ours)]
+    if ranks[0] != ranks[1]:
+        raise UserError(f"encoder_lora: the adapter of {start} has {ranks[0]}, not {ranks[1]}; {remedy}")
+    for option, name in (("lora_r", "r"), ("lora_alpha", "lora_alpha"), ("lora_targets", "target_modules")):
         had, has = getattr(theirs, name), getattr(ours, name)
         if had != has:
-            raise UserError(f"{option}: the adapter of {start} has {name}={had}, not {has}; give the same")
+            raise UserError(f"{option}: the adapter of {start} has {name}={had}, not {has}; {remedy}")
     saved = load_file(Path(start) / "adapter_model.safetensors")
     lora = {name: value for name, value in saved.items() if "lora_" in name}
     set_peft_model_state_dict(model, get_peft_model_state_dict(model) | lora)

@@ -49,7 +49,7 @@ def test_the_scores_are_those_of_scikit_learn() -> None:
     rng = np.random.default_rng(0)
     truth = rng.choice(LABELS, 60, p=[0.6, 0.3, 0.1]).tolist()
     said = [t if rng.random() < 0.6 else str(rng.choice([*LABELS, "happy"])) for t in truth]
-    _, found = score_answers(rows(said), clips(truth), LABELS)
+    found = score_answers(rows(said), clips(truth), LABELS)
     names = [s if s in LABELS else "none" for s in said]
     values = {name: s.value for name, s in found.statistics.items()}
     score = {"y_true": truth, "y_pred": names, "labels": LABELS, "zero_division": 0}
@@ -103,3 +103,33 @@ def test_clips_without_a_label_are_left_out_and_a_set_without_any_is_refused(tmp
     write_manifest(manifest, clips([None, None, None]))
     assert main(words) == 2 and "no clip has an emotion label" in capsys.readouterr().err
     assert main([*words, "--listening", "wrong=x.jsonl"]) == 2
+
+
+def test_missing_answers_leave_each_system_its_own_clips_and_seeds_the_same(tmp_path: Path, capsys) -> None:
+    manifest = tmp_path / "m.jsonl"
+    write_manifest(manifest, clips(["angry", "sad"] * 12, 12))
+    answers = rows(["angry", "sad"] * 12)
+    write_jsonl(tmp_path / "all.jsonl", answers)
+    write_jsonl(tmp_path / "few.jsonl", answers[:20])
+    write_jsonl(tmp_path / "others.jsonl", answers[4:])
+    words = ["evaluate", str(tmp_path / "all.jsonl"), "--answers", "--allow_missing", "true"]
+    words += ["--references", str(manifest), "--out", str(tmp_path / "report")]
+    assert main([*words, "--system", f"few={tmp_path / 'few.jsonl'}"]) == 0
+    metrics = json.loads((tmp_path / "report/metrics.json").read_text())
+    assert metrics["signature"]["clips"] == 24 and metrics["systems"]["few"]["answer_accuracy"]["value"] == 1
+    seeds = [f"few={tmp_path / name}.jsonl" for name in ("few", "others")]
+    assert main([*words, "--system", *seeds]) == 2
+    assert "its runs answer for different clips" in capsys.readouterr().err
+
+
+def test_answers_are_no_references_of_captions(tmp_path: Path, capsys) -> None:
+    asked = clips(["angry", "sad"])
+    for u in asked:
+        u.captions, u.instructions = [str(u.emotion)], ["Which emotion?"]
+    write_manifest(tmp_path / "m.jsonl", asked)
+    write_jsonl(tmp_path / "a.jsonl", rows(["He sounds angry.", "He sounds sad."]))
+    words = ["evaluate", str(tmp_path / "a.jsonl"), "--references", str(tmp_path / "m.jsonl")]
+    assert main([*words, "--out", str(tmp_path / "report")]) == 2
+    assert "m.jsonl: c0: its captions are answers to instructions" in capsys.readouterr().err
+    assert main([*words, "--out", str(tmp_path / "report"), "--answers", "--show", "5"]) == 2
+    assert "show: has no effect on answers" in capsys.readouterr().err

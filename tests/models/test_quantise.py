@@ -20,8 +20,12 @@ from aligncap.training.distill import DistillConfig, run_distill
 from aligncap.training.teacher import TeacherConfig, run_teacher
 from aligncap.utils.errors import UserError, UserErrors
 
-bitsandbytes = pytest.importorskip("bitsandbytes", reason="the extra aligncap[bits] is not installed")
 NEAR = {"int8": 0.02, "nf4": 0.12}  # relative error of one layer
+
+
+@pytest.fixture
+def bits() -> None:
+    pytest.importorskip("bitsandbytes", reason="the extra aligncap[bits] is not installed")
 
 
 def quiet(out: Path, **more: Any) -> dict[str, Any]:
@@ -36,7 +40,7 @@ def quiet(out: Path, **more: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("weights", ["int8", "nf4"])
-def test_a_layer_computes_nearly_the_same_in_less_memory(weights) -> None:
+def test_a_layer_computes_nearly_the_same_in_less_memory(weights, bits) -> None:
     model, _ = make_model()
     llm = model.model.language_model
     name = "layers.0.mlp.down_proj"
@@ -56,7 +60,7 @@ def test_a_layer_computes_nearly_the_same_in_less_memory(weights) -> None:
 
 @pytest.mark.parametrize(("weights", "precision"), [("nf4", "bfloat16"), ("int8", "float32")])
 def test_a_student_learns_on_it_and_is_merged_onto_the_full_weights(
-    weights, precision, manifest: Path, parts: dict[str, str], tmp_path: Path
+    weights, precision, bits, manifest: Path, parts: dict[str, str], tmp_path: Path
 ) -> None:
     shape = {"encoder_layer": "2", "projector_hidden": 24, "align_steps": 2, "precision": precision}
     for name in ("full", weights):
@@ -80,7 +84,7 @@ def test_a_student_learns_on_it_and_is_merged_onto_the_full_weights(
         assert all(p.is_floating_point() for p in model.parameters())
 
 
-def test_a_teacher_learns_on_it_and_is_saved_whole(manifest: Path, parts, tmp_path: Path) -> None:
+def test_a_teacher_learns_on_it_and_is_saved_whole(bits, manifest: Path, parts, tmp_path: Path) -> None:
     options = quiet(tmp_path / "run", train_manifest=str(manifest), llm=parts["llm"], llm_weights="nf4")
     del options["cache_dir"]
     run_teacher(TeacherConfig(**options))
@@ -88,11 +92,13 @@ def test_a_teacher_learns_on_it_and_is_saved_whole(manifest: Path, parts, tmp_pa
     assert all(value.dtype == torch.float32 for value in saved.values())
 
 
-def test_what_cannot_be_held_so_is_refused(manifest: Path, tmp_path: Path, monkeypatch) -> None:
-    config = GPT2Config(n_layer=1, n_head=2, n_embd=8, vocab_size=32, n_positions=16)
-    gpt2 = GPT2Model(config)
+def test_a_model_without_plain_linear_layers_is_refused(bits) -> None:
+    gpt2 = GPT2Model(GPT2Config(n_layer=1, n_head=2, n_embd=8, vocab_size=32, n_positions=16))
     with pytest.raises(UserError, match="gpt2 has no plain linear layers"):
         quantise(gpt2, gpt2, "nf4")
+
+
+def test_without_bitsandbytes_the_extra_is_named(manifest: Path, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(module, "find_spec", lambda name: None)
     with pytest.raises(
         UserErrors, match=r"llm_weights=int8: needs bitsandbytes; pip install 'aligncap\[bits\]'"

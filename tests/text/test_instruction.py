@@ -102,6 +102,11 @@ def test_chinese_is_asked_for_where_the_references_are_chinese() -> None:
         ("She sounds sad, with a naïve, café-like calm.", False),
         ("A sad woman: 悲伤.", False),
         ("sad, slow", False),
+        ("She says 'ありがとう' sadly.", False),
+        ("“안녕” she says warmly.", False),
+        ('A calm voice: "je ne sais pas, il est parti avec la voiture".', False),
+        ("La la la, she hums.", False),
+        ("她说话轻柔・缓慢。", False),
     ],
 )
 def test_captions_of_languages_without_word_lists_are_known(caption: str, other: bool) -> None:

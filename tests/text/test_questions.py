@@ -18,7 +18,7 @@ from aligncap.text.lexicon import is_chinese
 from aligncap.text.questions import KINDS, add_questions, label_question, label_word, write_questions
 from aligncap.utils.io import load_data
 
-FACTS = {"pitch": "high", "effort": "loud", "rate": "fast"}
+FACTS = {"pitch": "high", "effort": "forceful", "rate": "fast"}
 SET = ["angry", "calm", "fearful", "happy", "sad"]
 
 
@@ -114,14 +114,14 @@ def test_annotate_writes_questions_and_plain_captions_again(manifest: Path, tmp_
 
 
 def test_dimensions_of_the_facts_exist() -> None:
-    assert set(FACTS) <= set(dimensions())
+    assert all(dimensions()[name].level(word) for name, word in FACTS.items())
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["--language", "both"], "language=both: for --instructions alone"),
-        (["--instructions", "3", "--paraphrase", "gpt"], "paraphrase: rewords captions"),
+        (["--instructions", "3", "--paraphrase", "gpt"], "paraphrase: has no effect on answers"),
         (["--instructions", "-1"], "instructions=-1"),
     ],
 )
@@ -136,3 +136,15 @@ def test_instructions_and_captions_run_in_parallel(manifest: Path, tmp_path: Pat
     write_manifest(tmp_path / "m.jsonl", clips)
     assert main(["clues", str(tmp_path / "m.jsonl"), "--out", str(tmp_path / "o.jsonl")]) == 2
     assert "m.jsonl:3: " in (told := capsys.readouterr().err) and "run in parallel" in told
+
+
+def test_people_s_captions_without_a_label_are_named_and_kept(manifest: Path, tmp_path: Path, capsys) -> None:
+    clips = read_manifest(manifest)
+    for u in clips:
+        u.emotion, u.captions, u.clues, u.p_act = None, ["She sighs.", "A sigh."], [], []
+    write_manifest(manifest.parent / "people.jsonl", clips)
+    out = tmp_path / "asked.jsonl"
+    words = ["annotate", str(manifest.parent / "people.jsonl"), "--instructions", "4", "--out", str(out)]
+    assert main(words) == 1
+    assert capsys.readouterr().err.count("no emotion label to ask about; add one") == len(clips)
+    assert all(u.captions == ["She sighs.", "A sigh."] for u in read_manifest(out))

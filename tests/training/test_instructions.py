@@ -12,13 +12,14 @@ from tiny import make_model, save_model, voice
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from aligncap.cli import main
-from aligncap.data.manifest import read_manifest, write_manifest
+from aligncap.data.manifest import Utterance, read_manifest, write_manifest
 from aligncap.inference.captioner import Captioner
 from aligncap.models.checkpoints import load_folder, save_llm
+from aligncap.training.align import student_language
 from aligncap.training.collators import SpeechCollator
 from aligncap.training.data import CaptionRows, ClipInputs, SpeechDataset, read_clips
 from aligncap.training.sft import SpeechSFTConfig, run_sft
-from aligncap.utils.errors import UserError
+from aligncap.utils.errors import UserError, UserErrors
 
 ASKED = "Which emotion is it?"
 OWN = "Describe how the speaker sounds."
@@ -126,3 +127,29 @@ def test_a_whole_model_gives_its_language_model(tmp_path: Path) -> None:
     assert (save_llm(folder, tmp_path / "llm") / "model.safetensors").is_file()
     with pytest.raises(UserError, match="not empty"):
         save_llm(folder, tmp_path / "llm")
+
+
+def test_the_student_is_asked_in_the_language_of_descriptions_and_else_of_all_answers() -> None:
+    def clip(captions: list[str], instructions: list[str]) -> Utterance:
+        return Utterance("a", ".", "a.wav", "x", captions=captions, instructions=instructions)
+
+    assert student_language([clip(["悲伤", "angry", "愤怒"], ["?", "?", "?"])]) == "en"
+    assert student_language([clip(["悲伤", "愤怒"], ["?", "?"])]) == "zh"
+    assert student_language([clip(["悲伤", "愤怒", "He is sad."], ["?", "?", ""])]) == "en"
+    assert student_language([clip(["他很悲伤。", "sad"], ["", "?"])]) == "zh"
+
+
+def test_lora_in_the_encoder_alone_or_of_another_rank_is_refused(
+    manifest: Path, parts: dict[str, Any], tmp_path: Path
+) -> None:
+    with pytest.raises(UserErrors, match="encoder_lora: with train_llm=false"):
+        SpeechSFTConfig(
+            output_dir=str(tmp_path / "x"), train_manifest=str(manifest), encoder_lora=4, train_llm=False
+        )
+    quiet = {"max_steps": 1, "precision": "float32", "report_to": "none", "disable_tqdm": True}
+    quiet |= {"cache_dir": str(tmp_path / "cache"), "save_strategy": "no", "train_manifest": str(manifest)}
+    shape = {"encoder_layer": "2", "projector_hidden": 24, "align_steps": 1}
+    run_sft(SpeechSFTConfig(output_dir=str(tmp_path / "one"), **parts, **shape, **quiet))
+    options = {"output_dir": str(tmp_path / "two"), "start": str(tmp_path / "one"), "encoder_lora": 4}
+    with pytest.raises(UserError, match=r"encoder_lora: the adapter of .* has 0, not 4; .*aligncap merge"):
+        run_sft(SpeechSFTConfig(**options, **quiet))

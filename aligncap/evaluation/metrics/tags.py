@@ -29,16 +29,19 @@ def tag_statistics(captions: Sequence[str], utterances: Sequence[Utterance]) -> 
 def tags_among_people(utterances: Sequence[Utterance]) -> dict[str, float]:
     """The same of each annotator against each other: what people reach. Absent with fewer than two."""
     pairs = [[(a, b) for a in sets for b in sets if a is not b] for sets in told_of(utterances)]
-    return {name: found.value for name, found in _scores(pairs).items()}
+    found = {name: statistic.value for name, statistic in _scores(pairs).items()}
+    return {name: value for name, value in found.items() if np.isfinite(value)}
 
 
 def told_of(utterances: Sequence[Utterance]) -> list[Sets]:
     """The words of each annotator of each clip; empty lists where a clip has none."""
-    voices = [u.extra.get("voice") for u in utterances]
-    return [
-        [tags_of(", ".join(words)) for words in voice.values()] if isinstance(voice, dict) else []
-        for voice in voices
-    ]
+
+    def words_of(voice: object) -> list[list[str]]:
+        lists = list(voice.values()) if isinstance(voice, dict) else []
+        told = all(isinstance(words, list) and all(isinstance(w, str) for w in words) for words in lists)
+        return lists if told else []
+
+    return [[tags_of(", ".join(words)) for words in words_of(u.extra.get("voice"))] for u in utterances]
 
 
 def _scores(pairs: Sequence[Sequence[tuple[frozenset[str], frozenset[str]]]]) -> dict[str, Statistic]:

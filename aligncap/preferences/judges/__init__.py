@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
-from aligncap.data.manifest import Utterance, read_manifest
+from aligncap.data.manifest import Utterance, read_manifest, refuse_answers
 from aligncap.text.claims import relative_cues
 from aligncap.text.rubric import CRITERIA
 from aligncap.utils.errors import UserError, UserErrors
@@ -168,6 +168,7 @@ def read_items(
 def _clips(manifest: Path) -> dict[str, Item]:
     """What is known of each clip of a manifest, as an item without a caption."""
     utterances = read_manifest(manifest)
+    refuse_answers(manifest, utterances)
     labels = frozenset(u.emotion for u in utterances if u.emotion)
     return {
         u.id: Item(u.id, "", "candidate", 0, tuple(u.captions), u, manifest, relative, labels)
