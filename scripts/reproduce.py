@@ -121,7 +121,7 @@ class Table(BaseModel, extra="forbid"):
     probe: bool = False
     folds: int = 0
     teacher: list[str] = []  # of folds: further words of `train teacher`
-    dev: int = 2  # of folds: speakers of each corpus that are neither learnt from nor tested
+    dev: int | None = None  # of folds: `split --dev`
 
     @property
     def labels(self) -> dict[str, str]:
@@ -311,7 +311,7 @@ def make_plan(systems: dict[str, System], names: Sequence[str], spec: Table, run
     for fold in range(spec.folds):
         own, done = run / f"folds/{fold}", run / f"folds/{fold}/done"
         argv = ["split", f"{run}/clued.jsonl", "--folds", str(spec.folds), "--fold", str(fold)]
-        argv += ["--dev", str(spec.dev)] * (spec.dev != type(spec).model_fields["dev"].default)
+        argv += [] if spec.dev is None else ["--dev", str(spec.dev)]
         split = Step(f"fold-{fold}.split", [*argv, "--out", f"{own}/data"], own / "data/test.jsonl", done, ())
         argv = ["train", "teacher", "--config", "teacher", "--train_manifest", f"{own}/data/train.jsonl"]
         argv += ["--output_dir", f"{own}/teacher", *spec.teacher]

@@ -24,13 +24,11 @@ from aligncap.text.emotions import chinese_forms, english_forms
 from aligncap.utils.errors import UserError
 from aligncap.utils.io import Row, atomic_open, read_jsonl, write_json
 from aligncap.utils.statistics import (
-    Clusters,
     Floats,
     Interval,
-    Run,
     Statistic,
     clusters_of,
-    correct,
+    compared,
     mean,
     over_seeds,
     paired_differences,
@@ -174,7 +172,10 @@ def evaluate_answers(
     last = list(systems)[-1]
     units = {name: clusters_of(runs[0].clips) for name, runs in systems.items()}
     cells = {n: pooled([run.statistics for run in runs], units[n]) for n, runs in systems.items()}
-    gaps = {} if allow_missing else _differences(systems, last, against, units[last])
+    gaps = {}
+    if not allow_missing:
+        seeds = {name: over_seeds([run.statistics for run in runs]) for name, runs in systems.items()}
+        gaps = compared(seeds, last, against, lambda a, b: paired_differences(a, b, units[last]))
     for number, (name, runs) in enumerate(systems.items()):
         emotions = runs[0].emotions
         with atomic_open(out / f"confusion_{number}.png", "wb") as file:
@@ -185,32 +186,18 @@ def evaluate_answers(
         "unit": units[last].note,
         "renamed": dict(label_map or {}),
     }
-    own = {name: {**cells[name], "invalid": invalid_answers(runs)} for name, runs in systems.items()}
+    invalid = {name: invalid_answers(runs) for name, runs in systems.items()}
+    own = {name: {**cells[name], "invalid": rows} for name, rows in invalid.items()}
     metrics = {"system": last, **cells[last], "signature": counted, "systems": own, "differences": gaps}
     write_json(out / "metrics.json", metrics | {"baselines": {b.name: b.cells for b in baselines}})
     console = Console()
     console.print(
         _table(cells, baselines, f"{counted['clips']} clips, {len(labels)} labels, {counted['unit']}")
     )
-    for name, runs in systems.items():
-        for row in invalid_answers(runs):
+    for name, listed in invalid.items():
+        for row in listed:
             console.print(Text(f"invalid answer of {name}, {row['count']} times: {row['answer']}"))
     print(f"report: {out / 'metrics.json'}, {out / 'confusion_0.png'}")
-
-
-def _differences(
-    systems: Mapping[str, Sequence[Answered]], last: str, against: str | None, clusters: Clusters
-) -> dict[str, dict[str, Interval]]:
-    """Of each other system to the last, or to `against`, as captions' are."""
-    runs: dict[str, Run] = {name: over_seeds([r.statistics for r in own]) for name, own in systems.items()}
-    base = against or last
-    gaps = {}
-    for rival in systems:
-        if rival != base:
-            one, two = (rival, base) if against else (base, rival)
-            gaps[f"{one} − {two}"] = paired_differences(runs[two], runs[one], clusters)
-    correct({(pair, name): cell for pair, cells in gaps.items() for name, cell in cells.items()})
-    return gaps
 
 
 def _table(cells: Mapping[str, Mapping[str, Interval]], baselines: Sequence[Baseline], title: str) -> Table:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -23,9 +23,9 @@ from aligncap.evaluation.report.html import choose_samples, score_lines, write_r
 from aligncap.evaluation.scoring import Baseline, Rows, Scored, System, differences, score_rows
 from aligncap.utils.errors import UserError, nearest
 from aligncap.utils.io import read_jsonl
-from aligncap.utils.options import Config, NaturalInt, named_values, option
+from aligncap.utils.options import Config, NaturalInt, changed, named_values, option
 from aligncap.utils.run_record import write_run_record
-from aligncap.utils.statistics import correct
+from aligncap.utils.statistics import compared
 
 PROTOCOLS: dict[str, Alike] = {"secap": "encoder", "secap-words": "words"}
 
@@ -92,11 +92,7 @@ class EvaluateConfig(Config):
         errors += [f"coco={n}: choose among {choices}" for n in self.coco if n not in COCO_METRICS]
         if self.answers:
             of_captions = "listening coco protocol similarity wordnet audio title show".split()
-            errors += [
-                f"{name}: has no effect on answers; leave it out"
-                for name, default in ((f.name, f.default) for f in fields(self) if f.name in of_captions)
-                if getattr(self, name) not in (default, [])
-            ]
+            errors += [f"{n}: has no effect on answers; leave it out" for n in changed(self, of_captions)]
         if self.against is not None and self.against not in self.systems:
             errors.append(f"against={self.against}: no such system{nearest(self.against, self.systems)}")
         if self.against is not None and self.allow_missing:
@@ -214,13 +210,9 @@ def evaluate_files(
     conditions = {name: scored["heard", name] for name in heard}
     gains = audio_gains(scored[right], conditions, whole, label_map=label_map)
     gaps = {}
-    base = config.against or config.name
-    for rival in captions if not config.allow_missing else ():  # other clips are missing in each file
-        one, two = (rival, base) if config.against else (base, rival)
-        if rival != base:
-            gaps[f"{one} − {two}"] = differences(scored["system", two], scored["system", one])
-
-    correct({(pair, name): cell for pair, cells in gaps.items() for name, cell in cells.items()})
+    if not config.allow_missing:  # other clips are missing in each file
+        runs = {name: scored["system", name] for name in captions}
+        gaps = compared(runs, config.name, config.against, differences)
 
     # report
     page = write_report(

@@ -26,12 +26,12 @@ from aligncap.text.emotions import emotion_of, emotion_words
 from aligncap.text.lexicon import word_list
 from aligncap.text.prompts import Language
 from aligncap.text.questions import add_questions
-from aligncap.text.sentences import FILE, write_captions
-from aligncap.text.sentences_zh import write_captions_zh
+from aligncap.text.sentences import FILE
+from aligncap.text.sentences_zh import WRITERS
 from aligncap.utils.errors import UserError
 from aligncap.utils.io import load_data
 from aligncap.utils.openai_endpoint import KEY_VARIABLE, URL_VARIABLE, key_and_url
-from aligncap.utils.options import Config, NaturalInt, PositiveInt, option
+from aligncap.utils.options import Config, NaturalInt, PositiveInt, changed, option
 from aligncap.utils.progress import track
 
 WRITER = "annotate"  # extra["captions_by"] of captions written here, so that they can be written again
@@ -70,10 +70,8 @@ class AnnotateConfig(Config):
     def own_errors(self) -> list[str]:
         if not self.instructions:
             return ["language=both: for --instructions alone"] if self.language == "both" else []
-        idle = {"paraphrase": self.paraphrase, "references": self.references != type(self).references}
-        return [
-            f"{name}: has no effect on answers to instructions; leave it out" for name in idle if idle[name]
-        ]
+        idle = changed(self, ("paraphrase", "references"))
+        return [f"{name}: has no effect on answers to instructions; leave it out" for name in idle]
 
 
 def run_annotate(config: AnnotateConfig) -> int:
@@ -147,7 +145,6 @@ def annotate(
     languages: list[Language] = ["en", "zh"] if language == "both" else [language]
     for utterance, relative in zip(usable, relative_cues(usable), strict=True):
         utterance.cue_words = words = word_cues(relative)
-        facts = utterance.emotion, utterance.intensity, utterance.gender, words
         rng, where = Random(f"{seed}|{utterance.id}"), f"{manifest_path}: {utterance.id}"
         own = bool(utterance.captions) and utterance.extra.get("captions_by") != WRITER
         told = len(utterance.captions) if own else 0
@@ -159,8 +156,9 @@ def annotate(
                 continue
             add_questions(utterance, instructions, rng, labels=labels, languages=languages, keep=own)
         elif not own:
-            write = write_captions_zh if language == "zh" else write_captions
-            utterance.captions, utterance.instructions = write(*facts, references, rng), []
+            facts = utterance.emotion, utterance.intensity, utterance.gender, words
+            utterance.captions = WRITERS[languages[0]](*facts, references, rng)
+            utterance.instructions = []
         if instructions or not own:
             utterance.clues, utterance.p_act = [], []  # they belonged to the former captions
             if not own:

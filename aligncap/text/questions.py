@@ -13,8 +13,7 @@ from aligncap.data.manifest import Utterance
 from aligncap.text.emotions import words_of
 from aligncap.text.instruction import language_of
 from aligncap.text.prompts import Language
-from aligncap.text.sentences import write_captions
-from aligncap.text.sentences_zh import write_captions_zh
+from aligncap.text.sentences_zh import WRITERS
 from aligncap.utils.io import load_data
 
 FILE = "instructions.yaml"
@@ -91,11 +90,11 @@ def write_questions(
         if len(written) == count:
             break
         words = load_data(FILE)[language]
-        write = write_captions_zh if language == "zh" else write_captions
         named = label_word(emotion, language) if emotion else ""
         slots, answer = {}, words["answer"].format(emotion=named)
         if kind in ("caption", "reason"):
-            said = write(emotion if kind == "caption" else None, intensity, gender, facts, 1, rng)
+            named_in = emotion if kind == "caption" else None
+            said = WRITERS[language](named_in, intensity, gender, facts, 1, rng)
             if not said:
                 continue
             answer = said[0]

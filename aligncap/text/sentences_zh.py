@@ -8,7 +8,7 @@ from random import Random
 from aligncap.text.claims import CHINESE, Level, chinese_levels, claims_of, dimensions
 from aligncap.text.emotions import emotion_of, words_of
 from aligncap.text.lexicon import is_chinese
-from aligncap.text.sentences import ADD_SHARE, PLAIN_SHARE, choose
+from aligncap.text.sentences import ADD_SHARE, PLAIN_SHARE, choose, write_captions
 from aligncap.utils.io import Row, load_data
 
 FILE = "caption_templates_zh.yaml"
@@ -39,6 +39,9 @@ def write_captions_zh(
             if text and text not in written and _states(text, emotion, sayable):
                 written.append(text)
     return written
+
+
+WRITERS = {"en": write_captions, "zh": write_captions_zh}  # by language of the captions
 
 
 def _words(dimension: str, level: Level) -> Row:

@@ -22,9 +22,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
 
 from aligncap.data.manifest import Utterance
-from aligncap.models.checkpoints import (
-    embedding_rms,
-)
+from aligncap.models.checkpoints import embedding_rms
 from aligncap.models.modeling_aligncap import AlignCapForConditionalGeneration
 from aligncap.models.projectors import Projector
 from aligncap.text.instruction import language_of
@@ -111,6 +109,11 @@ def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
+def _speaker(u: Utterance) -> str | None:
+    """ "woman" or "man", in the language of the captions."""
+    return speaker_word(u.gender, language_of(u.captions))
+
+
 def clue_targets(
     utterances: list[Utterance], tokenizer: PreTrainedTokenizerBase, *, speakers: bool = True
 ) -> tuple[list[int], TokenLists]:
@@ -126,7 +129,7 @@ def clue_targets(
     rows = []
     for u in utterances:
         words = [clue for clues in u.clues for clue in clues]
-        word = speaker_word(u.gender, language_of(u.captions)) if speakers else None
+        word = _speaker(u) if speakers else None
         words += [word] * len(u.clues) if word else []
         for word in words:
             if word not in known:
@@ -151,15 +154,8 @@ def text_vectors(
         vectors: of each clip one of (width,) for each caption; texts: the same as text.
     """
     texts = [
-        [
-            " ".join(
-                part
-                for part in (speaker_word(u.gender, language_of(u.captions)), u.transcript, p_act)
-                if part
-            )
-            for p_act in u.p_act
-        ]
-        for u in utterances
+        [" ".join(part for part in (who, u.transcript, p_act) if part) for p_act in u.p_act]
+        for u, who in zip(utterances, map(_speaker, utterances), strict=True)
     ]
     known = {
         text: embeddings[_ids(tokenizer, " " + text)].float().mean(0) for row in texts for text in set(row)

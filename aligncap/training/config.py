@@ -6,7 +6,7 @@ Each command's own options stand in its module: `TeacherConfig`, `AlignConfig`, 
 
 from __future__ import annotations
 
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -25,6 +25,7 @@ from aligncap.utils.options import (
     PositiveFloat,
     PositiveInt,
     Range,
+    changed,
     option,
     range_errors,
 )
@@ -243,8 +244,8 @@ class StudentConfig(CaptionConfig):
         if self.start:
             if not Path(self.start).is_dir():
                 errors.append(f"start: {self.start}: no such folder; give the folder of a trained student")
-            other = [name for name in SHAPE if getattr(self, name) != getattr(type(self), name)]
-            errors += [f"{name}: with start it is that of {self.start}; leave it out" for name in other]
+            own = f"with start it is that of {self.start}; leave it out"
+            errors += [f"{name}: {own}" for name in changed(self, SHAPE)]
         return errors
 
     def model_options(self) -> dict[str, Any]:
@@ -278,9 +279,9 @@ def choose_precision(wanted: str) -> tuple[bool, str]:
 
 
 def _idle_errors(config: RunConfig) -> list[str]:
-    own = {f.name: f.default if f.default_factory is MISSING else f.default_factory() for f in fields(config)}
+    own = {f.name for f in fields(config)}
     return [
         f"{name}: has no effect here; " + (f"use {instead}" if instead in own else "leave it out")
-        for name, instead in config.IDLE.items()
-        if name in own and getattr(config, name) != own[name]
+        for name in changed(config, config.IDLE)
+        for instead in [config.IDLE[name]]
     ]

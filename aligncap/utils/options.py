@@ -22,7 +22,7 @@ import dataclasses
 import json
 import math
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import (
@@ -105,6 +105,13 @@ class Config:
     def own_errors(self) -> list[str]:
         """What a subclass finds wrong with its options, a line each."""
         return []
+
+
+def changed(config: DataclassInstance, names: Iterable[str]) -> list[str]:
+    """Those of `names` that are options of `config` and have another value than by default."""
+    none = dataclasses.MISSING
+    own = {f.name: f.default if f.default_factory is none else f.default_factory() for f in fields(config)}
+    return [name for name in names if name in own and getattr(config, name) != own[name]]
 
 
 def range_errors(config: DataclassInstance, inherited: Mapping[str, Range] | None = None) -> list[str]:

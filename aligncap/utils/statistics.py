@@ -22,6 +22,7 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Interval = dict[str, float | None]
 K = TypeVar("K", bound=Hashable)
+T = TypeVar("T")
 
 FEWEST = 12  # speakers below which nothing is claimed
 EXCHANGES = 9999  # of speakers that are tried: all that there are, or so many random ones
@@ -302,6 +303,29 @@ def correct(cells: Mapping[K, Interval]) -> None:
     corrected = holm({key: p for key, cell in cells.items() if (p := cell["p"]) is not None})
     for key, cell in cells.items():
         cell["p_holm"] = corrected.get(key)
+
+
+def compared(
+    systems: Mapping[str, T],
+    name: str,
+    against: str | None,
+    gaps_of: Callable[[T, T], dict[str, Interval]],
+) -> dict[str, dict[str, Interval]]:
+    """Differences of `name` to each other system, or of each other to `against`, with Holm's p over all.
+
+    Args:
+        gaps_of: second minus first, by score.
+
+    Returns:
+        {"one − two": {score: difference}}.
+    """
+    base, gaps = against or name, {}
+    for rival in systems:
+        if rival != base:
+            one, two = (rival, base) if against else (base, rival)
+            gaps[f"{one} − {two}"] = gaps_of(systems[two], systems[one])
+    correct({(pair, score): cell for pair, cells in gaps.items() for score, cell in cells.items()})
+    return gaps
 
 
 def sure(p: float | None) -> bool:

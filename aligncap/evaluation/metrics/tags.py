@@ -22,6 +22,8 @@ def tag_statistics(captions: Sequence[str], utterances: Sequence[Utterance]) -> 
     where a clip has no annotator's words.
     """
     told = told_of(utterances)
+    if not all(told):
+        return {}
     said = [tags_of(caption) for caption in captions]
     return _scores([[(own, other) for other in sets] for own, sets in zip(said, told, strict=True)])
 
