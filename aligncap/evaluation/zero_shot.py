@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from aligncap.data.manifest import read_manifest
+from aligncap.data.manifest import read_manifest, refuse_answers
 from aligncap.data.provenance import known_provenance, refuse_overlap
 from aligncap.data.split import choose_evenly
 from aligncap.evaluation.corpora import Corpus, content_of, table_of
@@ -173,6 +173,7 @@ def read_corpora(
     Raises:
         UserErrors: names that repeat, maps of unknown corpora or labels or of labels that the corpus has
             itself, and chosen labels that no corpus has.
+        UserError: captions of a manifest are answers to instructions.
     """
     maps: dict[str, dict[str, str]] = {}
     errors = []
@@ -186,6 +187,7 @@ def read_corpora(
     corpora: dict[str, Corpus] = {}
     for manifest in manifests:
         whole = read_manifest(manifest)
+        refuse_answers(manifest, whole)
         inside = {u.corpus for u in whole}
         name = inside.pop() if len(inside) == 1 else Path(manifest).stem
         name = re.sub(r"[^\w.-]+", "-", name).strip("-.") or "corpus"  # names a folder

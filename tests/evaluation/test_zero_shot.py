@@ -201,6 +201,16 @@ def test_a_corpus_that_was_heard_is_refused_before_anything_is_written(there: Pa
         zero_shot(**given(there, "sea") | {"trained_on": []})
 
 
+def test_answers_to_instructions_are_no_references_here_either(there: Path) -> None:
+    clips = read_manifest(there / "sea.jsonl")
+    for u in clips:
+        u.instructions = ["Which emotion?"] * len(u.captions)
+    write_manifest(there / "sea.jsonl", clips)
+    with pytest.raises(UserError, match="sea.jsonl: .*answers to instructions"):
+        zero_shot(**given(there, "sea"))
+    assert not (there / "out").exists()
+
+
 def test_options_that_contradict_each_other_come_all_at_once() -> None:
     with pytest.raises(UserErrors) as caught:
         ZeroShotConfig(manifest=["m"], out="o", name="T=2", condition=["deaf"], limit=0)
