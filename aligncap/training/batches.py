@@ -6,11 +6,14 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from torch.utils.data import Sampler
+from accelerate import Accelerator
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from aligncap.training.config import RunConfig
+from aligncap.training.packing import PADDING, packed_size
 
 Spans = list[tuple[int, int]]
+DESCRIBED = 500  # batches from which the share of padding is said
 
 
 def padded_size(lengths: np.ndarray) -> int:
@@ -22,14 +25,22 @@ def padded_size(lengths: np.ndarray) -> int:
     return len(lengths) * int(lengths.max(0).sum())
 
 
-def padding_share(lengths: np.ndarray, batches: Sequence[Sequence[int] | np.ndarray]) -> float:
+def padding_share(
+    lengths: np.ndarray, batches: Sequence[Sequence[int] | np.ndarray], packed: bool = False
+) -> float:
     """Share of padding in all tokens of `batches` of indices into `lengths` (rows, 2).
 
     >>> padding_share(np.array([[5, 1], [3, 4]]), [[0, 1]])  # 13 tokens in 18 places
     0.2777777777777778
+    >>> padding_share(np.array([[5, 1], [3, 4]]), [[0, 1]], packed=True)
+    0.0
     """
     real = sum(int(lengths[batch].sum()) for batch in batches)
-    return 1 - real / sum(padded_size(lengths[batch]) for batch in batches)
+    sizes = (
+        packed_size(lengths[batch].sum(1).tolist()) if packed else padded_size(lengths[batch])
+        for batch in batches
+    )
+    return 1 - real / sum(sizes)
 
 
 def places(lengths: np.ndarray, slabs: int) -> np.ndarray:
@@ -48,7 +59,7 @@ def places(lengths: np.ndarray, slabs: int) -> np.ndarray:
     return np.unique(keys, axis=0, return_inverse=True)[1].reshape(-1)
 
 
-def cut(lengths: np.ndarray, rows: int, tokens: int) -> Spans:
+def cut(lengths: np.ndarray, rows: int, tokens: int, packed: bool = False) -> Spans:
     """Cut rows, in their order, into batches [start, stop).
 
     Each holds at most `rows` rows and `tokens` tokens, padding included; 0: no such limit. A row longer than
@@ -56,16 +67,21 @@ def cut(lengths: np.ndarray, rows: int, tokens: int) -> Spans:
 
     >>> cut(np.array([[3, 1], [3, 2], [9, 1], [9, 9]]), rows=0, tokens=10)
     [(0, 2), (2, 3), (3, 4)]
+
+    Args:
+        packed: rows will be packed, so that a batch has the tokens of its rows and `packing.PADDING`.
     """
     spans: Spans = []
-    start = prompt = response = 0
+    start = prompt = response = total = 0
     for place, (own_prompt, own_response) in enumerate(lengths.tolist()):
         prompt, response = max(prompt, own_prompt), max(response, own_response)
-        count = place - start + 1
-        full = 0 < rows < count or 0 < tokens < count * (prompt + response)
+        count, total = place - start + 1, total + own_prompt + own_response
+        size = total / (1 - PADDING) if packed else count * (prompt + response)
+        full = 0 < rows < count or 0 < tokens < size
         if full and count > 1:
             spans.append((start, place))
             start, prompt, response = place, own_prompt, own_response
+            total = own_prompt + own_response
     return [*spans, (start, len(lengths))]
 
 
@@ -88,20 +104,39 @@ class LengthBuckets(Sampler[list[int]]):
     and where batches begin and end does not: each epoch has the same number of batches, by which the Trainer
     counts its steps and finds its place when it resumes. All of it follows from seed and epoch.
 
+    Rows that will be packed need not be alike: lengths are shuffled once for all epochs, and rows of as many
+    tokens in all take each other's places.
+
     Args:
         lengths: (rows, 2), tokens of each row's prompt and response.
         rows: rows of a batch, 0: as many as `tokens` allow.
         tokens: budget of a batch, padding included; 0: none.
         multiple: the number of batches is a multiple of it (processes × accumulation steps), so that all
             processes and all steps get equally many; only rows fewer than it leave it smaller.
+        packed: the rows of a batch will be packed.
     """
 
     def __init__(
-        self, lengths: np.ndarray, *, rows: int = 0, tokens: int = 0, multiple: int = 1, seed: int = 0
+        self,
+        lengths: np.ndarray,
+        *,
+        rows: int = 0,
+        tokens: int = 0,
+        multiple: int = 1,
+        seed: int = 0,
+        packed: bool = False,
     ) -> None:
         if not rows and not tokens:
             raise ValueError("rows or tokens must limit a batch")
         self.lengths, self.seed, self.epoch = lengths, seed, 0
+        self.slots = np.arange(len(lengths))
+        if packed:
+            totals = lengths.sum(1)
+            self.place = np.unique(totals, return_inverse=True)[1].reshape(-1)
+            self.slots = np.random.default_rng(seed).permutation(len(lengths))
+            ordered = lengths[np.argsort(self.place, kind="stable")[self.slots]]
+            self.spans = round_up(cut(ordered, rows, tokens, packed=True), ordered, multiple)
+            return
         best = None
         for slabs in (2**k for k in range(len(lengths).bit_length())):
             place = places(lengths, slabs)
@@ -121,31 +156,45 @@ class LengthBuckets(Sampler[list[int]]):
     def __iter__(self) -> Iterator[list[int]]:
         rng = np.random.default_rng([self.seed, self.epoch])
         shuffled = rng.permutation(len(self.lengths))
-        order = shuffled[np.argsort(self.place[shuffled], kind="stable")]
+        order = shuffled[np.argsort(self.place[shuffled], kind="stable")][self.slots]
         for batch in rng.permutation(len(self.spans)):
             start, stop = self.spans[batch]
             yield order[start:stop].tolist()
 
-    def shuffled(self) -> list[np.ndarray]:
-        """As many batches of shuffled rows, whatever their lengths: what the buckets are held against."""
-        return np.array_split(np.random.default_rng(self.seed).permutation(len(self.lengths)), len(self))
 
-    def summary(self, teacher: np.ndarray | None = None) -> dict[str, float]:
-        """Rows, batches, mean rows of a batch, share of padding, and that of shuffled batches.
+def shuffled_batches(rows: int, batches: int, seed: int) -> list[np.ndarray]:
+    """`rows` rows in so many batches, whatever their lengths: what others are held against."""
+    return np.array_split(np.random.default_rng(seed).permutation(rows), batches)
 
-        Args:
-            teacher: lengths of what the teacher reads beside each row, in the layout of `lengths`.
-        """
-        found: dict[str, float] = {
-            "rows": len(self.lengths),
-            "batches": len(self),
-            "rows_per_batch": len(self.lengths) / len(self),
-        }
-        for name, lengths in (("", self.lengths), ("teacher_", teacher)):
-            if lengths is not None:
-                found[f"{name}padding"] = padding_share(lengths, list(self))
-                found[f"{name}padding_shuffled"] = padding_share(lengths, self.shuffled())
-        return {name: round(value, 4) for name, value in found.items()}
+
+def summary(
+    lengths: np.ndarray,
+    batches: Sequence[Sequence[int] | np.ndarray],
+    teacher: np.ndarray | None = None,
+    packed: bool = False,
+    seed: int = 0,
+) -> dict[str, float]:
+    """Rows, batches, mean rows of a batch, share of padding, and that of shuffled batches of plain rows.
+
+    Padding is that of the first `DESCRIBED` batches, which stand in no order.
+
+    Args:
+        lengths: (rows, 2), tokens of each row's prompt and response.
+        batches: of indices into it.
+        teacher: lengths of what the teacher reads beside each row, in the layout of `lengths`.
+        packed: whether rows of a batch are packed.
+    """
+    found: dict[str, float] = {
+        "rows": len(lengths),
+        "batches": len(batches),
+        "rows_per_batch": len(lengths) / len(batches),
+    }
+    shuffled = shuffled_batches(len(lengths), len(batches), seed)[:DESCRIBED]
+    for name, read in (("", lengths), ("teacher_", teacher)):
+        if read is not None:
+            found[f"{name}padding"] = padding_share(read, batches[:DESCRIBED], packed)
+            found[f"{name}padding_shuffled"] = padding_share(read, shuffled)
+    return {name: round(value, 4) for name, value in found.items()}
 
 
 def row_lengths(dataset: Any) -> np.ndarray:
@@ -165,4 +214,47 @@ def length_buckets(args: RunConfig, dataset: Any) -> LengthBuckets | None:
         tokens=args.tokens_per_batch,
         multiple=args.world_size * args.gradient_accumulation_steps,
         seed=args.seed if args.data_seed is None else args.data_seed,
+        packed=args.packing,
     )
+
+
+def bucket_loader(
+    accelerator: Accelerator, args: RunConfig, rows: Dataset[Any], buckets: LengthBuckets, collator: Any
+) -> DataLoader:
+    """The loader of these batches, shared out among processes."""
+    names = "num_workers pin_memory persistent_workers multiprocessing_context prefetch_factor in_order"
+    options: Any = {name: getattr(args, f"dataloader_{name}") for name in names.split()}
+    options |= {"batch_sampler": buckets, "collate_fn": collator}
+    loader = accelerator.prepare(DataLoader(rows, **options))
+    # accelerate and the Trainer wrap batch samplers, for processes and to resume; through all wrappers an
+    # epoch reaches only what is named here.
+    loader.set_sampler(buckets)
+    return loader
+
+
+def describe(args: RunConfig, dataset: Any, buckets: LengthBuckets | None) -> tuple[dict[str, float], str]:
+    """`summary` of a run's batches, and the same in words; the Trainer's own batches where `buckets` is None.
+
+    Those are described by others that are shuffled as they are.
+    """
+    lengths = row_lengths(dataset) if buckets is None else buckets.lengths
+    if buckets is None:
+        count = -(-len(lengths) // args.train_batch_size)
+        batches: Sequence[Any] = shuffled_batches(len(lengths), count, args.seed)
+    else:
+        batches = list(buckets)
+    teacher = getattr(dataset, "teacher_lengths", lambda: None)()
+    found = summary(lengths, batches, teacher, args.packing, args.seed)
+    padding = "; ".join(
+        f"{who}padding {found[name]:.1%}, in shuffled batches {found[f'{name}_shuffled']:.1%}"
+        for who, name in (("", "padding"), ("the teacher's ", "teacher_padding"))
+        if name in found
+    )
+    counts = f"{found['rows']:.0f} rows in {found['batches']:.0f} batches"
+    words = (
+        f"{counts}, {found['rows_per_batch']:.1f} rows each{', packed' if args.packing else ''}; {padding}"
+    )
+    budget, tokens = args.tokens_per_batch, lengths.sum(1)
+    if budget and (over := int((tokens > budget).sum())):
+        words += f"; {over} rows are longer than tokens_per_batch={budget}, up to {tokens.max()}"
+    return found, words

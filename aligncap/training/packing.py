@@ -1,0 +1,136 @@
+"""Several texts in one row of a language model, each seeing itself alone.
+
+A row of 60 tokens beside one of 100 is 40 % padding. Packed rows are nearly full, and what each text sees,
+and at which positions, is what it has in a row of its own; so losses and gradients are those of plain rows.
+Texts are told apart by their positions, which begin at 0 again: transformers makes its masks of them, windows
+of sliding layers included, unless a family never hands them to its mask. For those the mask is written out
+here.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from aligncap.utils.errors import UserError
+
+PADDING = 0.03  # largest share of padding in a batch of packed rows
+PAD_POSITION = 1  # does not go on from any text and begins none: a padding token sees itself alone
+
+
+def plan_rows(lengths: Sequence[int], padding: float = PADDING) -> list[list[int]]:
+    """Which texts share a row: as many rows as keep the share of padding within `padding`.
+
+    Attention costs the square of a row's width, so rows are as narrow as they can be. For each number of rows
+    texts are dealt out longest first, each to the row that is shortest so far (Graham 1969). One row of all
+    has no padding, so there always is an answer; texts and rows keep their order.
+
+    >>> plan_rows([7, 3, 4, 6])
+    [[0, 1], [2, 3]]
+    >>> plan_rows([5, 5, 5])
+    [[0], [1], [2]]
+    """
+    total, longest = sum(lengths), max(lengths)
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    # A row is at least as wide as the longest text: more rows than this are too empty.
+    for count in range(max(1, min(len(lengths), int(total / (longest * (1 - padding))))), 0, -1):
+        rows: list[list[int]] = [[] for _ in range(count)]
+        widths = [(0, place) for place in range(count)]
+        for i in order:
+            width, place = widths[0]
+            rows[place].append(i)
+            heapq.heapreplace(widths, (width + lengths[i], place))
+        if total >= (1 - padding) * count * max(widths)[0]:
+            break
+    return sorted(sorted(row) for row in rows)
+
+
+def packed_size(lengths: Sequence[int]) -> int:
+    """Tokens of a batch of packed rows, padding included.
+
+    >>> packed_size([7, 3, 4, 6])
+    20
+    """
+    rows = plan_rows(lengths)
+    return len(rows) * max(sum(lengths[i] for i in row) for row in rows)
+
+
+def pair_mask(position_ids: Tensor) -> Tensor:
+    """(rows, 1, length, length), true where a query sees a key: what transformers makes of the positions.
+
+    >>> pair_mask(torch.tensor([[0, 1, 0, 1]]))[0, 0].int().tolist()
+    [[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 1, 1]]
+    """
+    before = nn.functional.pad(position_ids, (1, 0))[:, :-1]
+    text = (position_ids != before + 1).cumsum(1)
+    length = position_ids.shape[1]
+    causal = torch.ones(length, length, dtype=torch.bool, device=position_ids.device).tril()
+    return (causal & (text[:, :, None] == text[:, None, :]))[:, None]
+
+
+def language_model(model: Any) -> Any:
+    """What reads rows of text: of a student its LLM, of a text LLM itself, adapters or none."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner = getattr(base, "model", None)
+    return inner.language_model if hasattr(inner, "multi_modal_projector") else base
+
+
+def with_mask(llm: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Packed `inputs` with the mask over pairs of tokens, as the attention of `llm` takes it."""
+    mask = pair_mask(inputs["position_ids"])
+    if llm.config._attn_implementation == "eager":  # added to the scores
+        dtype = llm.get_input_embeddings().weight.dtype
+        mask = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(
+            ~mask, torch.finfo(dtype).min
+        )
+    return inputs | {"attention_mask": mask}
+
+
+@torch.no_grad()
+def needs_mask(llm: Any) -> bool:
+    """Whether packed rows of this language model need the mask written out (`with_mask`), by trying it.
+
+    Families differ in whether their masks come from positions (OPT's does not), attention implementations in
+    what masks they take; so two short texts are read in rows of their own and packed.
+
+    Args:
+        llm: with or without its head, adapters or none, on any device.
+
+    Raises:
+        UserError: packed rows are read otherwise in both ways.
+    """
+    device, kind = llm.device, llm.config._attn_implementation
+    generator = torch.Generator().manual_seed(0)
+    vocabulary = min(llm.get_input_embeddings().num_embeddings, 200)
+    texts = [torch.randint(vocabulary, (n,), generator=generator).tolist() for n in (5, 7, 4)]
+    a, b, c = texts
+    ids = torch.tensor([a + b, b + c + [0]], device=device)
+    positions = [[*range(5), *range(7)], [*range(7), *range(4), PAD_POSITION]]
+    packed = {"input_ids": ids, "position_ids": torch.tensor(positions, device=device)}
+    was_training = llm.training
+    llm.eval()
+    try:
+        alone = torch.cat([llm(input_ids=torch.tensor([t], device=device), use_cache=False)[0][0] for t in
+                           (a, b, b, c)])  # fmt: skip
+        tolerance = 1e-3 if alone.dtype == torch.float32 else 3e-2
+        windows = getattr(llm.config, "sliding_window", None) or set(
+            getattr(llm.config, "layer_types", None) or ()
+        ) - {"full_attention"}
+        for written in (False, True) if not windows else (False,):  # a written mask would undo windows
+            try:
+                read = llm(**(with_mask(llm, packed) if written else packed), use_cache=False)[0]
+            except (RuntimeError, ValueError, TypeError, IndexError, AttributeError):
+                continue
+            both = torch.cat([read[0], read[1, :-1]])
+            if (both - alone).float().abs().mean() <= tolerance * alone.float().abs().mean():
+                return written
+    finally:
+        llm.train(was_training)
+    raise UserError(
+        f"packing: {llm.config.model_type} with attention {kind!r} reads texts that share a row otherwise "
+        "than alone; leave packing out"
+    )
