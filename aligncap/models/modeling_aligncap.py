@@ -116,8 +116,9 @@ class AlignCapModel(AlignCapPreTrainedModel):
         """Audio comes as the encoder reads it (`input_features`) or as cached pooled frames (`audio_frames`).
 
         Args:
-            position_ids: (rows, length); where texts share a row, without an attention mask and from 0 for
-                each text (`training.packing`). The clips are then those of the texts, row by row.
+            position_ids: (rows, length); where texts share a row, from 0 for each text, without an attention
+                mask and with `use_cache` false (`training.packing`). The clips are then those of the texts,
+                row by row.
             context: what is known from clips recorded alike, (batch, emotions); see `Projector.forward`.
             kwargs: of the language model.
 

@@ -128,7 +128,7 @@ class LengthBuckets(Sampler[list[int]]):
     ) -> None:
         if not rows and not tokens:
             raise ValueError("rows or tokens must limit a batch")
-        self.lengths, self.seed, self.epoch = lengths, seed, 0
+        self.lengths, self.packed, self.seed, self.epoch = lengths, packed, seed, 0
         self.slots = np.arange(len(lengths))
         if packed:
             totals = lengths.sum(1)
@@ -160,6 +160,10 @@ class LengthBuckets(Sampler[list[int]]):
         for batch in rng.permutation(len(self.spans)):
             start, stop = self.spans[batch]
             yield order[start:stop].tolist()
+
+    def summary(self, teacher: np.ndarray | None = None) -> dict[str, float]:
+        """`summary` of this epoch's batches."""
+        return summary(self.lengths, list(self), teacher, self.packed, self.seed)
 
 
 def shuffled_batches(rows: int, batches: int, seed: int) -> list[np.ndarray]:
@@ -237,14 +241,13 @@ def describe(args: RunConfig, dataset: Any, buckets: LengthBuckets | None) -> tu
 
     Those are described by others that are shuffled as they are.
     """
-    lengths = row_lengths(dataset) if buckets is None else buckets.lengths
-    if buckets is None:
-        count = -(-len(lengths) // args.train_batch_size)
-        batches: Sequence[Any] = shuffled_batches(len(lengths), count, args.seed)
-    else:
-        batches = list(buckets)
     teacher = getattr(dataset, "teacher_lengths", lambda: None)()
-    found = summary(lengths, batches, teacher, args.packing, args.seed)
+    lengths = row_lengths(dataset) if buckets is None else buckets.lengths
+    if buckets is not None:
+        found = buckets.summary(teacher)
+    else:
+        batches = shuffled_batches(len(lengths), -(-len(lengths) // args.train_batch_size), args.seed)
+        found = summary(lengths, batches, teacher, args.packing, args.seed)
     padding = "; ".join(
         f"{who}padding {found[name]:.1%}, in shuffled batches {found[f'{name}_shuffled']:.1%}"
         for who, name in (("", "padding"), ("the teacher's ", "teacher_padding"))

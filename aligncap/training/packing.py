@@ -75,7 +75,7 @@ def pair_mask(position_ids: Tensor) -> Tensor:
 def language_model(model: Any) -> Any:
     """What reads rows of text: of a student its LLM, of a text LLM itself, adapters or none."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    inner = getattr(base, "model", None)
+    inner: Any = getattr(base, "model", None)
     return inner.language_model if hasattr(inner, "multi_modal_projector") else base
 
 
