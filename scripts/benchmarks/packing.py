@@ -5,7 +5,8 @@
 
 Prompts and captions are the manifest's, as a student and its live teacher read them; what a clip's audio
 becomes is counted from its length. In `steps` its features are random numbers, which take a step as long as
-any. The ways take turns; losses are asserted equal first. Nothing else should run on the machine.
+any. The ways take turns; losses are asserted equal first. On a CPU seconds are those of the process, whatever
+else runs; give it one thread.
 """
 
 from __future__ import annotations
@@ -14,14 +15,14 @@ import argparse
 import math
 import statistics
 import tempfile
-from collections.abc import Callable
-from functools import partial
+import time
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from common import benchmark, in_turns, machine, main, middle, print_table, ratios
+from common import benchmark, machine, main, middle, print_table, ratios
 
 from aligncap.data.manifest import read_manifest
 from aligncap.models.checkpoints import build
@@ -104,7 +105,7 @@ def shapes(lengths: np.ndarray, batches: Batches, packed: bool) -> tuple[float, 
 
 @benchmark(run=Path, batch=[8, 32], seconds=0.0, llm=DEFAULT_LLM, encoder=DEFAULT_ENCODER)
 def padding(a: argparse.Namespace) -> None:
-    """Share of padding in an epoch of a manifest, in what the student reads and in what its live teacher does."""
+    """Share of padding in an epoch of a manifest, of what the student and its live teacher read."""
     model, processor = build(a.encoder, a.llm)
     rows = rows_of(a.run, model, processor, a.seconds)
     student, teacher = (lengths_of(rows, f"{who}prompt_ids") for who in ("", "teacher_"))
@@ -179,8 +180,14 @@ def steps(a: argparse.Namespace) -> None:
         if args.bf16:
             suit_bfloat16(adapted)
         adapted.train()
-        turns: dict[str, Callable[[int], Any]] = {way: partial(epoch, way, bool(args.bf16)) for way in a.ways}
-        seconds = in_turns(turns, a.rounds)
+        clock = time.perf_counter if torch.cuda.is_available() else time.process_time
+        seconds = defaultdict(list)
+        for turn in range(a.rounds + 1):  # the first warms up
+            for way in a.ways:
+                began = clock()
+                epoch(way, bool(args.bf16), turn)  # its loss is read, so the device is done
+                if turn:
+                    seconds[way].append(clock() - began)
     print(f"{a.llm}, {args.precision_reason}; teacher {a.teacher}; {machine()}, {a.rounds} rounds")
     print(f"{len(rows)} rows, batches of {a.batch} or of {budget} tokens", end="; ")
     print(f"mean loss of a token {losses[a.ways[0]]:.4f}, at most {gap:.1e} apart\n")
