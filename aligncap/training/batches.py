@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from aligncap.training.config import RunConfig
-from aligncap.training.packing import PADDING, packed_size
+from aligncap.training.packing import fill_rows, packed_size, row_width
 
 Spans = list[tuple[int, int]]
 DESCRIBED = 500  # batches from which the share of padding is said
@@ -26,7 +26,7 @@ def padded_size(lengths: np.ndarray) -> int:
 
 
 def padding_share(
-    lengths: np.ndarray, batches: Sequence[Sequence[int] | np.ndarray], packed: bool = False
+    lengths: np.ndarray, batches: Sequence[Sequence[int] | np.ndarray], packed: bool = False, width: int = 0
 ) -> float:
     """Share of padding in all tokens of `batches` of indices into `lengths` (rows, 2).
 
@@ -34,10 +34,13 @@ def padding_share(
     0.2777777777777778
     >>> padding_share(np.array([[5, 1], [3, 4]]), [[0, 1]], packed=True)
     0.0
+
+    Args:
+        packed, width: whether and into what the rows of a batch are packed, see `packing.plan_rows`.
     """
     real = sum(int(lengths[batch].sum()) for batch in batches)
     sizes = (
-        packed_size(lengths[batch].sum(1).tolist()) if packed else padded_size(lengths[batch])
+        packed_size(lengths[batch].sum(1).tolist(), width) if packed else padded_size(lengths[batch])
         for batch in batches
     )
     return 1 - real / sum(sizes)
@@ -59,7 +62,7 @@ def places(lengths: np.ndarray, slabs: int) -> np.ndarray:
     return np.unique(keys, axis=0, return_inverse=True)[1].reshape(-1)
 
 
-def cut(lengths: np.ndarray, rows: int, tokens: int, packed: bool = False) -> Spans:
+def cut(lengths: np.ndarray, rows: int, tokens: int) -> Spans:
     """Cut rows, in their order, into batches [start, stop).
 
     Each holds at most `rows` rows and `tokens` tokens, padding included; 0: no such limit. A row longer than
@@ -67,21 +70,16 @@ def cut(lengths: np.ndarray, rows: int, tokens: int, packed: bool = False) -> Sp
 
     >>> cut(np.array([[3, 1], [3, 2], [9, 1], [9, 9]]), rows=0, tokens=10)
     [(0, 2), (2, 3), (3, 4)]
-
-    Args:
-        packed: rows will be packed, so that a batch has the tokens of its rows and `packing.PADDING`.
     """
     spans: Spans = []
-    start = prompt = response = total = 0
+    start = prompt = response = 0
     for place, (own_prompt, own_response) in enumerate(lengths.tolist()):
         prompt, response = max(prompt, own_prompt), max(response, own_response)
-        count, total = place - start + 1, total + own_prompt + own_response
-        size = total / (1 - PADDING) if packed else count * (prompt + response)
-        full = 0 < rows < count or 0 < tokens < size
+        count = place - start + 1
+        full = 0 < rows < count or 0 < tokens < count * (prompt + response)
         if full and count > 1:
             spans.append((start, place))
             start, prompt, response = place, own_prompt, own_response
-            total = own_prompt + own_response
     return [*spans, (start, len(lengths))]
 
 
@@ -104,8 +102,8 @@ class LengthBuckets(Sampler[list[int]]):
     and where batches begin and end does not: each epoch has the same number of batches, by which the Trainer
     counts its steps and finds its place when it resumes. All of it follows from seed and epoch.
 
-    Rows that will be packed need not be alike: lengths are shuffled once for all epochs, and rows of as many
-    tokens in all take each other's places.
+    Rows that will be packed need not be alike: `packing.fill_rows` packs those of the whole epoch, and a
+    batch is some of what it fills. The same in every epoch, but that rows of as many tokens change places.
 
     Args:
         lengths: (rows, 2), tokens of each row's prompt and response.
@@ -113,7 +111,7 @@ class LengthBuckets(Sampler[list[int]]):
         tokens: budget of a batch, padding included; 0: none.
         multiple: the number of batches is a multiple of it (processes × accumulation steps), so that all
             processes and all steps get equally many; only rows fewer than it leave it smaller.
-        packed: the rows of a batch will be packed.
+        packed: the rows of a batch will be packed, into rows of `width` tokens.
     """
 
     def __init__(
@@ -126,16 +124,12 @@ class LengthBuckets(Sampler[list[int]]):
         seed: int = 0,
         packed: bool = False,
     ) -> None:
-        if not rows and not tokens:
-            raise ValueError("rows or tokens must limit a batch")
+        if not (tokens if packed else rows or tokens):
+            raise ValueError("rows or tokens must limit a batch; where rows are packed, tokens")
         self.lengths, self.packed, self.seed, self.epoch = lengths, packed, seed, 0
-        self.slots = np.arange(len(lengths))
+        self.slots, self.width = np.arange(len(lengths)), 0
         if packed:
-            totals = lengths.sum(1)
-            self.place = np.unique(totals, return_inverse=True)[1].reshape(-1)
-            self.slots = np.random.default_rng(seed).permutation(len(lengths))
-            ordered = lengths[np.argsort(self.place, kind="stable")[self.slots]]
-            self.spans = round_up(cut(ordered, rows, tokens, packed=True), ordered, multiple)
+            self._pack(tokens, multiple)
             return
         best = None
         for slabs in (2**k for k in range(len(lengths).bit_length())):
@@ -145,6 +139,22 @@ class LengthBuckets(Sampler[list[int]]):
             size = sum(padded_size(ordered[a:b]) for a, b in spans)
             if best is None or size < best:
                 best, self.place, self.spans = size, place, round_up(spans, ordered, multiple)
+
+    def _pack(self, tokens: int, multiple: int) -> None:
+        totals = self.lengths.sum(1)
+        rng = np.random.default_rng(self.seed)
+        self.width = row_width(rng.permutation(totals).tolist(), tokens)
+        self.place = np.unique(totals, return_inverse=True)[1].reshape(-1)
+        ordered = totals[np.argsort(self.place, kind="stable")]
+        rows = fill_rows(ordered.tolist(), self.width)
+        rows = [rows[i] for i in rng.permutation(len(rows))]
+        self.slots = np.concatenate([np.array(row) for row in rows])
+        ends = np.cumsum([len(row) for row in rows])
+        stops = [*ends[tokens // self.width - 1 : -1 : tokens // self.width].tolist(), len(totals)]
+        found = list(zip([0, *stops], stops, strict=False))
+        self.spans = round_up(
+            found, self.lengths[np.argsort(self.place, kind="stable")][self.slots], multiple
+        )
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch that the next iteration gives."""
@@ -163,7 +173,7 @@ class LengthBuckets(Sampler[list[int]]):
 
     def summary(self, teacher: np.ndarray | None = None) -> dict[str, float]:
         """`summary` of this epoch's batches."""
-        return summary(self.lengths, list(self), teacher, self.packed, self.seed)
+        return summary(self.lengths, list(self), teacher, self.packed, self.width, self.seed)
 
 
 def shuffled_batches(rows: int, batches: int, seed: int) -> list[np.ndarray]:
@@ -176,6 +186,7 @@ def summary(
     batches: Sequence[Sequence[int] | np.ndarray],
     teacher: np.ndarray | None = None,
     packed: bool = False,
+    width: int = 0,
     seed: int = 0,
 ) -> dict[str, float]:
     """Rows, batches, mean rows of a batch, share of padding, and that of shuffled batches of plain rows.
@@ -186,7 +197,8 @@ def summary(
         lengths: (rows, 2), tokens of each row's prompt and response.
         batches: of indices into it.
         teacher: lengths of what the teacher reads beside each row, in the layout of `lengths`.
-        packed: whether rows of a batch are packed.
+        packed, width: whether and into what rows of a batch are packed, see `packing.plan_rows`; the
+            teacher's find their own width.
     """
     found: dict[str, float] = {
         "rows": len(lengths),
@@ -196,7 +208,8 @@ def summary(
     shuffled = shuffled_batches(len(lengths), len(batches), seed)[:DESCRIBED]
     for name, read in (("", lengths), ("teacher_", teacher)):
         if read is not None:
-            found[f"{name}padding"] = padding_share(read, batches[:DESCRIBED], packed)
+            own = 0 if name else width
+            found[f"{name}padding"] = padding_share(read, batches[:DESCRIBED], packed, own)
             found[f"{name}padding_shuffled"] = padding_share(read, shuffled)
     return {name: round(value, 4) for name, value in found.items()}
 
@@ -247,7 +260,7 @@ def describe(args: RunConfig, dataset: Any, buckets: LengthBuckets | None) -> tu
         found = buckets.summary(teacher)
     else:
         batches = shuffled_batches(len(lengths), -(-len(lengths) // args.train_batch_size), args.seed)
-        found = summary(lengths, batches, teacher, args.packing, args.seed)
+        found = summary(lengths, batches, teacher, args.packing, seed=args.seed)
     padding = "; ".join(
         f"{who}padding {found[name]:.1%}, in shuffled batches {found[f'{name}_shuffled']:.1%}"
         for who, name in (("", "padding"), ("the teacher's ", "teacher_padding"))

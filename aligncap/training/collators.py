@@ -58,9 +58,11 @@ def join_prompt_and_response(
 
 
 def join_packed(
-    prompts: list[list[int]], responses: list[list[int]], pad: int
+    prompts: list[list[int]], responses: list[list[int]], pad: int, width: int = 0
 ) -> tuple[dict[str, Tensor], list[int]]:
     """Texts of prompt and response, several to a row, and the order in which they stand there.
+
+    `width` as in `packing.plan_rows`.
 
     No prompt may be empty: its response's first token would be predicted by the text before it.
 
@@ -79,8 +81,8 @@ def join_packed(
     """
     if not all(prompts):
         raise ValueError("a text without a prompt cannot stand in a packed row")
-    rows = plan_rows([len(p) + len(r) for p, r in zip(prompts, responses, strict=True)])
-    width = max(sum(len(prompts[i]) + len(responses[i]) for i in row) for row in rows)
+    rows = plan_rows([len(p) + len(r) for p, r in zip(prompts, responses, strict=True)], width)
+    longest = max(sum(len(prompts[i]) + len(responses[i]) for i in row) for row in rows)
     ids, labels, positions = [], [], []
     for row in rows:
         own: tuple[list[int], list[int], list[int]] = ([], [], [])
@@ -88,7 +90,7 @@ def join_packed(
             own[0].extend(prompts[i] + responses[i])
             own[1].extend([IGNORE] * len(prompts[i]) + responses[i])
             own[2].extend(range(len(prompts[i]) + len(responses[i])))
-        rest = width - len(own[0])
+        rest = longest - len(own[0])
         ids.append(own[0] + [pad] * rest)
         labels.append(own[1] + [IGNORE] * rest)
         positions.append(own[2] + [PAD_POSITION] * rest)
@@ -145,10 +147,12 @@ def audio_batch(rows: list[Row], processor: AlignCapProcessor) -> dict[str, Tens
 Joined = tuple[dict[str, Tensor], list[int]]
 
 
-def join_rows(prompts: list[list[int]], responses: list[list[int]], pad: int, packing: bool) -> Joined:
+def join_rows(
+    prompts: list[list[int]], responses: list[list[int]], pad: int, packing: bool, width: int = 0
+) -> Joined:
     """`join_packed`, or `join_prompt_and_response` and the order as it is."""
     if packing:
-        return join_packed(prompts, responses, pad)
+        return join_packed(prompts, responses, pad, width)
     return join_prompt_and_response(prompts, responses, pad), list(range(len(prompts)))
 
 
@@ -158,10 +162,11 @@ class TextCollator:
 
     pad_token_id: int
     packing: bool = False
+    width: int = 0
 
     def __call__(self, rows: list[Row]) -> dict[str, Tensor]:
         prompts, responses = ([row[f"{part}_ids"] for row in rows] for part in ("prompt", "response"))
-        return join_rows(prompts, responses, self.pad_token_id, self.packing)[0]
+        return join_rows(prompts, responses, self.pad_token_id, self.packing, self.width)[0]
 
 
 @dataclass
@@ -191,11 +196,13 @@ class SpeechCollator:
 
     processor: AlignCapProcessor
     packing: bool = False
+    width: int = 0
 
     def __call__(self, rows: list[Row]) -> dict[str, Tensor]:
         pad = self.processor.tokenizer.pad_token_id
         responses = [r["response_ids"] for r in rows]
-        batch, order = join_rows([r["prompt_ids"] for r in rows], responses, pad, self.packing)
+        prompts = [r["prompt_ids"] for r in rows]
+        batch, order = join_rows(prompts, responses, pad, self.packing, self.width)
         if "teacher_prompt_ids" in rows[0]:
             prompts = [r["teacher_prompt_ids"] for r in rows]
             teacher, theirs = join_rows(prompts, responses, pad, self.packing)
@@ -211,15 +218,15 @@ class SpeechCollator:
         return batch
 
 
-def packed(collator: Any) -> Callable[[list[Row]], dict[str, Tensor]]:
-    """The same collator, packing rows.
+def packed(collator: Any, width: int = 0) -> Callable[[list[Row]], dict[str, Tensor]]:
+    """The same collator, packing rows; `width` as in `packing.plan_rows`.
 
     Raises:
         ValueError: it cannot.
     """
     if not hasattr(collator, "packing"):
         raise ValueError("packing: a collator of your own needs a field `packing`; see SpeechCollator")
-    return replace(collator, packing=True)
+    return replace(collator, packing=True, width=width)
 
 
 @dataclass

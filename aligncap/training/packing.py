@@ -9,7 +9,9 @@ here.
 
 from __future__ import annotations
 
+import bisect
 import heapq
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,45 +20,120 @@ from torch import Tensor, nn
 
 from aligncap.utils.errors import UserError
 
-PADDING = 0.03  # largest share of padding in a batch of packed rows
+PADDING = 0.03  # share of padding that packed rows aim at
+WIDEST = 8  # times the longest text, no packed row of a batch is wider: attention costs the square of it
 PAD_POSITION = 1  # does not go on from any text and begins none: a padding token sees itself alone
+USED = 0.9  # of a batch's tokens, by rows of one width
+TRIED = 5_000  # texts on which a width is tried
 
 
-def plan_rows(lengths: Sequence[int], padding: float = PADDING) -> list[list[int]]:
-    """Which texts share a row: as many rows as keep the share of padding within `padding`.
+def plan_rows(lengths: Sequence[int], width: int = 0) -> list[list[int]]:
+    """Which texts of a batch share a row.
 
-    Attention costs the square of a row's width, so rows are as narrow as they can be. For each number of rows
-    texts are dealt out longest first, each to the row that is shortest so far (Graham 1969). One row of all
-    has no padding, so there always is an answer; texts and rows keep their order.
+    As many rows, and so as narrow ones, as keep padding within `PADDING`; if none within `WIDEST` does, those
+    with least padding. For each number of rows texts are dealt out longest first, each to the row that is
+    shortest so far (Graham 1969). Texts and rows keep their order.
 
     >>> plan_rows([7, 3, 4, 6])
     [[0, 1], [2, 3]]
     >>> plan_rows([5, 5, 5])
     [[0], [1], [2]]
+
+    Args:
+        width: the texts are in the order of `fill_rows`: one after the other into rows of at most so many
+            tokens.
     """
+    if width:
+        return _in_order(lengths, width)
     total, longest = sum(lengths), max(lengths)
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    best: tuple[int, list[list[int]]] | None = None
     # A row is at least as wide as the longest text: more rows than this are too empty.
-    for count in range(max(1, min(len(lengths), int(total / (longest * (1 - padding))))), 0, -1):
+    most = max(1, min(len(lengths), int(total / (longest * (1 - PADDING)))))
+    for count in range(most, max(1, math.ceil(total / (WIDEST * longest))) - 1, -1):
         rows: list[list[int]] = [[] for _ in range(count)]
         widths = [(0, place) for place in range(count)]
         for i in order:
-            width, place = widths[0]
+            shortest, place = widths[0]
             rows[place].append(i)
-            heapq.heapreplace(widths, (width + lengths[i], place))
-        if total >= (1 - padding) * count * max(widths)[0]:
+            heapq.heapreplace(widths, (shortest + lengths[i], place))
+        size = count * max(widths)[0]
+        if best is None or size < best[0]:
+            best = size, rows
+        if total >= (1 - PADDING) * size:
             break
-    return sorted(sorted(row) for row in rows)
+    assert best is not None
+    return sorted(sorted(row) for row in best[1])
 
 
-def packed_size(lengths: Sequence[int]) -> int:
-    """Tokens of a batch of packed rows, padding included.
+def _in_order(lengths: Sequence[int], width: int) -> list[list[int]]:
+    rows: list[list[int]] = []
+    space = 0
+    for i, length in enumerate(lengths):
+        if not rows or length > space:
+            rows.append([])
+            space = width
+        rows[-1].append(i)
+        space -= length
+    return rows
+
+
+def packed_size(lengths: Sequence[int], width: int = 0) -> int:
+    """Tokens of a batch of packed rows, padding included; `width` as in `plan_rows`.
 
     >>> packed_size([7, 3, 4, 6])
     20
     """
-    rows = plan_rows(lengths)
+    rows = plan_rows(lengths, width)
     return len(rows) * max(sum(lengths[i] for i in row) for row in rows)
+
+
+def fill_rows(lengths: Sequence[int], width: int) -> list[list[int]]:
+    """Rows of at most `width` tokens of all texts of a data set: the longest first, each where it fits best.
+
+    >>> fill_rows([4, 7, 3, 6, 12], width=10)
+    [[4], [1, 2], [3, 0]]
+
+    A text longer than `width` stands alone.
+    """
+    rows: list[list[int]] = []
+    spaces: list[int] = []  # that rows have left, each once, in order
+    having: dict[int, list[int]] = {}  # of each space the rows that have it
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        length, place = lengths[i], bisect.bisect_left(spaces, lengths[i])
+        if place == len(spaces):
+            row, space = len(rows), width
+            rows.append([])
+        else:
+            space = spaces[place]
+            row = having[space].pop()
+            if not having[space]:
+                del spaces[place]
+        rows[row].append(i)
+        if space > length:
+            if not having.setdefault(space - length, []):
+                bisect.insort(spaces, space - length)
+            having[space - length].append(row)
+    return rows
+
+
+def row_width(lengths: Sequence[int], tokens: int) -> int:
+    """Width of packed rows, of which several make a batch of at most `tokens` tokens.
+
+    The narrowest with which padding is within `PADDING` and a batch has `USED` of its tokens, tried on the
+    first `TRIED` lengths; `tokens`, one row a batch, where there is none.
+
+    >>> row_width([6, 4, 5, 5, 3, 7, 10], tokens=32)
+    10
+    """
+    some = lengths[:TRIED]
+    longest = max(lengths)
+    for width in range(longest, tokens, max(1, longest // 64)):
+        if tokens // width * width < USED * tokens:
+            continue
+        if sum(some) >= (1 - PADDING) * width * len(fill_rows(some, width)):
+            return width
+    return tokens
 
 
 def pair_mask(position_ids: Tensor) -> Tensor:

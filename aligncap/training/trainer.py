@@ -149,7 +149,7 @@ class BucketedTrainer(Trainer):
     def get_train_dataloader(self) -> DataLoader:
         plain = self.data_collator  # what is evaluated is not packed: a loss of each row is asked for
         if self.args.packing:
-            self.data_collator = packed(plain)
+            self.data_collator = packed(plain, self.buckets.width if self.buckets else 0)
         try:
             if self.buckets is None:
                 return super().get_train_dataloader()

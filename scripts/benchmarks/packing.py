@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import statistics
 import tempfile
 import time
 from collections import defaultdict
@@ -74,15 +73,15 @@ def rows_of(path: Path, model: Any, processor: Any, seconds: float, count: int =
     return found
 
 
-def batches_of(way: str, lengths: np.ndarray, rows: int, tokens: int, epoch: int) -> Batches:
-    """The batches of one epoch."""
+def batches_of(way: str, lengths: np.ndarray, rows: int, tokens: int, epoch: int) -> tuple[Batches, int]:
+    """The batches of one epoch, and the width that their rows are packed to (0: by batch)."""
     alike, by_tokens, packed = WAYS[way]
     if not alike and not by_tokens:
-        return shuffled_batches(len(lengths), -(-len(lengths) // rows), epoch)
+        return shuffled_batches(len(lengths), -(-len(lengths) // rows), epoch), 0
     limit = {"tokens": tokens} if by_tokens else {"rows": rows}
     buckets = LengthBuckets(lengths, packed=packed, **limit)
     buckets.set_epoch(epoch)
-    return list(buckets)
+    return list(buckets), buckets.width
 
 
 def lengths_of(rows: list[dict[str, Any]], prompt: str) -> np.ndarray:
@@ -90,13 +89,13 @@ def lengths_of(rows: list[dict[str, Any]], prompt: str) -> np.ndarray:
     return np.array([(len(row[prompt]), len(row["response_ids"])) for row in rows])
 
 
-def shapes(lengths: np.ndarray, batches: Batches, packed: bool) -> tuple[float, float]:
+def shapes(lengths: np.ndarray, batches: Batches, packed: bool, most: int) -> tuple[float, float]:
     """Mean number of the LLM's rows in a batch, and their mean width."""
     sizes = []
     for batch in batches:
         totals = lengths[batch].sum(1).tolist()
         if packed:
-            plan = plan_rows(totals)
+            plan = plan_rows(totals, most)
             sizes.append((len(plan), max(sum(totals[i] for i in row) for row in plan)))
         else:
             sizes.append((len(totals), padded_size(lengths[batch]) // len(totals)))
@@ -117,9 +116,9 @@ def padding(a: argparse.Namespace) -> None:
         print(f"\nbatches of {count} rows, or of {budget} tokens (the largest shuffled batch)")
         table = []
         for way, (_, _, packed) in WAYS.items():
-            batches = batches_of(way, student, count, budget, 1)
-            shares = [padding_share(lengths, batches, packed) for lengths in (student, teacher)]
-            number, width = shapes(student, batches, packed)
+            batches, most = batches_of(way, student, count, budget, 1)
+            shares = [padding_share(student, batches, packed, most), padding_share(teacher, batches, packed)]
+            number, width = shapes(student, batches, packed, most)
             table.append(
                 [way, str(len(batches)), *(f"{s:.1%}" for s in shares), f"{number:.1f} × {width:.0f}"]
             )
@@ -160,8 +159,9 @@ def steps(a: argparse.Namespace) -> None:
 
         def epoch(way: str, half: bool, turn: int) -> float:
             """Read all rows once, backwards too while training; the mean loss of a token."""
-            collate, total = SpeechCollator(processor, packing=WAYS[way][2]), 0.0
-            for batch in batches_of(way, lengths, a.batch, budget, turn):
+            batches, width = batches_of(way, lengths, a.batch, budget, turn)
+            collate, total = SpeechCollator(processor, WAYS[way][2], width), 0.0
+            for batch in batches:
                 inputs = collate([rows[i] for i in batch])
                 inputs = {name: value.to(args.device) for name, value in inputs.items()}
                 with torch.autocast(args.device.type, dtype=torch.bfloat16, enabled=half):
@@ -193,12 +193,11 @@ def steps(a: argparse.Namespace) -> None:
     print(f"mean loss of a token {losses[a.ways[0]]:.4f}, at most {gap:.1e} apart\n")
     table = []
     for way in a.ways:
-        batches = [batches_of(way, lengths, a.batch, budget, turn) for turn in range(1, a.rounds + 1)]
-        packed = WAYS[way][2]
-        share = statistics.mean(padding_share(lengths, one, packed) for one in batches)
-        number, width = shapes(lengths, batches[0], packed)
+        (batches, most), packed = batches_of(way, lengths, a.batch, budget, 1), WAYS[way][2]
+        share = padding_share(lengths, batches, packed, most)
+        number, width = shapes(lengths, batches, packed, most)
         rate = [int(lengths.sum()) / s for s in seconds[way]]
-        row = [way, str(len(batches[0])), f"{share:.1%}", f"{number:.1f} × {width:.0f}", middle(seconds[way])]
+        row = [way, str(len(batches)), f"{share:.1%}", f"{number:.1f} × {width:.0f}", middle(seconds[way])]
         table.append([*row, middle(rate, 0), middle(ratios(seconds[a.ways[0]], seconds[way]))])
     head = ["", "batches", "padding", "rows × width", "seconds an epoch", "real tokens a second", "ratio"]
     print_table(head, table)
