@@ -172,7 +172,7 @@ def needs_mask(llm: Any) -> bool:
     """Whether packed rows of this language model need the mask written out (`with_mask`), by trying it.
 
     Families differ in whether their masks come from positions (OPT's does not), attention implementations in
-    what masks they take; so two short texts are read in rows of their own and packed.
+    what masks they take; so short texts are read in rows of their own and packed.
 
     Args:
         llm: with or without its head, adapters or none, on any device.
@@ -180,34 +180,42 @@ def needs_mask(llm: Any) -> bool:
     Raises:
         UserError: packed rows are read otherwise in both ways.
     """
-    device, kind = llm.device, llm.config._attn_implementation
+    device, config = llm.device, llm.config
+    if "flash" in str(config._attn_implementation):
+        raise UserError(
+            f"packing: attention {config._attn_implementation!r} finds packed texts in batches of one row "
+            "alone; leave packing out, or take sdpa"
+        )
     generator = torch.Generator().manual_seed(0)
     vocabulary = min(llm.get_input_embeddings().num_embeddings, 200)
-    texts = [torch.randint(vocabulary, (n,), generator=generator).tolist() for n in (5, 7, 4)]
-    a, b, c = texts
-    ids = torch.tensor([a + b, b + c + [0]], device=device)
-    positions = [[*range(5), *range(7)], [*range(7), *range(4), PAD_POSITION]]
-    packed = {"input_ids": ids, "position_ids": torch.tensor(positions, device=device)}
+    a, b, c = (torch.randint(vocabulary, (n,), generator=generator).tolist() for n in (5, 7, 4))
+    packed = {
+        "input_ids": torch.tensor([a + b, b + c + [0]], device=device),
+        "position_ids": torch.tensor(
+            [[*range(5), *range(7)], [*range(7), *range(4), PAD_POSITION]], device=device
+        ),
+    }
+    windows = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
+    windowed = bool(windows or getattr(config, "sliding_window", None))  # a written mask would undo windows
     was_training = llm.training
     llm.eval()
     try:
-        alone = torch.cat([llm(input_ids=torch.tensor([t], device=device), use_cache=False)[0][0] for t in
-                           (a, b, b, c)])  # fmt: skip
-        tolerance = 1e-3 if alone.dtype == torch.float32 else 3e-2
-        windows = getattr(llm.config, "sliding_window", None) or set(
-            getattr(llm.config, "layer_types", None) or ()
-        ) - {"full_attention"}
-        for written in (False, True) if not windows else (False,):  # a written mask would undo windows
+        rows = [
+            llm(input_ids=torch.tensor([text], device=device), use_cache=False)[0] for text in (a, b, b, c)
+        ]
+        alone = torch.cat(rows, 1)[0].float()
+        tolerance = 1e-3 if rows[0].dtype == torch.float32 else 3e-2
+        for written in (False,) if windowed else (False, True):
             try:
-                read = llm(**(with_mask(llm, packed) if written else packed), use_cache=False)[0]
+                read = llm(**(with_mask(llm, packed) if written else packed), use_cache=False)[0].float()
             except (RuntimeError, ValueError, TypeError, IndexError, AttributeError):
-                continue
-            both = torch.cat([read[0], read[1, :-1]])
-            if (both - alone).float().abs().mean() <= tolerance * alone.float().abs().mean():
+                continue  # a family that takes no such mask
+            apart = torch.cat([read[0], read[1, :-1]]) - alone
+            if apart.abs().mean() <= tolerance * alone.abs().mean():
                 return written
     finally:
         llm.train(was_training)
     raise UserError(
-        f"packing: {llm.config.model_type} with attention {kind!r} reads texts that share a row otherwise "
-        "than alone; leave packing out"
+        f"packing: {config.model_type} with attention {config._attn_implementation!r} reads texts that share "
+        "a row otherwise than alone; leave packing out"
     )

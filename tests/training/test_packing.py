@@ -253,6 +253,13 @@ def test_a_language_model_that_would_read_packed_rows_otherwise_is_refused(name,
         needs_mask(of_type(name, **own)[0])
 
 
+def test_flash_attention_is_refused():
+    llm, _ = of_type("Mistral", **NARROW)
+    llm.config._attn_implementation = "flash_attention_2"
+    with pytest.raises(UserError, match="flash_attention_2.*batches of one row alone; leave packing out"):
+        needs_mask(llm)
+
+
 def test_empty_prompts_are_refused():
     with pytest.raises(ValueError, match="without a prompt"):
         join_packed([[1], []], [[7], [8]], pad=0)
