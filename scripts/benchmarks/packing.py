@@ -148,7 +148,8 @@ def steps(a: argparse.Namespace) -> None:
             width = model.get_input_embeddings().embedding_dim
             for row in rows:
                 del row["teacher_prompt_ids"]
-                row["teacher_hidden"] = torch.randn(len(row["response_ids"]), width)
+                states = torch.randn(len(row["response_ids"]), width)
+                row["teacher_hidden"] = states.bfloat16() if args.bf16 else states
         trainer: Any = DistillTrainer(
             model.to(args.device), args, processing_class=processor, train_dataset=rows
         )
