@@ -13,16 +13,8 @@ from safetensors.torch import load_file
 from transformers import GenerationConfig, set_seed
 
 from aligncap.data.manifest import Utterance
-from aligncap.models.checkpoints import (
-    Loaded,
-    base_of,
-    build,
-    is_adapter,
-    load_folder,
-    model_key,
-    prompt_of_student,
-    save_whole,
-)
+from aligncap.models.build import Loaded, build, prompt_of_student
+from aligncap.models.checkpoints import base_of, is_adapter, load_folder, model_key, save_base
 from aligncap.models.processing_aligncap import AlignCapProcessor
 from aligncap.models.quantise import quantise
 from aligncap.text.instruction import language_of
@@ -62,7 +54,7 @@ _USED = (
 class AlignConfig(StudentConfig):
     """The projector alone, drawn to text before decoding; no LLM is run.
 
-    The student is saved whole in `OUTPUT_DIR/base`: with `--align_by contrastive` it is CL-Align, with
+    The student is saved in `OUTPUT_DIR/base`: with `--align_by contrastive` it is CL-Align, with
     `--align_steps 0` the untrained student.
 
     Examples:
@@ -118,7 +110,9 @@ def make_student(
     if config.emotion_token and not config.start:
         options["emotions"] = sorted({*emotion_labels(manifests[0].utterances)} - {None, ""})
     parts: dict[str, Any] = {"encoder": config.encoder, "llm": llm, "options": options, "align": aligning}
+    named: dict[str, str | Path] = {"encoder": config.encoder, "llm": llm}
     if config.start:
+        named = {"student": _without_adapter(config.start)}
         parts = {"start": model_key(config.start), "align": aligning, "limit": config.max_response_tokens}
     clips = [manifests[0].balanced() if config.balance else manifests[0], *manifests[1:]]
     made_of = digest(
@@ -155,7 +149,7 @@ def make_student(
                 log = [{"step": step, "loss": loss} for step, loss in enumerate(losses, 1)]
                 write_jsonl(run.out / "align.jsonl", log)
             processor.save_pretrained(folder)
-            save_whole(model, folder)
+            save_base(model, folder, **named)
             write_json(folder / MARK, {"digest": made_of})  # last: a folder without it was not finished
         group.gather(None)
         # From the folder: to the last bit what a resumed run starts from.
@@ -174,6 +168,11 @@ def student_language(utterances: Sequence[Utterance]) -> Language:
     return "zh" if all(is_chinese(u.captions[k]) for u, k in pairs) else "en"
 
 
+def _without_adapter(start: str | Path) -> Path:
+    """The folder of the student that `start` stands on, or is."""
+    return base_of(Path(start)) if is_adapter(start) else Path(start)
+
+
 def load_start(config: StudentConfig, language: Language) -> Loaded:
     """The student that `config.start` goes on from: of an adapter its base, with the projector trained on it.
 
@@ -183,7 +182,7 @@ def load_start(config: StudentConfig, language: Language) -> Loaded:
         UserError: the folder holds no student, or a projector that does not fit its base.
     """
     start = Path(str(config.start))
-    model, processor = load_folder(base_of(start) if is_adapter(start) else start)
+    model, processor = load_folder(_without_adapter(start))
     if is_adapter(start):
         saved = load_file(start / "adapter_model.safetensors")
         own = {name.rpartition(PROJECTOR)[2]: tensor for name, tensor in saved.items() if PROJECTOR in name}

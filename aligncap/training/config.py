@@ -249,7 +249,7 @@ class StudentConfig(CaptionConfig):
         return errors
 
     def model_options(self) -> dict[str, Any]:
-        """Options of the model and its processor, as `models.checkpoints.build` takes them."""
+        """Options of the model and its processor, as `models.build.build` takes them."""
         names = (
             "pool_size stack_size projector_hidden projector_dropout summary_token show_cues "
             "max_response_tokens"

@@ -18,7 +18,7 @@ from peft import PeftConfig, PeftModel
 from transformers import PreTrainedModel, set_seed
 from trl import DPOConfig, DPOTrainer
 
-from aligncap.models.checkpoints import load_checkpoint, load_folder, model_key, save_whole
+from aligncap.models.checkpoints import load_checkpoint, load_folder, load_for_inference, model_key, save_base
 from aligncap.models.modeling_aligncap import AlignCapForConditionalGeneration
 from aligncap.models.processing_aligncap import AlignCapProcessor
 from aligncap.training.collators import PreferenceCollator
@@ -303,7 +303,7 @@ def wants_reference_cache(args: SpeechDPOConfig, pairs: int) -> bool:
 def load_start(start: str, folder: Path) -> tuple[AlignCapForConditionalGeneration, AlignCapProcessor]:
     """The checkpoint to start from, its adapter folded in.
 
-    An adapter's whole model is saved in `folder`, since the new adapter stands on it.
+    `folder` then names it as the base, on which the new adapter stands.
     """
     place = Path(start).resolve()
     if not (place / "adapter_config.json").is_file():
@@ -315,10 +315,9 @@ def load_start(start: str, folder: Path) -> tuple[AlignCapForConditionalGenerati
             f"{folder}: was made from another --model; go on with that one, or choose another output_dir"
         )
     if not mark.is_file():
-        model: Any
-        model, processor = load_checkpoint(place)
+        model, processor = load_for_inference(place)
         processor.save_pretrained(folder)
-        save_whole(model.merge_and_unload(), folder)
+        save_base(model, folder, student=place)
         write_json(mark, {"start": made_of})
     return load_folder(folder)
 

@@ -11,7 +11,8 @@ from typing import Any
 
 from peft import PeftModel
 
-from aligncap.models.checkpoints import load_llm, save_whole
+from aligncap.models.build import load_llm
+from aligncap.models.checkpoints import save_whole
 from aligncap.models.quantise import quantise
 from aligncap.training.collators import TextCollator
 from aligncap.training.config import USE_P_ACT, CaptionConfig

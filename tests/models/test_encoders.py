@@ -16,8 +16,10 @@ from tiny import make_llm, make_tokenizer, make_whisper, voice
 
 from aligncap.data.manifest import read_manifest
 from aligncap.inference.captioner import Captioner
-from aligncap.models.checkpoints import assemble, load_checkpoint, load_encoder, load_folder, merge
+from aligncap.models.build import assemble, load_encoder
+from aligncap.models.checkpoints import load_checkpoint, load_folder
 from aligncap.models.encoders import FAMILIES, encode_frames
+from aligncap.models.merge import merge
 from aligncap.training.distill import DistillConfig, run_distill
 from aligncap.training.dpo import SpeechDPOConfig, run_dpo
 from aligncap.training.sft import SpeechSFTConfig, run_sft

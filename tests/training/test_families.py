@@ -19,7 +19,9 @@ from tiny_families import FAMILIES, VARIANTS, save_family
 from aligncap.data.manifest import read_manifest
 from aligncap.inference.captioner import Captioner
 from aligncap.inference.sampling import random_numbers, sample_tokens
-from aligncap.models.checkpoints import load_checkpoint, load_folder, load_llm, merge
+from aligncap.models.build import load_llm
+from aligncap.models.checkpoints import load_checkpoint, load_folder
+from aligncap.models.merge import merge
 from aligncap.text.prompts import end_token_id, response_ids, teacher_prompt
 from aligncap.training.distill import DistillConfig, run_distill
 from aligncap.training.dpo import SpeechDPOConfig, run_dpo
