@@ -28,6 +28,7 @@ from aligncap.training.data import (
     Clips,
     cached_inputs,
     instruction_of,
+    keeps_features,
     read_clips,
 )
 from aligncap.training.resume import Run, begin, record_run
@@ -39,13 +40,14 @@ from aligncap.utils.tensor_cache import digest
 
 _log = logging.getLogger(__name__)
 PROJECTOR = "multi_modal_projector."
+FIT_CLIPS = 8192  # that the projector is fitted to before decoding, drawn at random where there are more
 MARK = "made_of.json"  # in the folder of a student that is whole: what it was made of
 
 
 _USED = (
     *SHAPE,
-    *"align_by align_learning_rate align_steps augment balance cache_dir llm max_response_tokens".split(),
-    *"output_dir resume_from_checkpoint seed start train_manifest use_cpu".split(),
+    *"align_by align_learning_rate align_steps augment balance cache_dir feature_cache llm".split(),
+    *"max_response_tokens output_dir resume_from_checkpoint seed start train_manifest use_cpu".split(),
     *("debug", "include_num_input_tokens_seen"),  # the parser changes their defaults
 )
 
@@ -139,12 +141,17 @@ def make_student(
         for part in clips
     ]
     place(model, run.device, run.sharded)
-    inputs = cached_inputs(model, processor, manifests, run.cache, group=group, augment=config.augment)
+    adapts_encoder = bool(getattr(config, "encoder_lora", 0))
+    keep = not adapts_encoder and keeps_features(config.feature_cache, model, manifests, config.augment)
+    inputs, fitted = ClipInputs(processor, augment=config.augment), clips[0].at_most(FIT_CLIPS, config.seed)
+    if keep or not made:
+        encoded = manifests if keep else [fitted]
+        inputs = cached_inputs(model, processor, encoded, run.cache, group=group, augment=config.augment)
     if not made:
         if group.rank == 0:
             fresh, losses = not config.start, list[float]()
             if fresh or isinstance(config, AlignConfig):
-                losses = align(model, inputs, clips[0], fresh=fresh, **aligning)
+                losses = align(model, inputs, fitted, fresh=fresh, **aligning)
             if losses:
                 log = [{"step": step, "loss": loss} for step, loss in enumerate(losses, 1)]
                 write_jsonl(run.out / "align.jsonl", log)
@@ -155,7 +162,7 @@ def make_student(
         # From the folder: to the last bit what a resumed run starts from.
         model = place(load_folder(folder)[0], run.device, run.sharded)
     quantise(model, model.model.language_model, config.llm_weights)
-    return Student(model, processor, rows, inputs)
+    return Student(model, processor, rows, inputs if keep else inputs.live())
 
 
 def student_language(utterances: Sequence[Utterance]) -> Language:

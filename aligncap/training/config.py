@@ -60,6 +60,10 @@ IDLE: dict[str, str] = {
     **_each("use_cache use_liger_kernel liger_kernel_config length_column_name", ""),
     **_each("remove_unused_columns label_names", ""),
 }
+FeatureCaching = Literal["auto", "yes", "no"]
+FEATURE_CACHE = (
+    "Encode all speech once and keep it; no: in every step; auto: if the features take no more than 20 GB."
+)
 USE_P_ACT = "Show the teacher the acoustic prompt; false: the transcript alone (an ablation)."
 
 
@@ -235,6 +239,7 @@ class StudentConfig(CaptionConfig):
         400, "Steps of projector alignment before decoding; 0: none, and words of tokens are not fitted."
     )
     align_learning_rate: PositiveFloat = option(1e-3, "Its learning rate.")
+    feature_cache: FeatureCaching = option("auto", FEATURE_CACHE)
     cache_dir: str = option("runs/cache", "Folder of the caches.")
 
     def own_errors(self) -> list[str]:

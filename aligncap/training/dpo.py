@@ -22,8 +22,8 @@ from aligncap.models.checkpoints import load_checkpoint, load_folder, load_for_i
 from aligncap.models.modeling_aligncap import AlignCapForConditionalGeneration
 from aligncap.models.processing_aligncap import AlignCapProcessor
 from aligncap.training.collators import PreferenceCollator
-from aligncap.training.config import IDLE, RunConfig
-from aligncap.training.data import ClipInputs, cached_inputs, read_clips
+from aligncap.training.config import FEATURE_CACHE, IDLE, FeatureCaching, RunConfig
+from aligncap.training.data import ClipInputs, cached_inputs, keeps_features, read_clips
 from aligncap.training.dev_score import DevScore, Watch
 from aligncap.training.preference_data import (
     PreferenceDataset,
@@ -95,7 +95,7 @@ class SpeechDPOConfig(RunConfig, DPOConfig):
     shared_prefix: bool = option(
         True, "Read prompt and audio once a pair; false: once for each of its two captions."
     )
-    feature_cache: bool = option(True, "Read encoder features from the cache; false: encode in every step.")
+    feature_cache: FeatureCaching = option("auto", FEATURE_CACHE)
     cache_dir: str = option("runs/cache", "Folder of the caches.")
     dev_clips: PositiveInt = option(120, "Dev clips to caption at each evaluation.")
     patience: NaturalInt = option(0, "Stop after so many evaluations without a better dev score; 0: never.")
@@ -264,8 +264,8 @@ def run_dpo(config: SpeechDPOConfig) -> int:
     place(model, run.device, run.sharded)
     limit = model.config.max_response_tokens
     rows = PreferenceDataset.of(path, pairs, clips, ClipInputs(processor), limit)
-    if config.feature_cache:
-        used = clips.chosen(sorted({pair.clip for pair in pairs}))
+    used = clips.chosen(sorted({pair.clip for pair in pairs}))
+    if keeps_features(config.feature_cache, model, [used, *dev], augment=False):
         rows = replace(rows, inputs=cached_inputs(model, processor, [used, *dev], run.cache, group=run.group))
     if wants_reference_cache(config, len(rows)):
         model.to(run.device)

@@ -155,7 +155,7 @@ def test_it_learns_goes_on_is_saved_and_captions(family, manifest: Path, tmp_pat
     make_llm(len(tokenizer)).save_pretrained(tmp_path / "llm")
     tokenizer.save_pretrained(tmp_path / "llm")
     data = {"train_manifest": str(manifest), "encoder": str(folder / "encoder"), "llm": str(tmp_path / "llm")}
-    data |= {"projector_hidden": 24, "align_steps": 2, "feature_cache": False}
+    data |= {"projector_hidden": 24, "align_steps": 2, "feature_cache": "no"}
     run_distill(DistillConfig(**common(tmp_path / "distill", **data)))
     assert len(losses(tmp_path / "distill")) == 2
 

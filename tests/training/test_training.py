@@ -158,7 +158,7 @@ def test_the_teacher_is_the_base_llm_reading_text(manifest, parts, tmp_path):
 
 
 def test_caches_do_not_change_the_run(distilled, manifest, parts, tmp_path):
-    run(DistillConfig, tmp_path / "plain", manifest, parts, feature_cache=False, teacher_cache="no")
+    run(DistillConfig, tmp_path / "plain", manifest, parts, feature_cache="no", teacher_cache="no")
     assert losses(tmp_path / "plain") == pytest.approx(losses(distilled), rel=1e-4)
     for name, value in adapter(tmp_path / "plain").items():
         torch.testing.assert_close(value, adapter(distilled)[name], atol=1e-4, rtol=1e-3)
