@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import torch
 from peft import PeftModel
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import GenerationConfig, PreTrainedModel
@@ -97,17 +98,53 @@ def load_for_inference(folder: str | Path, dtype: torch.dtype = torch.float32) -
     return model.eval(), processor
 
 
-def save_whole(model: PreTrainedModel, folder: str | Path) -> None:
-    """Save weights, and config.json last: a folder that has it is complete, whenever a run is killed."""
+def llm_dtype(folder: str | Path) -> torch.dtype:
+    """In which precision the language model of a checkpoint, or a plain LLM, lies on disk."""
+    folder = Path(folder)
+    if is_adapter(folder):
+        return llm_dtype(base_of(folder))
+    if (folder / PARTS).is_file():
+        named = json.loads((folder / PARTS).read_text(encoding="utf-8"))
+        return llm_dtype(
+            next(_part(folder, kind, named[kind]) for kind in ("llm", "student") if kind in named)
+        )
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            for name in file.keys():
+                if "audio_tower" not in name and "multi_modal_projector" not in name:
+                    return file.get_slice(name)[:1].dtype
+    return torch.float32
+
+
+def save_whole(model: PreTrainedModel, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
+    """Save weights, and config.json last: a folder that has it is complete, whenever a run is killed.
+
+    Args:
+        dtype: of encoder and language model on disk; the projector, whose statistics need it, stays float32.
+            Whoever loads the folder gets float32 unless another precision is asked for.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with workplace(folder / "weights") as temporary:
-        model.save_pretrained(temporary)
+        model.save_pretrained(temporary, state_dict=_stored(model, dtype))
         (temporary / "README.md").unlink(missing_ok=True)  # of the temporary folder's name
         for path in sorted(temporary.iterdir(), key=lambda p: p.name == "config.json"):
             path.replace(folder / path.name)
     if isinstance(model, AlignCapForConditionalGeneration):
         write_model_card(folder)
+
+
+def _stored(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """The weights as they are written; tensors that are shared stay shared."""
+    written: dict[int, torch.Tensor] = {}
+    found = {}
+    for name, tensor in model.state_dict().items():
+        kept = not tensor.is_floating_point() or "multi_modal_projector" in name
+        key = tensor.data_ptr() or id(tensor)
+        if key not in written:
+            written[key] = tensor if kept else tensor.to(dtype)
+        found[name] = written[key] if written[key].shape == tensor.shape else tensor.to(dtype)
+    return found
 
 
 def save_base(model: AlignCapForConditionalGeneration, folder: str | Path, **parts: str | Path) -> None:

@@ -11,7 +11,14 @@ import torch
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 from aligncap.data.provenance import checkpoint_provenance, write_provenance
-from aligncap.models.checkpoints import CALIBRATION, is_adapter, load_folder, load_for_inference, save_whole
+from aligncap.models.checkpoints import (
+    CALIBRATION,
+    is_adapter,
+    llm_dtype,
+    load_folder,
+    load_for_inference,
+    save_whole,
+)
 from aligncap.models.model_card import read_record, write_model_card
 from aligncap.utils.errors import UserError
 from aligncap.utils.options import Config, option
@@ -59,6 +66,8 @@ def refuse_filled(folder: str | Path) -> None:
 def merge(folder: str | Path, out: str | Path) -> Path:
     """Fold an adapter into its base and save one folder that loads with `from_pretrained`.
 
+    Encoder and language model are written in the precision in which the language model was published.
+
     Raises:
         UserError: `folder` holds no adapter, or `out` exists and is not empty.
     """
@@ -71,7 +80,7 @@ def merge(folder: str | Path, out: str | Path) -> Path:
     processor.save_pretrained(out)
     if (folder / CALIBRATION).is_file():
         shutil.copyfile(folder / CALIBRATION, out / CALIBRATION)
-    save_whole(model, out)
+    save_whole(model, out, llm_dtype(folder))
     write_provenance(out, checkpoint_provenance(folder))
     run = folder if (folder / "run.json").is_file() else folder.parent
     record = {"checkpoint_run": read_record(run / "run.json")}
@@ -101,6 +110,6 @@ def save_llm(folder: str | Path, out: str | Path) -> Path:
     generation.max_new_tokens = None  # a caption's
     llm.generation_config = generation
     processor.tokenizer.save_pretrained(out)
-    save_whole(llm, out)
+    save_whole(llm, out, llm_dtype(folder))
     write_provenance(out, checkpoint_provenance(folder))
     return Path(out)

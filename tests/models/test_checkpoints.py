@@ -14,11 +14,13 @@ from aligncap.models.build import build
 from aligncap.models.checkpoints import (
     PARTS,
     PROJECTOR,
+    llm_dtype,
     load_checkpoint,
     load_folder,
     load_for_inference,
     model_key,
     save_base,
+    save_whole,
 )
 from aligncap.utils.errors import UserError
 
@@ -115,3 +117,30 @@ def test_a_base_can_stand_on_a_checkpoint_whose_adapter_is_folded_in(tmp_path, b
     assert all(torch.equal(again[name], value) for name, value in merged.state_dict().items())
     plain = load_checkpoint(base)[0].state_dict()
     assert any(not torch.equal(again[name], plain[name]) for name in plain if "q_proj" in name)
+
+
+def test_merged_models_and_teachers_are_as_large_as_their_llm_was_published(tmp_path, own):
+    """A bfloat16 LLM is not written in float32; tied weights stand once, the projector stays float32."""
+    from transformers import AutoModelForCausalLM
+
+    llm = AutoModelForCausalLM.from_pretrained(own["llm"], dtype=torch.bfloat16)
+    llm.save_pretrained(own["llm"])
+    assert llm_dtype(own["llm"]) == torch.bfloat16
+    model, processor = build(own["encoder"], own["llm"])
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1e-4)  # as training leaves it: no number of bfloat16
+    folder = tmp_path / "merged"
+    processor.save_pretrained(folder)
+    save_whole(model, folder, llm_dtype(own["llm"]))
+    stored = load_file(folder / "model.safetensors")
+    assert ("lm_head.weight" in stored) != model.config.tie_word_embeddings
+    for name, tensor in stored.items():
+        assert tensor.dtype == (torch.float32 if "projector" in name else torch.bfloat16), name
+    assert json.loads((folder / "config.json").read_text())["dtype"] == "float32"
+    assert llm_dtype(folder) == torch.bfloat16
+    again = load_folder(folder)[0]
+    for name, tensor in model.state_dict().items():
+        found = again.state_dict()[name]
+        assert found.dtype == tensor.dtype
+        torch.testing.assert_close(found, tensor, atol=0 if "projector" in name else 1e-2, rtol=1e-2)
