@@ -159,8 +159,11 @@ def make_student(
             save_base(model, folder, **named)
             write_json(folder / MARK, {"digest": made_of})  # last: a folder without it was not finished
         group.gather(None)
+        del model
         # From the folder: to the last bit what a resumed run starts from.
         model = place(load_folder(folder)[0], run.device, run.sharded)
+    if keep:
+        model.model.leave_out_encoder()
     quantise(model, model.model.language_model, config.llm_weights)
     return Student(model, processor, rows, inputs if keep else inputs.live())
 

@@ -7,14 +7,16 @@ import shutil
 from collections import namedtuple
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tiny import make_model
 from transformers import WhisperConfig
 
 from aligncap.data.manifest import read_manifest, write_manifest
+from aligncap.models.checkpoints import load_for_inference
 from aligncap.models.configuration_aligncap import AlignCapConfig
-from aligncap.training import align, data, distill
+from aligncap.training import align, data, distill, sft
 from aligncap.training.caches import FeatureCache, feature_cache, frames_size, states_size
 from aligncap.training.data import cached_inputs, keeps_features, read_clips
 from aligncap.training.distill import DistillConfig, run_distill
@@ -145,3 +147,26 @@ def test_a_teacher_that_would_take_too_much_is_cached_by_its_likeliest_tokens(
 def test_the_key_of_the_store_tells_precision(tmp_path):
     model, processor = make_model()
     assert feature_cache(tmp_path, model, processor).description["dtype"] == "float16"
+
+
+def test_the_encoder_is_not_held_where_all_features_are_cached(manifest, parts, tmp_path, monkeypatch):
+    held = []
+
+    def noted(trainer, *_, **__):
+        held.append(trainer.model.get_base_model().model.audio_tower is not None)
+        return 0
+
+    monkeypatch.setattr(sft, "fit", noted)
+    for wanted in ("yes", "no"):
+        run_sft(config(tmp_path / wanted, manifest, parts, feature_cache=wanted))
+    assert held == [False, True]
+
+
+def test_a_run_without_the_encoder_saves_a_checkpoint_that_hears(manifest, parts, tmp_path):
+    run_sft(config(tmp_path / "run", manifest, parts, feature_cache="yes"))
+    model, processor = load_for_inference(tmp_path / "run")
+    mel = processor.features([np.zeros(8000, np.float32)])
+    assert model.model.encode_audio(**mel).mask.any()
+    model.model.leave_out_encoder()
+    with pytest.raises(RuntimeError, match="give audio_frames"):
+        model.model.encode_audio(**mel)
