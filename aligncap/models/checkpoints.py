@@ -197,7 +197,7 @@ def _part(base: Path, kind: str, named: Row) -> Path:
         raise UserError(
             f"{base / PARTS}: its {kind}, {found}, holds other weights than it was made with; {remedy}"
         )
-    return found
+    return found.resolve()
 
 
 def _load_parts(folder: Path, dtype: torch.dtype) -> AlignCapForConditionalGeneration:
