@@ -45,7 +45,7 @@ COMMANDS: dict[str, Command] = {
         "training.distill", "DistillConfig", "run_distill", "KL to the teacher, from speech"
     ),
     "train dpo": Command("training.dpo", "SpeechDPOConfig", "run_dpo", "DPO on judged caption pairs"),
-    "merge": Command("models.checkpoints", "MergeConfig", "run_merge", "fold the adapter in"),
+    "merge": Command("models.merge", "MergeConfig", "run_merge", "fold the adapter in"),
     "caption": Command("inference.batch", "CaptionConfig", "run_caption", "say how voices sound"),
     "calibrate": Command(
         "inference.calibrate", "CalibrateConfig", "run_calibrate", "fit on dev how sure captions are"

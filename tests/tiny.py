@@ -84,7 +84,7 @@ def make_model(tied: bool = True, chat: bool = True, seed: int = 0, **options):
     """Tiny AlignCap model and processor with random weights."""
     from transformers import WhisperFeatureExtractor
 
-    from aligncap.models.checkpoints import assemble
+    from aligncap.models.build import assemble
 
     torch.manual_seed(seed)
     tokenizer = make_tokenizer(chat)

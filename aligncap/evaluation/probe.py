@@ -20,7 +20,7 @@ from torch import Tensor
 from aligncap.audio.files import load_audio
 from aligncap.data.manifest import audio_files, read_manifest
 from aligncap.evaluation.scoring import Baseline
-from aligncap.models.checkpoints import load_encoder
+from aligncap.models.build import load_encoder
 from aligncap.models.encoders import encode_frames, family_of, own_frames
 from aligncap.models.processing_aligncap import AlignCapProcessor
 from aligncap.utils.errors import UserError

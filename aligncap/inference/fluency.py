@@ -7,7 +7,7 @@ from functools import lru_cache
 
 import torch
 
-from aligncap.models.checkpoints import LLM, load_llm
+from aligncap.models.build import LLM, load_llm
 from aligncap.models.hub import DEFAULT_LLM
 from aligncap.models.precision import best_dtype, pick_device
 from aligncap.utils.distributed import ALONE, Gathered, Group, Store

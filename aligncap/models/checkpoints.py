@@ -1,316 +1,38 @@
-"""Build, load and merge AlignCap models: from pretrained parts, whole folders, and adapters on their base."""
+"""Load and save AlignCap models: whole folders, bases that name their parts, and adapters on their base."""
 
 from __future__ import annotations
 
-import shutil
-from dataclasses import dataclass
+import json
+import os
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 import torch
 from peft import PeftModel
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import (
-    MODEL_FOR_CAUSAL_LM_MAPPING,
-    AutoFeatureExtractor,
-    AutoModel,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    GenerationConfig,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    Qwen2AudioEncoder,
-)
+from transformers import GenerationConfig, PreTrainedModel
 
-from aligncap.audio.files import SAMPLE_RATE
-from aligncap.data.provenance import checkpoint_provenance, write_provenance
+from aligncap.data.hashes import hashes_of
+from aligncap.models.build import Loaded, add_placeholders, join, load_encoder, load_llm
 from aligncap.models.configuration_aligncap import AlignCapConfig
-from aligncap.models.encoders import (
-    FAMILIES,
-    FRAME_SAMPLES,
-    FeatureExtractor,
-    encoder_of,
-    family_of,
-    layer_index,
-)
-from aligncap.models.hub import load_config, load_pretrained, resolve
+from aligncap.models.hub import load_pretrained, resolve
 from aligncap.models.model_card import read_record, write_model_card
 from aligncap.models.modeling_aligncap import AlignCapForConditionalGeneration
-from aligncap.models.processing_aligncap import AUDIO_TOKEN, CUES_MARK, SPEAKER_TOKEN, AlignCapProcessor
+from aligncap.models.processing_aligncap import AlignCapProcessor
 from aligncap.models.projectors import make_projector
-from aligncap.text.prompts import Language, end_token_id, student_prompt
 from aligncap.utils.errors import UserError
-from aligncap.utils.io import workplace
-from aligncap.utils.options import Config, option
-from aligncap.utils.run_record import write_run_record
+from aligncap.utils.io import Row, workplace, write_json
+from aligncap.utils.tensor_cache import digest
 
-USABLE = "such as llama, qwen2, gpt2 or opt"
-LLMS = f"the language model must be a causal LM of text alone, {USABLE}"
 CALIBRATION = "calibration.json"  # in a model's folder: how far its confidence is to be trusted
-ENCODERS = "speech encoders are Whisper, wav2vec 2.0, HuBERT, WavLM, data2vec, w2v-BERT 2.0 or Qwen2-Audio"
-Loaded = tuple[AlignCapForConditionalGeneration, AlignCapProcessor]
-LLM = tuple[PreTrainedModel, PreTrainedTokenizerBase]
-
-
-@dataclass
-class MergeConfig(Config):
-    """Fold the adapter of a training run into its base: one folder that `from_pretrained` loads.
-
-    Examples:
-        aligncap merge runs/distill --out runs/model
-    """
-
-    POSITIONAL: ClassVar[tuple[str, ...]] = ("checkpoint",)
-
-    checkpoint: str = option(help="output_dir of a training run, or a checkpoint-N in it.")
-    out: str = option(help="Folder to write; it must not exist or be empty.")
-    llm: str | None = option(
-        None, "Folder for the language model alone, adapted, which AutoModelForCausalLM loads."
-    )
-
-
-def run_merge(config: MergeConfig) -> int:
-    """`aligncap merge`."""
-    if config.llm:
-        refuse_filled(config.llm)
-        if Path(config.llm).resolve() == Path(config.out).resolve():
-            raise UserError(f"{config.llm}: name another folder for the language model than --out")
-    print(f"merged: {merge(config.checkpoint, config.out)}")
-    if config.llm:
-        print(f"language model: {save_llm(config.out, config.llm)}")
-    return 0
-
-
-def refuse_filled(folder: str | Path) -> None:
-    """
-    Raises:
-        UserError: the folder exists and is not empty.
-    """
-    if Path(folder).is_dir() and any(Path(folder).iterdir()):
-        raise UserError(f"{folder}: exists and is not empty; choose another folder")
-
-
-def load_llm(name: str, dtype: torch.dtype = torch.float32) -> LLM:
-    """A causal LM and its tokenizer, by name or folder; a missing padding token becomes end-of-text.
-
-    Raises:
-        UserError: no such model, or one that cannot be a captioner's language model.
-    """
-    folder = resolve(name)
-    config = load_config(folder, LLMS)
-    kind = config.model_type
-    if (
-        type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING
-        or config.is_encoder_decoder
-        or config.get_text_config() is not config
-        or kind in ("aligncap", *FAMILIES)
-    ):
-        raise UserError(f"{folder}: model_type is {kind!r}; {LLMS}")
-    tokenizer = load_pretrained(AutoTokenizer, folder)
-    if tokenizer.eos_token_id is None:
-        raise UserError(f"{folder}: its tokenizer has no end-of-text token, which the loss needs")
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    without_dropout(config)
-    llm = load_pretrained(AutoModelForCausalLM, folder, config=config, dtype=dtype)
-    if getattr(llm, "_is_stateful", False):
-        raise UserError(
-            f"{folder}: language models of type {kind!r} keep a running state, which reads "
-            f"padding too; choose one with attention alone, {USABLE}"
-        )
-    return llm, tokenizer
-
-
-def without_dropout(config: PreTrainedConfig) -> None:
-    """Set the dropout of a language model to zero, as Llama, Qwen and SmolLM have it.
-
-    With it GPT-2 and OPT, as a frozen teacher or reference and as a training student, differ from themselves
-    before anything is learnt: DPO would not begin at log 2. LoRA and the projector keep theirs.
-    """
-    for name, value in config.to_dict().items():
-        if "drop" in name and isinstance(value, float):
-            setattr(config, name, 0.0)
-
-
-def load_encoder(name: str) -> tuple[PreTrainedModel, FeatureExtractor]:
-    """A frozen speech encoder and its feature extractor, by name or folder.
-
-    Of Qwen2-Audio the audio tower is taken, and its weights alone are read.
-
-    Raises:
-        UserError: no such model, no speech encoder of a known family, or one that does not read 16 kHz.
-    """
-    folder = resolve(name)
-    config, weights = load_config(folder, ENCODERS), dict[str, Any]()
-    if config.model_type == "qwen2_audio":
-        config = config.audio_config
-        weights = {"config": config, "key_mapping": {r"^(model\.)?audio_tower\.": ""}}
-    try:
-        family_of(config)
-    except UserError as error:
-        raise UserError(f"{folder}: {error}") from error
-    extractor = load_pretrained(AutoFeatureExtractor, folder)
-    if wrong := unfit_features(extractor):
-        raise UserError(f"{folder}: {wrong}")
-    kind = AutoModel if not weights else Qwen2AudioEncoder
-    encoder = encoder_of(load_pretrained(kind, folder, dtype=torch.float32, **weights))
-    return encoder.eval().requires_grad_(False), extractor
-
-
-def unfit_features(extractor: FeatureExtractor) -> str:
-    """Why a feature extractor does not fit sound at 16 kHz and frames of 20 ms; or nothing."""
-    rate, hop = getattr(extractor, "sampling_rate", SAMPLE_RATE), getattr(extractor, "hop_length", 160)
-    if rate != SAMPLE_RATE:
-        return f"its feature extractor reads {rate} Hz, clips have {SAMPLE_RATE} Hz; choose another encoder"
-    if hop != FRAME_SAMPLES // 2:
-        return f"its feature extractor has hop_length={hop}, {hop / rate * 1000:.2f} ms; 10 ms are needed"
-    return ""
-
-
-def build(encoder: str, llm: str, **options: Any) -> Loaded:
-    """Build from names or folders: `build("whisper-base", "smollm2-135m-instruct", encoder_layer=4)`.
-
-    Raises:
-        UserError: a name cannot be found, or a model cannot be used.
-    """
-    audio_tower, feature_extractor = load_encoder(encoder)
-    return assemble(audio_tower, feature_extractor, *load_llm(llm), **options)
-
-
-def assemble(
-    audio_tower: PreTrainedModel,
-    feature_extractor: FeatureExtractor,
-    llm: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    show_cues: bool = False,
-    language: Language = "en",
-    **options: Any,
-) -> Loaded:
-    """Put parts in hand together; `options` are fields of `AlignCapConfig`, `show_cues` and `language`
-    (of the captions, and so of the prompt) are the processor's.
-
-    The tokenizer gets two tokens, for audio and speaker. They are placeholders: their rows of the embeddings
-    stay 0 and are never read, since audio tokens take their places, and they are masked out of the logits.
-
-    Returns:
-        model: AlignCapForConditionalGeneration with the parts' weights and a fresh projector (torch's RNG);
-        processor: AlignCapProcessor with the student's prompt.
-
-    Raises:
-        UserError: the encoder has no such layer, or the language model's head or tokenizer does not fit.
-    """
-    family = family_of(audio_tower.config)
-    layer_index(options.get("encoder_layer", "last"), audio_tower.config.num_hidden_layers)
-    options = {"margin_seconds": family.margin_seconds} | options
-    audio_token_id = _add_placeholders(llm, tokenizer)
-    embeddings = cast(nn.Embedding, llm.get_input_embeddings())
-    head = cast(nn.Linear, llm.get_output_embeddings())
-    config = AlignCapConfig(
-        audio_config=audio_tower.config,
-        text_config=llm.config,
-        audio_token_id=audio_token_id,
-        tie_word_embeddings=head.weight is embeddings.weight,
-        **{k: getattr(tokenizer, k) for k in ("pad_token_id", "bos_token_id", "eos_token_id")},
-        **options,
-    )
-    if family.reads == "log-mel":
-        positions = audio_tower.config.max_source_positions * 0.02
-        config.max_seconds = min(config.max_seconds, positions - config.margin_seconds)
-    with torch.device("meta"):
-        model = AlignCapForConditionalGeneration(config)
-    model.model.audio_tower = audio_tower
-    model.model.language_model = llm.base_model
-    model.lm_head = head
-    model.model.multi_modal_projector = make_projector(config, embeddings.embedding_dim)
-    projector = model.model.multi_modal_projector
-    for token, words in (
-        (projector.speaker, config.speakers),
-        (projector.emotion, config.emotions),
-    ):
-        if token is not None:
-            ids = [tokenizer(" " + word, add_special_tokens=False)["input_ids"] for word in words]
-            vectors = [embeddings.weight.detach()[row].float().mean(0) for row in ids]
-            token.words.copy_(torch.stack(vectors))
-    model.tie_weights()
-    _check_head(model, llm, audio_token_id)
-    if left := [name for name, p in model.named_parameters() if p.is_meta]:
-        raise RuntimeError(f"parameters without weights: {left}")
-    model.generation_config = GenerationConfig(
-        eos_token_id=list(dict.fromkeys([end_token_id(tokenizer), tokenizer.eos_token_id])),
-        pad_token_id=tokenizer.pad_token_id,
-        max_new_tokens=config.max_response_tokens,
-        do_sample=False,
-    )
-    prompt = prompt_of_student(tokenizer, bool(config.speakers), show_cues, language)
-    shared = ("pool_size", "stack_size", "clip_tokens", "queries", "margin_seconds", "max_seconds")
-    own = {name: getattr(config, name) for name in shared} | {"encoder": audio_tower.config.model_type}
-    processor = AlignCapProcessor(
-        feature_extractor, tokenizer, prompt=prompt, show_cues=show_cues, language=language, **own
-    )
-    return model.eval(), processor
-
-
-def prompt_of_student(
-    tokenizer: PreTrainedTokenizerBase, speakers: bool, show_cues: bool, language: Language
-) -> str:
-    """The prompt of an `AlignCapProcessor`, with the placeholders that its model needs."""
-    speaker, cues = SPEAKER_TOKEN if speakers else None, CUES_MARK if show_cues else None
-    return student_prompt(tokenizer, AUDIO_TOKEN, speaker=speaker, cues=cues, language=language)
-
-
-@torch.no_grad()
-def _add_placeholders(llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
-    """Enter the placeholders into the tokenizer and make room for their ids; the audio's id."""
-    # Added to the tokenizer's own extra tokens: in place of them, a turn's mark would count as a plain word.
-    tokenizer.add_special_tokens(
-        {"additional_special_tokens": [AUDIO_TOKEN, SPEAKER_TOKEN]}, replace_extra_special_tokens=False
-    )
-    audio_token_id, last_id = cast(list[int], tokenizer.convert_tokens_to_ids([AUDIO_TOKEN, SPEAKER_TOKEN]))
-    if last_id != audio_token_id + 1:
-        raise UserError(f"the tokenizer knows {AUDIO_TOKEN} or {SPEAKER_TOKEN} already; take the plain LLM's")
-    if last_id >= cast(nn.Embedding, llm.get_input_embeddings()).num_embeddings:
-        llm.resize_token_embeddings(last_id + 1, pad_to_multiple_of=64, mean_resizing=False)
-        # Rows of placeholders are never read. Left random, they would make each seed's teacher another one.
-        for table in (llm.get_input_embeddings(), llm.get_output_embeddings()):
-            cast(torch.Tensor, table.weight)[audio_token_id:] = 0
-    return audio_token_id
-
-
-@torch.no_grad()
-def embedding_rms(table: nn.Module) -> float:
-    """Root mean square of what the LLM reads of a token, which is the size that audio tokens should have.
-
-    Not the weights' own where the table scales what it gives (Gemma, by the root of the width).
-    """
-    weight: torch.Tensor = table.weight  # type: ignore[assignment]
-    few = torch.arange(min(64, len(weight)), device=weight.device)
-    scale = table(few).float().norm() / weight[few].float().norm()
-    return (weight.float().pow(2).mean().sqrt() * scale).item()
-
-
-@torch.no_grad()
-def _check_head(model: AlignCapForConditionalGeneration, llm: PreTrainedModel, limit: int) -> None:
-    """Some families scale, cap or bias their logits outside the head's weight; as a teacher that would be
-    another LLM than the one named.
-
-    Raises:
-        UserError: the assembled model does not give the LLM's own logits on text.
-    """
-    ids = torch.arange(4, device=llm.device)[None] % limit
-    ours, theirs = (m.eval()(input_ids=ids).logits[..., :limit].float() for m in (model, llm))
-    other = not torch.allclose(ours, theirs, atol=1e-3, rtol=1e-3)
-    capped = getattr(llm.config, "final_logit_softcapping", None)  # small logits hardly show it
-    if llm.get_output_embeddings().bias is not None or capped or other:
-        raise UserError(
-            f"language models of type {llm.config.model_type!r} bias, scale or cap their logits, which "
-            f"the head of AlignCap does not; choose another family, {USABLE}"
-        )
+PARTS = "parts.json"  # in a base's folder: the models that it is made of, by place and hash
+PROJECTOR = "projector.safetensors"  # beside it: all of the base that is in no other folder
 
 
 def load_folder(folder: str | Path, dtype: torch.dtype = torch.float32) -> Loaded:
-    """A whole checkpoint (merged, or a run's `base/`).
+    """A whole checkpoint (merged, or a run's `base/`, which names its parts).
 
     Raises:
         UserError: `folder` holds none, or one of another architecture; nothing heavy is loaded then.
@@ -323,7 +45,10 @@ def load_folder(folder: str | Path, dtype: torch.dtype = torch.float32) -> Loade
     if found != "aligncap":
         remedy = "'aligncap' is needed; give the folder of an AlignCap model"
         raise UserError(f"{path}: model_type is {found!r}, {remedy}")
-    model = load_pretrained(AlignCapForConditionalGeneration, folder, dtype=dtype, use_safetensors=True)
+    if (Path(folder) / PARTS).is_file():
+        model = _load_parts(Path(folder), dtype)
+    else:
+        model = load_pretrained(AlignCapForConditionalGeneration, folder, dtype=dtype, use_safetensors=True)
     return model.eval(), load_pretrained(AlignCapProcessor, folder)
 
 
@@ -369,30 +94,39 @@ def load_for_inference(folder: str | Path, dtype: torch.dtype = torch.float32) -
     model, processor = load_checkpoint(folder, torch.float32 if is_adapter(folder) else dtype)
     if isinstance(model, PeftModel):
         model = model.merge_and_unload()
-        # What a checkpoint holds is cast, as from_pretrained does; rotary frequencies keep their precision.
-        for tensor in model.state_dict(keep_vars=True).values():
-            tensor.data = tensor.data.to(dtype)
+        _cast(model, dtype)
     return model.eval(), processor
 
 
-def model_key(folder: str | Path) -> str:
-    """What identifies a checkpoint's weights on this machine: path, size and time of its weight files.
-
-    An adapter's are those of its base too.
-    """
+def llm_dtype(folder: str | Path) -> torch.dtype:
+    """In which precision the language model of a checkpoint, or a plain LLM, lies on disk."""
     folder = Path(folder)
-    files = sorted(folder.glob("*.safetensors"))
     if is_adapter(folder):
-        files += sorted(base_of(folder).glob("*.safetensors"))
-    return "|".join(f"{f.resolve()}:{f.stat().st_size}:{f.stat().st_mtime_ns}" for f in files)
+        return llm_dtype(base_of(folder))
+    if (folder / PARTS).is_file():
+        named = json.loads((folder / PARTS).read_text(encoding="utf-8"))
+        return llm_dtype(
+            next(_part(folder, kind, named[kind]) for kind in ("llm", "student") if kind in named)
+        )
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            for name in file.keys():
+                if "audio_tower" not in name and "multi_modal_projector" not in name:
+                    return file.get_slice(name)[:1].dtype
+    return torch.float32
 
 
-def save_whole(model: PreTrainedModel, folder: str | Path) -> None:
-    """Save weights, and config.json last: a folder that has it is complete, whenever a run is killed."""
+def save_whole(model: PreTrainedModel, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
+    """Save weights, and config.json last: a folder that has it is complete, whenever a run is killed.
+
+    Args:
+        dtype: of encoder and language model on disk; the projector, whose statistics need it, stays float32.
+            Whoever loads the folder gets float32 unless another precision is asked for.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with workplace(folder / "weights") as temporary:
-        model.save_pretrained(temporary)
+        model.save_pretrained(temporary, state_dict=_stored(model, dtype))
         (temporary / "README.md").unlink(missing_ok=True)  # of the temporary folder's name
         for path in sorted(temporary.iterdir(), key=lambda p: p.name == "config.json"):
             path.replace(folder / path.name)
@@ -400,51 +134,121 @@ def save_whole(model: PreTrainedModel, folder: str | Path) -> None:
         write_model_card(folder)
 
 
-def merge(folder: str | Path, out: str | Path) -> Path:
-    """Fold an adapter into its base and save one folder that loads with `from_pretrained`.
+def _stored(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """The weights as they are written; tensors that are shared stay shared."""
+    written: dict[int, torch.Tensor] = {}
+    found = {}
+    for name, tensor in model.state_dict().items():
+        kept = not tensor.is_floating_point() or "multi_modal_projector" in name
+        key = tensor.data_ptr() or id(tensor)
+        if key not in written:
+            written[key] = tensor if kept else tensor.to(dtype)
+        found[name] = written[key] if written[key].shape == tensor.shape else tensor.to(dtype)
+    return found
+
+
+def save_base(model: AlignCapForConditionalGeneration, folder: str | Path, **parts: str | Path) -> None:
+    """Save a student before decoding is trained as its projector and the names of its other parts, with
+    their hashes: a language model is not written again for every run that stands on it.
+
+    Args:
+        parts: `encoder` and `llm`, by name or folder; or `student`, a checkpoint that has both, whose
+            adapter, if any, is folded in.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with workplace(folder / "weights") as temporary:
+        tensors = model.model.multi_modal_projector.state_dict()
+        save_file(
+            {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, temporary / PROJECTOR
+        )
+        write_json(temporary / PARTS, {kind: _named(str(part), folder) for kind, part in parts.items()})
+        if model.generation_config is not None:
+            model.generation_config.save_pretrained(temporary)
+        model.config.save_pretrained(temporary)
+        for path in sorted(temporary.iterdir(), key=lambda p: p.name == "config.json"):
+            path.replace(folder / path.name)
+    write_model_card(folder)
+
+
+def _named(part: str, base: Path) -> Row:
+    """A part of `base` as PARTS names it: by its model's name, or where it lies from there and at all."""
+    place = resolve(part).resolve() if not Path(part).is_dir() else Path(part).resolve()
+    own = {"name": part} if not Path(part).is_dir() else {"from_here": os.path.relpath(place, base.resolve())}
+    return own | {"folder": str(place), "sha256": weights_hash(place, base)}
+
+
+def _part(base: Path, kind: str, named: Row) -> Path:
+    """The folder of a part that PARTS names.
 
     Raises:
-        UserError: `folder` holds no adapter, or `out` exists and is not empty.
+        UserError: it is gone, or holds other weights than when the base was made.
     """
-    folder, out = Path(folder), Path(out)
-    if not is_adapter(folder):
-        remedy = "give the output_dir of a training run"
-        raise UserError(f"{folder}: no adapter here (adapter_config.json); {remedy}")
-    refuse_filled(out)
-    model, processor = load_for_inference(folder)
-    processor.save_pretrained(out)
-    if (folder / CALIBRATION).is_file():
-        shutil.copyfile(folder / CALIBRATION, out / CALIBRATION)
-    save_whole(model, out)
-    write_provenance(out, checkpoint_provenance(folder))
-    run = folder if (folder / "run.json").is_file() else folder.parent
-    record = {"checkpoint_run": read_record(run / "run.json")}
-    weights: list[str | Path] = [folder / "adapter_model.safetensors"]
-    write_run_record(out, "merge", {"checkpoint": str(folder)}, weights, **record)
-    write_model_card(out, run)
-    return out
+    places = [base / named["from_here"]] if "from_here" in named else []
+    places += [Path(named["folder"])]
+    found = next((place for place in places if place.is_dir()), None)
+    if found is None and "name" in named:
+        found = resolve(named["name"])
+    if found is None:
+        remedy = f"put it back there, or beside the run as {named['from_here']}"
+        raise UserError(f"{base / PARTS}: its {kind}, {named['folder']}, is gone; {remedy}")
+    if weights_hash(found, base) != named["sha256"]:
+        remedy = "bring them back, or train again"
+        raise UserError(
+            f"{base / PARTS}: its {kind}, {found}, holds other weights than it was made with; {remedy}"
+        )
+    return found.resolve()
 
 
-def save_llm(folder: str | Path, out: str | Path) -> Path:
-    """Save the language model of a merged checkpoint alone: `AutoModelForCausalLM` loads it without aligncap.
+def _load_parts(folder: Path, dtype: torch.dtype) -> AlignCapForConditionalGeneration:
+    """The model of a folder that `save_base` wrote."""
+    named = json.loads((folder / PARTS).read_text(encoding="utf-8"))
+    parts = {kind: _part(folder, kind, row) for kind, row in named.items()}
+    config = load_pretrained(AlignCapConfig, folder)
+    if "student" in parts:
+        model = load_for_inference(parts["student"], dtype)[0]
+        model.config.max_response_tokens = config.max_response_tokens
+    else:
+        tower: Any = load_encoder(str(parts["encoder"]))[0]
+        llm, tokenizer = load_llm(str(parts["llm"]), dtype)
+        add_placeholders(llm, tokenizer)
+        config.audio_config, config.text_config = tower.config, llm.config
+        model = join(config, tower.to(dtype), llm)
+        width = cast(nn.Embedding, llm.get_input_embeddings()).embedding_dim
+        model.model.multi_modal_projector = make_projector(config, width)
+    projector = model.model.multi_modal_projector
+    projector.load_state_dict(load_file(folder / PROJECTOR))
+    _cast(projector, dtype)
+    model.generation_config = GenerationConfig.from_pretrained(folder)
+    return model
 
-    Its tokenizer keeps the placeholders of audio and speaker, which it never generates.
 
-    Raises:
-        UserError: `folder` is no whole checkpoint, or `out` exists and is not empty.
-    """
-    refuse_filled(out)
-    model, processor = load_folder(folder)
-    with torch.device("meta"):
-        llm = AutoModelForCausalLM.from_config(model.config.text_config)
-    setattr(llm, llm.base_model_prefix, model.model.language_model)
-    llm.set_output_embeddings(model.lm_head)
-    generation = cast(GenerationConfig, model.generation_config)
-    # Placeholders have no meaning in text, and their logits, which AlignCap masks, are those of empty rows.
-    generation.suppress_tokens = list(range(model.config.audio_token_id, model.lm_head.out_features))
-    generation.max_new_tokens = None  # a caption's
-    llm.generation_config = generation
-    processor.tokenizer.save_pretrained(out)
-    save_whole(llm, out)
-    write_provenance(out, checkpoint_provenance(folder))
-    return Path(out)
+def _cast(model: Any, dtype: torch.dtype) -> None:
+    """Cast what a checkpoint holds, as from_pretrained does; rotary frequencies keep their precision."""
+    for tensor in model.state_dict(keep_vars=True).values():
+        tensor.data = tensor.data.to(dtype)
+
+
+def weight_files(folder: str | Path) -> list[Path]:
+    """The weight files of a checkpoint; of an adapter those of its base too, of a base those of its parts."""
+    folder = Path(folder)
+    files = sorted(folder.glob("*.safetensors"))
+    if is_adapter(folder):
+        files += weight_files(base_of(folder))
+    elif (folder / PARTS).is_file():
+        named = json.loads((folder / PARTS).read_text(encoding="utf-8"))
+        for kind, row in named.items():
+            files += weight_files(_part(folder, kind, row))
+    return files
+
+
+def weights_hash(folder: str | Path, known: Path) -> str:
+    """SHA-256 over the weight files of a checkpoint; what was hashed for `known` before is not read again."""
+    files = {str(path): path.stat() for path in weight_files(folder)}
+    return digest(sorted(hashes_of(known / PARTS, files).values()))
+
+
+def model_key(folder: str | Path) -> str:
+    """What identifies a checkpoint's weights on this machine: path, size and time of its weight files."""
+    files = ((path.resolve(), path.stat()) for path in weight_files(folder))
+    return "|".join(f"{path}:{stat.st_size}:{stat.st_mtime_ns}" for path, stat in files)

@@ -60,21 +60,30 @@ class AlignCapModel(AlignCapPreTrainedModel):
 
     def __init__(self, config: AlignCapConfig) -> None:
         super().__init__(config)
-        self.audio_tower: PreTrainedModel = encoder_of(
+        self.audio_tower: PreTrainedModel | None = encoder_of(
             AutoModel.from_config(config.sub_config("audio_config"))
         )
         self.language_model: PreTrainedModel = AutoModel.from_config(config.sub_config("text_config"))
         width = self.language_model.get_input_embeddings().embedding_dim
         self.multi_modal_projector = make_projector(config, width)
         self.post_init()
-        # Children declare classes that are not here (Whisper's decoder layer), on which FSDP would stop.
+        self._name_layers()
+
+    def _name_layers(self) -> None:
+        """Children declare classes that are not here (Whisper's decoder layer), on which FSDP would stop."""
         present = {type(module).__name__ for module in self.modules()}
         self._no_split_modules = {name for name in self._no_split_modules or () if name in present}
+
+    def leave_out_encoder(self) -> None:
+        """Free the encoder's weights, where all features are cached: the model then reads `audio_frames`."""
+        self.audio_tower = None
+        self._name_layers()
 
     def train(self, mode: bool = True) -> AlignCapModel:
         """As of any module; the encoder's dropout, dropped layers and masked frames stay off."""
         super().train(mode)
-        self.audio_tower.eval()
+        if self.audio_tower is not None:
+            self.audio_tower.eval()
         return self
 
     def encode_audio(self, input_features: Tensor, input_features_mask: Tensor) -> PooledFrames:
@@ -84,6 +93,8 @@ class AlignCapModel(AlignCapPreTrainedModel):
             input_features: what the encoder reads, as `AlignCapProcessor.features` gives it.
             input_features_mask: (batch, positions): 1 on the clip, 2 on its margin of silence, 0 on padding.
         """
+        if self.audio_tower is None:
+            raise RuntimeError("the encoder was left out, since features are cached: give audio_frames")
         features = input_features.to(self.audio_tower.dtype)
         frames, _ = encode_frames(
             self.audio_tower, features, input_features_mask > 0, self.config.encoder_layer

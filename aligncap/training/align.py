@@ -13,16 +13,8 @@ from safetensors.torch import load_file
 from transformers import GenerationConfig, set_seed
 
 from aligncap.data.manifest import Utterance
-from aligncap.models.checkpoints import (
-    Loaded,
-    base_of,
-    build,
-    is_adapter,
-    load_folder,
-    model_key,
-    prompt_of_student,
-    save_whole,
-)
+from aligncap.models.build import Loaded, build, prompt_of_student
+from aligncap.models.checkpoints import base_of, is_adapter, load_folder, model_key, save_base
 from aligncap.models.processing_aligncap import AlignCapProcessor
 from aligncap.models.quantise import quantise
 from aligncap.text.instruction import language_of
@@ -36,6 +28,7 @@ from aligncap.training.data import (
     Clips,
     cached_inputs,
     instruction_of,
+    keeps_features,
     read_clips,
 )
 from aligncap.training.resume import Run, begin, record_run
@@ -47,13 +40,14 @@ from aligncap.utils.tensor_cache import digest
 
 _log = logging.getLogger(__name__)
 PROJECTOR = "multi_modal_projector."
+FIT_CLIPS = 8192  # that the projector is fitted to before decoding, drawn at random where there are more
 MARK = "made_of.json"  # in the folder of a student that is whole: what it was made of
 
 
 _USED = (
     *SHAPE,
-    *"align_by align_learning_rate align_steps augment balance cache_dir llm max_response_tokens".split(),
-    *"output_dir resume_from_checkpoint seed start train_manifest use_cpu".split(),
+    *"align_by align_learning_rate align_steps augment balance cache_dir feature_cache llm".split(),
+    *"max_response_tokens output_dir resume_from_checkpoint seed start train_manifest use_cpu".split(),
     *("debug", "include_num_input_tokens_seen"),  # the parser changes their defaults
 )
 
@@ -62,7 +56,7 @@ _USED = (
 class AlignConfig(StudentConfig):
     """The projector alone, drawn to text before decoding; no LLM is run.
 
-    The student is saved whole in `OUTPUT_DIR/base`: with `--align_by contrastive` it is CL-Align, with
+    The student is saved in `OUTPUT_DIR/base`: with `--align_by contrastive` it is CL-Align, with
     `--align_steps 0` the untrained student.
 
     Examples:
@@ -118,7 +112,9 @@ def make_student(
     if config.emotion_token and not config.start:
         options["emotions"] = sorted({*emotion_labels(manifests[0].utterances)} - {None, ""})
     parts: dict[str, Any] = {"encoder": config.encoder, "llm": llm, "options": options, "align": aligning}
+    named: dict[str, str | Path] = {"encoder": config.encoder, "llm": llm}
     if config.start:
+        named = {"student": _without_adapter(config.start)}
         parts = {"start": model_key(config.start), "align": aligning, "limit": config.max_response_tokens}
     clips = [manifests[0].balanced() if config.balance else manifests[0], *manifests[1:]]
     made_of = digest(
@@ -145,23 +141,31 @@ def make_student(
         for part in clips
     ]
     place(model, run.device, run.sharded)
-    inputs = cached_inputs(model, processor, manifests, run.cache, group=group, augment=config.augment)
+    adapts_encoder = bool(getattr(config, "encoder_lora", 0))
+    keep = not adapts_encoder and keeps_features(config.feature_cache, model, manifests, config.augment)
+    inputs, fitted = ClipInputs(processor, augment=config.augment), clips[0].at_most(FIT_CLIPS, config.seed)
+    if keep or not made:
+        encoded = manifests if keep else [fitted]
+        inputs = cached_inputs(model, processor, encoded, run.cache, group=group, augment=config.augment)
     if not made:
         if group.rank == 0:
             fresh, losses = not config.start, list[float]()
             if fresh or isinstance(config, AlignConfig):
-                losses = align(model, inputs, clips[0], fresh=fresh, **aligning)
+                losses = align(model, inputs, fitted, fresh=fresh, **aligning)
             if losses:
                 log = [{"step": step, "loss": loss} for step, loss in enumerate(losses, 1)]
                 write_jsonl(run.out / "align.jsonl", log)
             processor.save_pretrained(folder)
-            save_whole(model, folder)
+            save_base(model, folder, **named)
             write_json(folder / MARK, {"digest": made_of})  # last: a folder without it was not finished
         group.gather(None)
+        del model
         # From the folder: to the last bit what a resumed run starts from.
         model = place(load_folder(folder)[0], run.device, run.sharded)
+    if keep:
+        model.model.leave_out_encoder()
     quantise(model, model.model.language_model, config.llm_weights)
-    return Student(model, processor, rows, inputs)
+    return Student(model, processor, rows, inputs if keep else inputs.live())
 
 
 def student_language(utterances: Sequence[Utterance]) -> Language:
@@ -174,6 +178,11 @@ def student_language(utterances: Sequence[Utterance]) -> Language:
     return "zh" if all(is_chinese(u.captions[k]) for u, k in pairs) else "en"
 
 
+def _without_adapter(start: str | Path) -> Path:
+    """The folder of the student that `start` stands on, or is."""
+    return base_of(Path(start)) if is_adapter(start) else Path(start)
+
+
 def load_start(config: StudentConfig, language: Language) -> Loaded:
     """The student that `config.start` goes on from: of an adapter its base, with the projector trained on it.
 
@@ -183,7 +192,7 @@ def load_start(config: StudentConfig, language: Language) -> Loaded:
         UserError: the folder holds no student, or a projector that does not fit its base.
     """
     start = Path(str(config.start))
-    model, processor = load_folder(base_of(start) if is_adapter(start) else start)
+    model, processor = load_folder(_without_adapter(start))
     if is_adapter(start):
         saved = load_file(start / "adapter_model.safetensors")
         own = {name.rpartition(PROJECTOR)[2]: tensor for name, tensor in saved.items() if PROJECTOR in name}

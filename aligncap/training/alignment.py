@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
 
 from aligncap.data.manifest import Utterance
-from aligncap.models.checkpoints import embedding_rms
+from aligncap.models.build import embedding_rms
 from aligncap.models.modeling_aligncap import AlignCapForConditionalGeneration
 from aligncap.models.projectors import Projector
 from aligncap.text.instruction import language_of

@@ -16,15 +16,27 @@ from torch import Tensor, nn
 
 from aligncap.audio.augment import CHANNEL_VERSION, through_channel
 from aligncap.audio.files import load_audio
+from aligncap.models.configuration_aligncap import AlignCapConfig
 from aligncap.models.modeling_aligncap import AlignCapForConditionalGeneration
 from aligncap.models.processing_aligncap import AlignCapProcessor
 from aligncap.training.collators import join_prompt_and_response, response_positions
 from aligncap.training.divergences import coverage, most_likely, pack
 from aligncap.utils.distributed import ALONE, Group
 from aligncap.utils.errors import UserError, UserErrors
-from aligncap.utils.tensor_cache import AUDIO_VERSION, TensorCache, digest, fill, fingerprint, hash_of
+from aligncap.utils.tensor_cache import (
+    AUDIO_VERSION,
+    TensorCache,
+    digest,
+    fill,
+    fingerprint,
+    hash_of,
+    require_space,
+)
 
 _log = logging.getLogger(__name__)
+
+
+MOST = 20e9  # bytes of a cache that a run fills without being asked to
 
 
 class Pairs(Protocol):
@@ -35,13 +47,29 @@ class Pairs(Protocol):
     def __getitem__(self, index: int, /) -> tuple[list[int], list[int]]: ...
 
 
+class FeatureCache(TensorCache):
+    """Pooled encoder frames: half precision on disk, float32 when they are read.
+
+    float16 and not bfloat16: some dimensions of Whisper lie a hundred standard deviations off 0, where
+    bfloat16 errs by an eighth of one, float16 by a hundredth. Frames beyond its range stay as they are.
+    """
+
+    def __getitem__(self, key: str) -> Tensor:
+        return super().__getitem__(key).float()
+
+    def write(self, rows: dict[str, Tensor]) -> None:
+        most = torch.finfo(torch.float16).max
+        super().write({key: row.half() if row.abs().max() < most else row for key, row in rows.items()})
+
+
 def feature_cache(
     root: Path, model: AlignCapForConditionalGeneration, processor: AlignCapProcessor
-) -> TensorCache:
+) -> FeatureCache:
     """Cache of the pooled encoder frames of `model`."""
     config = model.config
     description = {
         "kind": "pooled encoder frames",
+        "dtype": "float16",
         "encoder": fingerprint(model.model.audio_tower),
         "encoder_layer": config.encoder_layer,
         "pool_size": config.pool_size,
@@ -49,7 +77,13 @@ def feature_cache(
         "features": processor.feature_extractor.to_dict(),
         "audio_version": AUDIO_VERSION,
     }
-    return TensorCache(root / f"frames-{digest(description)}", description)
+    return FeatureCache(root / f"frames-{digest(description)}", description)
+
+
+def frames_size(config: AlignCapConfig, seconds: float) -> float:
+    """Bytes of the cached frames of so much speech; of all layers of large-v3 264 kB a second."""
+    numbers = config.audio_width * max(config.mixed_layers, 1)
+    return seconds / (0.02 * config.pool_size) * numbers * 2
 
 
 def augmented_key(key: str) -> str:
@@ -117,6 +151,7 @@ def cached_teacher(
     dtype: torch.dtype,
     top_k: int,
     temperature: float,
+    tokens: int = 0,
     group: Group = ALONE,
 ) -> tuple[TensorCache, dict[str, float] | None]:
     """The filled cache of what the teacher says of `pairs`, response positions only.
@@ -129,12 +164,15 @@ def cached_teacher(
 
     Args:
         model: without adapters, not yet wrapped or sharded.
+        tokens: response tokens of all pairs, for which the disk must have room.
 
     Returns:
         The cache, and with `top_k` the mass that these tokens hold (`divergences.coverage`).
     """
     llm = model.model.language_model
     description: dict[str, object]
+    remedy = "make room, give a smaller teacher_top_k, or teacher_cache no"
+    require_space(root, states_size(tokens, model, dtype, top_k), "what the teacher says", remedy, group)
     if not top_k:
         description = {"kind": "teacher hidden states", "llm": fingerprint(llm), "dtype": str(dtype)}
         states = TensorCache(root / f"teacher-{digest(description)}", description)
@@ -164,6 +202,14 @@ def cached_teacher(
             *(top_k, held["mean"], held["least"]),
         )
     return cache, held
+
+
+def states_size(
+    tokens: int, model: AlignCapForConditionalGeneration, dtype: torch.dtype, top_k: int
+) -> float:
+    """Bytes that `cached_teacher` keeps of so many response tokens."""
+    width = model.get_output_embeddings().in_features
+    return float(tokens) * ((2 * top_k + 1) * 4 if top_k else width * dtype.itemsize)
 
 
 @torch.no_grad()

@@ -60,6 +60,10 @@ IDLE: dict[str, str] = {
     **_each("use_cache use_liger_kernel liger_kernel_config length_column_name", ""),
     **_each("remove_unused_columns label_names", ""),
 }
+FeatureCaching = Literal["auto", "yes", "no"]
+FEATURE_CACHE = (
+    "Encode all speech once and keep it; no: in every step; auto: if the features take no more than 20 GB."
+)
 USE_P_ACT = "Show the teacher the acoustic prompt; false: the transcript alone (an ablation)."
 
 
@@ -242,6 +246,7 @@ class StudentConfig(CaptionConfig):
         400, "Steps of projector alignment before decoding; 0: none, and words of tokens are not fitted."
     )
     align_learning_rate: PositiveFloat = option(1e-3, "Its learning rate.")
+    feature_cache: FeatureCaching = option("auto", FEATURE_CACHE)
     cache_dir: str = option("runs/cache", "Folder of the caches.")
 
     def own_errors(self) -> list[str]:
@@ -256,7 +261,7 @@ class StudentConfig(CaptionConfig):
         return errors
 
     def model_options(self) -> dict[str, Any]:
-        """Options of the model and its processor, as `models.checkpoints.build` takes them."""
+        """Options of the model and its processor, as `models.build.build` takes them."""
         names = (
             "pool_size stack_size projector_hidden projector_dropout summary_token show_cues "
             "max_response_tokens"

@@ -7,7 +7,7 @@ are longer, are written and tokenised when a row is read.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -23,13 +23,20 @@ from aligncap.models.modeling_aligncap import AlignCapForConditionalGeneration
 from aligncap.models.processing_aligncap import AlignCapProcessor
 from aligncap.text.instruction import language_of
 from aligncap.text.prompts import measured_cues, teacher_prompt
-from aligncap.training.caches import augmented_key, feature_cache, fill_features, teacher_key
+from aligncap.training.caches import (
+    MOST,
+    augmented_key,
+    feature_cache,
+    fill_features,
+    frames_size,
+    teacher_key,
+)
 from aligncap.training.collators import Row
-from aligncap.training.config import RunConfig
+from aligncap.training.config import FeatureCaching, RunConfig
 from aligncap.training.responses import TokenLists, refuse_special_tokens, tokenize_responses
 from aligncap.utils.distributed import ALONE, Group
 from aligncap.utils.errors import UserErrors
-from aligncap.utils.tensor_cache import TensorCache
+from aligncap.utils.tensor_cache import TensorCache, require_space
 
 
 @dataclass(frozen=True)
@@ -49,6 +56,24 @@ class Clips:
         keys = [self.keys[i] for i in places]
         paths = {key: self.paths[key] for key in keys}
         return replace(self, utterances=[self.utterances[i] for i in places], keys=keys, paths=paths)
+
+    def at_most(self, number: int, seed: int = 0) -> Clips:
+        """All places of `number` sound files drawn at random; all clips where there are no more."""
+        once = list(dict.fromkeys(self.keys))
+        if len(once) <= number:
+            return self
+        drawn = np.random.default_rng(seed).choice(len(once), number, replace=False)
+        kept = {once[i] for i in drawn}
+        return self.chosen([place for place, key in enumerate(self.keys) if key in kept])
+
+    def seconds(self, keys: Iterable[str] | None = None) -> float:
+        """Length of these sound files, or of all; about, by a few headers, where the manifest lacks it."""
+        known = dict(zip(self.keys, self.utterances, strict=True))
+        wanted = list(known if keys is None else keys)
+        told = [d for key in wanted if (d := known[key].duration) is not None]
+        untold = [key for key in wanted if known[key].duration is None]
+        read = [info(self.paths[key]).duration_s for key in untold[:: max(1, len(untold) // 64)]]
+        return sum(told) + len(untold) * (sum(read) / len(read) if read else 0.0)
 
     def balanced(self) -> Clips:
         """Clips of rarer emotion labels repeated until labels count about alike; see `balanced`."""
@@ -223,6 +248,16 @@ class ClipInputs:
         return row
 
 
+def keeps_features(
+    wanted: FeatureCaching, model: AlignCapForConditionalGeneration, manifests: Sequence[Clips], augment: bool
+) -> bool:
+    """Whether all clips are encoded once: as asked, or where their frames take no more than `MOST` bytes."""
+    if wanted != "auto":
+        return wanted == "yes"
+    seconds = sum(clips.seconds() for clips in [*manifests, *manifests[: int(augment)]])
+    return frames_size(model.config, seconds) <= MOST
+
+
 def cached_inputs(
     model: AlignCapForConditionalGeneration,
     processor: AlignCapProcessor,
@@ -236,8 +271,16 @@ def cached_inputs(
 
     Raises:
         UserErrors: every file that cannot be read.
+        UserError: the disk has no room for what is not cached yet.
     """
     features = feature_cache(Path(cache_dir), model, processor)
+    missing = 0.0
+    for number, clips in enumerate(manifests):
+        for name in (str, augmented_key) if augment and number == 0 else (str,):
+            missing += clips.seconds([key for key in clips.paths if name(key) not in features])
+    remedy = "make room, give feature_cache no, or an encoder_layer that is one number"
+    size = frames_size(model.config, missing)
+    require_space(features.folder, size, f"features of {missing / 3600:.1f} h of speech", remedy, group)
     for number, clips in enumerate(manifests):
         fill_features(features, model, processor, clips.paths, group=group)
         if augment and number == 0:

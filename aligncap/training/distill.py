@@ -17,7 +17,7 @@ from aligncap.models.hub import load_pretrained, resolve
 from aligncap.text.prompts import end_token_id
 from aligncap.training.align import make_student
 from aligncap.training.batches import length_buckets
-from aligncap.training.caches import cached_teacher, head_logits
+from aligncap.training.caches import MOST, cached_teacher, head_logits, states_size
 from aligncap.training.collators import pad_prompts
 from aligncap.training.config import USE_P_ACT
 from aligncap.training.data import CaptionRows, SpeechDataset, read_clips, speech_datasets
@@ -35,6 +35,7 @@ from aligncap.utils.options import NaturalInt, NonNegativeFloat, PositiveFloat, 
 from aligncap.utils.tensor_cache import digest
 
 _log = logging.getLogger(__name__)
+TOP_K = 64  # tokens of the teacher that are cached where all would take too much
 
 
 @dataclass
@@ -64,13 +65,15 @@ class DistillConfig(SpeechSFTConfig):
     teacher_cache: Literal["auto", "yes", "no"] = option(
         "auto", "Compute the teacher's states before training; auto: if each is read at least once."
     )
-    teacher_top_k: NaturalInt = option(
-        0, "Cache the teacher's k likeliest tokens, others in one bucket; 0: all tokens, exactly."
+    teacher_top_k: NaturalInt | None = option(
+        None,
+        "Cache the teacher's k likeliest tokens, others in one bucket; 0: all tokens, exactly; none: all, or "
+        "64 where all would take more than 20 GB.",
     )
 
     def own_errors(self) -> list[str]:
         errors = super().own_errors()
-        if self.teacher_top_k > 0 and self.teacher_cache == "no":
+        if self.teacher_top_k and self.teacher_cache == "no":
             errors.append(
                 f"teacher_top_k={self.teacher_top_k}: is read from a cache; leave out teacher_cache=no"
             )
@@ -125,7 +128,7 @@ class DistillTrainer(SpeechSFTTrainer):
             "beta": args.jsd_beta,
         }
         if target.dtype == torch.int32:
-            loss = chunked(top_k_divergence, logits, *unpack(target, args.teacher_top_k), **options)
+            loss = chunked(top_k_divergence, logits, *unpack(target, target.shape[1] // 2), **options)
         else:
             loss = chunked(divergence, logits, target, **options)
         loss = args.temperature**2 * loss
@@ -137,22 +140,27 @@ class DistillTrainer(SpeechSFTTrainer):
 def run_distill(config: DistillConfig) -> int:
     """Train the student by distillation; 130 when interrupted."""
     run = begin("train distill", config)
-    check_top_k(config.start or config.llm, config.teacher_top_k)
+    check_top_k(config.start or config.llm, config.teacher_top_k or 0)
     manifests = [read_clips(path, p_act=config.use_p_act or config.align_steps > 0) for path in run.manifests]
     student = make_student(run, config, manifests, use_p_act=config.use_p_act)
     rows = student.rows
-    inputs = student.inputs if config.reads_cache else student.inputs.live()
+    inputs = student.inputs
     if config.targets == "teacher":
         rows = written_by_teacher(run.out / "targets.jsonl", student.model.to(run.device), rows, run.group)
     states, held = None, None
     if wants_teacher_cache(config, SpeechDataset(rows[0], inputs)):
+        dtype = torch.bfloat16 if config.bf16 else torch.float32
+        tokens, top_k = sum(int(part.responses.lengths.sum()) for part in rows), config.teacher_top_k
+        if top_k is None:
+            top_k = TOP_K if states_size(tokens, student.model, dtype, 0) > MOST else 0
         states, held = cached_teacher(
             run.cache,
             student.model.to(run.device),  # where weights will be sharded, its LLM is still on the host
             ConcatDataset(rows),
             student.processor.tokenizer.pad_token_id,
-            dtype=torch.bfloat16 if config.bf16 else torch.float32,
-            top_k=config.teacher_top_k,
+            dtype=dtype,
+            top_k=top_k,
+            tokens=tokens,
             temperature=config.temperature,
             group=run.group,
         )

@@ -18,12 +18,12 @@ from peft import PeftConfig, PeftModel
 from transformers import PreTrainedModel, set_seed
 from trl import DPOConfig, DPOTrainer
 
-from aligncap.models.checkpoints import load_checkpoint, load_folder, model_key, save_whole
+from aligncap.models.checkpoints import load_checkpoint, load_folder, load_for_inference, model_key, save_base
 from aligncap.models.modeling_aligncap import AlignCapForConditionalGeneration
 from aligncap.models.processing_aligncap import AlignCapProcessor
 from aligncap.training.collators import PreferenceCollator
-from aligncap.training.config import IDLE, RunConfig
-from aligncap.training.data import ClipInputs, cached_inputs, read_clips
+from aligncap.training.config import FEATURE_CACHE, IDLE, FeatureCaching, RunConfig
+from aligncap.training.data import ClipInputs, cached_inputs, keeps_features, read_clips
 from aligncap.training.dev_score import DevScore, Watch
 from aligncap.training.preference_data import (
     PreferenceDataset,
@@ -95,7 +95,7 @@ class SpeechDPOConfig(RunConfig, DPOConfig):
     shared_prefix: bool = option(
         True, "Read prompt and audio once a pair; false: once for each of its two captions."
     )
-    feature_cache: bool = option(True, "Read encoder features from the cache; false: encode in every step.")
+    feature_cache: FeatureCaching = option("auto", FEATURE_CACHE)
     cache_dir: str = option("runs/cache", "Folder of the caches.")
     dev_clips: PositiveInt = option(120, "Dev clips to caption at each evaluation.")
     patience: NaturalInt = option(0, "Stop after so many evaluations without a better dev score; 0: never.")
@@ -264,9 +264,10 @@ def run_dpo(config: SpeechDPOConfig) -> int:
     place(model, run.device, run.sharded)
     limit = model.config.max_response_tokens
     rows = PreferenceDataset.of(path, pairs, clips, ClipInputs(processor), limit)
-    if config.feature_cache:
-        used = clips.chosen(sorted({pair.clip for pair in pairs}))
+    used = clips.chosen(sorted({pair.clip for pair in pairs}))
+    if keeps_features(config.feature_cache, model, [used, *dev], augment=False):
         rows = replace(rows, inputs=cached_inputs(model, processor, [used, *dev], run.cache, group=run.group))
+        model.model.leave_out_encoder()
     if wants_reference_cache(config, len(rows)):
         model.to(run.device)
         found = cached_reference(run.cache, model, rows, bf16=bool(config.bf16), group=run.group)
@@ -303,7 +304,7 @@ def wants_reference_cache(args: SpeechDPOConfig, pairs: int) -> bool:
 def load_start(start: str, folder: Path) -> tuple[AlignCapForConditionalGeneration, AlignCapProcessor]:
     """The checkpoint to start from, its adapter folded in.
 
-    An adapter's whole model is saved in `folder`, since the new adapter stands on it.
+    `folder` then names it as the base, on which the new adapter stands.
     """
     place = Path(start).resolve()
     if not (place / "adapter_config.json").is_file():
@@ -315,10 +316,9 @@ def load_start(start: str, folder: Path) -> tuple[AlignCapForConditionalGenerati
             f"{folder}: was made from another --model; go on with that one, or choose another output_dir"
         )
     if not mark.is_file():
-        model: Any
-        model, processor = load_checkpoint(place)
+        model, processor = load_for_inference(place)
         processor.save_pretrained(folder)
-        save_whole(model.merge_and_unload(), folder)
+        save_base(model, folder, student=place)
         write_json(mark, {"start": made_of})
     return load_folder(folder)
 

@@ -34,18 +34,12 @@ class SpeechSFTConfig(StudentConfig):
     encoder_lora: NaturalInt = option(
         0, "Rank of LoRA in the encoder, which then runs in every step; 0: it is frozen."
     )
-    feature_cache: bool = option(True, "Read encoder features from the cache; false: encode in every step.")
 
     def own_errors(self) -> list[str]:
         errors = super().own_errors()
         if self.encoder_lora and not self.train_llm:
             errors.append("encoder_lora: with train_llm=false the projector alone learns; leave one out")
         return errors
-
-    @property
-    def reads_cache(self) -> bool:
-        """Whether what the encoder hears is computed once."""
-        return self.feature_cache and not self.encoder_lora
 
 
 class SpeechSFTTrainer(CaptionTrainer):
@@ -63,8 +57,7 @@ def run_sft(config: SpeechSFTConfig) -> int:
     run = begin("train sft", config)
     manifests = [read_clips(path, p_act=config.align_steps > 0) for path in run.manifests]
     student = make_student(run, config, manifests)
-    inputs = student.inputs if config.reads_cache else student.inputs.live()
-    train, *dev = speech_datasets(student.rows, inputs)
+    train, *dev = speech_datasets(student.rows, student.inputs)
     trainer = SpeechSFTTrainer(
         model=student.model,
         args=config,

@@ -11,7 +11,9 @@ from typing import Any
 
 from peft import PeftModel
 
-from aligncap.models.checkpoints import load_llm, save_whole
+from aligncap.models.build import load_llm
+from aligncap.models.checkpoints import llm_dtype, save_whole
+from aligncap.models.hub import resolve
 from aligncap.models.quantise import quantise
 from aligncap.training.collators import TextCollator
 from aligncap.training.config import USE_P_ACT, CaptionConfig
@@ -76,7 +78,8 @@ def run_teacher(config: TeacherConfig) -> int:
             if trainer.is_world_process_zero():
                 whole, tokenizer = load_llm(config.llm)
                 tokenizer.save_pretrained(out)
-                save_whole(PeftModel.from_pretrained(whole, adapter).merge_and_unload(), out)
+                merged = PeftModel.from_pretrained(whole, adapter).merge_and_unload()
+                save_whole(merged, out, llm_dtype(resolve(config.llm)))
         trainer.accelerator.wait_for_everyone()
 
     return fit(trainer, run, manifests, save=save)

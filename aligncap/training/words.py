@@ -25,8 +25,11 @@ def emotion_labels(utterances: Sequence[Utterance]) -> list[str | None]:
     """Emotion of each clip: its label or, without one, what most of its captions name."""
     found: list[str | None] = []
     for u in utterances:
+        if u.emotion:
+            found.append(u.emotion)
+            continue
         named = Counter(label for caption in u.captions if (label := emotion_of(caption)))
-        found.append(u.emotion or (named.most_common(1)[0][0] if named else None))
+        found.append(named.most_common(1)[0][0] if named else None)
     return found
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
+import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,11 +17,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from aligncap.utils.distributed import ALONE, Group
+from aligncap.utils.errors import UserError
 from aligncap.utils.io import Row, workplace, write_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+_log = logging.getLogger(__name__)
 SHARD_ROWS = 256
 AUDIO_VERSION = 1  # raise when loading, levelling or log-mel change what they give
 
@@ -101,6 +105,21 @@ class TensorCache:
             save_file({k: v.contiguous() for k, v in rows.items()}, temporary / shard.name)
             os.replace(temporary / shard.name, shard)
         self._register(shard)
+
+
+def require_space(folder: Path, size: float, what: str, remedy: str, group: Group = ALONE) -> None:
+    """Before anything long: the disk has room for `size` bytes, which the first process tells if many.
+
+    Raises:
+        UserError: it has not.
+    """
+    place = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    free = shutil.disk_usage(place).free
+    told = f"{what}: {size / 1e9:.1f} GB; {place} has {free / 1e9:.1f} GB free"
+    if size > free:
+        raise UserError(f"{told}; {remedy}")
+    if size > 1e9 and group.rank == 0:
+        _log.info("%s", told)
 
 
 def fill(

@@ -24,7 +24,7 @@ import torch
 from common import benchmark, machine, main, middle, print_table, ratios
 
 from aligncap.data.manifest import read_manifest
-from aligncap.models.checkpoints import build
+from aligncap.models.build import build
 from aligncap.models.hub import DEFAULT_ENCODER, DEFAULT_LLM
 from aligncap.models.precision import suit_bfloat16
 from aligncap.training.batches import LengthBuckets, padded_size, padding_share, shuffled_batches
@@ -99,7 +99,8 @@ def shapes(lengths: np.ndarray, batches: Batches, packed: bool, most: int) -> tu
             sizes.append((len(plan), max(sum(totals[i] for i in row) for row in plan)))
         else:
             sizes.append((len(totals), padded_size(lengths[batch]) // len(totals)))
-    return tuple(np.mean(sizes, axis=0).tolist())  # type: ignore[return-value]
+    number, width = np.mean(sizes, axis=0).tolist()
+    return number, width
 
 
 @benchmark(run=Path, batch=[8, 32], seconds=0.0, llm=DEFAULT_LLM, encoder=DEFAULT_ENCODER)
@@ -125,10 +126,10 @@ def padding(a: argparse.Namespace) -> None:
         print_table(["", "batches", "padding", "the teacher's", "the LLM's rows × width"], table)
 
 
-@benchmark(
-    **{"run": Path, "batch": 8, "rows": 32, "rounds": 3, "seconds": 0.0, "precision": "auto"},
-    **{"llm": DEFAULT_LLM, "encoder": DEFAULT_ENCODER, "teacher": "live", "ways": [*WAYS]},
-)
+OPTIONS: dict[str, Any] = {"batch": 8, "rows": 32, "rounds": 3, "seconds": 0.0, "precision": "auto"}
+
+
+@benchmark(run=Path, **OPTIONS, llm=DEFAULT_LLM, encoder=DEFAULT_ENCODER, teacher="live", ways=[*WAYS])
 def steps(a: argparse.Namespace) -> None:
     """Epochs of forward and backward of distillation, collating included, in turns.
 
@@ -145,10 +146,10 @@ def steps(a: argparse.Namespace) -> None:
         model, processor = build(a.encoder, a.llm)
         rows = rows_of(a.run, model, processor, a.seconds, a.rows)
         if a.teacher == "none":
-            width = model.get_input_embeddings().embedding_dim
+            hidden = model.get_input_embeddings().weight.shape[1]
             for row in rows:
                 del row["teacher_prompt_ids"]
-                states = torch.randn(len(row["response_ids"]), width)
+                states = torch.randn(len(row["response_ids"]), hidden)
                 row["teacher_hidden"] = states.bfloat16() if args.bf16 else states
         trainer: Any = DistillTrainer(
             model.to(args.device), args, processing_class=processor, train_dataset=rows
@@ -198,8 +199,8 @@ def steps(a: argparse.Namespace) -> None:
         share = padding_share(lengths, batches, packed, most)
         number, width = shapes(lengths, batches, packed, most)
         rate = [int(lengths.sum()) / s for s in seconds[way]]
-        row = [way, str(len(batches)), f"{share:.1%}", f"{number:.1f} × {width:.0f}", middle(seconds[way])]
-        table.append([*row, middle(rate, 0), middle(ratios(seconds[a.ways[0]], seconds[way]))])
+        line = [way, str(len(batches)), f"{share:.1%}", f"{number:.1f} × {width:.0f}", middle(seconds[way])]
+        table.append([*line, middle(rate, 0), middle(ratios(seconds[a.ways[0]], seconds[way]))])
     head = ["", "batches", "padding", "rows × width", "seconds an epoch", "real tokens a second", "ratio"]
     print_table(head, table)
 

@@ -155,7 +155,7 @@ def test_the_prompt_runs_once_and_rows_are_shared_until_captions_part(pair, monk
 
 
 def test_an_adapter_is_folded_in_before_captioning(tmp_path, manifest):
-    from aligncap.models.checkpoints import merge
+    from aligncap.models.merge import merge
     from aligncap.training.sft import SpeechSFTConfig
 
     model, processor = make_model(seed=3)

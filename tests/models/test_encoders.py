@@ -16,8 +16,10 @@ from tiny import make_llm, make_tokenizer, make_whisper, voice
 
 from aligncap.data.manifest import read_manifest
 from aligncap.inference.captioner import Captioner
-from aligncap.models.checkpoints import assemble, load_checkpoint, load_encoder, load_folder, merge
+from aligncap.models.build import assemble, load_encoder
+from aligncap.models.checkpoints import load_checkpoint, load_folder
 from aligncap.models.encoders import FAMILIES, encode_frames
+from aligncap.models.merge import merge
 from aligncap.training.distill import DistillConfig, run_distill
 from aligncap.training.dpo import SpeechDPOConfig, run_dpo
 from aligncap.training.sft import SpeechSFTConfig, run_sft
@@ -153,7 +155,7 @@ def test_it_learns_goes_on_is_saved_and_captions(family, manifest: Path, tmp_pat
     make_llm(len(tokenizer)).save_pretrained(tmp_path / "llm")
     tokenizer.save_pretrained(tmp_path / "llm")
     data = {"train_manifest": str(manifest), "encoder": str(folder / "encoder"), "llm": str(tmp_path / "llm")}
-    data |= {"projector_hidden": 24, "align_steps": 2, "feature_cache": False}
+    data |= {"projector_hidden": 24, "align_steps": 2, "feature_cache": "no"}
     run_distill(DistillConfig(**common(tmp_path / "distill", **data)))
     assert len(losses(tmp_path / "distill")) == 2
 

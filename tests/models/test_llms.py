@@ -8,7 +8,7 @@ import transformers
 from tiny import make_tokenizer, make_whisper, voice
 from tiny_families import FAMILIES, save_family
 
-from aligncap.models.checkpoints import assemble, build, embedding_rms, load_llm
+from aligncap.models.build import assemble, build, embedding_rms, load_llm
 from aligncap.text.prompts import student_prompt, teacher_prompt
 from aligncap.utils.errors import UserError, UserErrors
 

@@ -13,7 +13,8 @@ from huggingface_hub.errors import EntryNotFoundError
 from tiny import make_model, save_model
 
 from aligncap.data.provenance import Provenance, write_provenance
-from aligncap.models.checkpoints import merge, save_whole
+from aligncap.models.checkpoints import save_whole
+from aligncap.models.merge import merge
 from aligncap.models.model_card import MARK, model_card, write_model_card
 
 METRICS = {

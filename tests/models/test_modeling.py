@@ -4,8 +4,9 @@ from peft import PeftModel
 from tiny import make_llm, make_model, make_tokenizer, make_whisper, voice, with_adapters
 from transformers import AutoModelForCausalLM, AutoProcessor
 
-from aligncap.models.checkpoints import load_checkpoint, merge
+from aligncap.models.checkpoints import load_checkpoint
 from aligncap.models.encoders import encode_frames, pool_frames
+from aligncap.models.merge import merge
 from aligncap.utils.errors import UserError
 
 CLIPS = [voice(1.31, 150), voice(2.7, 220), voice(0.5, 100)]
@@ -162,7 +163,7 @@ def test_families_whose_head_is_more_than_a_matrix_are_refused():
     from tiny import make_tokenizer, make_whisper
     from transformers import PhiConfig, PhiForCausalLM, WhisperFeatureExtractor
 
-    from aligncap.models.checkpoints import assemble
+    from aligncap.models.build import assemble
 
     tokenizer = make_tokenizer()
     phi = PhiForCausalLM(
@@ -183,7 +184,7 @@ def test_other_families_keep_their_logits_and_batch_like_singles(family):
     import transformers
     from tiny import make_tokenizer, make_whisper
 
-    from aligncap.models.checkpoints import assemble
+    from aligncap.models.build import assemble
 
     torch.manual_seed(0)
     tokenizer = make_tokenizer(chat=False)
@@ -216,7 +217,7 @@ def test_other_families_keep_their_logits_and_batch_like_singles(family):
 def test_the_teacher_is_one_whatever_the_seed():
     from transformers import WhisperFeatureExtractor
 
-    from aligncap.models.checkpoints import assemble
+    from aligncap.models.build import assemble
     from aligncap.utils.tensor_cache import fingerprint
 
     marks = set()

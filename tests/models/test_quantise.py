@@ -14,7 +14,8 @@ from torch import nn
 from transformers import GPT2Config, GPT2Model
 
 from aligncap.models import quantise as module
-from aligncap.models.checkpoints import load_folder, merge
+from aligncap.models.checkpoints import load_folder
+from aligncap.models.merge import merge
 from aligncap.models.quantise import quantise
 from aligncap.training.distill import DistillConfig, run_distill
 from aligncap.training.teacher import TeacherConfig, run_teacher

@@ -12,7 +12,8 @@ import transformers
 from tiny import make_tokenizer, save_model
 
 from aligncap.inference.captioner import Captioner
-from aligncap.models.checkpoints import build, load_checkpoint, load_encoder, load_llm
+from aligncap.models.build import build, load_encoder, load_llm
+from aligncap.models.checkpoints import load_checkpoint
 from aligncap.models.precision import dtype_name, pick_device
 from aligncap.utils.errors import UserError
 

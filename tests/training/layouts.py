@@ -221,13 +221,13 @@ def agreement(rival: tuple[float, Tensor], *ours: tuple[float, Tensor]) -> str:
     """How far results of `loss_and_gradient` agree; the last is of a top-k teacher, a lower bound.
 
     Raises:
-        AssertionError: losses differ by more than 1e-4 of theirs, gradients by more than 1e-3, or the bound
-            is above the loss.
+        AssertionError: losses differ by more than 1e-4 of theirs, gradients by more than 4e-3 (features
+            that are cached are float16), or the bound is above the loss.
     """
     (loss, gradient), (top, _) = rival, ours[-1]
     apart = max(abs(other - loss) / loss for other, _ in ours[:-1])
     turned = max(float((other - gradient).norm() / gradient.norm()) for _, other in ours[:-1])
-    assert apart < 1e-4 and turned < 1e-3 and 0 < top <= loss * (1 + 1e-5), (apart, turned, top, loss)
+    assert apart < 1e-4 and turned < 4e-3 and 0 < top <= loss * (1 + 1e-5), (apart, turned, top, loss)
     return f"loss {loss:.5f}, apart {apart:.0e}, gradients {turned:.0e} of their size; top-k {top:.5f}"
 
 

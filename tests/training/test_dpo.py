@@ -177,7 +177,7 @@ def test_ld_alpha_is_never_read_from_the_cache(tmp_path, start, pairs):
 
 
 def test_features_from_the_cache_or_from_audio_are_one(preferred, tmp_path, start, pairs):
-    run(tmp_path / "audio", start, pairs, reference_cache="no", feature_cache=False)
+    run(tmp_path / "audio", start, pairs, reference_cache="no", feature_cache="no")
     assert log(tmp_path / "audio") == pytest.approx(log(preferred), abs=1e-4)
 
 

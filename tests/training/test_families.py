@@ -19,7 +19,9 @@ from tiny_families import FAMILIES, VARIANTS, save_family
 from aligncap.data.manifest import read_manifest
 from aligncap.inference.captioner import Captioner
 from aligncap.inference.sampling import random_numbers, sample_tokens
-from aligncap.models.checkpoints import load_checkpoint, load_folder, load_llm, merge
+from aligncap.models.build import load_llm
+from aligncap.models.checkpoints import load_checkpoint, load_folder
+from aligncap.models.merge import merge
 from aligncap.text.prompts import end_token_id, response_ids, teacher_prompt
 from aligncap.training.distill import DistillConfig, run_distill
 from aligncap.training.dpo import SpeechDPOConfig, run_dpo
@@ -81,10 +83,9 @@ def trained_parts(out: Path) -> dict[str, torch.Tensor]:
 def moved(out: Path) -> None:
     """LoRA and projector have both had gradients, in every layer."""
     weights = trained_parts(out)
-    base = load_file(out / "base/model.safetensors")
+    start = load_file(out / "base/projector.safetensors")
     lora = {n: w for n, w in weights.items() if "lora_B" in n}
     assert len(lora) >= 2 and all(w.abs().max() > 0 for w in lora.values())
-    start = {n.split("multi_modal_projector.")[1]: w for n, w in base.items() if "multi_modal_projector" in n}
     projector = {n.rsplit("multi_modal_projector.", 1)[1]: w for n, w in weights.items() if "projector" in n}
     assert projector and any(
         not torch.equal(start[n], w) for n, w in projector.items() if n.endswith("weight")
@@ -179,7 +180,7 @@ def test_the_trained_teacher_is_a_plain_llm_of_the_family_and_the_students_base(
 def test_cached_teacher_states_and_frames_give_the_live_run(family, manifest, whisper, tmp_path):
     _, _, folder = family
     teacher = str(folder / "teacher")
-    options = {"max_steps": 2, "teacher_cache": "no", "feature_cache": False}
+    options = {"max_steps": 2, "teacher_cache": "no", "feature_cache": "no"}
     live = speech(DistillConfig, tmp_path / "live", manifest, whisper, teacher, **options)
     assert losses(live) == pytest.approx(losses(folder / "distill")[:2], rel=1e-4)
 

@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from aligncap.cli import main
 from aligncap.data.manifest import Utterance, read_manifest, write_manifest
 from aligncap.inference.captioner import Captioner
-from aligncap.models.checkpoints import load_folder, save_llm
+from aligncap.models.checkpoints import load_folder
+from aligncap.models.merge import save_llm
 from aligncap.training.align import student_language
 from aligncap.training.collators import SpeechCollator
 from aligncap.training.data import CaptionRows, ClipInputs, SpeechDataset, read_clips

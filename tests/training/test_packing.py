@@ -15,7 +15,7 @@ from test_training import adapter, batch_of, breaking, losses, options, run, spe
 from tiny import make_tokenizer, make_whisper, voice
 from tiny_families import FAMILIES, VARIANTS, save_family
 
-from aligncap.models.checkpoints import assemble, load_llm
+from aligncap.models.build import assemble, load_llm
 from aligncap.text.prompts import response_ids
 from aligncap.training import packing
 from aligncap.training.align import AlignConfig

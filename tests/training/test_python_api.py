@@ -19,7 +19,7 @@ from aligncap import (
     TeacherConfig,
     TeacherTrainer,
 )
-from aligncap.models.checkpoints import build
+from aligncap.models.build import build
 from aligncap.training.alignment import align
 from aligncap.training.data import TextDataset
 from aligncap.training.preference_data import PreferenceDataset
@@ -106,7 +106,7 @@ def test_a_trainer_resumes_as_transformers_does(parts, manifest, tmp_path):
 def test_the_teacher_and_adapters_of_ones_own(parts, manifest, tmp_path):
     from peft import LoraConfig
 
-    from aligncap.models.checkpoints import load_llm
+    from aligncap.models.build import load_llm
 
     model, tokenizer = load_llm(parts["llm"])
     data = TextDataset.from_manifest(manifest, tokenizer)

@@ -84,7 +84,7 @@ def test_every_second_caption_is_heard_through_another_channel_and_dev_never(man
     assert all(torch.equal(dev[i]["frames"], plain) for i in range(3))
     for i in range(3):  # encoded when it is read: the same channel
         encoded = model.model.encode_audio(**processor.features([live[i]["samples"]])).frames[0]
-        assert torch.allclose(encoded, train[i]["frames"], atol=1e-4)
+        assert torch.allclose(encoded, train[i]["frames"], atol=1e-3, rtol=1e-3)  # kept as float16
 
 
 def test_rows_are_tokens_in_one_array_and_prompts_are_made_when_they_are_read(manifest, monkeypatch):

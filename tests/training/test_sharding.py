@@ -10,7 +10,7 @@ from accelerate.utils import FullyShardedDataParallelPlugin
 from tiny import make_model, with_adapters
 from tiny_families import FAMILIES
 
-from aligncap.models.checkpoints import assemble
+from aligncap.models.build import assemble
 from aligncap.training.distill import DistillConfig, wants_teacher_cache
 from aligncap.training.dpo import wants_reference_cache
 from aligncap.training.sft import SpeechSFTConfig

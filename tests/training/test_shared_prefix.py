@@ -9,7 +9,7 @@ from tiny import make_model, make_whisper, voice
 from tiny_families import FAMILIES, VARIANTS, save_family
 from torch.nn import functional as F
 
-from aligncap.models.checkpoints import assemble, load_llm
+from aligncap.models.build import assemble, load_llm
 from aligncap.text.prompts import response_ids
 from aligncap.training.collators import IGNORE, PreferenceCollator
 from aligncap.training.data import ClipInputs

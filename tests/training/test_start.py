@@ -14,7 +14,8 @@ from tiny import voice
 from aligncap.data.manifest import read_manifest, write_manifest
 from aligncap.data.provenance import read_provenance
 from aligncap.inference.captioner import Captioner
-from aligncap.models.checkpoints import load_checkpoint, load_folder, merge
+from aligncap.models.checkpoints import load_checkpoint, load_folder
+from aligncap.models.merge import merge
 from aligncap.training.align import AlignConfig, run_align
 from aligncap.training.distill import DistillConfig, run_distill
 from aligncap.training.sft import SpeechSFTConfig, run_sft

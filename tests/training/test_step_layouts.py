@@ -30,7 +30,7 @@ KINDS = {"ours": DistillTrainer, "ultravox": UltravoxLayout, "trl": TrlLayout}
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory, parts) -> Path:
-    from aligncap.models.checkpoints import build
+    from aligncap.models.build import build
 
     torch.manual_seed(0)
     model, processor = build(parts["encoder"], parts["llm"], encoder_layer=2, projector_hidden=24)

@@ -77,7 +77,7 @@ def distilled(tmp_path_factory, manifest, parts):
 
 def batch_of(manifest, parts, tmp_path, kind=DistillTrainer, **more):
     """A trainer on an untrained student, and one batch of all rows, from audio and with a live teacher."""
-    from aligncap.models.checkpoints import build
+    from aligncap.models.build import build
 
     torch.manual_seed(0)
     model, processor = build(
@@ -145,7 +145,7 @@ def test_the_sft_loss_is_the_stock_loss(manifest, parts, tmp_path):
 
 
 def test_the_teacher_is_the_base_llm_reading_text(manifest, parts, tmp_path):
-    from aligncap.models.checkpoints import load_llm
+    from aligncap.models.build import load_llm
 
     trainer, model, batch, _, processor = batch_of(manifest, parts, tmp_path)
     teacher = {k.removeprefix("teacher_"): v for k, v in batch.items() if k.startswith("teacher_")}
@@ -158,7 +158,7 @@ def test_the_teacher_is_the_base_llm_reading_text(manifest, parts, tmp_path):
 
 
 def test_caches_do_not_change_the_run(distilled, manifest, parts, tmp_path):
-    run(DistillConfig, tmp_path / "plain", manifest, parts, feature_cache=False, teacher_cache="no")
+    run(DistillConfig, tmp_path / "plain", manifest, parts, feature_cache="no", teacher_cache="no")
     assert losses(tmp_path / "plain") == pytest.approx(losses(distilled), rel=1e-4)
     for name, value in adapter(tmp_path / "plain").items():
         torch.testing.assert_close(value, adapter(distilled)[name], atol=1e-4, rtol=1e-3)
