@@ -106,7 +106,7 @@ class RunConfig(TrainingArguments):
     length_buckets: bool = option(False, "Rows of like length share a batch of a fixed number of rows.")
     packing: bool = option(
         False,
-        "Several texts share a row of the LLM, each seeing itself alone: padding is at most 3 % "
+        "Several texts share a row of the LLM, each seeing itself alone: 3 % of padding or less "
         "(docs/batches.md). With tokens_per_batch rows of any length share a batch.",
     )
 
