@@ -19,6 +19,7 @@ from transformers import BatchFeature, GenerationConfig
 
 from aligncap.audio import speech
 from aligncap.audio.files import SAMPLE_RATE, AudioError, load_audio, prepare_samples
+from aligncap.audio.members import size_of
 from aligncap.inference.confidence import (
     Calibration,
     Named,
@@ -446,5 +447,5 @@ def _size(clip: Clip) -> int:
     if isinstance(clip, np.ndarray):
         return len(clip)
     with suppress(OSError):
-        return Path(clip).stat().st_size
+        return size_of(clip)
     return 0
