@@ -54,6 +54,12 @@ class Clips:
         utterances, keys = self.utterances.chosen(places), self.keys.chosen(places)
         return Clips(self.manifest, utterances, keys, Paths(keys, Locator(self.manifest, utterances)))
 
+    @property
+    def shards(self) -> np.ndarray | None:
+        """(clips,): the number of each clip's tar shard, -1: none; None: no clip lies in one."""
+        found = self.utterances.columns.shard
+        return found if (found >= 0).any() else None
+
     def balanced(self) -> Clips:
         """Clips of rarer emotion labels repeated until labels count about alike; see `balanced`."""
         return self.chosen(balanced(self.utterances))
@@ -338,6 +344,12 @@ class SpeechDataset(Dataset[Row]):
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    @property
+    def shards(self) -> np.ndarray | None:
+        """(rows,): the number of each row's tar shard where its sound is read from; None: from none."""
+        shards = self.rows.clips.shards
+        return None if shards is None or self.inputs.features is not None else shards[self.rows.places[:, 0]]
 
     def __getitem__(self, index: int) -> Row:
         row = self.inputs(self.rows.clips, *self.rows.places[index])

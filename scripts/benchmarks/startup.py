@@ -32,10 +32,14 @@ Phases = dict[str, tuple[float, float, float]]  # seconds, those of the processo
 LABELS = ("angry", "calm", "sad", "happy", "fearful")
 
 
-def make_manifest(folder: Path, rows: int) -> Path:
+def make_manifest(folder: Path, rows: int, sharded: bool) -> Path:
     """A manifest of so many rows in `folder`, which holds their sound too."""
     import soundfile
     from tiny import voice
+
+    from aligncap.data.manifest import Utterance, write_manifest
+    from aligncap.data.rows import open_manifest
+    from aligncap.data.shards import write_shards
 
     sounds = []
     for i in range(SOUNDS):
@@ -43,6 +47,17 @@ def make_manifest(folder: Path, rows: int) -> Path:
         soundfile.write(path, voice(0.5 + 0.02 * i, 100 + 4 * i, seed=i), 16_000)
         sounds.append((path, path.stat(), soundfile.info(path).duration))
     audio, manifest = folder / "audio", folder / "train.jsonl"
+    if sharded:
+        write_manifest(few := folder / "few.jsonl", [Utterance(p.stem, ".", p.name, "c") for p, *_ in sounds])
+        (audio := folder / "shards").mkdir()
+        write_shards(few, open_manifest(few), audio, 400_000)
+        members = [u.audio for u in open_manifest(audio / "few.jsonl")]
+        with manifest.open("w", encoding="utf-8") as file:
+            for i in range(rows):
+                _, stat, seconds = sounds[i % SOUNDS]
+                own = row(i, members[i % SOUNDS], stat, seconds) | {"root": "shards", "mtime_ns": None}
+                file.write(json.dumps({k: v for k, v in own.items() if v is not None}) + "\n")
+        return manifest
     with manifest.open("w", encoding="utf-8") as file:
         for i in range(rows):
             path, stat, seconds = sounds[i % SOUNDS]
@@ -131,7 +146,7 @@ def child(a: argparse.Namespace) -> None:
     print(json.dumps({"rows": len(rows), "phases": found}))
 
 
-@benchmark("rows", rows=[20_000], processes=1, folder=Path, again=False)
+@benchmark("rows", rows=[20_000], processes=1, folder=Path, sharded=False, again=False)
 def startup(a: argparse.Namespace) -> None:
     """Manifests of so many rows, each in a fresh process. --again: what a second start takes, too."""
     from tiny import save_parts
@@ -142,7 +157,7 @@ def startup(a: argparse.Namespace) -> None:
         for rows in a.rows:
             (place := folder / f"{rows}").mkdir()
             began = time.perf_counter()
-            manifest = make_manifest(place, rows)
+            manifest = make_manifest(place, rows, a.sharded)
             size, took = manifest.stat().st_size, time.perf_counter() - began
             print(f"{rows:,} rows, {size / 1e6:,.0f} MB, made in {took:.0f} s; {machine()}")
             for start in range(1 + a.again):
