@@ -179,18 +179,23 @@ def _look(path_of: Locator, columns: Columns, group: Group) -> _Look:
         except UserError as error:
             found.errors.append((row, str(error)))
             continue
-        try:
-            stat = os.stat(path)
-        except OSError:
-            stat = None
-        size, time = int(columns.bytes[row]), int(columns.mtime_ns[row])
-        if stat is None or not S_ISREG(stat.st_mode):
+        stat, size, time = _stat(path), int(columns.bytes[row]), int(columns.mtime_ns[row])
+        if stat is None:
             found.errors.append((row, f"{path_of.manifest}:{row + 1}: {path}: no such file"))
         elif size not in (-1, stat.st_size):
             found.errors.append((row, f"{path_of.manifest}:{row + 1}: {path}: {_CHANGED}"))
         elif unhashed[row] or size == -1 or time != stat.st_mtime_ns:
             found.doubtful[row] = path, Known(stat.st_size, stat.st_mtime_ns)
     return found
+
+
+def _stat(path: str) -> os.stat_result | None:
+    """What is so of a file; None: no file there."""
+    try:
+        stat = os.stat(path)
+    except OSError:
+        return None
+    return stat if S_ISREG(stat.st_mode) else None
 
 
 def _look_at_shard(path_of: Locator, row: int, code: int, found: _Look) -> None:
@@ -202,7 +207,7 @@ def _look_at_shard(path_of: Locator, row: int, code: int, found: _Look) -> None:
         found.errors.append((row, str(error)))
         return
     wrong = None
-    stat = os.stat(member.tar) if os.path.isfile(member.tar) else None
+    stat = _stat(member.tar)
     if stat is None:
         wrong = "no such shard; copy it here, or make the shards anew with `aligncap shard`"
     elif noted is None:

@@ -10,12 +10,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import struct
 from array import array
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
+from math import nan
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -34,6 +35,7 @@ _ODD = b"\xff" * 32  # a samples_sha256 that is not 64 hex digits; it stands amo
 _CODED = ("emotion", "corpus", "speaker", "root", "shard")
 _HASHED = ("sha256", "samples")
 _NONE = -1
+_MOST = 2**63 - 1  # that a column can hold
 
 
 @dataclass(frozen=True)
@@ -102,46 +104,50 @@ class Columns:
 
 _ARRAYS = tuple(f.name for f in fields(Columns) if f.name != "names")
 _BY_ROW = tuple(name for name in _ARRAYS if name != "audio")
-_KINDS = {  # of array.array
-    **dict.fromkeys(_BY_ROW, "i"),
-    **dict.fromkeys(("start", "bytes", "mtime_ns", "audio_start", "audio_end"), "q"),
-    "seconds": "f",
-}
+_PLAIN = tuple(name for name in _BY_ROW if name not in _HASHED)
+_LONG = ("start", "bytes", "mtime_ns", "audio_start", "audio_end")
+_KINDS = {name: "q" if name in _LONG else "d" if name == "seconds" else "i" for name in _PLAIN}
+_PACKED = struct.Struct("<" + "".join(_KINDS.values()))  # the plain columns of a row, side by side
 
 
 class _Builder:
     """Columns that grow by a row at a time."""
 
     def __init__(self) -> None:
-        self.grown = {name: array(_KINDS[name]) for name in _BY_ROW if name not in _HASHED}
-        self.blobs = {name: bytearray() for name in (*_HASHED, "audio")}
+        self.blobs = {name: bytearray() for name in ("rows", *_HASHED, "audio")}
         self.codes: dict[str, dict[str, int]] = {name: {} for name in (*_CODED, "samples")}
 
     def add(self, u: Utterance, start: int = 0, size: int = 0) -> None:
-        before = len(self.blobs["audio"])
-        self.blobs["audio"] += u.audio.encode("utf-8", "surrogatepass")
-        self.blobs["sha256"] += bytes.fromhex(u.sha256) if u.sha256 else bytes(32)
-        self.blobs["samples"] += self._samples(u.extra.get("samples_sha256"))
-        described = [c for k, c in enumerate(u.captions) if not (u.instructions and u.instructions[k])]
-        row: dict[str, Any] = {
-            "start": start,
-            "size": size,
-            "bytes": _NONE if u.bytes is None else u.bytes,
-            "mtime_ns": _NONE if u.mtime_ns is None else u.mtime_ns,
-            "seconds": np.nan if u.duration is None else u.duration,
-            "captions": len(u.captions),
-            "p_act": len(u.p_act),
-            "described": len(described),
-            "chinese": sum(map(is_chinese, described)),
-            "audio_start": before,
-            "audio_end": len(self.blobs["audio"]),
-        }
+        blobs, said = self.blobs, u.captions
+        before = len(blobs["audio"])
+        blobs["audio"] += u.audio.encode("utf-8", "surrogatepass")
+        blobs["sha256"] += bytes.fromhex(u.sha256) if u.sha256 else bytes(32)
+        blobs["samples"] += self._samples(u.extra.get("samples_sha256"))
+        if u.instructions:
+            said = [caption for caption, asked in zip(said, u.instructions, strict=False) if not asked]
         shard = f"{u.root}/{member.tar}" if ".tar/" in u.audio and (member := member_of(u.audio)) else None
-        for name in _CODED:
-            value, codes = shard if name == "shard" else getattr(u, name), self.codes[name]
-            row[name] = codes.setdefault(value, len(codes)) if value else _NONE
-        for name, value in row.items():
-            self.grown[name].append(value)
+        blobs["rows"] += _PACKED.pack(
+            start,
+            size,
+            _NONE if u.bytes is None else min(u.bytes, _MOST),
+            _NONE if u.mtime_ns is None else min(u.mtime_ns, _MOST),
+            nan if u.duration is None else u.duration,
+            len(u.captions),
+            len(u.p_act),
+            len(said),
+            sum(not caption.isascii() and is_chinese(caption) for caption in said),
+            self._code("emotion", u.emotion),
+            self._code("corpus", u.corpus),
+            self._code("speaker", u.speaker),
+            self._code("root", u.root),
+            self._code("shard", shard),
+            before,
+            len(blobs["audio"]),
+        )
+
+    def _code(self, column: str, value: str | None) -> int:
+        codes = self.codes[column]
+        return codes.setdefault(value, len(codes)) if value else _NONE
 
     def _samples(self, value: object) -> bytes:
         if not value:
@@ -153,10 +159,11 @@ class _Builder:
         return _ODD
 
     def done(self) -> Columns:
-        made = {name: np.array(values) for name, values in self.grown.items()}
-        blobs = {name: np.frombuffer(bytes(blob), np.uint8) for name, blob in self.blobs.items()}
-        made |= {name: blobs[name].reshape(-1, 32) for name in _HASHED}
-        return Columns(**made, audio=blobs["audio"], names={k: list(v) for k, v in self.codes.items()})
+        arrays = {name: np.frombuffer(bytes(blob), np.uint8) for name, blob in self.blobs.items()}
+        rows = arrays.pop("rows").view([(name, f"<{kind}") for name, kind in _KINDS.items()])
+        made = {name: rows[name].copy() for name in _PLAIN}
+        made |= {name: arrays[name].reshape(-1, 32) for name in _HASHED}
+        return Columns(**made, audio=arrays["audio"], names={k: list(v) for k, v in self.codes.items()})
 
 
 def columns_of(utterances: Iterable[Utterance]) -> Columns:
