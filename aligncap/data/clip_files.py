@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from stat import S_ISREG
+from stat import S_ISLNK, S_ISREG
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -61,6 +61,9 @@ class Locator:
     def __init__(self, manifest: str | Path, utterances: Sequence[Utterance]) -> None:
         self.manifest, self.utterances, self.columns = str(manifest), utterances, columns_of(utterances)
         self._real_folder = lru_cache(1 << 16)(os.path.realpath)
+        self._folders: dict[
+            tuple[str, str], str
+        ] = {}  # by root and folder: where it really is, under its root
 
     def __call__(self, row: int) -> str:
         """The path of a row's file.
@@ -68,11 +71,33 @@ class Locator:
         Raises:
             UserError: see `manifest.audio_path`.
         """
+        return self.find(row)[0]
+
+    def find(self, row: int) -> tuple[str, os.stat_result | None]:
+        """The path of a row's file, and what is so of it; None: no file there, or one in a shard.
+
+        Raises:
+            UserError: see `manifest.audio_path`.
+        """
         root, audio = self.columns.path_of(row)
+        above, _, name = audio.rpartition("/")
+        folder = self._folders.get((root, above))
+        if folder is not None and name not in ("", ".", "..") and "\0" not in name:
+            stat = _stat(path := f"{folder}/{name}", links=False)
+            if stat is None or not S_ISLNK(stat.st_mode):
+                return path, stat if stat is not None and S_ISREG(stat.st_mode) else None
         try:
-            return locate(self.manifest, "", root, audio, self._real_folder)
+            path = locate(self.manifest, "", root, audio, self._real_folder)
         except UserError:  # once more, with the row's name
-            return locate(self.manifest, self.utterances[row].id, root, audio, self._real_folder)
+            path = locate(self.manifest, self.utterances[row].id, root, audio, self._real_folder)
+        if member_of(audio) is not None:
+            return path, None
+        base = self._real_folder(os.path.join(os.path.dirname(self.manifest), root))
+        folder = self._real_folder(os.path.join(base, above))
+        if f"{folder}/".startswith(f"{base.rstrip('/')}/") and len(self._folders) < 1 << 16:
+            self._folders[root, above] = folder
+        stat = _stat(path)
+        return path, stat if stat is not None and S_ISREG(stat.st_mode) else None
 
     def __reduce__(self) -> Any:
         return Locator, (self.manifest, self.utterances)
@@ -175,11 +200,11 @@ def _look(path_of: Locator, columns: Columns, group: Group) -> _Look:
     files = np.flatnonzero(columns.shard < 0)[group.rank :: group.count]
     for row in files.tolist():
         try:
-            path = path_of(row)
+            path, stat = path_of.find(row)
         except UserError as error:
             found.errors.append((row, str(error)))
             continue
-        stat, size, time = _stat(path), int(columns.bytes[row]), int(columns.mtime_ns[row])
+        size, time = int(columns.bytes[row]), int(columns.mtime_ns[row])
         if stat is None:
             found.errors.append((row, f"{path_of.manifest}:{row + 1}: {path}: no such file"))
         elif size not in (-1, stat.st_size):
@@ -189,13 +214,12 @@ def _look(path_of: Locator, columns: Columns, group: Group) -> _Look:
     return found
 
 
-def _stat(path: str) -> os.stat_result | None:
-    """What is so of a file; None: no file there."""
+def _stat(path: str, *, links: bool = True) -> os.stat_result | None:
+    """What is so of a file, or with `links` false of a link to one; None: nothing is there."""
     try:
-        stat = os.stat(path)
+        return os.stat(path, follow_symlinks=links)
     except OSError:
         return None
-    return stat if S_ISREG(stat.st_mode) else None
 
 
 def _look_at_shard(path_of: Locator, row: int, code: int, found: _Look) -> None:
@@ -208,7 +232,7 @@ def _look_at_shard(path_of: Locator, row: int, code: int, found: _Look) -> None:
         return
     wrong = None
     stat = _stat(member.tar)
-    if stat is None:
+    if stat is None or not S_ISREG(stat.st_mode):
         wrong = "no such shard; copy it here, or make the shards anew with `aligncap shard`"
     elif noted is None:
         wrong = f"{INDEX} beside it does not name it; make the shards anew with `aligncap shard`"

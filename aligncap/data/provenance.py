@@ -27,6 +27,7 @@ FILE = "provenance.json"
 _OLD_FILE = "heard.json"  # its name before version 0.2
 _STARTS = ("model", "llm")  # options of training that may name a checkpoint to start from
 _SHOWN = 5  # names in a message
+_AT_ONCE = 4096  # names that are written at once: a set may hold millions
 
 
 @dataclass(frozen=True)
@@ -106,11 +107,11 @@ def write_provenance(folder: str | Path, provenance: Provenance) -> None:
     with atomic_open(Path(folder) / FILE) as file:
         before = "{"
         for name in _SETS:
+            values = sorted(getattr(provenance, name))
             file.write(f'{before}"{name}":[')
-            before = ""
-            for value in sorted(getattr(provenance, name)):
-                file.write(before + json.dumps(value))
-                before = ","
+            for start in range(0, len(values), _AT_ONCE):
+                some = json.dumps(values[start : start + _AT_ONCE], separators=(",", ":"))
+                file.write(("," if start else "") + some[1:-1])
             file.write("]")
             before = ",\n"
         file.write("}\n")

@@ -279,7 +279,14 @@ class StudentConfig(CaptionConfig):
 def spare_cores(most: int = 8) -> int:
     """Cores of this machine that each training process may have beside its own; at least 1."""
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return max(1, min(most, (os.cpu_count() or 1) // processes - 1))
+    return max(1, min(most, _cores() // processes - 1))
+
+
+def _cores() -> int:
+    """Cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def choose_precision(wanted: str) -> tuple[bool, str]:

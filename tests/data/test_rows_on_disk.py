@@ -237,6 +237,28 @@ def test_a_missing_file_and_one_outside_its_root_are_named_at_once(tmp_path: Pat
     assert "gone.wav: no such file" in first and "out: '../x.wav' lies outside root" in second
 
 
+def test_links_within_the_root_are_followed_and_others_refused(tmp_path: Path) -> None:
+    for name in ("root/in/a.wav", "b.wav"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(name.encode())
+    (tmp_path / "root/in/inside.wav").symlink_to("a.wav")
+    (tmp_path / "root/in/outside.wav").symlink_to(tmp_path / "b.wav")
+    (tmp_path / "root/up").symlink_to(tmp_path)
+    names = ("in/a.wav", "in/inside.wav", "in/a.wav/..", "in/outside.wav", "in/../in/a.wav", "up/b.wav", "in")
+    path = manifest(tmp_path, *(row(f"u{i}", root="root", audio=name) for i, name in enumerate(names)))
+    lazy = open_manifest(path)
+    for _ in range(2):  # also with what was remembered of folders
+        with pytest.raises(UserErrors) as caught:
+            audio_files(path, lazy)
+        told = [
+            error.rpartition(": ")[2][:15] if "no such" in error else "outside"
+            for error in caught.value.errors
+        ]
+        assert told == ["no such file", "outside", "outside", "no such file"]
+    _, paths = audio_files(path, lazy.chosen([0, 1, 4]))
+    assert list(paths.values()) == [tmp_path / "root/in/a.wav"]
+
+
 def test_a_manifest_without_a_folder_that_can_be_written_is_kept_in_the_cache(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: None
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import shutil
@@ -22,6 +23,8 @@ from aligncap.data.clip_files import Locator, audio_files
 from aligncap.data.manifest import Utterance, audio_path, read_manifest, write_manifest
 from aligncap.data.rows import open_manifest
 from aligncap.data.validate import validate
+from aligncap.evaluation.report.html import attach_audio
+from aligncap.preferences.judges import Item, human
 from aligncap.utils.distributed import Group
 from aligncap.utils.errors import UserError, UserErrors
 from aligncap.utils.io import file_sha256
@@ -255,3 +258,22 @@ def test_processes_share_the_look_at_files(name: str, plain: Path, made: Path) -
         found = [getattr(part, kind) for part in parts]
         assert sum(map(len, found)) == len(getattr(whole, kind))
         assert {k: v for part in found for k, v in part.items()} == getattr(whole, kind)
+
+
+def test_the_report_plays_what_lies_in_shards(made: Path, plain: Path, tmp_path: Path) -> None:
+    pairs = list(zip(read_manifest(plain), read_manifest(made / "m.jsonl"), strict=True))
+    for how in ("embed", "link", "copy"):
+        rows = [{"utterance": row} for _, row in pairs]
+        attach_audio(rows, tmp_path, made / "m.jsonl", how)  # type: ignore[arg-type]
+        for row, (u, _) in zip(rows, pairs, strict=True):
+            content = audio_path(plain, u).read_bytes()
+            if how == "embed":
+                assert base64.b64decode(str(row["source"]).partition(",")[2]) == content
+            else:  # nothing can link into a tar
+                assert (tmp_path / str(row["source"])).read_bytes() == content
+
+
+def test_a_sheet_for_people_plays_what_lies_in_shards(made: Path, plain: Path) -> None:
+    row, u = read_manifest(made / "m.jsonl")[0], read_manifest(plain)[0]
+    item = Item("one", "He sounds sad.", "candidate", 0, (), row, made / "m.jsonl")
+    assert base64.b64encode(audio_path(plain, u).read_bytes()).decode() in human._page([[item]], 0)

@@ -199,13 +199,13 @@ def test_sound_is_decoded_by_workers_where_there_is_a_gpu(monkeypatch, tmp_path,
     plain = {"output_dir": str(tmp_path), "train_manifest": str(manifest)}
     assert SpeechSFTConfig(**plain, **QUIET).dataloader_num_workers == 0 or torch.cuda.is_available()
     assert SpeechSFTConfig(**plain, **QUIET, dataloader_num_workers=3).dataloader_num_workers == 3
-    monkeypatch.setattr(config_module.os, "cpu_count", lambda: 16)
+    monkeypatch.setattr(config_module, "_cores", lambda: 16)
     assert config_module.spare_cores() == 8
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
     assert config_module.spare_cores() == 1
 
 
-# ------------------------------------------------------------------------------------- captions read when asked
+# ------------------------------------------------------------------------------ captions read when asked
 
 
 def test_of_very_many_captions_tokens_are_made_when_they_are_read(manifest, monkeypatch):
