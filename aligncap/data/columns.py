@@ -159,7 +159,7 @@ class _Builder:
         return _ODD
 
     def done(self) -> Columns:
-        arrays = {name: np.frombuffer(bytes(blob), np.uint8) for name, blob in self.blobs.items()}
+        arrays = {name: np.frombuffer(blob, np.uint8) for name, blob in self.blobs.items()}
         rows = arrays.pop("rows").view([(name, f"<{kind}") for name, kind in _KINDS.items()])
         made = {name: rows[name].copy() for name in _PLAIN}
         made |= {name: arrays[name].reshape(-1, 32) for name in _HASHED}

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import os
 import re
 import signal
 import time
@@ -291,12 +292,9 @@ class CaptionTrainer(BucketedTrainer):
     ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
         tokens = (inputs["labels"][:, 1:] != IGNORE).sum()
         loss = self.token_loss(model, dict(inputs))
-        if num_items_in_batch is None:
-            loss = loss / tokens
-        else:
-            loss = loss / num_items_in_batch
-            if self.args.average_tokens_across_devices:
-                loss = loss * self.accelerator.num_processes  # the count is global, DDP averages gradients
+        loss = loss / (tokens if num_items_in_batch is None else num_items_in_batch)
+        if num_items_in_batch is not None and self.args.average_tokens_across_devices:
+            loss = loss * self.accelerator.num_processes  # the count is global, DDP averages gradients
         return (loss, {}) if return_outputs else loss
 
     def prediction_step(
@@ -440,12 +438,12 @@ def fit(
         shard_as_configured(trainer)
         if args.bf16 and not sharded:  # a shard's weights are of one precision
             suit_bfloat16(trainer.accelerator.unwrap_model(trainer.model))
+        if args.dataloader_num_workers:  # tokenizers' threads do not outlive a fork, of which they would warn
+            os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         trainer.train(resume_from_checkpoint=run.checkpoint)
-        if stop.asked and trainer.state.global_step < trainer.state.max_steps:
+        if stop.asked and (step := trainer.state.global_step) < trainer.state.max_steps:
             if first:
-                _log.info(
-                    "stopped at step %d; go on with:\n  %s", trainer.state.global_step, resume_command()
-                )
+                _log.info("stopped at step %d; go on with:\n  %s", step, resume_command())
             return 130
     save(trainer, run.out)
     return run.done()
