@@ -30,6 +30,7 @@ COMMANDS: dict[str, Command] = {
     "validate": Command("data.validate", "ValidateConfig", "run_validate", "every error of a manifest"),
     "split": Command("data.split", "SplitConfig", "run_split", "split a manifest by speaker"),
     "join": Command("data.split", "JoinConfig", "run_join", "several manifests in one"),
+    "shard": Command("data.shards", "ShardConfig", "run_shard", "the sound of a manifest in tar shards"),
     "annotate": Command("text.annotate", "AnnotateConfig", "run_annotate", "measure cues and write captions"),
     "clues": Command("text.clues", "CluesConfig", "run_clues", "emotion clues and acoustic prompts"),
     "train teacher": Command(

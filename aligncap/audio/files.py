@@ -2,7 +2,7 @@
 
 Whatever libsndfile reads (wav, flac, ogg, mp3 and more), at any rate and with any number of channels, becomes
 16 kHz mono float32, its speech at one level. A file that cannot give that is refused with an `AudioError`
-that says what is wrong with it.
+that says what is wrong with it. A path may be that of a file in a tar shard (`members.py`).
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
+from aligncap.audio.members import Member, MemberError, member_of, read_member
 from aligncap.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -183,7 +184,7 @@ def fingerprint(path: str | Path) -> Fingerprint:
     decoded = _decode(data, str(path), None)
     pcm = np.round(_finish(decoded, str(path), False, None) * 32768).astype("<i4")
     of_file, of_samples = (hashlib.sha256(part).hexdigest() for part in (data, pcm.tobytes()))
-    return Fingerprint(round(decoded.duration_s, 4), stat.st_size, stat.st_mtime_ns, of_file, of_samples)
+    return Fingerprint(round(decoded.duration_s, 4), len(data), stat.st_mtime_ns, of_file, of_samples)
 
 
 def read_bytes(path: str | Path) -> tuple[bytes, os.stat_result]:
@@ -192,10 +193,19 @@ def read_bytes(path: str | Path) -> tuple[bytes, os.stat_result]:
     Raises:
         AudioError: not there, not readable, or empty.
     """
+    if (member := member_of(path)) is not None:
+        return _read(member), os.stat(member.tar)
     _refuse_no_file(path)
     with open(path, "rb") as file:
         stat = os.fstat(file.fileno())
         return file.read(), stat
+
+
+def _read(member: Member) -> bytes:
+    try:
+        return read_member(member)
+    except MemberError as error:
+        raise AudioError("missing", str(error)) from None
 
 
 def check(path: str | Path, *, max_seconds: float | None = None, data: bytes | None = None) -> list[str]:
@@ -267,7 +277,10 @@ def _open(source: str | Path | bytes, name: str) -> Iterator[soundfile.SoundFile
     import soundfile
 
     if not isinstance(source, bytes):
-        _refuse_no_file(source)
+        if (member := member_of(source)) is not None:
+            source = _read(member)
+        else:
+            _refuse_no_file(source)
     with _quiet_decoder():
         try:
             file = soundfile.SoundFile(io.BytesIO(source) if isinstance(source, bytes) else str(source))

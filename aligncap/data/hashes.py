@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import NamedTuple
 
 from filelock import FileLock
 
@@ -20,38 +21,46 @@ from aligncap.utils.io import cache_folder, file_sha256
 from aligncap.utils.progress import track
 
 
-def hashes_of(manifest: str | Path, files: Mapping[str, os.stat_result]) -> dict[str, str]:
+class Known(NamedTuple):
+    """By what a file is known to be the same."""
+
+    bytes: int
+    mtime_ns: int  # time of the last change, nanoseconds since 1970
+
+
+def hashes_of(manifest: str | Path, files: Mapping[str, Known]) -> dict[str, str]:
     """SHA-256 of each file; only those that are new or have changed since the last call are read.
 
     Of several processes that ask at the same time one reads the files, and the others wait for it.
 
     Args:
-        files: what `os.stat` gave for each path, before this call.
+        files: what was so of each path before this call.
     """
-    places = _places(Path(manifest))
-    with _lock(places):
-        known = {path: (size, time, sha256) for path, size, time, sha256 in _lines(places)}
-        found, new = {}, []
-        for path, stat in files.items():
-            size, time, sha256 = known.get(path, (None, None, ""))
-            if (size, time) == (stat.st_size, stat.st_mtime_ns):
-                found[path] = sha256
-            else:
-                new.append(path)
+    places = places_beside(manifest, "hashes")
+    with locked_place(places):
+        found: dict[str, str] = {}
+        for path, size, time, sha256 in _lines(places):
+            if (stat := files.get(path)) is not None:
+                found.pop(path, None)  # a later line counts
+                if (size, time) == (stat.bytes, stat.mtime_ns):
+                    found[path] = sha256
+        new = [path for path in files if path not in found]
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
             found |= zip(new, track(pool.map(file_sha256, new), len(new), "hashing clips"), strict=True)
-        lines = ([path, files[path].st_size, files[path].st_mtime_ns, found[path]] for path in new)
+        lines = ([path, *files[path], found[path]] for path in new)
         _append(places, "".join(json.dumps(line) + "\n" for line in lines))
     return found
 
 
-def _places(manifest: Path) -> list[Path]:
-    name = hashlib.sha256(str(manifest.resolve()).encode()).hexdigest()[:24]
-    return [manifest.with_name(f".{manifest.name}.hashes"), cache_folder().parent / "hashes" / name]
+def places_beside(manifest: str | Path, kind: str) -> list[Path]:
+    """Where what is known of a manifest is kept: beside it, or in the user's cache."""
+    path = Path(manifest)
+    name = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:24]
+    return [path.with_name(f".{path.name}.{kind}"), cache_folder().parent / kind / name]
 
 
 @contextmanager
-def _lock(places: list[Path]) -> Iterator[None]:
+def locked_place(places: list[Path]) -> Iterator[None]:
     """Hold a lock in the first place that can be written; without one processes only repeat work."""
     with ExitStack() as stack:
         for place in places:

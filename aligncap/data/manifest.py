@@ -9,18 +9,19 @@ import gc
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from pathlib import Path
-from stat import S_ISREG
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple, NotRequired
 
-from pydantic import ConfigDict, Field, FiniteFloat, NonNegativeInt, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, FiniteFloat, NonNegativeInt, TypeAdapter, ValidationError, with_config
+from pydantic_core import from_json
+from typing_extensions import TypedDict
 
-from aligncap.data.hashes import hashes_of
+from aligncap.audio.members import member_of
 from aligncap.utils.errors import UserError, UserErrors, nearest
-from aligncap.utils.io import Row, json_lines, load_data, write_jsonl
+from aligncap.utils.io import BOM, Row, json_line, load_data, write_jsonl
 
 
 @dataclass(slots=True)
@@ -92,8 +93,13 @@ def write_manifest(path: str | Path, utterances: Iterable[Utterance]) -> None:
     Raises:
         UserError: the file cannot be written; its former content stays.
     """
-    rows = ({name: getattr(u, name) for name in _FIELDS} for u in utterances)
-    write_jsonl(path, ({k: v for k, v in row.items() if v not in (None, "", [], {})} for row in rows))
+    write_jsonl(path, map(filled, utterances))
+
+
+def filled(u: Utterance) -> Row:
+    """The row of an utterance: its fields with content."""
+    row = ((name, getattr(u, name)) for name in _FIELDS)
+    return {name: value for name, value in row if value not in (None, "", [], {})}
 
 
 def audio_path(manifest_path: str | Path, utterance: Utterance) -> Path:
@@ -102,64 +108,29 @@ def audio_path(manifest_path: str | Path, utterance: Utterance) -> Path:
     Raises:
         UserError: the path is absolute, or leads out of the utterance's root through `..` or a symlink.
     """
-    return Path(_locate(manifest_path, utterance, os.path.realpath))
+    return Path(locate(manifest_path, utterance.id, utterance.root, utterance.audio, os.path.realpath))
 
 
-def _locate(manifest: str | Path, u: Utterance, real_folder: Callable[[str], str]) -> str:
-    """The path of `audio_path`; `real_folder` is `os.path.realpath`, or remembers what that gave."""
+def locate(manifest: str | Path, name: str, root: str, audio: str, real_folder: Callable[[str], str]) -> str:
+    """The path of `audio_path`; `real_folder` is `os.path.realpath`, or remembers what that gave.
+
+    Of what lies in a tar shard it is the tar's path that is looked at (`audio/members.py`).
+    """
+    member = member_of(audio)
     try:
-        root = real_folder(os.path.join(os.path.dirname(manifest), u.root))
-        folder, name = os.path.split(os.path.join(root, u.audio))
-        path = os.path.join(real_folder(folder), name)
-        if "\0" in name:
+        base = real_folder(os.path.join(os.path.dirname(manifest), root))
+        folder, last = os.path.split(os.path.join(base, audio if member is None else member.tar))
+        path = os.path.join(real_folder(folder), last)
+        if "\0" in audio:
             raise ValueError("embedded null byte")
-        if name in ("", ".", "..") or os.path.islink(path):
+        if last in ("", ".", "..") or os.path.islink(path):
             path = os.path.realpath(path)
     except (ValueError, OSError) as error:
-        raise UserError(f"{manifest}: {u.id}: {u.audio!r} is no usable path ({error})") from None
-    if os.path.isabs(u.audio) or not path.startswith(root.rstrip(os.sep) + os.sep):
+        raise UserError(f"{manifest}: {name}: {audio!r} is no usable path ({error})") from None
+    if os.path.isabs(audio) or not path.startswith(base.rstrip(os.sep) + os.sep):
         remedy = "give a path under the root, or the folder that really holds the file as root"
-        raise UserError(f"{manifest}: {u.id}: {u.audio!r} lies outside root {u.root!r}; {remedy}")
-    return path
-
-
-def audio_files(manifest: str | Path, utterances: list[Utterance]) -> tuple[list[str], dict[str, Path]]:
-    """Feature key of each utterance, its file's SHA-256, and the file behind each key.
-
-    A file with the size and time of change that `aligncap prepare` noted is taken to be the one it hashed.
-    Others, such as those of a copied corpus, are hashed and compared, once (see `hashes_of`). Whether files
-    changed without a trace is for `aligncap validate` to find.
-
-    Raises:
-        UserErrors: files that are missing or have changed since `prepare`.
-    """
-    keys: list[str] = []
-    files: list[str] = []
-    doubtful: dict[str, os.stat_result] = {}
-    errors: list[tuple[int, str]] = []
-    real_folder = cache(os.path.realpath)
-    changed = "has changed since `aligncap prepare`; prepare it again"
-    for number, u in enumerate(utterances, 1):
-        files.append(path := _locate(manifest, u, real_folder))
-        keys.append(u.sha256 or "")
-        try:
-            stat = os.stat(path)
-        except OSError:
-            stat = None
-        if stat is None or not S_ISREG(stat.st_mode):
-            errors.append((number, f"{path}: no such file"))
-        elif u.bytes not in (None, stat.st_size):
-            errors.append((number, f"{path}: {changed}"))
-        elif not (u.sha256 and u.bytes is not None and u.mtime_ns == stat.st_mtime_ns):
-            doubtful[path] = stat
-    hashes = hashes_of(manifest, doubtful) if doubtful else {}
-    for index, (path, key) in enumerate(zip(files, keys, strict=True)):
-        keys[index] = hashes.get(path, key)
-        if key and keys[index] != key:
-            errors.append((index + 1, f"{path}: {changed}"))
-    if errors:
-        raise UserErrors([f"{manifest}:{number}: {what}" for number, what in sorted(errors)])
-    return keys, {key: Path(path) for key, path in zip(keys, files, strict=True)}
+        raise UserError(f"{manifest}: {name}: {audio!r} lies outside root {root!r}; {remedy}")
+    return path if member is None else str(member._replace(tar=path))
 
 
 def rebase(utterances: Iterable[Utterance], source: str | Path, target: str | Path) -> list[Utterance]:
@@ -178,19 +149,22 @@ def rebase(utterances: Iterable[Utterance], source: str | Path, target: str | Pa
 # ---------------------------------------------------------------------------------------------- parsing
 
 _FILLED = Annotated[str, Field(pattern=r"\S")]
+_NUMBER = (
+    Annotated[int, Field(ge=-(2**63), lt=2**63)] | FiniteFloat
+)  # 3 stays 3: what is read is written again
 # field: (its type, how a message says it)
 _TYPES: dict[str, tuple[Any, str]] = {
     **dict.fromkeys(("id", "root", "audio", "corpus", "language", "speaker"), (_FILLED, "text, not empty")),
     **dict.fromkeys(("transcript", "emotion"), (str, "text")),
     "gender": (Literal["female", "male"], '"female" or "male"'),
     "intensity": (Literal["normal", "strong"], '"normal" or "strong"'),
-    "duration": (Annotated[FiniteFloat, Field(ge=0)], "a number of seconds"),
+    "duration": (Annotated[_NUMBER, Field(ge=0)], "a number of seconds"),
     "sha256": (Annotated[str, Field(pattern="^[0-9a-f]{64}$")], "64 hex digits"),
     "bytes": (NonNegativeInt, "a whole number of bytes"),
     "mtime_ns": (NonNegativeInt, "a whole number of nanoseconds"),
     **dict.fromkeys(("captions", "p_act", "instructions"), (list[str], "a list of texts")),
     "clues": (list[list[str]], "a list of lists of texts"),
-    "cues": (dict[str, FiniteFloat], "an object of numbers"),
+    "cues": (dict[str, _NUMBER], "an object of numbers"),
     "cue_words": (dict[str, str], "an object of texts"),
     "extra": (dict[str, object], "an object"),
 }
@@ -201,14 +175,70 @@ _VALIDATE = {
 _REQUIRED = ("id", "root", "audio", "corpus")
 
 
+# A whole row at once, many times faster; what it refuses, `_utterance` reads again and says why.
+_ROW: Any = TypedDict(  # type: ignore[misc]  # its fields are those of the table above
+    "_ROW", {name: kind if name in _REQUIRED else NotRequired[kind] for name, (kind, _) in _TYPES.items()}
+)
+_STRICT = ConfigDict(strict=True, extra="forbid", cache_strings="keys")
+_VALIDATE_ROW = TypeAdapter(with_config(_STRICT)(_ROW)).validator.validate_json
+
+
+class Line(NamedTuple):
+    """A line of a manifest that is not blank, and the utterance that can be read of it."""
+
+    number: int
+    start: int  # in the file, bytes
+    size: int  # bytes
+    utterance: Utterance | None
+    errors: list[str]
+
+
+def manifest_lines(path: Path) -> Iterator[Line]:
+    """Every line of a manifest that is not blank, with its errors but for ids that are used twice.
+
+    Raises:
+        UserError: no such file.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such manifest; `aligncap prepare` writes one")
+    start = 0
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if line.strip() and not (number == 1 and not line.removeprefix(BOM).strip()):
+                yield Line(number, start, len(line), *_checked(line, number))
+            start += len(line)
+
+
+def _checked(line: bytes, number: int) -> tuple[Utterance | None, list[str]]:
+    try:
+        if b"NaN" not in line and b"Infinity" not in line:  # pydantic takes them, JSON does not know them
+            utterance = Utterance(**_VALIDATE_ROW(line))
+            return utterance, _content_errors(utterance)
+    except ValueError:
+        pass
+    row = json_line(line, number, numbers_only=True)
+    return (None, [row]) if isinstance(row, str) else _utterance(row)
+
+
+def utterance_of(line: bytes) -> Utterance:
+    """The utterance of a line that was found to be without errors.
+
+    Raises:
+        ValueError, TypeError: it has errors.
+    """
+    try:
+        row = from_json(line, cache_strings="keys")
+    except ValueError:  # a byte order mark; half of a surrogate pair, which Python's reader takes
+        row = json.loads(line.removeprefix(BOM))
+    return Utterance(**{key: value for key, value in row.items() if value is not None})
+
+
 def parse_manifest(path: Path) -> tuple[list[tuple[int, Utterance]], list[str]]:
     """(line number, utterance) of every line that can be read, and all errors of the file.
 
     Raises:
         UserError: no such file, or neither utterances nor errors in it.
     """
-    if not path.is_file():
-        raise UserError(f"{path}: no such manifest; `aligncap prepare` writes one")
     rows: list[tuple[int, Utterance]] = []
     errors: list[str] = []
     first: dict[str, int] = {}
@@ -216,22 +246,32 @@ def parse_manifest(path: Path) -> tuple[list[tuple[int, Utterance]], list[str]]:
     collecting = gc.isenabled()
     gc.disable()  # it would go through all rows again for every few new ones
     try:
-        for number, row in json_lines(path, numbers_only=True):
-            utterance, found = (None, [row]) if isinstance(row, str) else _utterance(row, shared)
+        for number, _, _, utterance, found in manifest_lines(path):
             if utterance is not None:
                 if (earlier := first.setdefault(utterance.id, number)) != number:
-                    found.append(f'id "{utterance.id}" is used on line {earlier}; ids must differ')
+                    found.append(used_twice(utterance.id, earlier))
+                _share_texts(utterance, shared)
                 rows.append((number, utterance))
             errors += [f"{path}:{number}: {error}" for error in found]
     finally:
         if collecting:
             gc.enable()
     if not rows and not errors:
-        raise UserError(f"{path}: holds no utterance; write it again with `aligncap prepare`")
+        raise no_utterance(path)
     return rows, errors
 
 
-def _utterance(row: Row, shared: dict[str, str]) -> tuple[Utterance | None, list[str]]:
+def used_twice(name: str, earlier: int) -> str:
+    """What is wrong with an id that an earlier line has."""
+    return f'id "{name}" is used on line {earlier}; ids must differ'
+
+
+def no_utterance(path: Path) -> UserError:
+    """The error of an empty manifest."""
+    return UserError(f"{path}: holds no utterance; write it again with `aligncap prepare`")
+
+
+def _utterance(row: Row) -> tuple[Utterance | None, list[str]]:
     errors: list[str] = []
     values: Row = {}
     for key, value in row.items():
@@ -248,7 +288,6 @@ def _utterance(row: Row, shared: dict[str, str]) -> tuple[Utterance | None, list
     if any(key not in values for key in _REQUIRED):
         return None, errors
     utterance = Utterance(**values)
-    _share_texts(utterance, shared)
     return utterance, errors + _content_errors(utterance)
 
 

@@ -14,15 +14,20 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-from aligncap.data.manifest import Utterance, read_manifest
+import numpy as np
+
+from aligncap.data.columns import columns_of
+from aligncap.data.manifest import Utterance
+from aligncap.data.rows import open_manifest
 from aligncap.utils.errors import UserError, UserErrors, natural
-from aligncap.utils.io import Row, write_text
+from aligncap.utils.io import Row, atomic_open
 from aligncap.utils.run_record import file_hashes
 
 FILE = "provenance.json"
 _OLD_FILE = "heard.json"  # its name before version 0.2
 _STARTS = ("model", "llm")  # options of training that may name a checkpoint to start from
 _SHOWN = 5  # names in a message
+_AT_ONCE = 4096  # names that are written at once: a set may hold millions
 
 
 @dataclass(frozen=True)
@@ -58,13 +63,18 @@ def manifests_provenance(manifests: Manifests) -> Provenance:
     """
     parts = []
     for path, utterances in _read(manifests):
-        samples = [(u.corpus, u.sha256, u.extra.get("samples_sha256")) for u in utterances]
+        columns = columns_of(utterances)
+        speaks = np.stack([columns.corpus, columns.speaker], axis=1)[columns.speaker >= 0]
+        names, unhashed = columns.names, columns.lacking("sha256") & columns.lacking("samples")
         part = Provenance(
-            corpora=frozenset(u.corpus for u in utterances),
-            speakers=frozenset(f"{u.corpus}/{u.speaker}" for u in utterances if u.speaker),
-            clips=frozenset(of_file for _, of_file, _ in samples if of_file),
-            samples=frozenset(str(of_samples) for *_, of_samples in samples if of_samples),
-            unhashed=frozenset(corpus for corpus, *hashes in samples if not any(hashes)),
+            corpora=frozenset(columns.named("corpus")),
+            speakers=frozenset(
+                f"{names['corpus'][corpus]}/{names['speaker'][speaker]}"
+                for corpus, speaker in np.unique(speaks, axis=0).tolist()
+            ),
+            clips=columns.hashes("sha256"),
+            samples=columns.hashes("samples"),
+            unhashed=frozenset(columns.take(unhashed).named("corpus")),
             manifests=frozenset({f"{file_hashes([path])[str(path)]} {Path(path).resolve()}"}),
         )
         parts.append(part)
@@ -75,7 +85,7 @@ def _read(manifests: Manifests) -> Iterator[tuple[str | Path, Sequence[Utterance
     if isinstance(manifests, Mapping):
         yield from manifests.items()
     else:
-        yield from ((path, read_manifest(path)) for path in manifests)
+        yield from ((path, open_manifest(path)) for path in manifests)
 
 
 def merge_provenance(*parts: Provenance) -> Provenance:
@@ -94,9 +104,17 @@ def training_provenance(manifests: Manifests, starts: Iterable[str | Path | None
 
 def write_provenance(folder: str | Path, provenance: Provenance) -> None:
     """Write `folder`/provenance.json: sorted, one line a set."""
-    sets = {name: json.dumps(sorted(getattr(provenance, name)), separators=(",", ":")) for name in _SETS}
-    lines = [f'"{name}":{values}' for name, values in sets.items()]
-    write_text(Path(folder) / FILE, "{" + ",\n".join(lines) + "}\n")
+    with atomic_open(Path(folder) / FILE) as file:
+        before = "{"
+        for name in _SETS:
+            values = sorted(getattr(provenance, name))
+            file.write(f'{before}"{name}":[')
+            for start in range(0, len(values), _AT_ONCE):
+                some = json.dumps(values[start : start + _AT_ONCE], separators=(",", ":"))
+                file.write(("," if start else "") + some[1:-1])
+            file.write("]")
+            before = ",\n"
+        file.write("}\n")
 
 
 def read_provenance(folder: str | Path) -> Provenance | None:

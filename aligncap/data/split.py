@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
+import numpy as np
+
+from aligncap.data.columns import columns_of
 from aligncap.data.manifest import Utterance, read_manifest, rebase, write_manifest
 from aligncap.utils.errors import UserError, UserErrors, natural, nearest
 from aligncap.utils.options import Config, NaturalInt, option
@@ -264,8 +267,15 @@ def balanced(utterances: Sequence[Utterance]) -> list[int]:
     alike; so must a small corpus, whose rooms and voices are as many as a large one's. A clip stands at most
     `MOST_REPEATS` times, one without a label once.
     """
-    kinds = [(u.emotion, u.corpus) for u in utterances if u.emotion]
-    counts, labels = Counter(kinds), Counter(label for label, _ in kinds)
+    columns = columns_of(utterances)
+    codes = np.stack([columns.emotion, columns.corpus], axis=1)
+    kinds, kind, numbers = np.unique(codes, axis=0, return_inverse=True, return_counts=True)
+    counts, labels = dict[tuple[str, str], int](), Counter[str]()
+    for (label, corpus), number in zip(kinds.tolist(), numbers.tolist(), strict=True):
+        if label >= 0:
+            name = columns.names["emotion"][label]
+            counts[name, columns.names["corpus"][corpus]] = number
+            labels[name] += number
     corpora = Counter(label for label, _ in counts)
     most = max(labels.values(), default=0)
     times = {
@@ -274,5 +284,9 @@ def balanced(utterances: Sequence[Utterance]) -> list[int]:
     }
     if max(times.values(), default=1) > 1:
         shown = ", ".join(f"{n} {k[0]} of {k[1]} × {times[k]}" for k, n in sorted(counts.items()))
-        _log.info("balanced: %s; without a label: %d", shown, len(utterances) - len(kinds))
-    return [i for i, u in enumerate(utterances) for _ in range(times.get((u.emotion or "", u.corpus), 1))]
+        _log.info("balanced: %s; without a label: %d", shown, len(utterances) - sum(counts.values()))
+    repeats = [
+        times.get((columns.names["emotion"][label], columns.names["corpus"][corpus]), 1) if label >= 0 else 1
+        for label, corpus in kinds.tolist()
+    ]
+    return np.repeat(np.arange(len(columns)), np.array(repeats, np.int64)[kind.reshape(-1)]).tolist()

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from aligncap.audio.files import AudioError, check, read_bytes
+from aligncap.audio.members import is_there, member_of
 from aligncap.data.manifest import Utterance, audio_path, parse_manifest
 from aligncap.data.split import duplicates
 from aligncap.utils.errors import UserError, natural
@@ -74,7 +75,9 @@ def validate(path: str | Path, *, deep: bool = True) -> Validation:
 def _audio_errors(manifest: Path, u: Utterance, deep: bool) -> list[str]:
     try:
         path = audio_path(manifest, u)
-        if not path.is_file():
+        if not is_there(path):
+            if (member := member_of(path)) is not None:
+                return [f"{member.tar}: no such shard; copy it here, or run `aligncap shard` again"]
             return [f"{path}: no such file; check root and audio, or prepare the corpus again"]
         data = read_bytes(path)[0] if deep else b""
     except AudioError as error:

@@ -18,7 +18,9 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from aligncap.audio.files import load_audio
-from aligncap.data.manifest import audio_files, read_manifest
+from aligncap.audio.members import size_of
+from aligncap.data.clip_files import audio_files
+from aligncap.data.manifest import read_manifest
 from aligncap.evaluation.scoring import Baseline
 from aligncap.models.build import load_encoder
 from aligncap.models.encoders import encode_frames, family_of, own_frames
@@ -133,7 +135,7 @@ def mean_layers(files: Mapping[str, Path], config: ProbeConfig) -> TensorCache:
         own = own_frames(mask, family, frames.shape[1])[..., None, None].float()
         return dict(zip(batch, ((frames * own).sum(1) / own.sum(1)).clone(), strict=True))
 
-    fill(cache, sorted(files, key=lambda k: files[k].stat().st_size), compute, 8, "probing layers")
+    fill(cache, sorted(files, key=lambda k: size_of(files[k])), compute, 8, "probing layers")
     return cache
 
 

@@ -17,7 +17,7 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import BatchFeature, GenerationConfig
 
-from aligncap.audio import speech
+from aligncap.audio import members, speech
 from aligncap.audio.files import SAMPLE_RATE, AudioError, load_audio, prepare_samples
 from aligncap.inference.confidence import (
     Calibration,
@@ -446,5 +446,5 @@ def _size(clip: Clip) -> int:
     if isinstance(clip, np.ndarray):
         return len(clip)
     with suppress(OSError):
-        return Path(clip).stat().st_size
+        return members.size_of(clip)
     return 0

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import GenerationConfig, PreTrainedModel
 
-from aligncap.data.hashes import hashes_of
+from aligncap.data.hashes import Known, hashes_of
 from aligncap.models.build import Loaded, add_placeholders, join, load_encoder, load_llm
 from aligncap.models.configuration_aligncap import AlignCapConfig
 from aligncap.models.hub import load_pretrained, resolve
@@ -244,7 +244,8 @@ def weight_files(folder: str | Path) -> list[Path]:
 
 def weights_hash(folder: str | Path, known: Path) -> str:
     """SHA-256 over the weight files of a checkpoint; what was hashed for `known` before is not read again."""
-    files = {str(path): path.stat() for path in weight_files(folder)}
+    stats = {str(path): path.stat() for path in weight_files(folder)}
+    files = {path: Known(stat.st_size, stat.st_mtime_ns) for path, stat in stats.items()}
     return digest(sorted(hashes_of(known / PARTS, files).values()))
 
 

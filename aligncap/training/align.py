@@ -12,12 +12,12 @@ from typing import Any, ClassVar, cast
 from safetensors.torch import load_file
 from transformers import GenerationConfig, set_seed
 
+from aligncap.data.columns import columns_of
 from aligncap.data.manifest import Utterance
 from aligncap.models.build import Loaded, build, prompt_of_student
 from aligncap.models.checkpoints import base_of, is_adapter, load_folder, model_key, save_base
 from aligncap.models.processing_aligncap import AlignCapProcessor
 from aligncap.models.quantise import quantise
-from aligncap.text.instruction import language_of
 from aligncap.text.lexicon import is_chinese
 from aligncap.text.prompts import Language, speaker_words
 from aligncap.training.alignment import align
@@ -27,13 +27,12 @@ from aligncap.training.data import (
     ClipInputs,
     Clips,
     cached_inputs,
-    instruction_of,
     keeps_features,
     read_clips,
 )
 from aligncap.training.resume import Run, begin, record_run
 from aligncap.training.sharding import place
-from aligncap.training.words import emotion_labels
+from aligncap.training.words import emotions_of
 from aligncap.utils.errors import UserError
 from aligncap.utils.io import file_sha256, write_json, write_jsonl
 from aligncap.utils.tensor_cache import digest
@@ -73,7 +72,7 @@ class AlignConfig(StudentConfig):
 def run_align(config: AlignConfig) -> int:
     """The student with its projector aligned and nothing else trained, saved in `output_dir`/base."""
     run = begin("train align", config)
-    manifests = [read_clips(path, p_act=config.align_steps > 0) for path in run.manifests]
+    manifests = [read_clips(path, p_act=config.align_steps > 0, group=run.group) for path in run.manifests]
     make_student(run, config, manifests)
     record_run(run, manifests)
     return run.done()
@@ -110,7 +109,7 @@ def make_student(
         options |= {"speakers": speaker_words(language)} if config.speaker_token else {}
     folder, group, llm = run.out / "base", run.group, config.llm
     if config.emotion_token and not config.start:
-        options["emotions"] = sorted({*emotion_labels(manifests[0].utterances)} - {None, ""})
+        options["emotions"] = emotions_of(manifests[0].utterances)
     parts: dict[str, Any] = {"encoder": config.encoder, "llm": llm, "options": options, "align": aligning}
     named: dict[str, str | Path] = {"encoder": config.encoder, "llm": llm}
     if config.start:
@@ -171,11 +170,10 @@ def make_student(
 def student_language(utterances: Sequence[Utterance]) -> Language:
     """In which language the student is asked: that of most descriptions; where there are only answers to
     instructions, which have their own wording, Chinese if all answers are."""
-    pairs = [(u, k) for u in utterances for k in range(len(u.captions))]
-    described = [u.captions[k] for u, k in pairs if not instruction_of(u, k)]
-    if described:
-        return language_of(described)
-    return "zh" if all(is_chinese(u.captions[k]) for u, k in pairs) else "en"
+    columns = columns_of(utterances)
+    if described := int(columns.described.sum()):
+        return "zh" if 2 * int(columns.chinese.sum()) > described else "en"
+    return "zh" if all(is_chinese(caption) for u in utterances for caption in u.captions) else "en"
 
 
 def _without_adapter(start: str | Path) -> Path:

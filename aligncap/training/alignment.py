@@ -115,7 +115,7 @@ def _speaker(u: Utterance) -> str | None:
 
 
 def clue_targets(
-    utterances: list[Utterance], tokenizer: PreTrainedTokenizerBase, *, speakers: bool = True
+    utterances: Sequence[Utterance], tokenizer: PreTrainedTokenizerBase, *, speakers: bool = True
 ) -> tuple[list[int], TokenLists]:
     """Token ids of all clue words, and which of them each clip's clues hold.
 
@@ -146,7 +146,7 @@ def count_targets(held: TokenLists, clips: Sequence[int], words: int) -> Tensor:
 
 
 def text_vectors(
-    utterances: list[Utterance], tokenizer: PreTrainedTokenizerBase, embeddings: Tensor
+    utterances: Sequence[Utterance], tokenizer: PreTrainedTokenizerBase, embeddings: Tensor
 ) -> tuple[list[list[Tensor]], list[list[str]]]:
     """What CL-Align draws a clip to: the mean input embedding of who speaks, transcript and one P_act.
 
@@ -188,7 +188,7 @@ def contrastive_loss(speech: Tensor, text: Tensor, same: Tensor, scale: Tensor) 
 def align_projector(
     projector: Projector,
     embeddings: Tensor,
-    utterances: list[Utterance],
+    utterances: Sequence[Utterance],
     frames: Sequence[Tensor],
     tokenizer: PreTrainedTokenizerBase,
     *,
@@ -248,7 +248,7 @@ def _mean(unit: Tensor, mask: Tensor, first: int) -> Tensor:
 def _clues(
     projector: Projector,
     embeddings: Tensor,
-    utterances: list[Utterance],
+    utterances: Sequence[Utterance],
     tokenizer: PreTrainedTokenizerBase,
     seed: int,
 ) -> Prepared:
@@ -273,7 +273,7 @@ def _clues(
 def _contrastive(
     projector: Projector,
     embeddings: Tensor,
-    utterances: list[Utterance],
+    utterances: Sequence[Utterance],
     tokenizer: PreTrainedTokenizerBase,
     seed: int,
 ) -> Prepared:

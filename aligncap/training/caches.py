@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from aligncap.audio.augment import CHANNEL_VERSION, through_channel
 from aligncap.audio.files import load_audio
+from aligncap.audio.members import size_of
 from aligncap.models.configuration_aligncap import AlignCapConfig
 from aligncap.models.modeling_aligncap import AlignCapForConditionalGeneration
 from aligncap.models.processing_aligncap import AlignCapProcessor
@@ -130,7 +131,7 @@ def fill_features(
         return {k: f[:n].cpu().clone() for k, f, n in zip(clips, pooled.frames, lengths, strict=True)}
 
     # Clips of like size share a batch: files' sizes stand in for their lengths.
-    ordered = sorted(paths, key=lambda k: paths[k].stat().st_size)
+    ordered = sorted(paths, key=lambda k: size_of(paths[k]))
     title = "encoding speech" + (", augmented" if augmented else "")
     fill(cache, ordered, compute, batch, title, group)
     if errors := sum(group.gather(errors), []):

@@ -6,6 +6,7 @@ Each command's own options stand in its module: `TeacherConfig`, `AlignConfig`, 
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
@@ -110,6 +111,10 @@ class RunConfig(TrainingArguments):
         "(docs/batches.md). With tokens_per_batch rows of any length share a batch.",
     )
 
+    dataloader_num_workers: NaturalInt | None = option(  # type: ignore[assignment]
+        None, "Processes that read and decode sound, of each that trains; none: 0 on a CPU, else up to 8."
+    )
+
     learning_rate: float = 1e-3
     per_device_train_batch_size: int = 8
     per_device_eval_batch_size: int = 32
@@ -152,6 +157,8 @@ class RunConfig(TrainingArguments):
             self.eval_strategy, self.eval_steps = "steps", self.eval_steps or self.save_steps
         if not torch.cuda.is_available():
             self.use_cpu = True
+        if self.dataloader_num_workers is None:
+            self.dataloader_num_workers = 0 if self.use_cpu else spare_cores()
         self.bf16, self.precision_reason = choose_precision(self.precision)
         super().__post_init__()
 
@@ -279,6 +286,19 @@ class StudentConfig(CaptionConfig):
         """Options of `align.align`."""
         rate, steps = self.align_learning_rate, self.align_steps
         return {"way": self.align_by, "steps": steps, "learning_rate": rate, "seed": self.seed}
+
+
+def spare_cores(most: int = 8) -> int:
+    """Cores of this machine that each training process may have beside its own; at least 1."""
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(1, min(most, _cores() // processes - 1))
+
+
+def _cores() -> int:
+    """Cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def choose_precision(wanted: str) -> tuple[bool, str]:

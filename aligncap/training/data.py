@@ -7,9 +7,12 @@ are longer, are written and tokenised when a row is read.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch.utils.data import Dataset
@@ -17,12 +20,14 @@ from transformers import PreTrainedTokenizerBase
 
 from aligncap.audio.augment import through_channel
 from aligncap.audio.files import SAMPLE_RATE, info, load_audio
-from aligncap.data.manifest import Utterance, audio_files, read_manifest
+from aligncap.data.clip_files import Keys, Locator, Paths, audio_files
+from aligncap.data.manifest import Utterance
+from aligncap.data.rows import Manifest, open_manifest
 from aligncap.data.split import balanced
 from aligncap.models.modeling_aligncap import AlignCapForConditionalGeneration
 from aligncap.models.processing_aligncap import AlignCapProcessor
 from aligncap.text.instruction import language_of
-from aligncap.text.prompts import measured_cues, teacher_prompt
+from aligncap.text.prompts import control_tokens, measured_cues, teacher_prompt
 from aligncap.training.caches import (
     MOST,
     augmented_key,
@@ -33,7 +38,7 @@ from aligncap.training.caches import (
 )
 from aligncap.training.collators import Row
 from aligncap.training.config import FeatureCaching, RunConfig
-from aligncap.training.responses import TokenLists, refuse_special_tokens, tokenize_responses
+from aligncap.training.responses import Responses, refuse_special_tokens, responses_of, spelling
 from aligncap.utils.distributed import ALONE, Group
 from aligncap.utils.errors import UserErrors
 from aligncap.utils.tensor_cache import TensorCache, require_space
@@ -41,67 +46,114 @@ from aligncap.utils.tensor_cache import TensorCache, require_space
 
 @dataclass(frozen=True)
 class Clips:
-    """The clips of one manifest.
+    """The clips of one manifest, whose rows stay in its file.
 
     keys: SHA-256 of each utterance's sound file; paths: the file behind each key.
     """
 
     manifest: str
-    utterances: list[Utterance]
-    keys: list[str]
-    paths: dict[str, Path]
+    utterances: Manifest
+    keys: Keys
+    paths: Paths
 
-    def chosen(self, places: Sequence[int]) -> Clips:
+    def chosen(self, places: Sequence[int] | np.ndarray) -> Clips:
         """The clips at these places, in this order; a place may stand several times."""
-        keys = [self.keys[i] for i in places]
-        paths = {key: self.paths[key] for key in keys}
-        return replace(self, utterances=[self.utterances[i] for i in places], keys=keys, paths=paths)
+        utterances, keys = self.utterances.chosen(places), self.keys.chosen(places)
+        return Clips(self.manifest, utterances, keys, Paths(keys, Locator(self.manifest, utterances)))
+
+    @property
+    def shards(self) -> np.ndarray | None:
+        """(clips,): the number of each clip's tar shard, -1: none; None: no clip lies in one."""
+        found = self.utterances.columns.shard
+        return found if (found >= 0).any() else None
 
     def at_most(self, number: int, seed: int = 0) -> Clips:
         """All places of `number` sound files drawn at random; all clips where there are no more."""
-        once = list(dict.fromkeys(self.keys))
-        if len(once) <= number:
+        which = self.keys.same()
+        files = int(which.max()) + 1
+        if files <= number:
             return self
-        drawn = np.random.default_rng(seed).choice(len(once), number, replace=False)
-        kept = {once[i] for i in drawn}
-        return self.chosen([place for place, key in enumerate(self.keys) if key in kept])
+        drawn = np.random.default_rng(seed).choice(files, number, replace=False)
+        return self.chosen(np.flatnonzero(np.isin(which, drawn)))
 
     def seconds(self, keys: Iterable[str] | None = None) -> float:
         """Length of these sound files, or of all; about, by a few headers, where the manifest lacks it."""
-        known = dict(zip(self.keys, self.utterances, strict=True))
-        wanted = list(known if keys is None else keys)
-        told = [d for key in wanted if (d := known[key].duration) is not None]
-        untold = [key for key in wanted if known[key].duration is None]
-        read = [info(self.paths[key]).duration_s for key in untold[:: max(1, len(untold) // 64)]]
-        return sum(told) + len(untold) * (sum(read) / len(read) if read else 0.0)
+        rows = self.paths.first_rows()
+        if keys is not None:
+            wanted = set(keys)
+            rows = np.array([row for row in rows.tolist() if self.keys[row] in wanted], np.int64)
+        told = self.utterances.columns.seconds[rows]
+        untold = rows[np.isnan(told)].tolist()
+        read = [info(self.paths[self.keys[r]]).duration_s for r in untold[:: max(1, len(untold) // 64)]]
+        return float(np.nansum(told)) + len(untold) * (sum(read) / len(read) if read else 0.0)
 
     def balanced(self) -> Clips:
         """Clips of rarer emotion labels repeated until labels count about alike; see `balanced`."""
         return self.chosen(balanced(self.utterances))
 
 
-def read_clips(manifest: str, *, captions: bool = True, p_act: bool = False) -> Clips:
+def read_clips(manifest: str, *, captions: bool = True, p_act: bool = False, group: Group = ALONE) -> Clips:
     """The clips of a manifest, with captions, and acoustic prompts, where these are needed.
+
+    Args:
+        group: the processes that share looking at the files; each must call this.
 
     Raises:
         UserErrors: utterances without captions or acoustic prompts, sound files that are missing or have
             changed, all of them.
     """
-    utterances = read_manifest(manifest)
+    utterances = open_manifest(manifest)
+    columns = utterances.columns
+    bare = captions & (columns.captions == 0)
+    unprompted = p_act & ~bare & (columns.p_act != columns.captions)
     errors = []
-    for number, u in enumerate(utterances, 1):
-        if captions and not u.captions:
-            errors.append(f"{manifest}:{number}: {u.id} has no captions; run `aligncap annotate` on it")
-        elif p_act and len(u.p_act) != len(u.captions):
-            errors.append(f"{manifest}:{number}: {u.id} has no acoustic prompts; run `aligncap clues` on it")
+    for row in np.flatnonzero(bare | unprompted).tolist():
+        lacks = ("captions", "annotate") if bare[row] else ("acoustic prompts", "clues")
+        name = f"{manifest}:{row + 1}: {utterances[row].id}"
+        errors.append(f"{name} has no {lacks[0]}; run `aligncap {lacks[1]}` on it")
     if errors:
         raise UserErrors(errors)
-    return Clips(manifest, utterances, *audio_files(manifest, utterances))
+    return Clips(manifest, utterances, *audio_files(manifest, utterances, group))
 
 
 def instruction_of(u: Utterance, caption: int) -> str:
     """What a caption of an utterance answers; "": to describe how the speaker sounds."""
     return u.instructions[caption] if u.instructions else ""
+
+
+@dataclass(frozen=True)
+class Captions(Sequence[str]):
+    """Texts of captions, read when they are asked for.
+
+    places: (captions, 2), of each the places of its clip and of itself among the clip's.
+    """
+
+    utterances: Manifest
+    places: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: Any) -> Any:
+        clip, caption = self.places[index]
+        return self.utterances[clip].captions[caption]
+
+    def __iter__(self) -> Iterator[str]:
+        clips = self.utterances.chosen(self.places[:, 0])
+        return (u.captions[k] for u, k in zip(clips, self.places[:, 1], strict=True))
+
+
+def _first_of_each(utterances: Manifest, use_p_act: bool) -> list[int]:
+    """Captions, counted over all clips, that are the first of what a teacher reads and answers."""
+    first: dict[bytes, int] = {}
+    place = 0
+    for u in utterances:
+        for k, caption in enumerate(u.captions):
+            read = (u.transcript or "").strip(), u.gender, u.p_act[k] if use_p_act else None
+            text = json.dumps((*read, instruction_of(u, k), caption))
+            first.setdefault(hashlib.blake2b(text.encode(), digest_size=16).digest(), place)
+            place += 1
+    return list(first.values())
 
 
 @dataclass(frozen=True)
@@ -114,7 +166,7 @@ class CaptionRows(Dataset[tuple[list[int], list[int]]]):
     clips: Clips
     tokenizer: PreTrainedTokenizerBase
     places: np.ndarray
-    responses: TokenLists
+    responses: Responses
     use_p_act: bool
     max_response_tokens: int
 
@@ -132,25 +184,22 @@ class CaptionRows(Dataset[tuple[list[int], list[int]]]):
 
         Raises:
             UserErrors: a text holds a control token of the LLM.
-            UserError: captions are too long, see `tokenize_responses`.
+            UserError: captions are too long, see `responses_of`.
         """
-        texts = (
-            (n, u.id, [u.transcript or "", *u.captions, *u.p_act, *u.instructions])
-            for n, u in enumerate(clips.utterances, 1)
-        )
+        found = clips.utterances.matching(spelling(control_tokens(tokenizer)))
+        texts = ((n, u.id, [u.transcript or "", *u.captions, *u.p_act, *u.instructions]) for n, u in found)
         refuse_special_tokens(clips.manifest, texts, tokenizer)
-        places = [(i, k) for i, u in enumerate(clips.utterances) for k in range(len(u.captions))]
+        counts = clips.utterances.columns.captions
+        before = np.cumsum(counts) - counts
+        clip = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
+        places = np.stack(
+            [clip, np.arange(len(clip), dtype=np.int32) - before[clip].astype(np.int32)], axis=1
+        )
         if once:
-            first: dict[tuple[str | None, ...], tuple[int, int]] = {}
-            for i, k in places:
-                u = clips.utterances[i]
-                read = (u.transcript or "").strip(), u.gender, u.p_act[k] if use_p_act else None
-                first.setdefault((*read, instruction_of(u, k), u.captions[k]), (i, k))
-            places = list(first.values())
-        captions = [clips.utterances[i].captions[k] for i, k in places]
-        responses = tokenize_responses(tokenizer, captions, max_response_tokens, clips.manifest)
-        table = np.array(places, np.int32).reshape(-1, 2)
-        return cls(clips, tokenizer, table, responses, use_p_act, max_response_tokens)
+            places = places[_first_of_each(clips.utterances, use_p_act)]
+        captions = Captions(clips.utterances, places)
+        responses = responses_of(tokenizer, captions, max_response_tokens, clips.manifest)
+        return cls(clips, tokenizer, places, responses, use_p_act, max_response_tokens)
 
     def __len__(self) -> int:
         return len(self.places)
@@ -340,6 +389,12 @@ class SpeechDataset(Dataset[Row]):
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    @property
+    def shards(self) -> np.ndarray | None:
+        """(rows,): the number of each row's tar shard where its sound is read from; None: from none."""
+        shards = self.rows.clips.shards
+        return None if shards is None or self.inputs.features is not None else shards[self.rows.places[:, 0]]
 
     def __getitem__(self, index: int) -> Row:
         row = self.inputs(self.rows.clips, *self.rows.places[index])

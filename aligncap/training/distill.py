@@ -141,7 +141,10 @@ def run_distill(config: DistillConfig) -> int:
     """Train the student by distillation; 130 when interrupted."""
     run = begin("train distill", config)
     check_top_k(config.start or config.llm, config.teacher_top_k or 0)
-    manifests = [read_clips(path, p_act=config.use_p_act or config.align_steps > 0) for path in run.manifests]
+    manifests = [
+        read_clips(path, p_act=config.use_p_act or config.align_steps > 0, group=run.group)
+        for path in run.manifests
+    ]
     student = make_student(run, config, manifests, use_p_act=config.use_p_act)
     rows = student.rows
     inputs = student.inputs

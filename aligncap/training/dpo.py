@@ -255,8 +255,8 @@ def run_dpo(config: SpeechDPOConfig) -> int:
     """Refine a checkpoint on pairs; 130 when interrupted."""
     run = begin("train dpo", config)
     path = str(config.train_pairs)
-    clips = read_clips(manifest_of_pairs(path, config.train_manifest), captions=False)
-    dev = [read_clips(config.dev_manifest)] if config.dev_manifest else []
+    clips = read_clips(manifest_of_pairs(path, config.train_manifest), captions=False, group=run.group)
+    dev = [read_clips(config.dev_manifest, group=run.group)] if config.dev_manifest else []
     pairs = read_pairs(path, clips, config.kinds())
     model: Any
     with config.main_process_first(local=False, desc="base model"):

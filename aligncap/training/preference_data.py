@@ -143,6 +143,12 @@ class PreferenceDataset(Dataset[Row]):
     def __len__(self) -> int:
         return len(self.places)
 
+    @property
+    def shards(self) -> np.ndarray | None:
+        """As `SpeechDataset.shards`."""
+        shards = self.clips.shards
+        return None if shards is None or self.inputs.features is not None else shards[self.places]
+
     def responses(self, index: int) -> dict[str, list[int]]:
         """Tokens of both captions of a pair, by side."""
         return {"chosen": self.chosen[index], "rejected": self.rejected[index]}

@@ -37,9 +37,10 @@ _log = logging.getLogger(__name__)
 
 # Options of ours that change no number, or none but for rounding.
 _FREE = set(
-    "cache_dir ddp_find_unused_parameters eval_steps feature_cache gradient_checkpointing label_names "
-    "logging_steps output_dir patience reference_cache remove_unused_columns report_to save_steps "
-    "save_total_limit shared_prefix teacher_cache per_device_eval_batch_size".split()
+    "cache_dir dataloader_num_workers ddp_find_unused_parameters eval_steps feature_cache "
+    "gradient_checkpointing label_names logging_steps output_dir patience reference_cache "
+    "remove_unused_columns report_to save_steps save_total_limit shared_prefix teacher_cache "
+    "per_device_eval_batch_size".split()
 )
 # Options of transformers and trl that change numbers.
 _BINDING = set(

@@ -53,7 +53,7 @@ class TeacherTrainer(CaptionTrainer):
 def run_teacher(config: TeacherConfig) -> int:
     """Train, merge and save the teacher; 130 when interrupted."""
     run = begin("train teacher", config)
-    manifests = [read_clips(path, p_act=config.use_p_act) for path in run.manifests]
+    manifests = [read_clips(path, p_act=config.use_p_act, group=run.group) for path in run.manifests]
     model, tokenizer = load_llm(config.llm)
     quantise(model, model, config.llm_weights)
     limit, use_p_act = config.max_response_tokens, config.use_p_act

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import os
 import re
 import signal
 import time
@@ -29,7 +30,7 @@ from peft import (
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import (
     PreTrainedModel,
     Trainer,
@@ -59,6 +60,7 @@ from aligncap.training.resume import (
     resume_command,
     take_up_end,
 )
+from aligncap.training.shard_order import shard_order
 from aligncap.training.sharding import shard_as_configured
 from aligncap.utils.errors import UserError
 from aligncap.utils.io import write_json
@@ -146,6 +148,9 @@ class BucketedTrainer(Trainer):
     def buckets(self) -> LengthBuckets | None:
         return length_buckets(self.args, self.train_dataset)
 
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int] | None:
+        return shard_order(self.args, self.train_dataset) or super()._get_train_sampler(train_dataset)
+
     def get_train_dataloader(self) -> DataLoader:
         plain = self.data_collator  # what is evaluated is not packed: a loss of each row is asked for
         if self.args.packing:
@@ -162,8 +167,8 @@ class BucketedTrainer(Trainer):
         """Rows of a step, of which the Trainer's samples a second are made."""
         if self.buckets is None or not self.args.tokens_per_batch:
             return super().get_total_train_batch_size(args)
-        a_step = args.world_size * args.gradient_accumulation_steps
-        return round(a_step * len(self.buckets.lengths) / len(self.buckets))
+        rows = len(self.buckets.lengths) / len(self.buckets)
+        return round(args.world_size * args.gradient_accumulation_steps * rows)
 
     def describe_batches(self) -> dict[str, float]:
         """`batches.summary`, logged; {} with the Trainer's own batches of plain rows."""
@@ -286,12 +291,9 @@ class CaptionTrainer(BucketedTrainer):
     ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
         tokens = (inputs["labels"][:, 1:] != IGNORE).sum()
         loss = self.token_loss(model, dict(inputs))
-        if num_items_in_batch is None:
-            loss = loss / tokens
-        else:
-            loss = loss / num_items_in_batch
-            if self.args.average_tokens_across_devices:
-                loss = loss * self.accelerator.num_processes  # the count is global, DDP averages gradients
+        loss = loss / (tokens if num_items_in_batch is None else num_items_in_batch)
+        if num_items_in_batch is not None and self.args.average_tokens_across_devices:
+            loss = loss * self.accelerator.num_processes  # the count is global, DDP averages gradients
         return (loss, {}) if return_outputs else loss
 
     def prediction_step(
@@ -435,12 +437,12 @@ def fit(
         shard_as_configured(trainer)
         if args.bf16 and not sharded:  # a shard's weights are of one precision
             suit_bfloat16(trainer.accelerator.unwrap_model(trainer.model))
+        if args.dataloader_num_workers:  # tokenizers' threads do not outlive a fork, of which they would warn
+            os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         trainer.train(resume_from_checkpoint=run.checkpoint)
-        if stop.asked and trainer.state.global_step < trainer.state.max_steps:
+        if stop.asked and (step := trainer.state.global_step) < trainer.state.max_steps:
             if first:
-                _log.info(
-                    "stopped at step %d; go on with:\n  %s", trainer.state.global_step, resume_command()
-                )
+                _log.info("stopped at step %d; go on with:\n  %s", step, resume_command())
             return 130
     save(trainer, run.out)
     return run.done()

@@ -10,6 +10,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
+from aligncap.data.columns import columns_of
 from aligncap.data.manifest import Utterance
 from aligncap.models.modeling_aligncap import AlignCapForConditionalGeneration
 from aligncap.models.projectors import clip_means
@@ -25,12 +26,20 @@ def emotion_labels(utterances: Sequence[Utterance]) -> list[str | None]:
     """Emotion of each clip: its label or, without one, what most of its captions name."""
     found: list[str | None] = []
     for u in utterances:
-        if u.emotion:
-            found.append(u.emotion)
-            continue
-        named = Counter(label for caption in u.captions if (label := emotion_of(caption)))
-        found.append(named.most_common(1)[0][0] if named else None)
+        found.append(u.emotion or _said_emotion(u))
     return found
+
+
+def _said_emotion(u: Utterance) -> str | None:
+    named = Counter(label for caption in u.captions if (label := emotion_of(caption)))
+    return named.most_common(1)[0][0] if named else None
+
+
+def emotions_of(utterances: Sequence[Utterance]) -> list[str]:
+    """All emotions of the clips, sorted (see `emotion_labels`); captions are read where there is no label."""
+    columns = columns_of(utterances)
+    said = {_said_emotion(utterances[i]) for i in np.flatnonzero(columns.emotion < 0).tolist()}
+    return sorted({*columns.named("emotion"), *filter(None, said)})
 
 
 def fit_words(

@@ -20,6 +20,7 @@ import yaml
 from aligncap.utils.errors import UserError, UserErrors
 
 Row = dict[str, Any]  # an object of a JSON or JSONL file
+BOM = b"\xef\xbb\xbf"  # byte order mark of UTF-8
 _PACKAGE = Path(__file__).resolve().parents[1]
 
 
@@ -155,23 +156,28 @@ def json_lines(path: str | Path, *, numbers_only: bool = False) -> Iterator[tupl
     Args:
         numbers_only: whether NaN and Infinity, which are not JSON but which Python writes, are an error.
     """
-    decode = json.JSONDecoder(parse_constant=_refuse if numbers_only else None).decode
     with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
-            if not (line := line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line).strip():
-                continue
-            try:
-                row = decode(line.decode("utf-8"))
-            except UnicodeDecodeError:
-                yield number, "not UTF-8 text; save the file as UTF-8"
-            except (ValueError, RecursionError) as error:
-                at = f" at column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
-                what = getattr(error, "msg", error)
-                yield number, f"broken JSON ({what}{at}); mend or delete the line"
-            else:
-                wrong = f"a JSON object is needed, found {type(row).__name__}"
-                yield number, row if isinstance(row, dict) else wrong
+            if (line.removeprefix(BOM) if number == 1 else line).strip():
+                yield number, json_line(line, number, numbers_only=numbers_only)
+
+
+def json_line(line: bytes, number: int, *, numbers_only: bool = False) -> Row | str:
+    """The object of line `number` of a JSONL file, or what is wrong with it; see `json_lines`."""
+    decode = (_NUMBERS_ONLY if numbers_only else _PLAIN).decode
+    try:
+        row = decode((line.removeprefix(BOM) if number == 1 else line).decode("utf-8"))
+    except UnicodeDecodeError:
+        return "not UTF-8 text; save the file as UTF-8"
+    except (ValueError, RecursionError) as error:
+        at = f" at column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
+        what = getattr(error, "msg", error)
+        return f"broken JSON ({what}{at}); mend or delete the line"
+    return row if isinstance(row, dict) else f"a JSON object is needed, found {type(row).__name__}"
 
 
 def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is no JSON number")
+
+
+_PLAIN, _NUMBERS_ONLY = json.JSONDecoder(), json.JSONDecoder(parse_constant=_refuse)

@@ -1,9 +1,8 @@
-"""Memory of training by formula and as measured, processes side by side, and the start of a large run.
+"""Memory of training by formula and as measured, and processes side by side.
 
 python scripts/benchmarks/memory.py formula            # the table of docs/scaling.md
 python scripts/benchmarks/memory.py measure            # the formula against measured runs
 python scripts/benchmarks/memory.py processes RUN      # two processes against one
-python scripts/benchmarks/memory.py startup            # 100,000 rows against 1,000
 """
 
 from __future__ import annotations
@@ -375,54 +374,6 @@ def processes(a: argparse.Namespace) -> None:
         peaks = " and ".join(f"{max(done[2] for done in counts[n]):.1f}" for n in (1, 2))
         rows.append([kind, middle(one, 3), middle(two, 3), middle(ratios(two, one)), totals, peaks])
     print_table(["a second", "one process", "two processes", "ratio", "whole run, s", "GiB each"], rows)
-
-
-@benchmark(rows=100_000, few=1_000)
-def startup(a: argparse.Namespace) -> None:
-    """Time and memory of a run's start with many rows against few: `train distill` up to its first step.
-
-    Rows are synthetic: 50 clips under as many names as there are rows, by hard links, so that every row has a
-    file of its own; tiny models, features of those 50 clips, the teacher live. The limits of the issue that
-    asked for it: 30 s and 1 GB more.
-    """
-    import soundfile
-    from tiny import save_parts, voice
-
-    from aligncap.data.manifest import Utterance, write_manifest
-    from aligncap.utils.io import file_sha256
-
-    measured = {}
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        parts = save_parts(folder / "parts")
-        clips = []
-        for i in range(50):
-            path = folder / f"clip{i}.wav"
-            soundfile.write(path, voice(0.5 + 0.02 * i, 100 + 4 * i, seed=i), 16_000)
-            clips.append((path, file_sha256(path), path.stat()))
-        for rows in (a.few, a.rows):
-            audio = folder / f"audio-{rows}"
-            audio.mkdir()
-            utterances = []
-            for i in range(rows):
-                path, sha256, stat = clips[i % 50]
-                os.link(path, audio / f"{i}.wav")
-                label = ("angry", "calm", "sad")[i % 3]
-                own = Utterance(f"clip{i}", str(audio), f"{i}.wav", "synthetic", speaker=f"s{i % 400}")
-                own.sha256, own.bytes, own.mtime_ns = sha256, stat.st_size, stat.st_mtime_ns
-                own.transcript, own.emotion = f"Kids are talking by door {i}", label
-                own.captions = [f"The speaker sounds {label}, as in clip {i}."]
-                own.clues, own.p_act = [[label]], [f"Voice: {label}."]
-                utterances.append(own)
-            write_manifest(manifest := folder / f"{rows}.jsonl", utterances)
-            words = ["--encoder", parts["encoder"], "--llm", parts["llm"], "--train_manifest", str(manifest)]
-            words += ["--output_dir", str(folder / f"run-{rows}"), "--cache_dir", str(folder / "cache")]
-            words += "--max_steps 1 --align_steps 0 --teacher_cache no --report_to none".split()
-            measured[rows] = launch(1, "train", "distill", *words)
-    lines = [[f"{n:,} rows", f"{s:.1f}", f"{gib:.2f}"] for n, (s, gib) in measured.items()]
-    more = [many - few for few, many in zip(*measured.values(), strict=True)]
-    print_table(["", "seconds", "peak GiB"], [*lines, ["more", f"{more[0]:.1f}", f"{more[1]:.2f}"]])
-    assert more[0] <= 30 and more[1] <= 1e9 / GIB, "more than 30 s or 1 GB"
 
 
 if __name__ == "__main__":

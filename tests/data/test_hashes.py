@@ -14,8 +14,9 @@ import pytest
 import soundfile
 
 from aligncap.data import hashes
+from aligncap.data.clip_files import audio_files
 from aligncap.data.corpora import prepare
-from aligncap.data.manifest import Utterance, audio_files, read_manifest, write_manifest
+from aligncap.data.manifest import Utterance, read_manifest, write_manifest
 from aligncap.data.validate import validate
 from aligncap.utils.errors import UserErrors
 from aligncap.utils.io import file_sha256

@@ -92,7 +92,7 @@ def test_the_record_of_an_older_checkpoint_is_read_under_its_former_name(train: 
 
 def test_manifests_that_were_read_are_not_read_again(train: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain, known = manifests_provenance([train]), {train: read_manifest(train)}
-    monkeypatch.setattr("aligncap.data.provenance.read_manifest", None)
+    monkeypatch.setattr("aligncap.data.provenance.open_manifest", None)
     assert manifests_provenance(known) == plain == training_provenance(known, [])
     with pytest.raises(UserErrors, match='corpus "sea"'):
         refuse_overlap(plain, known)

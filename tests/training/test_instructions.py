@@ -62,9 +62,11 @@ def test_a_clip_that_is_not_asked_about_a_caption_is_to_be_described(asking: Pat
 
 def test_the_same_answer_to_two_questions_stands_twice(asking: Path) -> None:
     _, processor = make_model()
-    clips = read_clips(str(asking))
-    for u in clips.utterances:
-        u.captions, u.instructions = ["sad", "sad"], [ASKED, "And now?"]
+    utterances = read_manifest(asking)
+    for u in utterances:
+        u.captions, u.clues, u.instructions = ["sad", "sad"], [], [ASKED, "And now?"]
+    write_manifest(twice := asking.with_name("twice.jsonl"), utterances)
+    clips = read_clips(str(twice))
     rows = CaptionRows.of(clips, processor.tokenizer, max_response_tokens=9, once=True)
     several = {(u.transcript, u.gender) for u in clips.utterances}
     assert len(rows) == 2 * len(several)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from tiny import make_model, make_tokenizer, save_model
 
+from aligncap.data import columns
 from aligncap.data import manifest as manifests
 from aligncap.data.manifest import Utterance, read_manifest, write_manifest
 from aligncap.text.prompts import end_token_id, response_ids
@@ -34,15 +35,16 @@ QUIET = {"report_to": "none", "disable_tqdm": True, "precision": "float32", "max
 
 @pytest.fixture
 def read(monkeypatch) -> list[str]:
-    """Manifests in the order in which they are parsed."""
+    """Manifests in the order in which they are checked from end to end."""
     parsed: list[str] = []
-    parse = manifests.parse_manifest
+    lines = manifests.manifest_lines
 
     def counted(path: Path) -> object:
         parsed.append(Path(path).name)
-        return parse(path)
+        return lines(path)
 
-    monkeypatch.setattr(manifests, "parse_manifest", counted)
+    for module in (manifests, columns):
+        monkeypatch.setattr(module, "manifest_lines", counted)
     return parsed
 
 
@@ -71,10 +73,12 @@ def test_a_run_on_pairs_reads_each_manifest_once(pairs, manifest, tmp_path, read
 
 def test_every_second_caption_is_heard_through_another_channel_and_dev_never(manifest, tmp_path):
     model, processor = make_model(pool_size=4)
-    clips = read_clips(str(manifest))
-    for u in clips.utterances:
-        u.captions = ["He sounds calm.", "A calm voice.", "Calm."]
+    utterances = read_manifest(manifest)
+    for u in utterances:
+        u.captions, u.clues = ["He sounds calm.", "A calm voice.", "Calm."], []
         u.p_act = ["Voice: calm."] * 3
+    write_manifest(three := manifest.with_name("three.jsonl"), utterances)
+    clips = read_clips(str(three))
     rows = [CaptionRows.of(clips, processor.tokenizer, max_response_tokens=64)] * 2
     cached = cached_inputs(model, processor, [clips, clips], tmp_path, augment=True)
     train, dev = speech_datasets(rows, cached)

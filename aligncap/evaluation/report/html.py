@@ -16,6 +16,8 @@ from urllib.parse import quote
 
 import numpy as np
 
+from aligncap.audio.files import read_bytes
+from aligncap.audio.members import is_there, member_of
 from aligncap.data.manifest import Utterance, audio_path
 from aligncap.evaluation.listening import HEARD, Listening
 from aligncap.evaluation.metrics import SCORES, figure, shown, template
@@ -86,16 +88,16 @@ def attach_audio(rows: Sequence[Row], out: Path, manifest: Path | None, how: Aud
     for number, (row, path) in enumerate(zip(rows, paths, strict=False)):
         suffix = path.suffix.lower()
         row["type"] = _MIME.get(suffix, "application/octet-stream")
-        if not path.is_file():
+        if not is_there(path):
             row["missing"] = f"{row['utterance'].audio}: no such file"
         elif how == "embed":
-            row["source"] = _data_uri(row["type"], path.read_bytes())
-        elif how == "link":
+            row["source"] = _data_uri(row["type"], read_bytes(path)[0])
+        elif how == "link" and member_of(path) is None:  # what lies in a shard is copied
             row["source"] = quote(Path(os.path.relpath(path, out.resolve())).as_posix())
         else:
             row["source"] = f"audio/clip-{number:03d}{suffix if suffix in _MIME else ''}"
             with atomic_open(out / row["source"], "wb") as file:
-                file.write(path.read_bytes())
+                file.write(read_bytes(path)[0])
 
 
 def _data_uri(kind: str, content: bytes) -> str:

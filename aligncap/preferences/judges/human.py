@@ -10,6 +10,7 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
+from aligncap.audio.files import read_bytes
 from aligncap.data.manifest import audio_path
 from aligncap.preferences.judges import CRITERIA, HIGHEST, LOWEST, Item, Verdict, weighted_overall
 from aligncap.utils.errors import UserError, UserErrors
@@ -55,10 +56,7 @@ def _page(clips: list[list[Item]], seed: int) -> str:
     rng, shown = random.Random(seed), []
     for rows in rng.sample(clips, len(clips)):
         audio = audio_path(rows[0].manifest, rows[0].utterance)
-        try:
-            data = base64.b64encode(audio.read_bytes()).decode()
-        except OSError as error:
-            raise UserError(f"{audio}: {error.strerror or error}") from None
+        data = base64.b64encode(read_bytes(audio)[0]).decode()
         kind = {".mp3": "mpeg", ".oga": "ogg"}.get(audio.suffix.lower(), audio.suffix.lower()[1:])
         captions = [{"item": item_code(i), "caption": i.caption} for i in rng.sample(rows, len(rows))]
         shown.append({"audio": f"data:audio/{kind};base64,{data}", "captions": captions})
