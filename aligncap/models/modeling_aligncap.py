@@ -127,6 +127,9 @@ class AlignCapModel(AlignCapPreTrainedModel):
         """Audio comes as the encoder reads it (`input_features`) or as cached pooled frames (`audio_frames`).
 
         Args:
+            position_ids: (rows, length); where texts share a row, from 0 for each text, without an attention
+                mask and with `use_cache` false (`training.packing`). The clips are then those of the texts,
+                row by row.
             context: what is known from clips recorded alike, (batch, emotions); see `Projector.forward`.
             kwargs: of the language model.
 
@@ -143,7 +146,7 @@ class AlignCapModel(AlignCapPreTrainedModel):
                 pooled = PooledFrames(audio_frames, audio_frames_mask)
             elif prefill and input_features is not None and input_features_mask is not None:
                 pooled = self.encode_audio(input_features, input_features_mask)
-            inputs_embeds = self._embed(input_ids, pooled, context, prefill)
+            inputs_embeds = self._embed(input_ids, pooled, context, prefill, position_ids)
         if position_ids is None and attention_mask is not None and past_key_values is None:
             # Left padding must not move positions: a batch then equals its single rows.
             position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
@@ -156,7 +159,12 @@ class AlignCapModel(AlignCapPreTrainedModel):
         )
 
     def _embed(
-        self, input_ids: Tensor, pooled: PooledFrames | None, context: Tensor | None, prefill: bool
+        self,
+        input_ids: Tensor,
+        pooled: PooledFrames | None,
+        context: Tensor | None,
+        prefill: bool,
+        position_ids: Tensor | None,
     ) -> Tensor:
         """Embeddings of the text, with the audio tokens in the places of the placeholders."""
         # The speaker's placeholder, where there is one, is the id above that of the audio.
@@ -168,6 +176,10 @@ class AlignCapModel(AlignCapPreTrainedModel):
             return inputs_embeds
         tokens, mask = self.get_audio_features(pooled, context)
         wanted, given = is_audio.sum(1), mask.sum(1)
+        if position_ids is not None and len(given) > len(wanted):
+            # Several texts share a row, a clip each; their positions begin at 0.
+            texts = (position_ids == 0).flatten().cumsum(0) - 1
+            wanted = torch.bincount(texts[is_audio.flatten()], minlength=len(given))
         if not torch.equal(wanted, given):
             raise ValueError(
                 f"placeholders {wanted.tolist()} and audio tokens {given.tolist()} differ in number; "

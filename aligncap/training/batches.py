@@ -6,11 +6,14 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from torch.utils.data import Sampler
+from accelerate import Accelerator
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from aligncap.training.config import RunConfig
+from aligncap.training.packing import fill_rows, packed_size, row_width
 
 Spans = list[tuple[int, int]]
+DESCRIBED = 500  # batches from which the share of padding is said
 
 
 def padded_size(lengths: np.ndarray) -> int:
@@ -22,14 +25,25 @@ def padded_size(lengths: np.ndarray) -> int:
     return len(lengths) * int(lengths.max(0).sum())
 
 
-def padding_share(lengths: np.ndarray, batches: Sequence[Sequence[int] | np.ndarray]) -> float:
+def padding_share(
+    lengths: np.ndarray, batches: Sequence[Sequence[int] | np.ndarray], packed: bool = False, width: int = 0
+) -> float:
     """Share of padding in all tokens of `batches` of indices into `lengths` (rows, 2).
 
     >>> padding_share(np.array([[5, 1], [3, 4]]), [[0, 1]])  # 13 tokens in 18 places
     0.2777777777777778
+    >>> padding_share(np.array([[5, 1], [3, 4]]), [[0, 1]], packed=True)
+    0.0
+
+    Args:
+        packed, width: whether and into what the rows of a batch are packed, see `packing.plan_rows`.
     """
     real = sum(int(lengths[batch].sum()) for batch in batches)
-    return 1 - real / sum(padded_size(lengths[batch]) for batch in batches)
+    sizes = (
+        packed_size(lengths[batch].sum(1).tolist(), width) if packed else padded_size(lengths[batch])
+        for batch in batches
+    )
+    return 1 - real / sum(sizes)
 
 
 def places(lengths: np.ndarray, slabs: int) -> np.ndarray:
@@ -88,20 +102,35 @@ class LengthBuckets(Sampler[list[int]]):
     and where batches begin and end does not: each epoch has the same number of batches, by which the Trainer
     counts its steps and finds its place when it resumes. All of it follows from seed and epoch.
 
+    Rows that will be packed need not be alike: `packing.fill_rows` packs those of the whole epoch, and a
+    batch is some of what it fills. The same in every epoch, but that rows of as many tokens change places.
+
     Args:
         lengths: (rows, 2), tokens of each row's prompt and response.
         rows: rows of a batch, 0: as many as `tokens` allow.
         tokens: budget of a batch, padding included; 0: none.
         multiple: the number of batches is a multiple of it (processes × accumulation steps), so that all
             processes and all steps get equally many; only rows fewer than it leave it smaller.
+        packed: the rows of a batch will be packed, into rows of `width` tokens.
     """
 
     def __init__(
-        self, lengths: np.ndarray, *, rows: int = 0, tokens: int = 0, multiple: int = 1, seed: int = 0
+        self,
+        lengths: np.ndarray,
+        *,
+        rows: int = 0,
+        tokens: int = 0,
+        multiple: int = 1,
+        seed: int = 0,
+        packed: bool = False,
     ) -> None:
-        if not rows and not tokens:
-            raise ValueError("rows or tokens must limit a batch")
-        self.lengths, self.seed, self.epoch = lengths, seed, 0
+        if not (tokens if packed else rows or tokens):
+            raise ValueError("rows or tokens must limit a batch; where rows are packed, tokens")
+        self.lengths, self.packed, self.seed, self.epoch = lengths, packed, seed, 0
+        self.slots, self.width = np.arange(len(lengths)), 0
+        if packed:
+            self._pack(tokens, multiple)
+            return
         best = None
         for slabs in (2**k for k in range(len(lengths).bit_length())):
             place = places(lengths, slabs)
@@ -110,6 +139,22 @@ class LengthBuckets(Sampler[list[int]]):
             size = sum(padded_size(ordered[a:b]) for a, b in spans)
             if best is None or size < best:
                 best, self.place, self.spans = size, place, round_up(spans, ordered, multiple)
+
+    def _pack(self, tokens: int, multiple: int) -> None:
+        totals = self.lengths.sum(1)
+        rng = np.random.default_rng(self.seed)
+        self.width = row_width(rng.permutation(totals).tolist(), tokens)
+        self.place = np.unique(totals, return_inverse=True)[1].reshape(-1)
+        ordered = totals[np.argsort(self.place, kind="stable")]
+        rows = fill_rows(ordered.tolist(), self.width)
+        rows = [rows[i] for i in rng.permutation(len(rows))]
+        self.slots = np.concatenate([np.array(row) for row in rows])
+        ends = np.cumsum([len(row) for row in rows])
+        stops = [*ends[tokens // self.width - 1 : -1 : tokens // self.width].tolist(), len(totals)]
+        found = list(zip([0, *stops], stops, strict=False))
+        self.spans = round_up(
+            found, self.lengths[np.argsort(self.place, kind="stable")][self.slots], multiple
+        )
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch that the next iteration gives."""
@@ -121,31 +166,52 @@ class LengthBuckets(Sampler[list[int]]):
     def __iter__(self) -> Iterator[list[int]]:
         rng = np.random.default_rng([self.seed, self.epoch])
         shuffled = rng.permutation(len(self.lengths))
-        order = shuffled[np.argsort(self.place[shuffled], kind="stable")]
+        order = shuffled[np.argsort(self.place[shuffled], kind="stable")][self.slots]
         for batch in rng.permutation(len(self.spans)):
             start, stop = self.spans[batch]
             yield order[start:stop].tolist()
 
-    def shuffled(self) -> list[np.ndarray]:
-        """As many batches of shuffled rows, whatever their lengths: what the buckets are held against."""
-        return np.array_split(np.random.default_rng(self.seed).permutation(len(self.lengths)), len(self))
-
     def summary(self, teacher: np.ndarray | None = None) -> dict[str, float]:
-        """Rows, batches, mean rows of a batch, share of padding, and that of shuffled batches.
+        """`summary` of this epoch's batches."""
+        return summary(self.lengths, list(self), teacher, self.packed, self.width, self.seed)
 
-        Args:
-            teacher: lengths of what the teacher reads beside each row, in the layout of `lengths`.
-        """
-        found: dict[str, float] = {
-            "rows": len(self.lengths),
-            "batches": len(self),
-            "rows_per_batch": len(self.lengths) / len(self),
-        }
-        for name, lengths in (("", self.lengths), ("teacher_", teacher)):
-            if lengths is not None:
-                found[f"{name}padding"] = padding_share(lengths, list(self))
-                found[f"{name}padding_shuffled"] = padding_share(lengths, self.shuffled())
-        return {name: round(value, 4) for name, value in found.items()}
+
+def shuffled_batches(rows: int, batches: int, seed: int) -> list[np.ndarray]:
+    """`rows` rows in so many batches, whatever their lengths: what others are held against."""
+    return np.array_split(np.random.default_rng(seed).permutation(rows), batches)
+
+
+def summary(
+    lengths: np.ndarray,
+    batches: Sequence[Sequence[int] | np.ndarray],
+    teacher: np.ndarray | None = None,
+    packed: bool = False,
+    width: int = 0,
+    seed: int = 0,
+) -> dict[str, float]:
+    """Rows, batches, mean rows of a batch, share of padding, and that of shuffled batches of plain rows.
+
+    Padding is that of the first `DESCRIBED` batches, which stand in no order.
+
+    Args:
+        lengths: (rows, 2), tokens of each row's prompt and response.
+        batches: of indices into it.
+        teacher: lengths of what the teacher reads beside each row, in the layout of `lengths`.
+        packed, width: whether and into what rows of a batch are packed, see `packing.plan_rows`; the
+            teacher's find their own width.
+    """
+    found: dict[str, float] = {
+        "rows": len(lengths),
+        "batches": len(batches),
+        "rows_per_batch": len(lengths) / len(batches),
+    }
+    shuffled = shuffled_batches(len(lengths), len(batches), seed)[:DESCRIBED]
+    for name, read in (("", lengths), ("teacher_", teacher)):
+        if read is not None:
+            own = 0 if name else width
+            found[f"{name}padding"] = padding_share(read, batches[:DESCRIBED], packed, own)
+            found[f"{name}padding_shuffled"] = padding_share(read, shuffled)
+    return {name: round(value, 4) for name, value in found.items()}
 
 
 def row_lengths(dataset: Any) -> np.ndarray:
@@ -165,4 +231,46 @@ def length_buckets(args: RunConfig, dataset: Any) -> LengthBuckets | None:
         tokens=args.tokens_per_batch,
         multiple=args.world_size * args.gradient_accumulation_steps,
         seed=args.seed if args.data_seed is None else args.data_seed,
+        packed=args.packing,
     )
+
+
+def bucket_loader(
+    accelerator: Accelerator, args: RunConfig, rows: Dataset[Any], buckets: LengthBuckets, collator: Any
+) -> DataLoader:
+    """The loader of these batches, shared out among processes."""
+    names = "num_workers pin_memory persistent_workers multiprocessing_context prefetch_factor in_order"
+    options: Any = {name: getattr(args, f"dataloader_{name}") for name in names.split()}
+    options |= {"batch_sampler": buckets, "collate_fn": collator}
+    loader = accelerator.prepare(DataLoader(rows, **options))
+    # accelerate and the Trainer wrap batch samplers, for processes and to resume; through all wrappers an
+    # epoch reaches only what is named here.
+    loader.set_sampler(buckets)
+    return loader
+
+
+def describe(args: RunConfig, dataset: Any, buckets: LengthBuckets | None) -> tuple[dict[str, float], str]:
+    """`summary` of a run's batches, and the same in words; the Trainer's own batches where `buckets` is None.
+
+    Those are described by others that are shuffled as they are.
+    """
+    teacher = getattr(dataset, "teacher_lengths", lambda: None)()
+    lengths = row_lengths(dataset) if buckets is None else buckets.lengths
+    if buckets is not None:
+        found = buckets.summary(teacher)
+    else:
+        batches = shuffled_batches(len(lengths), -(-len(lengths) // args.train_batch_size), args.seed)
+        found = summary(lengths, batches, teacher, args.packing, seed=args.seed)
+    padding = "; ".join(
+        f"{who}padding {found[name]:.1%}, in shuffled batches {found[f'{name}_shuffled']:.1%}"
+        for who, name in (("", "padding"), ("the teacher's ", "teacher_padding"))
+        if name in found
+    )
+    counts = f"{found['rows']:.0f} rows in {found['batches']:.0f} batches"
+    words = (
+        f"{counts}, {found['rows_per_batch']:.1f} rows each{', packed' if args.packing else ''}; {padding}"
+    )
+    budget, tokens = args.tokens_per_batch, lengths.sum(1)
+    if budget and (over := int((tokens > budget).sum())):
+        words += f"; {over} rows are longer than tokens_per_batch={budget}, up to {tokens.max()}"
+    return found, words

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from aligncap.models.processing_aligncap import AlignCapProcessor
+from aligncap.training.packing import PAD_POSITION, plan_rows
 
 IGNORE = -100
 Row = dict[str, Any]  # of a dataset: lists of token ids, tensors, samples
@@ -55,6 +57,63 @@ def join_prompt_and_response(
     }
 
 
+def join_packed(
+    prompts: list[list[int]], responses: list[list[int]], pad: int, width: int = 0
+) -> tuple[dict[str, Tensor], list[int]]:
+    """Texts of prompt and response, several to a row, and the order in which they stand there.
+
+    `width` as in `packing.plan_rows`.
+
+    No prompt may be empty: its response's first token would be predicted by the text before it.
+
+    >>> batch, order = join_packed([[4], [1, 2, 3, 4], [5, 6]], [[7], [8], [9]], pad=0)
+    >>> batch["input_ids"].tolist(), order
+    ([[4, 7, 5, 6, 9], [1, 2, 3, 4, 8]], [0, 2, 1])
+    >>> batch["position_ids"].tolist()
+    [[0, 1, 0, 1, 2], [0, 1, 2, 3, 4]]
+    >>> batch["labels"].tolist()
+    [[-100, 7, -100, -100, 9], [-100, -100, -100, -100, 8]]
+
+    Padding, where there is any, stands last, at position 1 each: it sees itself alone.
+
+    Raises:
+        ValueError: a prompt is empty.
+    """
+    if not all(prompts):
+        raise ValueError("a text without a prompt cannot stand in a packed row")
+    rows = plan_rows([len(p) + len(r) for p, r in zip(prompts, responses, strict=True)], width)
+    longest = max(sum(len(prompts[i]) + len(responses[i]) for i in row) for row in rows)
+    ids, labels, positions = [], [], []
+    for row in rows:
+        own: tuple[list[int], list[int], list[int]] = ([], [], [])
+        for i in row:
+            own[0].extend(prompts[i] + responses[i])
+            own[1].extend([IGNORE] * len(prompts[i]) + responses[i])
+            own[2].extend(range(len(prompts[i]) + len(responses[i])))
+        rest = longest - len(own[0])
+        ids.append(own[0] + [pad] * rest)
+        labels.append(own[1] + [IGNORE] * rest)
+        positions.append(own[2] + [PAD_POSITION] * rest)
+    batch = {"input_ids": ids, "position_ids": positions, "labels": labels}
+    return {name: torch.tensor(value) for name, value in batch.items()}, [i for row in rows for i in row]
+
+
+def places_in(order: list[int], theirs: list[int], counts: Sequence[int]) -> Tensor:
+    """Of the response tokens of texts in `order` the places among those of the texts in the order `theirs`.
+
+    >>> places_in([0, 1], [1, 0], counts=[2, 1]).tolist()  # their tokens: one of text 1, two of text 0
+    [1, 2, 0]
+
+    Args:
+        counts: response tokens of each text.
+    """
+    starts, place = {}, 0
+    for i in theirs:
+        starts[i] = place
+        place += counts[i]
+    return torch.cat([torch.arange(starts[i], starts[i] + counts[i]) for i in order])
+
+
 def stack_frames(frames: list[Tensor]) -> tuple[Tensor, Tensor]:
     """Right-pad pooled frames of different lengths with zeros.
 
@@ -85,16 +144,29 @@ def audio_batch(rows: list[Row], processor: AlignCapProcessor) -> dict[str, Tens
     return dict(processor.features([row["samples"] for row in rows]))
 
 
+Joined = tuple[dict[str, Tensor], list[int]]
+
+
+def join_rows(
+    prompts: list[list[int]], responses: list[list[int]], pad: int, packing: bool, width: int = 0
+) -> Joined:
+    """`join_packed`, or `join_prompt_and_response` and the order as it is."""
+    if packing:
+        return join_packed(prompts, responses, pad, width)
+    return join_prompt_and_response(prompts, responses, pad), list(range(len(prompts)))
+
+
 @dataclass
 class TextCollator:
-    """Rows {"prompt_ids", "response_ids"} of the text LLM."""
+    """Rows {"prompt_ids", "response_ids"} of the text LLM; `packing`: several in one, see `join_packed`."""
 
     pad_token_id: int
+    packing: bool = False
+    width: int = 0
 
     def __call__(self, rows: list[Row]) -> dict[str, Tensor]:
-        return join_prompt_and_response(
-            [r["prompt_ids"] for r in rows], [r["response_ids"] for r in rows], self.pad_token_id
-        )
+        prompts, responses = ([row[f"{part}_ids"] for row in rows] for part in ("prompt", "response"))
+        return join_rows(prompts, responses, self.pad_token_id, self.packing, self.width)[0]
 
 
 @dataclass
@@ -112,23 +184,49 @@ class SpeechCollator:
         labels          [[-100, -100, -100, -100, 7, 8], [-100, -100, -100, -100, 9, -100]]
         audio_frames    (2, frames, width), audio_frames_mask (2, frames)
         teacher_*       the same three over the teacher's prompts, labels with the same responses
+
+    With `packing` (`join_packed`) the same two, and a third of 10 tokens, 6 of them audio:
+        input_ids       [[5, A, 6, 7, 8, 5, A, A, 6, 9], [5, A, A, A, A, A, A, 6, 7, 9]]
+        position_ids    [[0, 1, 2, 3, 4, 0, 1, 2, 3, 4], [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]]
+        labels          the responses where they stand, -100 elsewhere
+        audio_frames    (3, frames, width): a clip a text, in the order of the texts
+        teacher_*       its own rows: more or fewer texts may share one
+        teacher_order   [0, 1, 2, 3, 4]: of each response token here, the number among the teacher's
     """
 
     processor: AlignCapProcessor
+    packing: bool = False
+    width: int = 0
 
     def __call__(self, rows: list[Row]) -> dict[str, Tensor]:
         pad = self.processor.tokenizer.pad_token_id
         responses = [r["response_ids"] for r in rows]
-        batch = join_prompt_and_response([r["prompt_ids"] for r in rows], responses, pad)
-        batch.update(audio_batch(rows, self.processor))
+        prompts = [r["prompt_ids"] for r in rows]
+        batch, order = join_rows(prompts, responses, pad, self.packing, self.width)
         if "teacher_prompt_ids" in rows[0]:
-            teacher = join_prompt_and_response([r["teacher_prompt_ids"] for r in rows], responses, pad)
+            prompts = [r["teacher_prompt_ids"] for r in rows]
+            teacher, theirs = join_rows(prompts, responses, pad, self.packing)
             batch.update({f"teacher_{k}": v for k, v in teacher.items()})
+            if self.packing:
+                batch["teacher_order"] = places_in(order, theirs, [len(r) for r in responses])
+        rows = [rows[i] for i in order]
+        batch.update(audio_batch(rows, self.processor))
         for name in ("teacher_hidden", "teacher_top_k"):
             if name in rows[0]:
                 # Flat, in the row-major order in which a bool mask picks response positions.
                 batch[name] = torch.cat([r[name] for r in rows])
         return batch
+
+
+def packed(collator: Any, width: int = 0) -> Callable[[list[Row]], dict[str, Tensor]]:
+    """The same collator, packing rows; `width` as in `packing.plan_rows`.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    if not hasattr(collator, "packing"):
+        raise ValueError("packing: a collator of your own needs a field `packing`; see SpeechCollator")
+    return replace(collator, packing=True, width=width)
 
 
 @dataclass

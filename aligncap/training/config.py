@@ -105,6 +105,11 @@ class RunConfig(TrainingArguments):
         "0: per_device_train_batch_size rows.",
     )
     length_buckets: bool = option(False, "Rows of like length share a batch of a fixed number of rows.")
+    packing: bool = option(
+        False,
+        "Several texts share a row of the LLM, each seeing itself alone: 3 % of padding or less "
+        "(docs/batches.md). With tokens_per_batch rows of any length share a batch.",
+    )
 
     dataloader_num_workers: NaturalInt | None = option(  # type: ignore[assignment]
         None, "Processes that read and decode sound, of each that trains; none: 0 on a CPU, else up to 8."
@@ -183,6 +188,8 @@ class RunConfig(TrainingArguments):
                 f"tokens_per_batch={self.tokens_per_batch} and per_device_train_batch_size="
                 f"{self.per_device_train_batch_size}: which of them cuts the batches? leave one out"
             )
+        if self.packing and self.length_buckets:
+            errors.append("packing and length_buckets: packed rows need not be alike; leave one out")
         if self.train_sampling_strategy == "group_by_length":
             errors.append("train_sampling_strategy=group_by_length: cannot be had; use length_buckets")
         elif (self.tokens_per_batch or self.length_buckets) and self.train_sampling_strategy != "random":

@@ -18,7 +18,7 @@ from aligncap.text.prompts import end_token_id
 from aligncap.training.align import make_student
 from aligncap.training.batches import length_buckets
 from aligncap.training.caches import MOST, cached_teacher, head_logits, states_size
-from aligncap.training.collators import pad_prompts, response_positions
+from aligncap.training.collators import pad_prompts
 from aligncap.training.config import USE_P_ACT
 from aligncap.training.data import CaptionRows, SpeechDataset, read_clips, speech_datasets
 from aligncap.training.divergences import chunked, divergence, top_k_divergence, unpack
@@ -101,13 +101,15 @@ class DistillTrainer(SpeechSFTTrainer):
             if "hidden" in teacher:
                 head = self.accelerator.unwrap_model(model).get_output_embeddings()
                 return self.drop_placeholder(head_logits(head, teacher["hidden"]))
-            labels = teacher.pop("labels")
+            order = teacher.pop("order", None)
             was_training = model.training
             model.eval()
             with adapters_off(self.accelerator.unwrap_model(model)):
-                logits = model(**teacher, logits_to_keep=response_positions(labels), use_cache=False).logits
+                logits = self.drop_placeholder(self.kept_logits(model, teacher))
             model.train(was_training)
-            return self.drop_placeholder(logits)
+            return (
+                logits if order is None else logits[order]
+            )  # packed rows of its own, in the student's order
 
     def predictions(self, model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
         """Student's logits, tokens, and of the teacher logits or packed likeliest tokens (int32)."""

@@ -47,7 +47,7 @@ LOSSES = (
 # Options of trl and ours that our rows, collator and loss pass by.
 _IDLE = (
     "average_tokens_across_devices dataset_num_proc llm_weights max_length max_response_tokens "
-    "model_init_kwargs pad_to_multiple_of pad_token padding_free precompute_ref_batch_size "
+    "model_init_kwargs packing pad_to_multiple_of pad_token padding_free precompute_ref_batch_size "
     "ref_model_mixup_alpha ref_model_sync_steps router_aux_loss_coef sync_ref_model tokens_per_batch "
     "truncation_mode trust_remote_code use_weighting"
 ).split()

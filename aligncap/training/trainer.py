@@ -46,10 +46,11 @@ from transformers.trainer_utils import EvalLoopOutput
 from aligncap.models.checkpoints import is_adapter
 from aligncap.models.encoders import family_of
 from aligncap.models.precision import suit_bfloat16
-from aligncap.training.batches import LengthBuckets, length_buckets
-from aligncap.training.collators import IGNORE, Row, response_positions
+from aligncap.training.batches import LengthBuckets, bucket_loader, describe, length_buckets
+from aligncap.training.collators import IGNORE, Row, packed, response_positions
 from aligncap.training.config import RunConfig
 from aligncap.training.data import Clips
+from aligncap.training.packing import language_model, needs_mask, with_mask
 from aligncap.training.resume import (
     PROCESSES,
     Run,
@@ -151,16 +152,16 @@ class BucketedTrainer(Trainer):
         return shard_order(self.args, self.train_dataset) or super()._get_train_sampler(train_dataset)
 
     def get_train_dataloader(self) -> DataLoader:
-        if self.buckets is None:
-            return super().get_train_dataloader()
-        names = "num_workers pin_memory persistent_workers multiprocessing_context prefetch_factor in_order"
-        options: Any = {name: getattr(self.args, f"dataloader_{name}") for name in names.split()}
-        options |= {"batch_sampler": self.buckets, "collate_fn": self.data_collator}
-        rows: Any = self.train_dataset
-        loader = self.accelerator.prepare(DataLoader(rows, **options))
-        # Batch samplers get wrapped, for processes and to resume; an epoch reaches only what is named here.
-        loader.set_sampler(self.buckets)
-        return loader
+        plain = self.data_collator  # what is evaluated is not packed: a loss of each row is asked for
+        if self.args.packing:
+            self.data_collator = packed(plain, self.buckets.width if self.buckets else 0)
+        try:
+            if self.buckets is None:
+                return super().get_train_dataloader()
+            rows: Any = self.train_dataset
+            return bucket_loader(self.accelerator, self.args, rows, self.buckets, self.data_collator)
+        finally:
+            self.data_collator = plain
 
     def get_total_train_batch_size(self, args: TrainingArguments) -> int:
         """Rows of a step, of which the Trainer's samples a second are made."""
@@ -170,21 +171,11 @@ class BucketedTrainer(Trainer):
         return round(args.world_size * args.gradient_accumulation_steps * rows)
 
     def describe_batches(self) -> dict[str, float]:
-        """`LengthBuckets.summary`, logged; {} with the Trainer's own batches."""
-        if self.buckets is None:
+        """`batches.summary`, logged; {} with the Trainer's own batches of plain rows."""
+        if self.buckets is None and not self.args.packing:
             return {}
-        found = self.buckets.summary(getattr(self.train_dataset, "teacher_lengths", lambda: None)())
-        padding = "; ".join(
-            f"{who}padding {found[name]:.1%}, in shuffled batches {found[f'{name}_shuffled']:.1%}"
-            for who, name in (("", "padding"), ("the teacher's ", "teacher_padding"))
-            if name in found
-        )
-        counts = f"{found['rows']:.0f} rows in {found['batches']:.0f} batches"
-        each = f"{counts}, {found['rows_per_batch']:.1f} rows each"
-        budget, lengths = self.args.tokens_per_batch, self.buckets.lengths.sum(1)
-        if budget and (over := int((lengths > budget).sum())):
-            padding += f"; {over} rows are longer than tokens_per_batch={budget}, up to {lengths.max()}"
-        _log.info("batches: %s; %s", each, padding)
+        found, words = describe(self.args, self.train_dataset, self.buckets)
+        _log.info("batches: %s", words)
         return found
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
@@ -250,6 +241,7 @@ class CaptionTrainer(BucketedTrainer):
         super().__init__(
             model=model, args=args, processing_class=processing_class, data_collator=data_collator, **kwargs
         )
+        self.writes_mask = args.packing and needs_mask(language_model(model))
 
     def collator(self, processing_class: Any) -> Callable[[list[Row]], dict[str, Tensor]]:
         """What makes batches of rows by default."""
@@ -258,12 +250,19 @@ class CaptionTrainer(BucketedTrainer):
     def response_logits(self, model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Logits (response tokens, text vocabulary) and the tokens themselves."""
         labels = inputs["labels"]
-        arguments = {k: v for k, v in inputs.items() if k != "labels" and not k.startswith("teacher_")}
-        logits = model(**arguments, logits_to_keep=response_positions(labels), use_cache=False).logits
+        logits = self.kept_logits(model, {k: v for k, v in inputs.items() if not k.startswith("teacher_")})
         targets = labels[:, 1:][labels[:, 1:] != IGNORE]
         if logits.dim() != 2 or len(logits) != len(targets):
             raise ValueError("the model ignores boolean logits_to_keep; its forward cannot be trained here")
         return self.drop_placeholder(logits), targets
+
+    def kept_logits(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+        """Logits of the positions that predict response tokens, (response tokens, vocabulary)."""
+        inputs = dict(inputs)
+        keep = response_positions(inputs.pop("labels"))
+        if self.writes_mask and "attention_mask" not in inputs:
+            inputs = with_mask(language_model(self.accelerator.unwrap_model(model)), inputs)
+        return model(**inputs, logits_to_keep=keep, use_cache=False).logits
 
     def drop_placeholder(self, logits: Tensor) -> Tensor:
         """Cut off the masked ids from the audio placeholder upwards: their log-probability is no number."""

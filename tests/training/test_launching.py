@@ -101,6 +101,11 @@ def buckets(distill, manifest) -> dict[str, Any]:
     }
 
 
+def packed_from(buckets: dict[str, Any]) -> dict[str, Any]:
+    """The same budget in packed rows, the teacher's too."""
+    return buckets | {"packing": True, "teacher_cache": "no", "max_steps": 4}
+
+
 @pytest.fixture(scope="module")
 def alone(folder, distill, dpo) -> dict[str, Path]:
     """Both commands in this process."""
@@ -177,6 +182,7 @@ def cpu2(folder, distill, dpo, buckets) -> Runs:
     # After step 5, in the middle of the second epoch.
     later = [f"checkpoint-{step}" for step in (6, 8, 9)]
     runs.resume("distill", "buckets", buckets, "adapter_model.safetensors", *later)
+    runs.add("distill", "packed", packed_from(buckets))
     return runs.launch()
 
 
@@ -218,6 +224,15 @@ def test_buckets_give_the_losses_of_one_process_and_resume(cpu2, buckets, folder
         assert json.loads((cpu2[name] / "run.json").read_text())["processes"] == 2
         assert log(cpu2[name]) == pytest.approx(log(whole), rel=1e-4) and len(log(whole)) == 9
         equal_adapters(whole, cpu2[name], atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.slow
+def test_packed_rows_give_the_losses_of_one_process(cpu2, buckets, folder):
+    whole, options = folder / "alone-packed", packed_from(buckets)
+    run_distill(DistillConfig(**options, gradient_accumulation_steps=2, output_dir=str(whole)))
+    assert json.loads((cpu2["packed"] / "run.json").read_text())["batches"]["padding"] <= 0.03
+    assert log(cpu2["packed"]) == pytest.approx(log(whole), rel=1e-4) and len(log(whole)) == 4
+    equal_adapters(whole, cpu2["packed"], atol=1e-4, rtol=1e-3)
 
 
 @pytest.mark.slow

@@ -60,8 +60,8 @@ def test_both_layouts_and_all_teachers_give_one_loss_and_gradient(made, everythi
         found.append(loss_and_gradient(trainers["ours"], model, pick(everything, audio, teacher)))
     assert agreement(*found)  # asserts that they agree
     for loss, gradient in found[1:-1]:
-        assert loss == pytest.approx(found[0][0], rel=1e-5)
-        torch.testing.assert_close(gradient, found[0][1], atol=1e-5 * float(gradient.abs().max()), rtol=1e-3)
+        assert loss == pytest.approx(found[0][0], rel=2e-4)  # features in the cache are float16
+        torch.testing.assert_close(gradient, found[0][1], atol=4e-3 * float(gradient.abs().max()), rtol=1e-3)
     assert found[-1][0] < found[0][0]
 
 
