@@ -92,6 +92,22 @@ def layer_index(encoder_layer: int | str, num_layers: int) -> int | None:
     return encoder_layer
 
 
+def last_layers(encoder: PreTrainedModel, encoder_layer: int | str, count: int) -> list[str]:
+    """Names, within the encoder, of the last `count` layers among those that `encoder_layer` runs.
+
+    Raises:
+        UserError: it runs fewer.
+    """
+    place = "layers" if hasattr(encoder, "layers") else "encoder.layers"
+    total = len(cast(nn.ModuleList, encoder.get_submodule(place)))
+    stop = layer_index(encoder_layer, total)
+    run = total if stop is None else stop
+    if count > run:
+        whole = f"the encoder has {total} layers, of which encoder_layer={encoder_layer} runs {run}"
+        raise UserError(f"encoder_tuned={count}: {whole}; choose up to {run}")
+    return [f"{place}.{number}" for number in range(run - count, run)]
+
+
 def encode_frames(
     encoder: PreTrainedModel, features: Tensor, mask: Tensor, encoder_layer: int | str
 ) -> tuple[Tensor, Tensor]:

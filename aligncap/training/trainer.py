@@ -43,7 +43,7 @@ from transformers.pytorch_utils import Conv1D
 from transformers.trainer_utils import EvalLoopOutput
 
 from aligncap.models.checkpoints import is_adapter
-from aligncap.models.encoders import family_of
+from aligncap.models.encoders import family_of, last_layers
 from aligncap.models.precision import suit_bfloat16
 from aligncap.training.batches import LengthBuckets, length_buckets
 from aligncap.training.collators import IGNORE, Row, response_positions
@@ -85,7 +85,12 @@ def lora_targets(llm: nn.Module, wanted: str, prefix: str = "") -> str:
 
 
 def lora_config(model: Any, args: RunConfig, *, projector: bool) -> LoraConfig:
-    """LoRA on the language model and, as asked, the encoder; `projector` is trained in full beside it."""
+    """LoRA on the language model and, as asked, the encoder; beside it `projector` and the encoder's last
+    layers are trained in full.
+
+    Raises:
+        UserError: the language model has no such layers, or the encoder not so many.
+    """
     speech = hasattr(getattr(model, "model", None), "multi_modal_projector")
     llm, prefix = (model.model.language_model, r"model\.language_model") if speech else (model, "")
     targets, ranks = lora_targets(llm, args.lora_targets, prefix), dict[str, int]()
@@ -93,6 +98,10 @@ def lora_config(model: Any, args: RunConfig, *, projector: bool) -> LoraConfig:
         own = family_of(model.model.audio_tower.config).adapts
         encoder = rf"model\.audio_tower\..*\.({'|'.join(own)})"
         targets, ranks = f"{targets}|{encoder}", {encoder: rank}
+    tuned = list[str]()
+    if count := getattr(args, "encoder_tuned", 0):
+        layers = last_layers(model.model.audio_tower, model.config.encoder_layer, count)
+        tuned = [f"audio_tower.{layer}" for layer in layers]
     return LoraConfig(
         r=args.lora_r,
         lora_alpha=args.lora_alpha,
@@ -100,14 +109,16 @@ def lora_config(model: Any, args: RunConfig, *, projector: bool) -> LoraConfig:
         target_modules=targets,
         rank_pattern=ranks,
         alpha_pattern={name: 2 * rank for name, rank in ranks.items()},
-        modules_to_save=["multi_modal_projector"] if projector else None,
+        modules_to_save=[*(["multi_modal_projector"] if projector else []), *tuned] or None,
+        exclude_modules=rf"model\.({'|'.join(map(re.escape, tuned))})\..*" if tuned else None,
         task_type="CAUSAL_LM",
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in llm.modules()),  # GPT-2's layers
     )
 
 
 def take_up_adapter(model: PeftModel, start: str | Path) -> None:
-    """Put the LoRA weights of a trained student into fresh adapters; nothing of a merged one.
+    """Put what a trained student learnt into fresh adapters, LoRA and layers of the encoder; nothing of a
+    merged one, and not its projector, which the base has.
 
     Raises:
         UserError: its adapters are of another shape.
@@ -119,13 +130,18 @@ def take_up_adapter(model: PeftModel, start: str | Path) -> None:
     ranks = [next(iter(getattr(config, "rank_pattern", {}).values()), 0) for config in (theirs, ours)]
     if ranks[0] != ranks[1]:
         raise UserError(f"encoder_lora: the adapter of {start} has {ranks[0]}, not {ranks[1]}; {remedy}")
+    whole = [getattr(config, "modules_to_save", None) or () for config in (theirs, ours)]
+    layers = [{name for name in names if name.startswith("audio_tower.")} for names in whole]
+    if layers[0] != layers[1]:
+        had, has = (", ".join(sorted(names)) or "none" for names in layers)
+        raise UserError(f"encoder_tuned: {start} trained layers {had}, not {has}; {remedy}")
     for option, name in (("lora_r", "r"), ("lora_alpha", "lora_alpha"), ("lora_targets", "target_modules")):
         had, has = getattr(theirs, name), getattr(ours, name)
         if had != has:
             raise UserError(f"{option}: the adapter of {start} has {name}={had}, not {has}; {remedy}")
     saved = load_file(Path(start) / "adapter_model.safetensors")
-    lora = {name: value for name, value in saved.items() if "lora_" in name}
-    set_peft_model_state_dict(model, get_peft_model_state_dict(model) | lora)
+    learnt = {name: value for name, value in saved.items() if "lora_" in name or "audio_tower." in name}
+    set_peft_model_state_dict(model, get_peft_model_state_dict(model) | learnt)
 
 
 def freeze_adapters(model: nn.Module) -> None:
@@ -136,7 +152,7 @@ def freeze_adapters(model: nn.Module) -> None:
 
 
 class BucketedTrainer(Trainer):
-    """A Trainer with `LengthBuckets` and a rate of the projector's own, where the options ask for them."""
+    """A Trainer with `LengthBuckets` and rates of projector and encoder, where the options ask for them."""
 
     args: RunConfig
     model: Any
@@ -184,23 +200,25 @@ class BucketedTrainer(Trainer):
         return found
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        rate = getattr(self.args, "projector_learning_rate", None)
-        if self.optimizer is not None or not rate:
+        parts = {"multi_modal_projector": "projector_learning_rate", "audio_tower": "encoder_learning_rate"}
+        found = {part: getattr(self.args, option, None) for part, option in parts.items()}
+        rates: dict[str, float] = {part: rate for part, rate in found.items() if rate}
+        if self.optimizer is not None or not rates:
             return super().create_optimizer(model)
-        groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+        groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
         for name, parameter in self.model.named_parameters():
             if parameter.requires_grad:
-                key = ("multi_modal_projector" in name, parameter.dim() > 1)
-                groups.setdefault(key, []).append(parameter)
+                own = "" if "lora_" in name else next((part for part in rates if part in name), "")
+                groups.setdefault((own, parameter.dim() > 1), []).append(parameter)
         kind, options = self.get_optimizer_cls_and_kwargs(self.args)
         self.optimizer = kind(
             [
                 {
                     "params": parameters,
-                    "lr": rate if projector else self.args.learning_rate,
+                    "lr": rates.get(part, self.args.learning_rate),
                     "weight_decay": self.args.weight_decay if decays else 0.0,
                 }
-                for (projector, decays), parameters in groups.items()
+                for (part, decays), parameters in groups.items()
             ],
             **options,
         )

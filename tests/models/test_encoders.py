@@ -213,6 +213,35 @@ def test_lora_in_the_encoder_learns_and_is_merged(family, manifest: Path, tmp_pa
         assert torch.allclose(adapted(**inputs).logits, whole(**inputs).logits, atol=1e-3)
 
 
+def test_the_last_layers_that_run_are_trained_in_full(family, manifest: Path, tmp_path: Path) -> None:
+    """The second layer of three is the last that runs; LoRA changes the first, and nothing the third."""
+    name, folder = family
+    tokenizer = make_tokenizer()
+    make_llm(len(tokenizer)).save_pretrained(tmp_path / "llm")
+    tokenizer.save_pretrained(tmp_path / "llm")
+    data = {"train_manifest": str(manifest), "encoder": str(folder / "encoder"), "llm": str(tmp_path / "llm")}
+    data |= {"projector_hidden": 24, "align_steps": 2, "encoder_layer": "2"}
+    data |= {"encoder_tuned": 1, "encoder_lora": 2, "encoder_learning_rate": 1e-3}
+    run_sft(SpeechSFTConfig(**common(tmp_path / "run", **data)))
+    base, _ = load_folder(tmp_path / "run/base")
+    adapted, _ = load_checkpoint(tmp_path / "run")
+    whole, processor = load_folder(merge(tmp_path / "run", tmp_path / "merged"))
+    before, after = (model.model.audio_tower.state_dict() for model in (base, whole))
+    assert before.keys() == after.keys()
+    moved = {key for key in before if not torch.equal(before[key], after[key])}
+    place = "layers" if hasattr(base.model.audio_tower, "layers") else "encoder.layers"
+    # Softmax takes out what a bias of keys adds, so that it need not move.
+    still = {key for key in before if key.startswith(f"{place}.1.") and key not in moved}
+    assert all(key.endswith("k_proj.bias") for key in still), (name, still)
+    assert any(key.startswith(f"{place}.0.") for key in moved)
+    assert all(key.startswith((f"{place}.0.", f"{place}.1.")) for key in moved), name
+    saved = load_file(tmp_path / "run/adapter_model.safetensors")
+    assert not any("lora_" in key for key in saved if f"audio_tower.{place}.1." in key)
+    inputs = processor.captioning_inputs(CLIPS)
+    with torch.no_grad():
+        assert torch.allclose(adapted(**inputs).logits, whole(**inputs).logits, atol=1e-3)
+
+
 def test_what_is_no_encoder_of_16_khz_is_refused(tmp_path: Path) -> None:
     folder = Path(save_encoder("wav2vec2", tmp_path / "w"))
     config = json.loads((folder / "preprocessor_config.json").read_text())
