@@ -52,6 +52,7 @@ FAMILIES = {
     "hubert": _WAVE,
     "wavlm": replace(_WAVE, adapts=("intermediate_dense", "output_dense")),
     "data2vec-audio": _WAVE,
+    "emotion2vec": _WAVE,
     "wav2vec2-bert": Family("filter bank", 1, tail=240, adapts=("linear_q", "linear_v")),
 }
 

@@ -18,8 +18,11 @@ from aligncap.data.manifest import read_manifest
 from aligncap.inference.captioner import Captioner
 from aligncap.models.build import assemble, load_encoder
 from aligncap.models.checkpoints import load_checkpoint, load_folder
+from aligncap.models.configuration_emotion2vec import Emotion2vecConfig
 from aligncap.models.encoders import FAMILIES, encode_frames
+from aligncap.models.feature_extraction_emotion2vec import Emotion2vecFeatureExtractor
 from aligncap.models.merge import merge
+from aligncap.models.modeling_emotion2vec import Emotion2vecModel
 from aligncap.training.distill import DistillConfig, run_distill
 from aligncap.training.dpo import SpeechDPOConfig, run_dpo
 from aligncap.training.sft import SpeechSFTConfig, run_sft
@@ -66,6 +69,14 @@ def save_encoder(name: str, folder: Path) -> str:
         ),
         "wavlm": lambda: (t.WavLMModel(t.WavLMConfig(**WAVE)), wave),
         "data2vec-audio": lambda: (t.Data2VecAudioModel(t.Data2VecAudioConfig(**WAVE)), wave),
+        "emotion2vec": lambda: (
+            Emotion2vecModel(
+                Emotion2vecConfig(
+                    **WAVE | {"num_conv_pos_embeddings": 2}, extra_tokens=3, alibi_scales=[3, 1]
+                )
+            ),
+            Emotion2vecFeatureExtractor(do_normalize=True),
+        ),
         "wav2vec2-bert": lambda: (
             t.Wav2Vec2BertModel(t.Wav2Vec2BertConfig(**SMALL, conv_depthwise_kernel_size=7)),
             t.SeamlessM4TFeatureExtractor(),
