@@ -49,8 +49,13 @@ def run_convert(config: ConvertConfig) -> int:
 
 
 # Settings of FunASR's that change what is computed, and the values that all published models have.
-_BLOCKS = {"layer_norm_first": False, "norm_affine": True, "norm_eps": 1e-5, "normalize": True}
-_AUDIO = {"use_alibi_encoder": True, "learned_alibi": False, "conv_pos_pre_ln": False}
+_BLOCKS: dict[str, object] = {
+    "layer_norm_first": False,
+    "norm_affine": True,
+    "norm_eps": 1e-5,
+    "normalize": True,
+}
+_AUDIO: dict[str, object] = {"use_alibi_encoder": True, "learned_alibi": False, "conv_pos_pre_ln": False}
 _AUDIO |= {"extractor_mode": "layer_norm"}
 _AT = r"(?:modality_encoders\.AUDIO\.)"
 _BLOCK = rf"(?P<prenet>{_AT}context_encoder\.)?blocks\.(?P<block>\d+)"

@@ -152,8 +152,8 @@ class Emotion2vecModel(PreTrainedModel):
             hidden = layer(hidden, distances * scale)
             states.append(hidden[:, skipped:])
         return BaseModelOutput(
-            last_hidden_state=states[-1],  # type: ignore[arg-type]
-            hidden_states=tuple(states) if output_hidden_states else None,  # type: ignore[arg-type]
+            last_hidden_state=states[-1],
+            hidden_states=tuple(states) if output_hidden_states else None,
         )
 
 
