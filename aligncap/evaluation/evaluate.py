@@ -17,9 +17,9 @@ from aligncap.evaluation.answers import evaluate_answers
 from aligncap.evaluation.listening import HEARD, Listening, audio_gains
 from aligncap.evaluation.listening import table as listening_table
 from aligncap.evaluation.metrics.captions import COCO_METRICS
-from aligncap.evaluation.metrics.ngram import NO_SEGMENTER, Chinese
 from aligncap.evaluation.metrics.similarity import Alike, secap_note, secap_runs
 from aligncap.evaluation.metrics.tags import tags_among_people
+from aligncap.evaluation.metrics.tokens import NO_SEGMENTER, Chinese
 from aligncap.evaluation.probe import read_probe
 from aligncap.evaluation.report.html import choose_samples, score_lines, write_report
 from aligncap.evaluation.scoring import Baseline, Rows, Scored, System, differences, score_rows

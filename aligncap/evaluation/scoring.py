@@ -29,6 +29,7 @@ from aligncap.evaluation.metrics.emotion import (
 from aligncap.evaluation.metrics.ngram import find_wordnet, require_wordnet
 from aligncap.evaluation.metrics.similarity import Choice, Encoder, cosines, sentence_encoder
 from aligncap.evaluation.metrics.tags import tag_statistics
+from aligncap.evaluation.metrics.tokens import Chinese, tokenize, tokenizer_name
 from aligncap.utils.errors import UserError, UserErrors
 from aligncap.utils.io import Row
 from aligncap.utils.statistics import (
@@ -82,7 +83,7 @@ def pair_up(
     for u in references:
         if not u.captions and not allow_missing:
             errors.append(f"id {u.id!r}: no reference captions in the manifest; run aligncap annotate")
-        elif not all(ngram.tokenize(text) for text in u.captions):
+        elif not all(tokenize(text) for text in u.captions):
             errors.append(f"id {u.id!r}: a reference caption without a word; mend or delete it")
         if u.id not in captions and not allow_missing:
             errors.append(f"id {u.id!r}: references without a caption; {remedy}")
@@ -132,7 +133,7 @@ def score(
     wordnet: Choice = "auto",
     similarity: Choice = "auto",
     coco: Sequence[str] = (),
-    chinese: ngram.Chinese = "characters",
+    chinese: Chinese = "characters",
     label_map: Mapping[str, str] | None = None,
     whole: Sequence[Utterance] | None = None,
 ) -> Scored:
@@ -167,7 +168,7 @@ def score(
             )
             statistics |= found["statistics"]
     clusters = clusters_of(utterances)
-    said = ngram.count_ngrams([ngram.tokenize(text, chinese) for text in captions], [[]] * len(captions))
+    said = ngram.count_ngrams([tokenize(text, chinese) for text in captions], [[]] * len(captions))
     distinct = {f"distinct_{n}": ngram.distinct_share(said, n, clusters.index) for n in (1, 2)}
     statistics["mean_length"] = mean(said.caption_lengths.astype(np.float64))
     statistics["top_caption_share"] = top_caption_share(captions)
@@ -195,7 +196,7 @@ def score(
         "references_left_out": 0,
         "corpora": sorted({u.corpus for u in utterances}),
         "languages": sorted({u.language for u in utterances}),
-        "tokenizer": ngram.tokenizer_name(chinese),
+        "tokenizer": tokenizer_name(chinese),
         "bleu": "corpus level, closest reference length, no smoothing but COCO's 1e-15 guard",
         "rouge_l": "COCO's, beta 1.2, mean over clips",
         "cider_d": "n-grams 1-4, sigma 6, 0 to 10, document frequencies of all these references",

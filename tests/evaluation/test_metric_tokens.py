@@ -9,9 +9,9 @@ import pytest
 from aligncap.data.manifest import Utterance
 from aligncap.evaluation import evaluate
 from aligncap.evaluation.evaluate import EvaluateConfig
-from aligncap.evaluation.metrics import ngram
+from aligncap.evaluation.metrics import tokens
 from aligncap.evaluation.metrics.captions import caption_statistics
-from aligncap.evaluation.metrics.ngram import tokenize
+from aligncap.evaluation.metrics.tokens import tokenize
 from aligncap.evaluation.scoring import score
 from aligncap.utils.errors import UserError, UserErrors
 from aligncap.utils.options import parse
@@ -86,7 +86,7 @@ def test_the_signature_says_which_and_lengths_are_of_the_same() -> None:
 
 def test_without_the_segmenter_its_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "rjieba", None)
-    ngram._segmenter.cache_clear()
+    tokens._segmenter.cache_clear()
     with pytest.raises(UserError, match=r"needs rjieba; pip install 'aligncap\[zh\]', or choose characters"):
         tokenize("没有分词器的句子", "words")
     monkeypatch.setattr(evaluate, "find_spec", lambda name: None)

@@ -28,6 +28,7 @@ import numpy as np
 
 from aligncap.evaluation.metrics import ngram
 from aligncap.evaluation.metrics.ngram import Tokens
+from aligncap.evaluation.metrics.tokens import Chinese, tokenize
 from aligncap.utils.errors import UserError
 from aligncap.utils.io import Row
 from aligncap.utils.statistics import Floats, Statistic, mean
@@ -41,7 +42,7 @@ def caption_statistics(
     captions: Sequence[str],
     references: Sequence[Sequence[str]],
     wordnet: bool,
-    chinese: ngram.Chinese = "characters",
+    chinese: Chinese = "characters",
 ) -> dict[str, Statistic]:
     """The scores of `names` (of CONFIGS or COCO_METRICS) as sums over clips; BLEU's are bleu_1 to bleu_4.
 
@@ -51,8 +52,8 @@ def caption_statistics(
     """
     if unknown := [name for name in names if name not in (*CONFIGS, *COCO_METRICS)]:
         raise UserError(f"no score {unknown[0]!r}; choose among {', '.join((*CONFIGS, *COCO_METRICS))}")
-    said = [ngram.tokenize(caption, chinese) for caption in captions]
-    targets = [[ngram.tokenize(text, chinese) for text in texts] for texts in references]
+    said = [tokenize(caption, chinese) for caption in captions]
+    targets = [[tokenize(text, chinese) for text in texts] for texts in references]
     sets = ngram.count_ngrams(said, targets)
     found: dict[str, Statistic] = {}
     if "bleu" in names:
@@ -104,7 +105,7 @@ class CaptionMetric(evaluate.Metric):
         predictions: list[str],
         references: list[list[str]],
         wordnet: bool | None = None,
-        chinese: ngram.Chinese = "characters",
+        chinese: Chinese = "characters",
         per_clip: bool = False,
         statistics: bool = False,
     ) -> Row:
