@@ -2,7 +2,7 @@
 
 It is built like data2vec 2.0: convolutions over the waveform and over positions, learnt tokens before the
 frames, and attention that falls off with distance (ALiBi, Press et al. 2022) by a learnt scale. FunASR's own
-class is not used: it comes with twenty-five packages, and its weights are a pickle, which
+class is not used: it needs 26 packages, and its weights are a pickle, which
 `aligncap models convert` reads once (funasr.py). What it computes is computed here to 1e-5
 (tests/models/test_emotion2vec.py).
 """
