@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -116,17 +117,46 @@ def llm_dtype(folder: str | Path) -> torch.dtype:
     return torch.float32
 
 
-def save_whole(model: PreTrainedModel, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
+def encoder_was_trained(folder: str | Path) -> bool:
+    """Whether the adapter of a checkpoint changes its encoder, or that of a model that it went on from did.
+
+    A merged model tells by its encoder's precision: see `save_whole`.
+    """
+    folder = Path(folder)
+    if is_adapter(folder):
+        with safe_open(folder / "adapter_model.safetensors", "pt") as file:
+            if any("audio_tower." in name for name in file.keys()):
+                return True
+        return encoder_was_trained(base_of(folder))
+    if (folder / PARTS).is_file():
+        named = json.loads((folder / PARTS).read_text(encoding="utf-8"))
+        return "student" in named and encoder_was_trained(_part(folder, "student", named["student"]))
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            tower = [name for name in file.keys() if "audio_tower." in name]
+            if any(file.get_slice(name).get_dtype() == "F32" for name in tower):
+                return True
+    return False
+
+
+def save_whole(
+    model: PreTrainedModel,
+    folder: str | Path,
+    dtype: torch.dtype = torch.float32,
+    exact: Sequence[str] = ("multi_modal_projector",),
+) -> None:
     """Save weights, and config.json last: a folder that has it is complete, whenever a run is killed.
 
     Args:
-        dtype: of encoder and language model on disk; the projector, whose statistics need it, stays float32.
-            Whoever loads the folder gets float32 unless another precision is asked for.
+        dtype: of encoder and language model on disk. Whoever loads the folder gets float32 unless another
+            precision is asked for.
+        exact: parts that stay float32: the projector, whose statistics need it, and an encoder that was
+            trained, since steps of its low rate are lost among numbers of eleven bits, or eight.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with workplace(folder / "weights") as temporary:
-        model.save_pretrained(temporary, state_dict=_stored(model, dtype))
+        model.save_pretrained(temporary, state_dict=_stored(model, dtype, exact))
         (temporary / "README.md").unlink(missing_ok=True)  # of the temporary folder's name
         for path in sorted(temporary.iterdir(), key=lambda p: p.name == "config.json"):
             path.replace(folder / path.name)
@@ -134,12 +164,12 @@ def save_whole(model: PreTrainedModel, folder: str | Path, dtype: torch.dtype = 
         write_model_card(folder)
 
 
-def _stored(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+def _stored(model: PreTrainedModel, dtype: torch.dtype, exact: Sequence[str]) -> dict[str, torch.Tensor]:
     """The weights as they are written; tensors that are shared stay shared."""
     written: dict[int, torch.Tensor] = {}
     found = {}
     for name, tensor in model.state_dict().items():
-        kept = not tensor.is_floating_point() or "multi_modal_projector" in name
+        kept = not tensor.is_floating_point() or any(part in name for part in exact)
         key = tensor.data_ptr() or id(tensor)
         if key not in written:
             written[key] = tensor if kept else tensor.to(dtype)

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 from aligncap.data.provenance import checkpoint_provenance, write_provenance
 from aligncap.models.checkpoints import (
     CALIBRATION,
+    encoder_was_trained,
     is_adapter,
     llm_dtype,
     load_folder,
@@ -66,7 +67,8 @@ def refuse_filled(folder: str | Path) -> None:
 def merge(folder: str | Path, out: str | Path) -> Path:
     """Fold an adapter into its base and save one folder that loads with `from_pretrained`.
 
-    Encoder and language model are written in the precision in which the language model was published.
+    Encoder and language model are written in the precision in which the language model was published, an
+    encoder that was trained in float32.
 
     Raises:
         UserError: `folder` holds no adapter, or `out` exists and is not empty.
@@ -80,7 +82,8 @@ def merge(folder: str | Path, out: str | Path) -> Path:
     processor.save_pretrained(out)
     if (folder / CALIBRATION).is_file():
         shutil.copyfile(folder / CALIBRATION, out / CALIBRATION)
-    save_whole(model, out, llm_dtype(folder))
+    exact = ["multi_modal_projector", *(["audio_tower"] if encoder_was_trained(folder) else [])]
+    save_whole(model, out, llm_dtype(folder), exact)
     write_provenance(out, checkpoint_provenance(folder))
     run = folder if (folder / "run.json").is_file() else folder.parent
     record = {"checkpoint_run": read_record(run / "run.json")}
