@@ -24,6 +24,9 @@ class Command(NamedTuple):
 COMMANDS: dict[str, Command] = {
     "models fetch": Command("models.hub", "FetchConfig", "run_fetch", "fetch pretrained models"),
     "models list": Command("models.hub", "ListConfig", "run_list", "list pretrained models"),
+    "models convert": Command(
+        "models.funasr", "ConvertConfig", "run_convert", "emotion2vec of FunASR to safetensors"
+    ),
     "prepare": Command(
         "data.corpora.prepare", "PrepareConfig", "run_prepare", "a corpus folder to a manifest"
     ),

@@ -133,6 +133,6 @@ def with_adapters(model: Any, args: Any, *, projector: bool) -> Any:
     """`model` with the fresh adapters that a trainer gives it."""
     from peft import get_peft_model
 
-    from aligncap.training.trainer import lora_config
+    from aligncap.training.adapters import lora_config
 
     return get_peft_model(model, lora_config(model, args, projector=projector))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -18,6 +19,7 @@ from aligncap.evaluation.listening import table as listening_table
 from aligncap.evaluation.metrics.captions import COCO_METRICS
 from aligncap.evaluation.metrics.similarity import Alike, secap_note, secap_runs
 from aligncap.evaluation.metrics.tags import tags_among_people
+from aligncap.evaluation.metrics.tokens import NO_SEGMENTER, Chinese
 from aligncap.evaluation.probe import read_probe
 from aligncap.evaluation.report.html import choose_samples, score_lines, write_report
 from aligncap.evaluation.scoring import Baseline, Rows, Scored, System, differences, score_rows
@@ -62,6 +64,9 @@ class EvaluateConfig(Config):
     allow_missing: bool = option(False, "Score only the clips that have both captions and references.")
     similarity: Literal["auto", "require", "none"] = option("auto", "Whether a sentence encoder is used.")
     wordnet: Literal["auto", "require", "none"] = option("auto", "Whether METEOR uses WordNet's synonyms.")
+    chinese: Chinese = option(
+        "characters", "What n-gram scores count in Chinese: characters, or words (jieba's; aligncap[zh])."
+    )
     coco: list[str] = option([], "Java scores of aligncap[coco]: meteor_1_5, spice.")
     protocol: Literal["secap", "secap-words"] | None = option(
         None, "Captions are 8 candidates a clip: score the 5 most like the others (SECap)."
@@ -88,10 +93,12 @@ class EvaluateConfig(Config):
             for name in self.heard
             if name not in HEARD
         ]
+        if self.chinese == "words" and not find_spec("rjieba"):
+            errors.append(NO_SEGMENTER)
         choices = ", ".join(COCO_METRICS)
         errors += [f"coco={n}: choose among {choices}" for n in self.coco if n not in COCO_METRICS]
         if self.answers:
-            of_captions = "listening coco protocol similarity wordnet audio title show".split()
+            of_captions = "listening coco protocol similarity wordnet chinese audio title show".split()
             errors += [f"{n}: has no effect on answers; leave it out" for n in changed(self, of_captions)]
         if self.against is not None and self.against not in self.systems:
             errors.append(f"against={self.against}: no such system{nearest(self.against, self.systems)}")
@@ -201,6 +208,7 @@ def evaluate_files(
             wordnet=config.wordnet,
             similarity=config.similarity,
             coco=config.coco,
+            chinese=config.chinese,
         )
         scored.setdefault((kind, name), []).append(found)
 

@@ -29,6 +29,7 @@ from aligncap.evaluation.metrics.emotion import (
 from aligncap.evaluation.metrics.ngram import find_wordnet, require_wordnet
 from aligncap.evaluation.metrics.similarity import Choice, Encoder, cosines, sentence_encoder
 from aligncap.evaluation.metrics.tags import tag_statistics
+from aligncap.evaluation.metrics.tokens import Chinese, tokenize, tokenizer_name
 from aligncap.utils.errors import UserError, UserErrors
 from aligncap.utils.io import Row
 from aligncap.utils.statistics import (
@@ -82,7 +83,7 @@ def pair_up(
     for u in references:
         if not u.captions and not allow_missing:
             errors.append(f"id {u.id!r}: no reference captions in the manifest; run aligncap annotate")
-        elif not all(ngram.tokenize(text) for text in u.captions):
+        elif not all(tokenize(text) for text in u.captions):
             errors.append(f"id {u.id!r}: a reference caption without a word; mend or delete it")
         if u.id not in captions and not allow_missing:
             errors.append(f"id {u.id!r}: references without a caption; {remedy}")
@@ -132,6 +133,7 @@ def score(
     wordnet: Choice = "auto",
     similarity: Choice = "auto",
     coco: Sequence[str] = (),
+    chinese: Chinese = "characters",
     label_map: Mapping[str, str] | None = None,
     whole: Sequence[Utterance] | None = None,
 ) -> Scored:
@@ -141,11 +143,12 @@ def score(
         wordnet, similarity: whether METEOR uses WordNet and whether a sentence encoder scores similarity:
             where found, insisted on, or not.
         coco: scores of pycocoevalcap's Java programs, "meteor_1_5" and "spice".
+        chinese: what n-grams, lengths and distinct-n are counted of, "characters" or "words" (aligncap[zh]).
         label_map: renames emotions that captions name, for a set without such a label: {"calm": "neutral"}.
         whole: the set that speakers' norms and "other clips" are taken from; `utterances` by default.
 
     Raises:
-        UserError: WordNet, the encoder or a Java program is insisted on and not found.
+        UserError: WordNet, the encoder, a Java program or a segmenter is insisted on and not found.
     """
     for name, value in (("wordnet", wordnet), ("similarity", similarity)):
         if value not in get_args(Choice):
@@ -157,11 +160,15 @@ def score(
         for config in ("default", *coco):
             metric = CaptionMetric(config, cache_dir=folder, keep_in_memory=True)
             found = metric.compute(
-                predictions=captions, references=references, wordnet=reader is not None, statistics=True
+                predictions=captions,
+                references=references,
+                wordnet=reader is not None,
+                chinese=chinese,
+                statistics=True,
             )
             statistics |= found["statistics"]
     clusters = clusters_of(utterances)
-    said = ngram.count_ngrams([ngram.tokenize(caption) for caption in captions], [[]] * len(captions))
+    said = ngram.count_ngrams([tokenize(text, chinese) for text in captions], [[]] * len(captions))
     distinct = {f"distinct_{n}": ngram.distinct_share(said, n, clusters.index) for n in (1, 2)}
     statistics["mean_length"] = mean(said.caption_lengths.astype(np.float64))
     statistics["top_caption_share"] = top_caption_share(captions)
@@ -189,7 +196,7 @@ def score(
         "references_left_out": 0,
         "corpora": sorted({u.corpus for u in utterances}),
         "languages": sorted({u.language for u in utterances}),
-        "tokenizer": ngram.TOKENIZER,
+        "tokenizer": tokenizer_name(chinese),
         "bleu": "corpus level, closest reference length, no smoothing but COCO's 1e-15 guard",
         "rouge_l": "COCO's, beta 1.2, mean over clips",
         "cider_d": "n-grams 1-4, sigma 6, 0 to 10, document frequencies of all these references",

@@ -1,7 +1,7 @@
 """The model and where its weights come from.
 
 Importing this package makes transformers' Auto classes know AlignCap, at no cost: the module that registers a
-class is imported right after the module of transformers that it registers with. The three modules named below
+class is imported right after the module of transformers that it registers with. The modules named below
 may therefore import the core of transformers alone, and no model, trainer or pipeline of it.
 """
 
@@ -17,6 +17,7 @@ from types import ModuleType
 _AUTO = "transformers.models.auto"
 _REGISTERING = {  # a module of transformers: ours that registers with it, at its end
     f"{_AUTO}.configuration_auto": "aligncap.models.configuration_aligncap",
+    f"{_AUTO}.feature_extraction_auto": "aligncap.models.feature_extraction_emotion2vec",
     f"{_AUTO}.modeling_auto": "aligncap.models.modeling_aligncap",
     f"{_AUTO}.processing_auto": "aligncap.models.processing_aligncap",
 }

@@ -38,7 +38,10 @@ from aligncap.utils.errors import UserError
 
 USABLE = "such as llama, qwen2, gpt2 or opt"
 LLMS = f"the language model must be a causal LM of text alone, {USABLE}"
-ENCODERS = "speech encoders are Whisper, wav2vec 2.0, HuBERT, WavLM, data2vec, w2v-BERT 2.0 or Qwen2-Audio"
+ENCODERS = (
+    "speech encoders are Whisper, wav2vec 2.0, HuBERT, WavLM, data2vec, w2v-BERT 2.0, "
+    "emotion2vec or Qwen2-Audio"
+)
 Loaded = tuple[AlignCapForConditionalGeneration, AlignCapProcessor]
 LLM = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 

@@ -105,9 +105,8 @@ def llm_dtype(folder: str | Path) -> torch.dtype:
         return llm_dtype(base_of(folder))
     if (folder / PARTS).is_file():
         named = json.loads((folder / PARTS).read_text(encoding="utf-8"))
-        return llm_dtype(
-            next(_part(folder, kind, named[kind]) for kind in ("llm", "student") if kind in named)
-        )
+        kind = "llm" if "llm" in named else "student"
+        return llm_dtype(_part(folder, kind, named[kind]))
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, "pt") as file:
             for name in file.keys():
@@ -120,8 +119,9 @@ def save_whole(model: PreTrainedModel, folder: str | Path, dtype: torch.dtype = 
     """Save weights, and config.json last: a folder that has it is complete, whenever a run is killed.
 
     Args:
-        dtype: of encoder and language model on disk; the projector, whose statistics need it, stays float32.
-            Whoever loads the folder gets float32 unless another precision is asked for.
+        dtype: of the language model on disk. The encoder takes half precision where that holds its weights
+            exactly, which those that were trained are not; the projector stays float32. Whoever loads the
+            folder gets float32 unless another precision is asked for.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -139,12 +139,20 @@ def _stored(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, torch.Tenso
     written: dict[int, torch.Tensor] = {}
     found = {}
     for name, tensor in model.state_dict().items():
-        kept = not tensor.is_floating_point() or "multi_modal_projector" in name
         key = tensor.data_ptr() or id(tensor)
-        if key not in written:
-            written[key] = tensor if kept else tensor.to(dtype)
-        found[name] = written[key] if written[key].shape == tensor.shape else tensor.to(dtype)
+        if key not in written or written[key].shape != tensor.shape:
+            if dtype == torch.float32 or not tensor.is_floating_point() or "multi_modal_projector" in name:
+                written[key] = tensor
+            else:
+                written[key] = _exactly(tensor) if "audio_tower" in name else tensor.to(dtype)
+        found[name] = written[key]
     return found
+
+
+def _exactly(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor in the shortest precision that loses nothing of it."""
+    halves = (tensor.to(half) for half in (torch.float16, torch.bfloat16))
+    return next((half for half in halves if torch.equal(half.to(tensor.dtype), tensor)), tensor)
 
 
 def save_base(model: AlignCapForConditionalGeneration, folder: str | Path, **parts: str | Path) -> None:

@@ -7,6 +7,8 @@ from typing import ClassVar
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
+import aligncap.models.configuration_emotion2vec  # noqa: F401  an encoder that transformers has not
+
 
 class AlignCapConfig(PreTrainedConfig):
     """Speech encoder -> pool -> projector -> causal LLM.

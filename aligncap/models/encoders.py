@@ -52,6 +52,7 @@ FAMILIES = {
     "hubert": _WAVE,
     "wavlm": replace(_WAVE, adapts=("intermediate_dense", "output_dense")),
     "data2vec-audio": _WAVE,
+    "emotion2vec": _WAVE,
     "wav2vec2-bert": Family("filter bank", 1, tail=240, adapts=("linear_q", "linear_v")),
 }
 
@@ -90,6 +91,22 @@ def layer_index(encoder_layer: int | str, num_layers: int) -> int | None:
         ways = f"last, mix or a number from 0 to {num_layers}"
         raise UserError(f"encoder_layer={encoder_layer!r}: choose {ways}")
     return encoder_layer
+
+
+def last_layers(encoder: PreTrainedModel, encoder_layer: int | str, count: int) -> list[str]:
+    """Names, within the encoder, of the last `count` layers among those that `encoder_layer` runs.
+
+    Raises:
+        UserError: it runs fewer.
+    """
+    place = "layers" if hasattr(encoder, "layers") else "encoder.layers"
+    total = len(cast(nn.ModuleList, encoder.get_submodule(place)))
+    stop = layer_index(encoder_layer, total)
+    run = total if stop is None else stop
+    if count > run:
+        whole = f"the encoder has {total} layers, of which encoder_layer={encoder_layer} runs {run}"
+        raise UserError(f"encoder_tuned={count}: {whole}; choose up to {run}")
+    return [f"{place}.{number}" for number in range(run - count, run)]
 
 
 def encode_frames(

@@ -118,6 +118,9 @@ def resolve(name: str, *, fetch: bool = True) -> Path:
         if not fetch:
             raise UserError(f"{name}: not fetched yet; run `aligncap models fetch {name}`")
         return _fetch(name)
+    if local.is_dir() and (local / "config.yaml").is_file():
+        remedy = "run `aligncap models convert` on it, and name the folder that it writes"
+        raise UserError(f"{local}: no config.json, but a config.yaml as FunASR has it; {remedy}")
     if local.is_dir():
         raise UserError(f"{local}: no config.json in this folder, so it holds no model. {_ways()}")
     hub_name = _SHORT_NAMES.get(name, name)

@@ -66,7 +66,7 @@ def refuse_filled(folder: str | Path) -> None:
 def merge(folder: str | Path, out: str | Path) -> Path:
     """Fold an adapter into its base and save one folder that loads with `from_pretrained`.
 
-    Encoder and language model are written in the precision in which the language model was published.
+    The language model is written in the precision in which it was published.
 
     Raises:
         UserError: `folder` holds no adapter, or `out` exists and is not empty.

@@ -19,6 +19,7 @@ from transformers import (
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import slice_logits_to_keep
 
+import aligncap.models.modeling_emotion2vec  # noqa: F401  an encoder that transformers has not
 from aligncap.models.configuration_aligncap import AlignCapConfig
 from aligncap.models.encoders import encode_frames, encoder_of, family_of, own_frames, pool_frames
 from aligncap.models.model_card import write_model_card

@@ -16,6 +16,7 @@ from aligncap.data.columns import columns_of
 from aligncap.data.manifest import Utterance
 from aligncap.models.build import Loaded, build, prompt_of_student
 from aligncap.models.checkpoints import base_of, is_adapter, load_folder, model_key, save_base
+from aligncap.models.encoders import last_layers
 from aligncap.models.processing_aligncap import AlignCapProcessor
 from aligncap.models.quantise import quantise
 from aligncap.text.lexicon import is_chinese
@@ -134,14 +135,17 @@ def make_student(
             f"{folder}: was made with other options or data; "
             "resume with the same, or choose another output_dir"
         )
+    if tuned := getattr(config, "encoder_tuned", 0):
+        # What cannot be is refused before anything long.
+        last_layers(model.model.audio_tower, model.config.encoder_layer, tuned)
     limit = config.max_response_tokens
     rows = [
         CaptionRows.of(part, processor.tokenizer, max_response_tokens=limit, use_p_act=use_p_act)
         for part in clips
     ]
     place(model, run.device, run.sharded)
-    adapts_encoder = bool(getattr(config, "encoder_lora", 0))
-    keep = not adapts_encoder and keeps_features(config.feature_cache, model, manifests, config.augment)
+    learns = bool(getattr(config, "encoder_lora", 0) or getattr(config, "encoder_tuned", 0))
+    keep = not learns and keeps_features(config.feature_cache, model, manifests, config.augment)
     inputs, fitted = ClipInputs(processor, augment=config.augment), clips[0].at_most(FIT_CLIPS, config.seed)
     if keep or not made:
         encoded = manifests if keep else [fitted]
@@ -193,6 +197,9 @@ def load_start(config: StudentConfig, language: Language) -> Loaded:
     model, processor = load_folder(_without_adapter(start))
     if is_adapter(start):
         saved = load_file(start / "adapter_model.safetensors")
+        if isinstance(config, AlignConfig) and any("audio_tower." in name for name in saved):
+            remedy = "align the merged model (`aligncap merge`)"
+            raise UserError(f"{start}: its encoder was trained too, in its adapter; {remedy}")
         own = {name.rpartition(PROJECTOR)[2]: tensor for name, tensor in saved.items() if PROJECTOR in name}
         try:
             if own:

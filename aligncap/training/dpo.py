@@ -21,6 +21,7 @@ from trl import DPOConfig, DPOTrainer
 from aligncap.models.checkpoints import load_checkpoint, load_folder, load_for_inference, model_key, save_base
 from aligncap.models.modeling_aligncap import AlignCapForConditionalGeneration
 from aligncap.models.processing_aligncap import AlignCapProcessor
+from aligncap.training.adapters import lora_config
 from aligncap.training.collators import PreferenceCollator
 from aligncap.training.config import FEATURE_CACHE, IDLE, FeatureCaching, RunConfig
 from aligncap.training.data import ClipInputs, cached_inputs, keeps_features, read_clips
@@ -34,7 +35,7 @@ from aligncap.training.preference_data import (
 from aligncap.training.resume import begin
 from aligncap.training.sharding import place, shards_weights
 from aligncap.training.shared_prefix import score_responses, why_not_packed
-from aligncap.training.trainer import BucketedTrainer, fit, lora_config
+from aligncap.training.trainer import BucketedTrainer, fit
 from aligncap.utils.errors import UserError, nearest
 from aligncap.utils.io import write_json
 from aligncap.utils.options import Dropout, NaturalInt, PositiveFloat, PositiveInt, option

@@ -11,7 +11,7 @@ from aligncap.training.config import StudentConfig
 from aligncap.training.data import read_clips, speech_datasets
 from aligncap.training.resume import begin
 from aligncap.training.trainer import CaptionTrainer, fit
-from aligncap.utils.options import NaturalInt, PositiveFloat, option
+from aligncap.utils.options import NaturalInt, PositiveFloat, changed, option
 
 
 @dataclass
@@ -27,23 +27,37 @@ class SpeechSFTConfig(StudentConfig):
         accelerate launch --config_file configs/accelerate/cpu2.yaml scripts/train.py sft --config sft
     """
 
-    train_llm: bool = option(True, "Adapt the LLM by LoRA; false: train the projector alone.")
+    train_llm: bool = option(
+        True, "Adapt the LLM by LoRA; false: train the projector alone, and encoder_tuned."
+    )
     projector_learning_rate: PositiveFloat | None = option(
         3e-4, "Learning rate of the projector once aligned; none: learning_rate."
     )
     encoder_lora: NaturalInt = option(
         0, "Rank of LoRA in the encoder, which then runs in every step; 0: it is frozen."
     )
+    encoder_tuned: NaturalInt = option(
+        0, "Last layers of the encoder, among those that run, to train in full; it then runs in every step."
+    )
+    encoder_learning_rate: PositiveFloat = option(1e-5, "Learning rate of those layers.")
 
     def own_errors(self) -> list[str]:
         errors = super().own_errors()
         if self.encoder_lora and not self.train_llm:
             errors.append("encoder_lora: with train_llm=false the projector alone learns; leave one out")
+        if (self.encoder_lora or self.encoder_tuned) and self.feature_cache == "yes":
+            errors.append(
+                "feature_cache=yes: an encoder that learns gives other features each step; leave it out"
+            )
+        if not self.encoder_tuned and changed(self, ["encoder_learning_rate"]):
+            errors.append("encoder_learning_rate: has no effect without encoder_tuned; leave it out")
         return errors
 
 
 class SpeechSFTTrainer(CaptionTrainer):
-    """`CaptionTrainer` on speech (`data.SpeechDataset`): the projector is trained in full beside LoRA."""
+    """`CaptionTrainer` on speech (`data.SpeechDataset`): beside LoRA the projector is trained in full, and
+    as asked the last layers of the encoder.
+    """
 
     args: SpeechSFTConfig
     trains_projector = True

@@ -1,4 +1,4 @@
-"""What all trainers share: adapters, the token-normalised loss, two learning rates, logs and interruption.
+"""What all trainers share: the token-normalised loss, two learning rates, logs and interruption.
 
 `fit` is the last phase of every training command: record the run, train to its end or to an interruption.
 """
@@ -9,7 +9,6 @@ import functools
 import json
 import logging
 import os
-import re
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,15 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from peft import (
-    LoraConfig,
-    PeftConfig,
-    PeftModel,
-    get_peft_model,
-    get_peft_model_state_dict,
-    set_peft_model_state_dict,
-)
-from safetensors.torch import load_file
+from peft import PeftConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -40,12 +31,10 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
-from transformers.pytorch_utils import Conv1D
 from transformers.trainer_utils import EvalLoopOutput
 
-from aligncap.models.checkpoints import is_adapter
-from aligncap.models.encoders import family_of
 from aligncap.models.precision import suit_bfloat16
+from aligncap.training.adapters import freeze_adapters, lora_config, take_up_adapter
 from aligncap.training.batches import LengthBuckets, bucket_loader, describe, length_buckets
 from aligncap.training.collators import IGNORE, Row, packed, response_positions
 from aligncap.training.config import RunConfig
@@ -62,84 +51,13 @@ from aligncap.training.resume import (
 )
 from aligncap.training.shard_order import shard_order
 from aligncap.training.sharding import shard_as_configured
-from aligncap.utils.errors import UserError
 from aligncap.utils.io import write_json
 
 _log = logging.getLogger(__name__)
-_TARGETS = (("q_proj", "v_proj"), ("c_attn",), ("query_key_value",), ("qkv_proj",))
-
-
-def lora_targets(llm: nn.Module, wanted: str, prefix: str = "") -> str:
-    """Regular expression of the linear layers to adapt, anchored at the language model.
-
-    Anchoring matters: Whisper's layers carry the same names.
-
-    Raises:
-        UserError: the language model has no such layers.
-    """
-    names = {name.rsplit(".", 1)[-1] for name, _ in llm.named_modules()}
-    groups = _TARGETS if wanted == "auto" else (tuple(part.strip() for part in wanted.split(",")),)
-    for group in groups:
-        if set(group) <= names:
-            return rf"{prefix}.*\.({'|'.join(map(re.escape, group))})"
-    raise UserError(
-        f"lora_targets={wanted!r}: the language model has no such layers; choose from its linear layers"
-    )
-
-
-def lora_config(model: Any, args: RunConfig, *, projector: bool) -> LoraConfig:
-    """LoRA on the language model and, as asked, the encoder; `projector` is trained in full beside it."""
-    speech = hasattr(getattr(model, "model", None), "multi_modal_projector")
-    llm, prefix = (model.model.language_model, r"model\.language_model") if speech else (model, "")
-    targets, ranks = lora_targets(llm, args.lora_targets, prefix), dict[str, int]()
-    if rank := getattr(args, "encoder_lora", 0):
-        own = family_of(model.model.audio_tower.config).adapts
-        encoder = rf"model\.audio_tower\..*\.({'|'.join(own)})"
-        targets, ranks = f"{targets}|{encoder}", {encoder: rank}
-    return LoraConfig(
-        r=args.lora_r,
-        lora_alpha=args.lora_alpha,
-        lora_dropout=args.lora_dropout,
-        target_modules=targets,
-        rank_pattern=ranks,
-        alpha_pattern={name: 2 * rank for name, rank in ranks.items()},
-        modules_to_save=["multi_modal_projector"] if projector else None,
-        task_type="CAUSAL_LM",
-        fan_in_fan_out=any(isinstance(module, Conv1D) for module in llm.modules()),  # GPT-2's layers
-    )
-
-
-def take_up_adapter(model: PeftModel, start: str | Path) -> None:
-    """Put the LoRA weights of a trained student into fresh adapters; nothing of a merged one.
-
-    Raises:
-        UserError: its adapters are of another shape.
-    """
-    if not is_adapter(start):
-        return
-    theirs, ours = PeftConfig.from_pretrained(str(start)), model.peft_config["default"]
-    remedy = "give the same, or go on from the merged model (`aligncap merge`)"
-    ranks = [next(iter(getattr(config, "rank_pattern", {}).values()), 0) for config in (theirs, ours)]
-    if ranks[0] != ranks[1]:
-        raise UserError(f"encoder_lora: the adapter of {start} has {ranks[0]}, not {ranks[1]}; {remedy}")
-    for option, name in (("lora_r", "r"), ("lora_alpha", "lora_alpha"), ("lora_targets", "target_modules")):
-        had, has = getattr(theirs, name), getattr(ours, name)
-        if had != has:
-            raise UserError(f"{option}: the adapter of {start} has {name}={had}, not {has}; {remedy}")
-    saved = load_file(Path(start) / "adapter_model.safetensors")
-    lora = {name: value for name, value in saved.items() if "lora_" in name}
-    set_peft_model_state_dict(model, get_peft_model_state_dict(model) | lora)
-
-
-def freeze_adapters(model: nn.Module) -> None:
-    """Leave the adapters as they begin, which changes nothing of the LLM: only the projector is trained."""
-    for name, parameter in model.named_parameters():
-        if "lora_" in name:
-            parameter.requires_grad_(False)
 
 
 class BucketedTrainer(Trainer):
-    """A Trainer with `LengthBuckets` and a rate of the projector's own, where the options ask for them."""
+    """A Trainer with `LengthBuckets` and rates of projector and encoder, where the options ask for them."""
 
     args: RunConfig
     model: Any
@@ -179,23 +97,25 @@ class BucketedTrainer(Trainer):
         return found
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        rate = getattr(self.args, "projector_learning_rate", None)
-        if self.optimizer is not None or not rate:
+        parts = {"multi_modal_projector": "projector_learning_rate", "audio_tower": "encoder_learning_rate"}
+        found = {part: getattr(self.args, option, None) for part, option in parts.items()}
+        rates: dict[str, float] = {part: rate for part, rate in found.items() if rate}
+        if self.optimizer is not None or not rates:
             return super().create_optimizer(model)
-        groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+        groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
         for name, parameter in self.model.named_parameters():
             if parameter.requires_grad:
-                key = ("multi_modal_projector" in name, parameter.dim() > 1)
-                groups.setdefault(key, []).append(parameter)
+                own = "" if "lora_" in name else next((part for part in rates if part in name), "")
+                groups.setdefault((own, parameter.dim() > 1), []).append(parameter)
         kind, options = self.get_optimizer_cls_and_kwargs(self.args)
         self.optimizer = kind(
             [
                 {
                     "params": parameters,
-                    "lr": rate if projector else self.args.learning_rate,
+                    "lr": rates.get(part, self.args.learning_rate),
                     "weight_decay": self.args.weight_decay if decays else 0.0,
                 }
-                for (projector, decays), parameters in groups.items()
+                for (part, decays), parameters in groups.items()
             ],
             **options,
         )

@@ -43,8 +43,8 @@ def metrics(a: argparse.Namespace) -> None:
         cider_d,
         count_ngrams,
         rouge_l,
-        tokenize,
     )
+    from aligncap.evaluation.metrics.tokens import tokenize
 
     try:
         from pycocoevalcap.bleu.bleu import Bleu

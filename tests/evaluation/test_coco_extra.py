@@ -19,7 +19,7 @@ from aligncap.evaluation.metrics.captions import (
     meteor_scores,
     spice,
 )
-from aligncap.evaluation.metrics.ngram import tokenize
+from aligncap.evaluation.metrics.tokens import tokenize
 from aligncap.evaluation.scoring import evaluate_captions
 from aligncap.utils.errors import UserError
 

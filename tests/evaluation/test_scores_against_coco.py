@@ -21,8 +21,8 @@ from aligncap.evaluation.metrics.ngram import (
     common_subsequence,
     count_ngrams,
     rouge_l,
-    tokenize,
 )
+from aligncap.evaluation.metrics.tokens import tokenize
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "metrics_200.json"
 Tokens = tuple[str, ...]

@@ -18,8 +18,11 @@ from aligncap.data.manifest import read_manifest
 from aligncap.inference.captioner import Captioner
 from aligncap.models.build import assemble, load_encoder
 from aligncap.models.checkpoints import load_checkpoint, load_folder
+from aligncap.models.configuration_emotion2vec import Emotion2vecConfig
 from aligncap.models.encoders import FAMILIES, encode_frames
+from aligncap.models.feature_extraction_emotion2vec import Emotion2vecFeatureExtractor
 from aligncap.models.merge import merge
+from aligncap.models.modeling_emotion2vec import Emotion2vecModel
 from aligncap.training.distill import DistillConfig, run_distill
 from aligncap.training.dpo import SpeechDPOConfig, run_dpo
 from aligncap.training.sft import SpeechSFTConfig, run_sft
@@ -66,6 +69,14 @@ def save_encoder(name: str, folder: Path) -> str:
         ),
         "wavlm": lambda: (t.WavLMModel(t.WavLMConfig(**WAVE)), wave),
         "data2vec-audio": lambda: (t.Data2VecAudioModel(t.Data2VecAudioConfig(**WAVE)), wave),
+        "emotion2vec": lambda: (
+            Emotion2vecModel(
+                Emotion2vecConfig(
+                    **WAVE | {"num_conv_pos_embeddings": 2}, extra_tokens=3, alibi_scales=[3, 1]
+                )
+            ),
+            Emotion2vecFeatureExtractor(do_normalize=True),
+        ),
         "wav2vec2-bert": lambda: (
             t.Wav2Vec2BertModel(t.Wav2Vec2BertConfig(**SMALL, conv_depthwise_kernel_size=7)),
             t.SeamlessM4TFeatureExtractor(),
@@ -208,6 +219,35 @@ def test_lora_in_the_encoder_learns_and_is_merged(family, manifest: Path, tmp_pa
     assert ups and all(value.shape[1] == 2 and value.abs().max() > 0 for value in ups.values()), name
     adapted, _ = load_checkpoint(tmp_path / "run")
     whole, processor = load_folder(merge(tmp_path / "run", tmp_path / "merged"))
+    inputs = processor.captioning_inputs(CLIPS)
+    with torch.no_grad():
+        assert torch.allclose(adapted(**inputs).logits, whole(**inputs).logits, atol=1e-3)
+
+
+def test_the_last_layers_that_run_are_trained_in_full(family, manifest: Path, tmp_path: Path) -> None:
+    """The second layer of three is the last that runs; LoRA changes the first, and nothing the third."""
+    name, folder = family
+    tokenizer = make_tokenizer()
+    make_llm(len(tokenizer)).save_pretrained(tmp_path / "llm")
+    tokenizer.save_pretrained(tmp_path / "llm")
+    data = {"train_manifest": str(manifest), "encoder": str(folder / "encoder"), "llm": str(tmp_path / "llm")}
+    data |= {"projector_hidden": 24, "align_steps": 2, "encoder_layer": "2"}
+    data |= {"encoder_tuned": 1, "encoder_lora": 2, "encoder_learning_rate": 1e-3}
+    run_sft(SpeechSFTConfig(**common(tmp_path / "run", **data)))
+    base, _ = load_folder(tmp_path / "run/base")
+    adapted, _ = load_checkpoint(tmp_path / "run")
+    whole, processor = load_folder(merge(tmp_path / "run", tmp_path / "merged"))
+    before, after = (model.model.audio_tower.state_dict() for model in (base, whole))
+    assert before.keys() == after.keys()
+    moved = {key for key in before if not torch.equal(before[key], after[key])}
+    place = "layers" if hasattr(base.model.audio_tower, "layers") else "encoder.layers"
+    # Softmax takes out what a bias of keys adds, so that it need not move.
+    still = {key for key in before if key.startswith(f"{place}.1.") and key not in moved}
+    assert all(key.endswith("k_proj.bias") for key in still), (name, still)
+    assert any(key.startswith(f"{place}.0.") for key in moved)
+    assert all(key.startswith((f"{place}.0.", f"{place}.1.")) for key in moved), name
+    saved = load_file(tmp_path / "run/adapter_model.safetensors")
+    assert not any("lora_" in key for key in saved if f"audio_tower.{place}.1." in key)
     inputs = processor.captioning_inputs(CLIPS)
     with torch.no_grad():
         assert torch.allclose(adapted(**inputs).logits, whole(**inputs).logits, atol=1e-3)

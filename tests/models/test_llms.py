@@ -94,7 +94,7 @@ GROUPED = {"num_key_value_heads": 2, "intermediate_size": 64}
     ],
 )
 def test_these_are_accepted_and_have_layers_to_adapt(name, options):
-    from aligncap.training.trainer import lora_targets
+    from aligncap.training.adapters import lora_targets
 
     model, processor = assembled(name, **options)
     assert lora_targets(model.model.language_model, "auto")

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from preferring import equal_adapters, log
+from safetensors.torch import load_file
 from tiny import make_model, voice
 
 from aligncap.data.manifest import read_manifest
@@ -32,6 +33,7 @@ SHARED = {
 }
 HALF = {"precision": "bfloat16"}
 FEW = {"teacher_cache": "auto", "teacher_top_k": 8}
+TUNED = {"encoder_tuned": 1, "encoder_learning_rate": 1e-3}
 
 
 @pytest.fixture(scope="module")
@@ -194,6 +196,7 @@ def fsdp2(folder, distill, dpo) -> Runs:
     runs.resume("distill", "distill", distill, "adapter_model.safetensors", "checkpoint-4")
     runs.add("distill", "half", distill | HALF)
     runs.add("distill", "few", distill | FEW)
+    runs.add("distill", "tuned", distill | TUNED)
     return runs.launch()
 
 
@@ -260,3 +263,12 @@ def test_a_sharded_run_reads_the_teacher_s_likeliest_tokens(distill, fsdp2, fold
         for out in (folder / "few", fsdp2["few"])
     ]
     assert coverage[0] == pytest.approx(coverage[1])
+
+
+@pytest.mark.slow
+def test_layers_of_the_encoder_are_trained_in_shards(distill, fsdp2, folder):
+    run_distill(DistillConfig(**distill | TUNED, output_dir=str(folder / "tuned")))
+    assert log(fsdp2["tuned"]) == pytest.approx(log(folder / "tuned"), rel=1e-4)
+    equal_adapters(folder / "tuned", fsdp2["tuned"], atol=1e-4, rtol=1e-3)
+    saved = load_file(fsdp2["tuned"] / "adapter_model.safetensors")
+    assert any(".audio_tower.layers." in name for name in saved)

@@ -11,11 +11,11 @@ from tiny import make_model, with_adapters
 from tiny_families import FAMILIES
 
 from aligncap.models.build import assemble
+from aligncap.training.adapters import freeze_adapters
 from aligncap.training.distill import DistillConfig, wants_teacher_cache
 from aligncap.training.dpo import wants_reference_cache
 from aligncap.training.sft import SpeechSFTConfig
 from aligncap.training.sharding import adapters_off, load_whole, place, shard_as_configured, shards_weights
-from aligncap.training.trainer import freeze_adapters
 from aligncap.utils.errors import UserErrors
 
 

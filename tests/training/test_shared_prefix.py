@@ -11,11 +11,11 @@ from torch.nn import functional as F
 
 from aligncap.models.build import assemble, load_llm
 from aligncap.text.prompts import response_ids
+from aligncap.training.adapters import lora_config
 from aligncap.training.collators import IGNORE, PreferenceCollator
 from aligncap.training.data import ClipInputs
 from aligncap.training.dpo import SpeechDPOConfig
 from aligncap.training.shared_prefix import pack_pairs, plain_rows, score_responses, why_not_packed
-from aligncap.training.trainer import lora_config
 
 CLIPS = [voice(1.31, 150), voice(2.7, 220), voice(0.5, 100)]  # prompts of three lengths: left padding
 CAPTIONS = [

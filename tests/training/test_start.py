@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny import voice
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from aligncap.data.manifest import read_manifest, write_manifest
 from aligncap.data.provenance import read_provenance
 from aligncap.inference.captioner import Captioner
-from aligncap.models.checkpoints import load_checkpoint, load_folder
+from aligncap.models.checkpoints import llm_dtype, load_checkpoint, load_folder
 from aligncap.models.merge import merge
 from aligncap.training.align import AlignConfig, run_align
 from aligncap.training.distill import DistillConfig, run_distill
@@ -137,3 +139,84 @@ def test_what_does_not_fit_is_named_at_once(first, other, quiet, tmp_path) -> No
         run_sft(SpeechSFTConfig(**options, start=str(first), lora_r=4))
     with pytest.raises(UserError, match="no AlignCap checkpoint"):
         run_sft(SpeechSFTConfig(**options | {"output_dir": str(tmp_path / "b")}, start=str(tmp_path)))
+
+
+@pytest.fixture(scope="module")
+def tuning(quiet, manifest: Path, parts, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Options of a run that trains the last encoder layer that runs in full, and no LLM."""
+    shape = {"encoder_layer": "2", "projector_hidden": 24, "projector_dropout": 0.0, "align_steps": 2}
+    shape |= {"train_manifest": str(manifest), "output_dir": str(tmp_path_factory.mktemp("tuned") / "run")}
+    shape |= {"encoder_tuned": 1, "encoder_learning_rate": 1e-3, "train_llm": False}
+    return quiet | parts | shape | {"save_strategy": "steps", "save_steps": 1}
+
+
+@pytest.fixture(scope="module")
+def tuned(tuning) -> Path:
+    run_sft(SpeechSFTConfig(**tuning))
+    return Path(tuning["output_dir"])
+
+
+def test_layers_trained_in_full_go_on(tuned, other, quiet, tmp_path) -> None:
+    base, processor = load_folder(tuned / "base")
+    wanted = logits(*load_checkpoint(tuned))
+    assert not torch.allclose(logits(base, processor), wanted, atol=1e-4)
+    options = quiet | {"learning_rate": 1e-12, "projector_learning_rate": 1e-12, "weight_decay": 0.0}
+    options |= {"train_manifest": str(other), "output_dir": str(tmp_path / "run"), "start": str(tuned)}
+    run_distill(DistillConfig(**options, encoder_tuned=1, encoder_learning_rate=1e-12))
+    torch.testing.assert_close(logits(*load_checkpoint(tmp_path / "run")), wanted, atol=1e-5, rtol=1e-5)
+    options |= {"output_dir": str(tmp_path / "other"), "start": str(merge(tuned, tmp_path / "merged"))}
+    run_sft(SpeechSFTConfig(**options))
+    torch.testing.assert_close(logits(*load_checkpoint(tmp_path / "other")), wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_layers_trained_in_full_go_on_to_the_bit_after_a_stop(tuned, tuning, tmp_path) -> None:
+    stopped = tmp_path / "stopped"
+    shutil.copytree(tuned, stopped)
+    shutil.rmtree(stopped / "checkpoint-2")
+    (stopped / "adapter_model.safetensors").unlink()
+    run_sft(SpeechSFTConfig(**tuning | {"output_dir": str(stopped), "resume_from_checkpoint": "true"}))
+    one, two = (load_file(f / "adapter_model.safetensors") for f in (tuned, stopped))
+    assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_layers_that_do_not_run_or_do_not_fit_are_refused(tuned, other, quiet, manifest, parts, tmp_path):
+    options = quiet | {"train_manifest": str(other), "output_dir": str(tmp_path / "a")}
+    with pytest.raises(UserError, match=r"encoder_tuned: .* trained layers audio_tower\.layers\.1, not none"):
+        run_sft(SpeechSFTConfig(**options, start=str(tuned)))
+    with pytest.raises(UserError, match="its encoder was trained too, .*align the merged model"):
+        run_align(AlignConfig(start=str(tuned), train_manifest=str(other), output_dir=str(tmp_path / "b")))
+    options |= parts | {"output_dir": str(tmp_path / "c"), "encoder_layer": "1"}
+    with pytest.raises(UserError, match="encoder_tuned=2: .* encoder_layer=1 runs 1; choose up to 1"):
+        run_sft(SpeechSFTConfig(**options, encoder_tuned=2))
+    with pytest.raises(UserErrors, match="(?s)feature_cache=yes: .*encoder_learning_rate: has no effect"):
+        SpeechSFTConfig(**options, encoder_lora=2, feature_cache="yes", encoder_learning_rate=0.1)
+
+
+def test_small_steps_of_an_encoder_are_not_lost_in_half_precision(tuning, other, quiet, tmp_path) -> None:
+    """Merged models are written in their LLM's precision; an encoder that was trained is not, whoever
+    goes on."""
+
+    def kinds(folder: Path) -> set[torch.dtype]:
+        saved = load_file(folder / "model.safetensors")
+        assert saved["model.language_model.embed_tokens.weight"].dtype == torch.bfloat16
+        return {value.dtype for name, value in saved.items() if "audio_tower." in name}
+
+    AutoModelForCausalLM.from_pretrained(tuning["llm"], dtype=torch.bfloat16).save_pretrained(
+        tmp_path / "llm"
+    )
+    AutoTokenizer.from_pretrained(tuning["llm"]).save_pretrained(tmp_path / "llm")
+    small = tuning | {"llm": str(tmp_path / "llm"), "encoder_learning_rate": 1e-6, "save_strategy": "no"}
+    run_sft(SpeechSFTConfig(**small | {"output_dir": str(tmp_path / "run")}))
+    whole = merge(tmp_path / "run", tmp_path / "whole")
+    saved = load_file(tmp_path / "run/adapter_model.safetensors")
+    layers = {name: value for name, value in saved.items() if "audio_tower" in name}
+    written = load_file(whole / "model.safetensors")
+    assert layers and kinds(whole) == {torch.float32}
+    assert all(torch.equal(written[n.removeprefix("base_model.model.")], v) for n, v in layers.items())
+    assert llm_dtype(whole) == torch.bfloat16
+    options = quiet | {"train_manifest": str(other), "output_dir": str(tmp_path / "on")}
+    run_sft(SpeechSFTConfig(**options, start=str(whole)))
+    assert kinds(merge(tmp_path / "on", tmp_path / "again")) == {torch.float32}
+    frozen = {n: v for n, v in small.items() if not n.startswith("encoder_") or n == "encoder_layer"}
+    run_sft(SpeechSFTConfig(**frozen | {"output_dir": str(tmp_path / "frozen")}))
+    assert kinds(merge(tmp_path / "frozen", tmp_path / "half")) == {torch.bfloat16}

@@ -28,6 +28,7 @@ import numpy as np
 
 from aligncap.evaluation.metrics import ngram
 from aligncap.evaluation.metrics.ngram import Tokens
+from aligncap.evaluation.metrics.tokens import Chinese, tokenize
 from aligncap.utils.errors import UserError
 from aligncap.utils.io import Row
 from aligncap.utils.statistics import Floats, Statistic, mean
@@ -37,17 +38,22 @@ COCO_METRICS = ("meteor_1_5", "spice")
 
 
 def caption_statistics(
-    names: Sequence[str], captions: Sequence[str], references: Sequence[Sequence[str]], wordnet: bool
+    names: Sequence[str],
+    captions: Sequence[str],
+    references: Sequence[Sequence[str]],
+    wordnet: bool,
+    chinese: Chinese = "characters",
 ) -> dict[str, Statistic]:
     """The scores of `names` (of CONFIGS or COCO_METRICS) as sums over clips; BLEU's are bleu_1 to bleu_4.
 
     Raises:
-        UserError: an unknown name; WordNet, pycocoevalcap, Java or CoreNLP is asked for and not there.
+        UserError: an unknown name; WordNet, pycocoevalcap, Java, CoreNLP or rjieba is asked for and not
+            there.
     """
     if unknown := [name for name in names if name not in (*CONFIGS, *COCO_METRICS)]:
         raise UserError(f"no score {unknown[0]!r}; choose among {', '.join((*CONFIGS, *COCO_METRICS))}")
-    said = [ngram.tokenize(caption) for caption in captions]
-    targets = [[ngram.tokenize(text) for text in texts] for texts in references]
+    said = [tokenize(caption, chinese) for caption in captions]
+    targets = [[tokenize(text, chinese) for text in texts] for texts in references]
     sets = ngram.count_ngrams(said, targets)
     found: dict[str, Statistic] = {}
     if "bleu" in names:
@@ -78,8 +84,9 @@ class CaptionMetric(evaluate.Metric):
     document frequencies of these references, so that a single clip scores 0. METEOR: exact words, Porter
     stems and, where WordNet is found, synonyms; the result's `variant` says which.
 
-    Options of `compute`: `wordnet` insists on synonyms (True) or leaves them out (False); `per_clip` adds
-    the scores of each clip by name, `statistics` the `Statistic` of each score.
+    Options of `compute`: `wordnet` insists on synonyms (True) or leaves them out (False); `chinese` cuts
+    Chinese into "characters" or "words" (aligncap[zh]); `per_clip` adds the scores of each clip by name,
+    `statistics` the `Statistic` of each score.
     """
 
     def _info(self) -> evaluate.MetricInfo:
@@ -98,13 +105,14 @@ class CaptionMetric(evaluate.Metric):
         predictions: list[str],
         references: list[list[str]],
         wordnet: bool | None = None,
+        chinese: Chinese = "characters",
         per_clip: bool = False,
         statistics: bool = False,
     ) -> Row:
         names = CONFIGS if self.config_name == "default" else [self.config_name]
         if wordnet is None:
             wordnet = "meteor" in names and ngram.find_wordnet() is not None
-        found = caption_statistics(names, predictions, references, wordnet)
+        found = caption_statistics(names, predictions, references, wordnet, chinese)
         result: Row = {name: statistic.value for name, statistic in found.items()}
         if "meteor" in found:
             result["variant"] = "exact+stem+WordNet" if wordnet else "exact+stem"

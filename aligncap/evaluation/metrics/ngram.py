@@ -9,14 +9,12 @@ where no 4-gram matches. Where both are defined they agree; the tests compare th
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import tempfile
-import unicodedata
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache
 from itertools import chain, count
 from pathlib import Path
 from types import SimpleNamespace
@@ -221,37 +219,6 @@ def distinct_share(sets: CaptionSet, order: int, clusters: Ints) -> tuple[float,
     left = sizes.sum() - sizes
     without = np.divide(kinds - alone, left, out=np.full(amount, np.nan), where=left > 0)
     return float(kinds / sizes.sum()) if sizes.any() else 0.0, without
-
-
-TOKENIZER = (
-    "NFKC, lower case, Penn-Treebank clitics, hyphens kept, punctuation dropped, Han and kana by character"
-)
-
-_APOSTROPHES = str.maketrans({"\u2019": "'", "\u2018": "'", "\u02bc": "'"})
-_BY_CHARACTER = "\u3005-\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003134f"
-_LETTERS = rf"[^\W_{_BY_CHARACTER}]"
-_TOKEN = re.compile(
-    rf"""n't\b                                  # do n't
-    | '(?:s|m|d|re|ve|ll)\b                     # he 's
-    | [{_BY_CHARACTER}]
-    | \d+(?:[.,]\d+)+                           # 1,440 and 0.5
-    | {_LETTERS}+?(?=n't\b)                     # the do of don't
-    | {_LETTERS}+(?:-{_LETTERS}+)*              # high-pitched""",
-    re.VERBOSE,
-)
-
-
-@lru_cache(maxsize=200_000)
-def tokenize(caption: str) -> tuple[str, ...]:
-    """Words of a caption, lower-case, without punctuation.
-
-    >>> tokenize("He isn't angry; the high-pitched voice shakes.")
-    ('he', 'is', "n't", 'angry', 'the', 'high-pitched', 'voice', 'shakes')
-    >>> tokenize("声音低沉，sad。")
-    ('声', '音', '低', '沉', 'sad')
-    """
-    text = unicodedata.normalize("NFKC", caption).lower().translate(_APOSTROPHES)
-    return tuple(_TOKEN.findall(text))
 
 
 BETA = 1.2  # how much recall outweighs precision in COCO's ROUGE-L

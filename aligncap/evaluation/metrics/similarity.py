@@ -17,7 +17,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from aligncap.evaluation.metrics.ngram import common_subsequence, tokenize
+from aligncap.evaluation.metrics.ngram import common_subsequence
+from aligncap.evaluation.metrics.tokens import tokenize
 from aligncap.utils.errors import UserError, UserErrors
 from aligncap.utils.io import Row, cache_folder
 from aligncap.utils.statistics import Floats
