@@ -66,9 +66,8 @@ class Locator:
     def __init__(self, manifest: str | Path, utterances: Sequence[Utterance]) -> None:
         self.manifest, self.utterances, self.columns = str(manifest), utterances, columns_of(utterances)
         self._real_folder = lru_cache(1 << 16)(os.path.realpath)
-        self._folders: dict[
-            tuple[str, str], str
-        ] = {}  # by root and folder: where it really is, under its root
+        # By root and folder: where that really is, under its root.
+        self._folders: dict[tuple[str, str], str] = {}
 
     def __call__(self, row: int) -> str:
         """The path of a row's file.

@@ -162,7 +162,7 @@ def test_a_page_plays_the_clips_tells_no_name_and_its_rows_are_read_back(
     evil = '"><script>alert(1)</script> & sad'
     lines[0]["caption"] = evil
     path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    with pytest.raises(UserError, match="No such file"):
+    with pytest.raises(UserError, match="no such file"):
         judge(path, None, references=1, form=tmp_path / "form.html")
     (tmp_path / "data" / "audio").mkdir(exist_ok=True)
     for name in {line["id"] for line in lines}:
