@@ -149,7 +149,7 @@ def run_distill(config: DistillConfig) -> int:
             student.model.to(run.device),  # where weights will be sharded, its LLM is still on the host
             ConcatDataset(rows),
             student.processor.tokenizer.pad_token_id,
-            dtype=torch.bfloat16 if config.bf16 else torch.float32,
+            dtype=config.compute_dtype,
             top_k=config.teacher_top_k,
             temperature=config.temperature,
             group=run.group,

@@ -40,6 +40,8 @@ class SpeechSFTConfig(StudentConfig):
         errors = super().own_errors()
         if self.encoder_lora and not self.train_llm:
             errors.append("encoder_lora: with train_llm=false the projector alone learns; leave one out")
+        if self.encoder_lora:  # layers above encoder_layer have adapters too, and are not run
+            self.ddp_find_unused_parameters = None
         return errors
 
     @property

@@ -228,7 +228,7 @@ def peak_of_steps(
 
     from aligncap.models.configuration_aligncap import AlignCapConfig
     from aligncap.models.modeling_aligncap import AlignCapForConditionalGeneration, PooledFrames
-    from aligncap.models.precision import suit_bfloat16
+    from aligncap.models.precision import suit_half
     from aligncap.training.distill import DistillConfig, DistillTrainer
 
     before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
@@ -274,7 +274,7 @@ def peak_of_steps(
             trainer.model.gradient_checkpointing_enable({"use_reentrant": False})
         optimizer = trainer.create_optimizer()
         if half:
-            suit_bfloat16(trainer.model)
+            suit_half(trainer.model)
         adapted = trainer.accelerator.prepare_model(trainer.model)  # autocast lies around its forward
         for _ in range(3):
             trainer.training_step(adapted.train(), dict(rows))
