@@ -102,11 +102,12 @@ def test_adapters_of_encoder_layers_that_are_not_run_have_none(tmp_path):
     assert bool(missing) == (trainer.args.ddp_find_unused_parameters is not False)
 
 
+@pytest.mark.slow
 def test_compiled_layers_give_loss_and_gradients_of_plain_ones(tmp_path):
     trainer, batch = student(tmp_path, {"lora_dropout": 0.0, "projector_dropout": 0.0}, projector_dropout=0.0)
     plain = trainer.model
     compiled = copy.deepcopy(plain)
-    assert compile_layers(language_model(compiled), backend="aot_eager") == 2
+    assert compile_layers(language_model(compiled), backend="eager") == 2
     found = []
     for model in (plain, compiled):
         trainer.model = model.train()
