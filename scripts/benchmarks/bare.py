@@ -7,8 +7,6 @@ environment out of the packages installed here, so that a test can run what woul
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from collections.abc import Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, distribution, requires
 from pathlib import Path
@@ -20,8 +18,8 @@ WHEELS = (
     "transformers peft soundfile cffi pycparser soxr pydantic pydantic_core annotated-types "
     "typing-inspection pytest pluggy iniconfig"
 ).split()
-# Of `train dpo` alone. trl reads datasets, which reads pyarrow and pandas: 67 MB that most machines with torch
-# have already and that are not carried. Where they are absent, these are left out too, and dpo is not measured.
+# Of `train dpo` alone. trl reads datasets, which reads pyarrow and pandas: 67 MB that most machines with
+# torch have already and that are not carried. Without them these are left out too, and dpo is not measured.
 PREFERENCES = ("trl", "datasets", "dill", "multiprocess", "xxhash")
 TABLES = ("pyarrow", "pandas", "python-dateutil")
 LIMIT = 60_000_000  # bytes of all wheels
