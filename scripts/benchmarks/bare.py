@@ -1,12 +1,17 @@
 """What a bare machine needs from us: the wheels to carry, and a stand-in for such a machine.
 
+    python3 scripts/benchmarks/bare.py DIR [--python 3.12]     # fetch the wheels into DIR; needs pip alone
+
 Bare: torch, transformers and accelerate with what they require, and nothing else. `make_bare` gives such an
 environment out of the packages installed here, so that a test can run what would run on that machine.
 """
 
 from __future__ import annotations
 
+import argparse
 import re
+import subprocess
+import sys
 from collections.abc import Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, distribution, requires
 from pathlib import Path
@@ -67,3 +72,33 @@ def make_bare(folder: Path, more: Sequence[str] = (*PREFERENCES, *TABLES)) -> Pa
             if not (folder / top).exists():
                 (folder / top).symlink_to(Path(str(found.locate_file(top))).resolve())
     return folder
+
+
+def pinned(names: Iterable[str]) -> list[str]:
+    """NAME==VERSION as configs/constraints.txt has it."""
+    lines = (ROOT / "configs/constraints.txt").read_text(encoding="utf-8").split()
+    versions = {normal(line.partition("==")[0]): line for line in lines if "==" in line}
+    return [versions[normal(name)] for name in names]
+
+
+def main() -> int:
+    """Fetch the wheels for a machine of another Python, and weigh them."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--python", default="3.12", help="of the machine they are for (x86-64 Linux)")
+    a = parser.parse_args()
+    wanted = pinned((*WHEELS, *PREFERENCES))
+    print("to carry:", *wanted, "\ntaken as there:", ", ".join((*THERE, "what these require", *TABLES)))
+    platforms = [f"--platform=manylinux_{number}_x86_64" for number in PLATFORMS]
+    fetch = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:"]
+    fetch += [f"--python-version={a.python}", "--implementation=cp", *platforms, "-d", str(a.folder), *wanted]
+    subprocess.run(fetch, check=True)
+    total = sum(file.stat().st_size for file in a.folder.glob("*.whl"))
+    print(f"{total / 1e6:.1f} MB in {a.folder} (at most {LIMIT / 1e6:.0f})")
+    return int(total > LIMIT)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

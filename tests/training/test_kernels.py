@@ -7,13 +7,10 @@ import copy
 import pytest
 import torch
 from test_shared_prefix import adapted, batch_of, read
-from tiny import make_model, voice
+from tiny import make_model, make_trainer
 
-from aligncap.training.collators import SpeechCollator
-from aligncap.training.data import ClipInputs
 from aligncap.training.dpo import SpeechDPOConfig
 from aligncap.training.kernels import FLEX, attention, compile_layers, language_model
-from aligncap.training.sft import SpeechSFTConfig, SpeechSFTTrainer
 from aligncap.utils.errors import UserErrors
 
 
@@ -49,28 +46,6 @@ def test_flex_attention_is_refused_where_it_cannot_be(options, message, tmp_path
         SpeechDPOConfig(output_dir=str(tmp_path), packed_attention="flex", **paths, **options)
 
 
-def student(tmp_path, args=None, **options):
-    """A student with adapters, a trainer on it, and a batch of two clips in the order of its collator."""
-    model, processor = make_model(**options)
-    (tmp_path / "m.jsonl").touch()
-    args = SpeechSFTConfig(
-        output_dir=str(tmp_path / "run"),
-        train_manifest=str(tmp_path / "m.jsonl"),
-        report_to="none",
-        precision="float32",
-        **(args or {}),
-    )
-    around, rows = ClipInputs(processor).around(), []
-    for seconds, response in ((1.3, [5, 6, 0]), (0.5, [7, 0])):
-        samples = voice(seconds)
-        audio = [processor.audio_token_id] * processor.num_audio_tokens(len(samples))
-        rows.append(
-            {"prompt_ids": [*around[0], *audio, *around[1]], "samples": samples, "response_ids": response}
-        )
-    trainer = SpeechSFTTrainer(model, args, processing_class=processor, train_dataset=rows)
-    return trainer, SpeechCollator(processor)(rows)
-
-
 WORDS = {"speakers": ["woman", "man"], "emotions": ["angry", "calm"]}
 
 
@@ -87,7 +62,7 @@ WORDS = {"speakers": ["woman", "man"], "emotions": ["angry", "calm"]}
 )
 def test_everything_trained_has_a_gradient_in_every_step(options, tmp_path):
     """So DDP need not look for parameters without one (ddp_find_unused_parameters)."""
-    trainer, batch = student(tmp_path, **options)
+    trainer, batch = make_trainer(tmp_path, **options)
     assert trainer.args.ddp_find_unused_parameters is False
     trainer.compute_loss(trainer.model.train(), batch).backward()
     missing = [n for n, p in trainer.model.named_parameters() if p.requires_grad and p.grad is None]
@@ -96,7 +71,7 @@ def test_everything_trained_has_a_gradient_in_every_step(options, tmp_path):
 
 def test_adapters_of_encoder_layers_that_are_not_run_have_none(tmp_path):
     """The one case in which DDP must look for them."""
-    trainer, batch = student(tmp_path, {"encoder_lora": 2})
+    trainer, batch = make_trainer(tmp_path, {"encoder_lora": 2})
     trainer.compute_loss(trainer.model.train(), batch).backward()
     missing = [n for n, p in trainer.model.named_parameters() if p.requires_grad and p.grad is None]
     assert bool(missing) == (trainer.args.ddp_find_unused_parameters is not False)
@@ -104,7 +79,9 @@ def test_adapters_of_encoder_layers_that_are_not_run_have_none(tmp_path):
 
 @pytest.mark.slow
 def test_compiled_layers_give_loss_and_gradients_of_plain_ones(tmp_path):
-    trainer, batch = student(tmp_path, {"lora_dropout": 0.0, "projector_dropout": 0.0}, projector_dropout=0.0)
+    trainer, batch = make_trainer(
+        tmp_path, {"lora_dropout": 0.0, "projector_dropout": 0.0}, projector_dropout=0.0
+    )
     plain = trainer.model
     compiled = copy.deepcopy(plain)
     assert compile_layers(language_model(compiled), backend="eager") == 2
