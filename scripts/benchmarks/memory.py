@@ -2,6 +2,7 @@
 
 python scripts/benchmarks/memory.py formula            # the table of docs/scaling.md
 python scripts/benchmarks/memory.py measure            # the formula against measured runs
+python scripts/benchmarks/memory.py plan               # memory and time of a step by plan_run.py
 python scripts/benchmarks/memory.py processes RUN      # two processes against one
 python scripts/benchmarks/memory.py startup            # 100,000 rows against 1,000
 """
@@ -92,9 +93,9 @@ def measure(a: argparse.Namespace) -> None:
 
 
 def peak_of_steps(
-    shape: Shape, *, batch: int, length: int, response: int, half: bool, checkpointing: bool
+    shape: Shape, *, batch: int, length: int, response: int, half: bool, checkpointing: bool, steps: int = 3
 ) -> dict[str, Any]:
-    """Peak bytes of three distillation steps, above what the process held before, and what was counted."""
+    """Peak bytes of distillation steps above what was held before, seconds of a step, what was counted."""
     import torch
     from transformers import LlamaConfig, WhisperConfig
 
@@ -148,14 +149,76 @@ def peak_of_steps(
         if half:
             suit_half(trainer.model)
         adapted = trainer.accelerator.prepare_model(trainer.model)  # autocast lies around its forward
-        for _ in range(3):
+        taken = []
+        for _ in range(steps):
+            began = time.process_time()
             trainer.training_step(adapted.train(), dict(rows))
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
+            taken.append(time.process_time() - began)
+    found = {"counted": counted, "step": statistics.median(taken[1:])}
     if device == "cuda":
-        return {"peak": torch.cuda.max_memory_allocated(), "counted": counted | {"eager": False}}
-    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
-    return {"peak": used, "counted": counted | {"eager": half}}
+        counted["eager"] = False
+        return found | {"peak": torch.cuda.max_memory_allocated()}
+    counted["eager"] = half
+    return found | {"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before}
+
+
+@benchmark(batch=8, length=128, response=32, only="")
+def plan(a: argparse.Namespace) -> None:
+    """What `scripts/plan_run.py` computes with, memory and operations of a step, against measured steps.
+
+    Two sizes, one process and two that share the batch (float32, teacher live, one thread each). Seconds are
+    the process's own processor time, so other work on the machine does not count. The share of a matrix
+    product's rate that a step reaches is taken from the first row; the other rows are predicted by it.
+    """
+    how = {"length": a.length, "response": a.response, "half": False, "checkpointing": False}
+    if a.only:
+        name, count = a.only.split(":")
+        found = peak_of_steps(SHAPES[name], **how, batch=a.batch // int(count), steps=6)
+        if os.environ.get("RANK", "0") == "0":
+            print(json.dumps(found | {"rate": product_rate(SHAPES[name].width, SHAPES[name].inner)}))
+        return
+    limits = {
+        "MALLOC_MMAP_THRESHOLD_": "65536",
+        "MALLOC_TRIM_THRESHOLD_": "65536",
+        "ACCELERATE_USE_CPU": "true",
+    }
+    rows, share = [], 0.0
+    for name, count in ((name, count) for name in ("SmolLM2-135M", "SmolLM2-360M") for count in (1, 2)):
+        words = ["plan", "--only", f"{name}:{count}", "--batch", str(a.batch)]
+        found = alone(words, processes=count, **limits)
+        shape, batch = SHAPES[name], a.batch // count
+        size = sum(terms(shape, **(how | {"checkpointing": False}), batch=batch, **found["counted"]).values())
+        flops = shape.step(batch, a.length, a.response)
+        flops += shape.flops(batch, a.length) + shape.head(batch * a.response)
+        rate = flops / found["step"] / found["rate"]
+        share = share or rate
+        predicted = flops / share / found["rate"]
+        row = [
+            name,
+            str(count),
+            f"{size / GIB:.2f}",
+            f"{found['peak'] / GIB:.2f}",
+            f"{size / found['peak']:.2f}",
+        ]
+        row += [f"{predicted:.2f}", f"{found['step']:.2f}", f"{predicted / found['step']:.2f}"]
+        rows.append(row)
+    print(f"{a.batch} rows of {a.length} tokens, {machine()}; a step reaches {share:.0%} of a product's rate")
+    head = "LLM,processes,GiB predicted,measured,ratio,seconds predicted,measured,ratio"
+    print_table(head.split(","), rows)
+
+
+def product_rate(width: int, inner: int) -> float:
+    """FLOP/s of the matrix product of a layer's MLP, by this process's own time; best of several."""
+    import torch
+
+    a, b, best = torch.randn(1024, width), torch.randn(width, inner), float("inf")
+    for _ in range(12):
+        began = time.process_time()
+        torch.mm(a, b)
+        best = min(best, time.process_time() - began)
+    return 2 * 1024 * width * inner / best
 
 
 def launch(count: int, *words: object) -> tuple[float, float]:
