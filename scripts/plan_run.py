@@ -53,11 +53,15 @@ CONSTANTS = {
     "cores": (64, "processor cores of a host", "assumed; --cores"),
     "audio": (32_000, "bytes a second of speech, 16-bit at 16 kHz", "exact"),
     "row": (1_600, "bytes of a manifest's row with five captions", "measured, 240 clips of RAVDESS"),
-    "prepare": (0.0023, "core seconds a second of speech", "measured, aligncap prepare, one core"),
-    "annotate": (0.24, "core seconds a clip: cues, five captions", "measured, aligncap annotate, one core"),
-    "clues": (0.037, "core seconds a caption", "measured, aligncap clues, one core"),
-    "rubric": (0.002, "core seconds a caption, fluency not counted", "measured, judge rubric, one core"),
-    "log_mel": (0.004, "core seconds a second of speech, decoding included", "measured, one core"),
+    "prepare": (
+        0.0007,
+        "core seconds a second of speech",
+        "measured, aligncap prepare, 240 clips, files in memory",
+    ),
+    "annotate": (0.067, "core seconds a clip of 3.7 s: cues, five captions", "measured, 60 clips less 10"),
+    "clues": (0.002, "core seconds a caption", "measured, 300 captions less 50"),
+    "rubric": (0.001, "core seconds a caption, fluency not counted", "measured, 1,200 captions less 100"),
+    "log_mel": (0.0008, "core seconds a second of speech, decoding included", "measured, 128 bands"),
 }
 
 
