@@ -297,6 +297,22 @@ def told(work: Work) -> str:
     return "\n".join(lines)
 
 
+def compared(works: list[Work]) -> str:
+    """Times by stage for several numbers of GPUs; memory, disk and what is sent of the second."""
+    plans = [plan(work) for work in works]
+    head = ["stage", *(f"{work.gpus} GPU{'s' * (work.gpus > 1)}" for work in works)]
+    lines = ["| " + " | ".join([*head, "GiB a GPU", "GB written", "GB sent"]) + " |", "|---" * 7 + "|"]
+    for stages in zip(*plans, strict=True):
+        some = stages[1]
+        cells = [some.name, *(f"{shown(s.time)}, {s.bound}" for s in stages)]
+        cells += [f"{some.memory / GIB:.3g}" if some.memory else "", f"{some.written / GB:,.3g}"]
+        lines.append("| " + " | ".join([*cells, f"{some.moved / GB:,.3g}" if some.moved else ""]) + " |")
+    whole = [shown(sum(stage.time for stage in stages)) for stages in plans]
+    kept = sum(stage.written for stage in plans[1]) + works[1].hours * 3600 * constant("audio")
+    lines.append("| " + " | ".join(["**all**", *whole, "", f"{kept / GB:,.0f} with the speech", ""]) + " |")
+    return "\n".join(lines)
+
+
 def measured(path: Path, llm: str) -> dict[str, float]:
     """Rate and MFU of distillation as scripts/gpu_check.sh found them, of this LLM where it is there."""
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
@@ -343,9 +359,9 @@ def main(words: list[str] | None = None) -> None:
         return
     if a.table:
         for hours in (100, 1_000, 100_000):
-            for gpus in (1, 8, 64):
-                work = Work(SHAPES["Qwen2.5-7B"], ENCODERS[a.encoder], hours, gpus, DEVICES[a.device])
-                print(f"\n{hours:,} h, {gpus} GPUs\n\n{told(work)}")
+            llm, device = SHAPES[a.model or "Qwen2.5-7B"], DEVICES[a.device]
+            works = [Work(llm, ENCODERS[a.encoder], hours, gpus, device) for gpus in (1, 8, 64)]
+            print(f"\n{hours:,} h\n\n{compared(works)}")
         return
     if a.model is None or a.hours is None or a.gpus is None:
         parser.error("MODEL HOURS GPUS are needed, e.g. Qwen2.5-7B 1000 8")
