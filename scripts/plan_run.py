@@ -269,48 +269,36 @@ def shown(seconds: float) -> str:
     return f"{seconds:.2g} s"
 
 
-def told(work: Work) -> str:
-    """The plan as a markdown table, with its sums and what follows from them."""
-    stages = plan(work)
-    lines = ["| stage | time | limited by | GiB a GPU | GB written | GB sent by a GPU |", "|---" * 6 + "|"]
-    for stage in stages:
-        cells = [
-            stage.name,
-            shown(stage.time),
-            stage.bound,
-            f"{stage.memory / GIB:.3g}" if stage.memory else "",
-        ]
-        cells += [f"{stage.written / GB:,.3g}", f"{stage.moved / GB:,.3g}" if stage.moved else ""]
-        lines.append("| " + " | ".join(cells) + " |")
-    whole, longest = sum(stage.time for stage in stages), max(stages, key=lambda stage: stage.time)
-    kept = sum(stage.written for stage in stages) + work.hours * 3600 * constant("audio")
-    lines.append(
-        f"\nIn all {shown(whole)}; {longest.time / whole:.0%} of it {longest.name} ({longest.bound}). "
-    )
-    lines[-1] += f"Disk, the speech included: {kept / GB:,.0f} GB. "
-    how = {name: value for name, value in training(work, 1).items() if name != "shards"}
-    chosen = choice(work.llm, work.device.memory, **how)
-    fits = max(stage.memory for stage in stages) <= 0.9 * work.device.memory
-    lines[-1] += f"Launch: {chosen}." + (
-        "" if fits else " What is above the device's memory needs shards or --batch."
-    )
-    return "\n".join(lines)
-
-
 def compared(works: list[Work]) -> str:
-    """Times by stage for several numbers of GPUs; memory, disk and what is sent of the second."""
+    """A markdown table of times by stage, for one number of GPUs or more.
+
+    Memory, disk and what each GPU sends are those of the second number, or of the only one.
+    """
     plans = [plan(work) for work in works]
+    place = min(1, len(works) - 1)
     head = ["stage", *(f"{work.gpus} GPU{'s' * (work.gpus > 1)}" for work in works)]
-    lines = ["| " + " | ".join([*head, "GiB a GPU", "GB written", "GB sent"]) + " |", "|---" * 7 + "|"]
+    head += ["GiB a GPU", "GB written", "GB sent"]
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for stages in zip(*plans, strict=True):
-        some = stages[1]
+        some = stages[place]
         cells = [some.name, *(f"{shown(s.time)}, {s.bound}" for s in stages)]
         cells += [f"{some.memory / GIB:.3g}" if some.memory else "", f"{some.written / GB:,.3g}"]
         lines.append("| " + " | ".join([*cells, f"{some.moved / GB:,.3g}" if some.moved else ""]) + " |")
     whole = [shown(sum(stage.time for stage in stages)) for stages in plans]
-    kept = sum(stage.written for stage in plans[1]) + works[1].hours * 3600 * constant("audio")
+    kept = sum(stage.written for stage in plans[place]) + works[place].hours * 3600 * constant("audio")
     lines.append("| " + " | ".join(["**all**", *whole, "", f"{kept / GB:,.0f} with the speech", ""]) + " |")
     return "\n".join(lines)
+
+
+def advice(work: Work) -> str:
+    """Which stage takes longest, and how to launch the training."""
+    stages = plan(work)
+    whole, longest = sum(stage.time for stage in stages), max(stages, key=lambda stage: stage.time)
+    how = {name: value for name, value in training(work, 1).items() if name != "shards"}
+    text = f"{longest.time / whole:.0%} of the time is {longest.name}, limited by {longest.bound}. "
+    text += f"Launch: {choice(work.llm, work.device.memory, **how)}."
+    large = [stage.name for stage in stages if stage.memory > 0.9 * work.device.memory]
+    return text + (f" Too large for the device: {', '.join(large)}." if large else "")
 
 
 def measured(path: Path, llm: str) -> dict[str, float]:
@@ -377,7 +365,7 @@ def main(words: list[str] | None = None) -> None:
     given = {name: getattr(a, name) for name in names}
     work = Work(chosen_shape(a.model), ENCODERS[a.encoder], device=device, disk=a.disk * GB, **given, **rates)
     print(f"{a.model}, {a.encoder}, {a.hours:g} h in clips of {a.clip:g} s, {a.gpus} × {a.device}\n")
-    print(told(work))
+    print(f"{compared([work])}\n\n{advice(work)}")
 
 
 if __name__ == "__main__":

@@ -9,10 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts/benchmarks"))
-
-from bare import PREFERENCES, TABLES, WHEELS, closure, make_bare, pinned
+from bare_site import PREFERENCES, TABLES, WHEELS, closure, make_bare
 
 ROOT = Path(__file__).resolve().parents[1]
 TRAINING = "teacher sft distill".split()
@@ -48,6 +45,8 @@ def test_preferences_import_no_more_than_is_carried(whole):
 
 
 def test_what_is_carried_is_pinned_and_not_there_already():
+    from bare import pinned
+
     assert all("==" in line for line in pinned((*WHEELS, *PREFERENCES)))
     there = closure(("torch", "accelerate"))
     assert not there & {name.lower() for name in (*WHEELS, *PREFERENCES, *TABLES)} - {"transformers"}

@@ -99,7 +99,7 @@ def test_the_plan_is_printed(capsys):
     text = capsys.readouterr().out
     for name in "prepare annotate features teacher distill candidates judge dpo captions".split():
         assert f"| {name} |" in text
-    assert "Launch: gpu1 or gpu8" in text and "In all" in text
+    assert "Launch: gpu1 or gpu8" in text and "| **all** |" in text
 
 
 def test_a_folder_of_a_model_is_read(parts, capsys):

@@ -1,9 +1,8 @@
-"""What a bare machine needs from us: the wheels to carry, and a stand-in for such a machine.
+"""What must be carried to a machine that has torch, transformers and accelerate alone, and their needs.
 
     python3 scripts/benchmarks/bare.py DIR [--python 3.12]     # fetch the wheels into DIR; needs pip alone
 
-Bare: torch, transformers and accelerate with what they require, and nothing else. `make_bare` gives such an
-environment out of the packages installed here, so that a test can run what would run on that machine.
+A test makes such an environment out of the packages installed here (tests/bare_site.py).
 """
 
 from __future__ import annotations
@@ -12,8 +11,7 @@ import argparse
 import re
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
-from importlib.metadata import PackageNotFoundError, distribution, requires
+from collections.abc import Iterable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,44 +32,6 @@ PLATFORMS = "2_39 2_35 2_34 2_31 2_28 2_27 2_24 2_17 2_5".split()
 def normal(name: str) -> str:
     """A distribution's name as packaging compares it."""
     return re.sub(r"[-_.]+", "-", name).lower()
-
-
-def closure(names: Iterable[str]) -> set[str]:
-    """These distributions and all that they require, extras left out, as installed here."""
-    found: set[str] = set()
-    left = [normal(name) for name in names]
-    while left:
-        name = left.pop()
-        if name in found:
-            continue
-        found.add(name)
-        try:
-            needs = requires(name) or []
-        except PackageNotFoundError:  # of another system or Python
-            continue
-        left += [normal(re.split(r"[^\w.-]", line)[0]) for line in needs if "extra ==" not in line]
-    return found
-
-
-def make_bare(folder: Path, more: Sequence[str] = (*PREFERENCES, *TABLES)) -> Path:
-    """A folder of links to the packages of a bare machine, to `WHEELS` and to `more`: for `python -S`.
-
-    Raises:
-        PackageNotFoundError: one of ours is not installed here.
-    """
-    folder.mkdir(parents=True)
-    ours = {normal(name) for name in (*WHEELS, *more)}
-    for name in closure(THERE) | ours:
-        try:
-            found = distribution(name)
-        except PackageNotFoundError:
-            if name in ours:
-                raise
-            continue
-        for top in {file.parts[0] for file in found.files or ()} - {"..", "__pycache__"}:
-            if not (folder / top).exists():
-                (folder / top).symlink_to(Path(str(found.locate_file(top))).resolve())
-    return folder
 
 
 def pinned(names: Iterable[str]) -> list[str]:
