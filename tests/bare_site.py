@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+import venv
 from collections.abc import Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, distribution, requires
 from pathlib import Path
@@ -31,12 +32,15 @@ def closure(names: Iterable[str]) -> set[str]:
 
 
 def make_bare(folder: Path, more: Sequence[str] = (*PREFERENCES, *TABLES)) -> Path:
-    """A folder of links to the packages of a bare machine, to `WHEELS` and to `more`: for `python -S`.
+    """An environment of links to the packages of a bare machine, and beside it what is carried; its Python.
 
     Raises:
         PackageNotFoundError: one of ours is not installed here.
     """
-    folder.mkdir(parents=True)
+    venv.create(folder, symlinks=True)
+    site = next((folder / "lib").glob("python*/site-packages"))
+    carried = folder / "carried"
+    carried.mkdir()
     ours = {normal(name) for name in (*WHEELS, *more)}
     for name in closure(THERE) | ours:
         try:
@@ -45,7 +49,8 @@ def make_bare(folder: Path, more: Sequence[str] = (*PREFERENCES, *TABLES)) -> Pa
             if name in ours:
                 raise
             continue
+        place = carried if name in ours - {normal(table) for table in TABLES} else site
         for top in {file.parts[0] for file in found.files or ()} - {"..", "__pycache__"}:
-            if not (folder / top).exists():
-                (folder / top).symlink_to(Path(str(found.locate_file(top))).resolve())
-    return folder
+            if not (place / top).exists():
+                (place / top).symlink_to(Path(str(found.locate_file(top))).resolve())
+    return folder / "bin/python"

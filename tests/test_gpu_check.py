@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,12 +14,12 @@ ROOT = Path(__file__).resolve().parents[1]
 TRAINING = "teacher sft distill".split()
 
 
-def bare_python(folder: Path, *words: object, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Python that sees the packages in `folder` and ours, and no others."""
-    env = os.environ | {"PYTHONPATH": f"{ROOT}:{folder}", "OMP_NUM_THREADS": "1", **variables}
-    return subprocess.run(
-        [sys.executable, "-S", *map(str, words)], capture_output=True, text=True, env=env, cwd=ROOT
-    )
+def bare_python(python: Path, *words: object) -> subprocess.CompletedProcess[str]:
+    """The Python of `make_bare`, with what is carried and with ours."""
+    path = f"{ROOT}:{python.parents[1] / 'carried'}"
+    env = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    command = [str(word) for word in (python, *words)]
+    return subprocess.run(command, capture_output=True, text=True, env=env, cwd=ROOT)
 
 
 @pytest.fixture(scope="module")

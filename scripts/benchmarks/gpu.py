@@ -178,7 +178,7 @@ def run(a: argparse.Namespace) -> None:
                 "--least",
                 least,
             )
-            command = [sys.executable, *(("-S",) if sys.flags.no_site else ()), __file__, "cell"]
+            command = [sys.executable, __file__, "cell"]
             command += [*map(str, options), "--out", str(file)]
             print(words, flush=True)
             try:
