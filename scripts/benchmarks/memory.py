@@ -164,7 +164,7 @@ def peak_of_steps(
     return found | {"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before}
 
 
-@benchmark(batch=8, length=128, response=32, only="")
+@benchmark(batch=4, length=64, response=16, only="")
 def plan(a: argparse.Namespace) -> None:
     """What `scripts/plan_run.py` computes with, memory and operations of a step, against measured steps.
 
@@ -175,7 +175,7 @@ def plan(a: argparse.Namespace) -> None:
     how = {"length": a.length, "response": a.response, "half": False, "checkpointing": False}
     if a.only:
         name, count = a.only.split(":")
-        found = peak_of_steps(SHAPES[name], **how, batch=a.batch // int(count), steps=6)
+        found = peak_of_steps(SHAPES[name], **how, batch=a.batch // int(count))
         if os.environ.get("RANK", "0") == "0":
             print(json.dumps(found | {"rate": product_rate(SHAPES[name].width, SHAPES[name].inner)}))
         return
@@ -186,7 +186,8 @@ def plan(a: argparse.Namespace) -> None:
     }
     rows, share = [], 0.0
     for name, count in ((name, count) for name in ("SmolLM2-135M", "SmolLM2-360M") for count in (1, 2)):
-        words = ["plan", "--only", f"{name}:{count}", "--batch", str(a.batch)]
+        sizes = [f"--{key}={getattr(a, key)}" for key in ("batch", "length", "response")]
+        words = ["plan", "--only", f"{name}:{count}", *sizes]
         found = alone(words, processes=count, **limits)
         shape, batch = SHAPES[name], a.batch // count
         size = sum(terms(shape, **(how | {"checkpointing": False}), batch=batch, **found["counted"]).values())
