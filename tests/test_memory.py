@@ -1,4 +1,4 @@
-"""The memory formula of scripts/benchmarks/memory.py, counted by hand, and the choice that follows."""
+"""The memory formula of scripts/benchmarks/shapes.py, counted by hand, and the choice that follows."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts/benchmarks"))
 
-from memory import GIB, SHAPES, Shape, choice, read_shape, terms
+from common import GIB
+from shapes import SHAPES, Shape, choice, read_shape, terms
 
 TINY = Shape(layers=2, width=4, inner=8, heads=2, kv_heads=1, vocab=10, tied=True)
 HOW = {"batch": 2, "length": 3, "response": 1}

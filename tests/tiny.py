@@ -136,3 +136,27 @@ def with_adapters(model: Any, args: Any, *, projector: bool) -> Any:
     from aligncap.training.adapters import lora_config
 
     return get_peft_model(model, lora_config(model, args, projector=projector))
+
+
+def make_trainer(folder: Any, args: Any = None, **options: Any) -> tuple[Any, Any]:
+    """A trainer of `train sft` on a tiny student, and a batch of two clips.
+
+    `args` are options of training, `options` those of `make_model`.
+    """
+    from aligncap.training.collators import SpeechCollator
+    from aligncap.training.data import ClipInputs
+    from aligncap.training.sft import SpeechSFTConfig, SpeechSFTTrainer
+
+    model, processor = make_model(**options)
+    manifest = folder / "m.jsonl"
+    manifest.touch()
+    paths = {"output_dir": str(folder / "run"), "train_manifest": str(manifest)}
+    config = SpeechSFTConfig(**paths, **{"report_to": "none", "precision": "float32"} | (args or {}))
+    around, rows = ClipInputs(processor).around(), []
+    for seconds, response in ((1.3, [5, 6, 0]), (0.5, [7, 0])):
+        samples = voice(seconds)
+        audio = [processor.audio_token_id] * processor.num_audio_tokens(len(samples))
+        prompt = [*around[0], *audio, *around[1]]
+        rows.append({"prompt_ids": prompt, "samples": samples, "response_ids": response})
+    trainer = SpeechSFTTrainer(model, config, processing_class=processor, train_dataset=rows)
+    return trainer, SpeechCollator(processor)(rows)

@@ -220,17 +220,23 @@ def over_clips(
         known = dict(zip(groups, contexts, strict=True)) | {None: None}
     errors: dict[str, str] = {}
 
-    def compute(batch: Sequence[str]) -> Row:
+    def is_gated(key: str) -> bool:
+        return unspoken is not None and at[key].condition == "right"
+
+    def read(batch: Sequence[str]) -> dict[str, np.ndarray]:
         heard: dict[str, np.ndarray] = {}
-        gated = [key for key in batch if unspoken is not None and at[key].condition == "right"]
         for key in batch:
             try:
                 heard[key] = at[key].sound(captioner.processor.max_seconds)
             except UserError as error:
-                if key in gated and is_silent(error):
+                if is_gated(key) and is_silent(error):
                     heard[key] = NOTHING
                 else:
                     errors[key] = str(error)
+        return heard
+
+    def compute(batch: Sequence[str], heard: dict[str, np.ndarray]) -> Row:
+        gated = [key for key in batch if is_gated(key)]
         if all(key in journal for key in heard):
             return {}
         done: Row = {}
@@ -242,7 +248,7 @@ def over_clips(
             done |= {job.key: row for job, row in zip(own, rows, strict=True)}
         return done
 
-    group.share_out(journal, batches, compute, title)
+    group.share_out(journal, batches, compute, title, read=read)
     found = group.merge(errors)
     return [found[key] for key in keys if key in found]
 

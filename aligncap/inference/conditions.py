@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import solve_toeplitz
 
 from aligncap.audio.files import PEAK_LIMIT, SAMPLE_RATE, active_energy
 from aligncap.data.manifest import Utterance
@@ -102,6 +101,8 @@ def _predictors(lags: Floats) -> tuple[Floats, Floats]:
 
     `lags` are autocorrelations (frames, order + 1); frames of silence give a predictor of 1 and no error.
     """
+    from scipy.linalg import solve_toeplitz
+
     predictor = np.zeros_like(lags)
     predictor[:, 0] = 1
     for i in np.flatnonzero(lags[:, 0] > 0):

@@ -1,7 +1,8 @@
-"""Which device computes and in which precision, and what is kept in bfloat16: the one place that asks."""
+"""Which device computes and in which precision, and what is kept in it: the one place that asks."""
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
 import torch
@@ -35,9 +36,13 @@ def pick_device(device: str | None = "auto") -> str:
 
 
 def has_bfloat16(device: str | None = None) -> bool:
-    """Whether `device` (as `pick_device` has it) has bfloat16 instructions."""
+    """Whether `device` (as `pick_device` has it) has bfloat16 instructions.
+
+    Turing and Volta (T4, V100) emulate it in float32, slower than float32 itself, and torch counts that as
+    support unless it is told not to.
+    """
     if pick_device(device).startswith("cuda"):
-        return torch.cuda.is_bf16_supported()
+        return torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
@@ -56,8 +61,30 @@ def best_dtype(device: str | None = None) -> torch.dtype:
     return torch.bfloat16 if has_bfloat16(device) else torch.float32
 
 
-def halve_frozen(model: nn.Module) -> None:
-    """Keep frozen linear layers in bfloat16, where they are read under bfloat16 autocast.
+def training_dtype(wanted: str) -> tuple[torch.dtype, str]:
+    """In which precision training computes, and why: the one place where that is decided.
+
+    "auto" is bfloat16 where the device has it; on a GPU without it float16, whose losses are scaled so that
+    small gradients do not vanish; on such a CPU float32.
+    """
+    if wanted != "auto":
+        return getattr(torch, wanted), f"{wanted}, as asked"
+    on_gpu = torch.cuda.is_available()
+    device = "the GPU" if on_gpu else "this CPU"
+    if has_bfloat16():
+        return torch.bfloat16, f"bfloat16: {device} has it"
+    if on_gpu:
+        return torch.float16, f"float16 with scaled losses: {device} lacks bfloat16, or only emulates it"
+    return torch.float32, f"float32: {device} lacks bfloat16"
+
+
+def autocast(device: str, dtype: torch.dtype) -> contextlib.AbstractContextManager[object]:
+    """torch's autocast to `dtype` on this kind of device; of float32 nothing."""
+    return contextlib.nullcontext() if dtype == torch.float32 else torch.autocast(device, dtype=dtype)
+
+
+def halve_frozen(model: nn.Module, dtype: torch.dtype = torch.bfloat16) -> None:
+    """Keep frozen linear layers in `dtype`, where they are read under autocast to it.
 
     Autocast would make this copy of each weight in every pass and hold it until the backward pass; what is
     computed is the same to the bit. Embeddings stay as they are; a head tied to them gets a copy of its own,
@@ -70,7 +97,7 @@ def halve_frozen(model: nn.Module) -> None:
             if parameter.requires_grad or not parameter.is_floating_point():  # quantised
                 continue
             # A copy in any case: weights files are mapped whole, and one view would keep all of it.
-            data = parameter.data.to(torch.bfloat16 if linear else parameter.dtype, copy=True)
+            data = parameter.data.to(dtype if linear else parameter.dtype, copy=True)
             if linear and id(parameter) in tables:
                 module.register_parameter(name, nn.Parameter(data, requires_grad=False))
             else:
@@ -80,13 +107,13 @@ def halve_frozen(model: nn.Module) -> None:
                 module._buffers[name] = buffer.clone()
 
 
-def suit_bfloat16(model: PeftModel) -> None:
-    """Lay out a student or a teacher with adapters for training under bfloat16 autocast on its device.
+def suit_half(model: PeftModel, dtype: torch.dtype = torch.bfloat16) -> None:
+    """Lay out a student or a teacher with adapters for training under autocast to `dtype` on its device.
 
     On a CPU torch's fused attention is slow backwards in bfloat16: plain matrix products take a tenth off a
     step of short rows (docs/log.md), and keep rows × heads × length² numbers a layer.
     """
-    halve_frozen(model)
+    halve_frozen(model, dtype)
     base = model.get_base_model()
     llm = getattr(getattr(base, "model", base), "language_model", base)  # a teacher is one itself
     assert isinstance(llm, PreTrainedModel)

@@ -19,6 +19,7 @@ from aligncap.audio.files import load_audio
 from aligncap.audio.members import size_of
 from aligncap.models.configuration_aligncap import AlignCapConfig
 from aligncap.models.modeling_aligncap import AlignCapForConditionalGeneration
+from aligncap.models.precision import autocast
 from aligncap.models.processing_aligncap import AlignCapProcessor
 from aligncap.training.collators import join_prompt_and_response, response_positions
 from aligncap.training.divergences import coverage, most_likely, pack
@@ -243,7 +244,7 @@ def fill_states(
         mask = response_positions(inputs.pop("labels"))
         position_ids = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
         device = next(llm.parameters()).device
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+        with autocast(device.type, dtype):
             hidden = llm(
                 **{k: v.to(device) for k, v in inputs.items()},
                 position_ids=position_ids.to(device),
@@ -260,6 +261,5 @@ def head_logits(head: nn.Module, hidden: Tensor) -> Tensor:
 
     Mixed precision wraps the model's own forward only, and here the head is called beside it.
     """
-    half = hidden.dtype == torch.bfloat16
-    with torch.autocast(hidden.device.type, dtype=torch.bfloat16, enabled=half):
+    with autocast(hidden.device.type, hidden.dtype):
         return head(hidden)

@@ -15,7 +15,7 @@ import torch
 from transformers import TrainingArguments
 
 from aligncap.models.hub import DEFAULT_ENCODER, DEFAULT_LLM
-from aligncap.models.precision import has_bfloat16
+from aligncap.models.precision import training_dtype
 from aligncap.models.quantise import Weights, quantise_errors
 from aligncap.text.prompts import speaker_words
 from aligncap.training.sharding import launch_errors, shards_weights
@@ -59,6 +59,7 @@ IDLE: dict[str, str] = {
     **_each("do_train do_eval do_predict prediction_loss_only eval_do_concat_batches", ""),
     **_each("eval_accumulation_steps eval_use_gather_object include_for_metrics batch_eval_metrics", ""),
     **_each("use_cache use_liger_kernel liger_kernel_config length_column_name", ""),
+    **_each("torch_compile torch_compile_backend torch_compile_mode", "compile_layers"),
     **_each("remove_unused_columns label_names", ""),
 }
 FeatureCaching = Literal["auto", "yes", "no"]
@@ -91,8 +92,13 @@ class RunConfig(TrainingArguments):
     max_response_tokens: PositiveInt = option(
         64, "Longest caption, its end token included; the model keeps it as the limit of its own captions."
     )
-    precision: Literal["auto", "float32", "bfloat16"] = option(
-        "auto", "What is trained stays float32; auto: bfloat16 where the device has it."
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = option(
+        "auto",
+        "What is trained stays float32; auto: bfloat16 where the device has it, on GPUs without it float16 "
+        "with scaled losses.",
+    )
+    compile_layers: bool = option(
+        False, "Compile the LLM's layers by torch.compile: minutes at the start, faster steps on GPUs."
     )
     llm_weights: Weights = option(
         "full",
@@ -128,6 +134,10 @@ class RunConfig(TrainingArguments):
     save_total_limit: int | None = 2
     report_to: None | str | list[str] = "tensorboard"
     remove_unused_columns: bool = False
+    # With it the host reads each step's loss to see whether it is a number, and waits for the GPU.
+    logging_nan_inf_filter: bool = False
+    # Everything that is trained has a gradient in every step (tests/training/test_kernels.py).
+    ddp_find_unused_parameters: bool | None = False
     label_names: list[str] | None = field(default_factory=lambda: ["labels"])
 
     @staticmethod
@@ -159,8 +169,16 @@ class RunConfig(TrainingArguments):
             self.use_cpu = True
         if self.dataloader_num_workers is None:
             self.dataloader_num_workers = 0 if self.use_cpu else spare_cores()
-        self.bf16, self.precision_reason = choose_precision(self.precision)
+        dtype, self.precision_reason = training_dtype(self.precision)
+        if dtype == torch.float16 and shards_weights(self):
+            dtype, self.precision_reason = torch.float32, "float32: weights in shards, and no bfloat16"
+        self.bf16, self.fp16 = dtype == torch.bfloat16, dtype == torch.float16
         super().__post_init__()
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """What forward passes compute in; what is trained is float32."""
+        return torch.bfloat16 if self.bf16 else torch.float16 if self.fp16 else torch.float32
 
     def own_errors(self) -> list[str]:
         """What a subclass finds wrong with its options, a line each."""
@@ -178,6 +196,11 @@ class RunConfig(TrainingArguments):
                 )
         if self.llm_weights != "full" and shards_weights(self):
             errors.append(f"llm_weights={self.llm_weights}: not with weights in shards; choose full, or ddp")
+        if self.precision == "float16":
+            if self.use_cpu or not torch.cuda.is_available():
+                errors.append("precision=float16: needs a GPU; choose auto, float32 or bfloat16")
+            elif shards_weights(self):
+                errors.append("precision=float16: not with weights in shards; choose float32 or bfloat16")
         if self.max_steps == 0:
             errors.append("max_steps=0: must be at least 1; -1 with num_train_epochs")
         if (
@@ -299,15 +322,6 @@ def _cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def choose_precision(wanted: str) -> tuple[bool, str]:
-    """Whether to compute in bfloat16, and why: the one place where precision is decided."""
-    if wanted != "auto":
-        return wanted == "bfloat16", f"{wanted}, as asked"
-    able = has_bfloat16()
-    device = "the GPU" if torch.cuda.is_available() else "this CPU"
-    return able, f"{'bfloat16' if able else 'float32'}: {device} {'has' if able else 'lacks'} it"
 
 
 def _idle_errors(config: RunConfig) -> list[str]:

@@ -152,7 +152,7 @@ def run_distill(config: DistillConfig) -> int:
         rows = written_by_teacher(run.out / "targets.jsonl", student.model.to(run.device), rows, run.group)
     states, held = None, None
     if wants_teacher_cache(config, SpeechDataset(rows[0], inputs)):
-        dtype = torch.bfloat16 if config.bf16 else torch.float32
+        dtype = config.compute_dtype
         tokens, top_k = sum(int(part.responses.lengths.sum()) for part in rows), config.teacher_top_k
         if top_k is None:
             top_k = TOP_K if states_size(tokens, student.model, dtype, 0) > MOST else 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -26,6 +27,7 @@ from aligncap.training.collators import PreferenceCollator
 from aligncap.training.config import FEATURE_CACHE, IDLE, FeatureCaching, RunConfig
 from aligncap.training.data import ClipInputs, cached_inputs, keeps_features, read_clips
 from aligncap.training.dev_score import DevScore, Watch
+from aligncap.training.kernels import FLEX, attention
 from aligncap.training.preference_data import (
     PreferenceDataset,
     cached_reference,
@@ -96,6 +98,11 @@ class SpeechDPOConfig(RunConfig, DPOConfig):
     shared_prefix: bool = option(
         True, "Read prompt and audio once a pair; false: once for each of its two captions."
     )
+    packed_attention: Literal["mask", "flex"] = option(
+        "mask",
+        "Of pairs with a shared prefix: a mask over pairs of tokens, or FlexAttention's blocks of them "
+        "(flex: GPUs alone; compiles at the start).",
+    )
     feature_cache: FeatureCaching = option("auto", FEATURE_CACHE)
     cache_dir: str = option("runs/cache", "Folder of the caches.")
     dev_clips: PositiveInt = option(120, "Dev clips to caption at each evaluation.")
@@ -123,7 +130,6 @@ class SpeechDPOConfig(RunConfig, DPOConfig):
     eval_steps: float | None = 40
     save_steps: float = 40
     gradient_checkpointing: bool = False
-    ddp_find_unused_parameters: bool | None = False
 
     def own_errors(self) -> list[str]:
         errors = []
@@ -137,6 +143,10 @@ class SpeechDPOConfig(RunConfig, DPOConfig):
             )
         if self.lora_dropout and self.disable_dropout:
             errors.append("lora_dropout: has no effect unless disable_dropout is false")
+        if self.packed_attention == "flex" and not self.shared_prefix:
+            errors.append("packed_attention=flex: has no effect with shared_prefix=false; leave it out")
+        elif self.packed_attention == "flex" and (self.use_cpu or not torch.cuda.is_available()):
+            errors.append("packed_attention=flex: torch has no backward pass of it on CPUs; choose mask")
         for loss in self.loss_type:
             if loss not in LOSSES:
                 errors.append(
@@ -218,6 +228,8 @@ class SpeechDPOTrainer(BucketedTrainer, DPOTrainer):
         if reason and self.is_world_process_zero():
             _log.info("shared_prefix: off, since %s; each caption takes a row of its own", reason)
         score_responses(base, args.shared_prefix and reason is None)
+        if args.packed_attention == "flex" and reason is None:
+            base.model.language_model.set_attn_implementation(FLEX)
 
     def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
         return dataset if isinstance(dataset, PreferenceDataset) else self.rows[dataset_name]
@@ -243,7 +255,10 @@ class SpeechDPOTrainer(BucketedTrainer, DPOTrainer):
             return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         self.model.eval()
         model = self.accelerator.unwrap_model(self.model)
-        with self.accelerator.autocast():
+        # Blocks would be made and compiled anew for each length of a caption.
+        llm = model.get_base_model().model.language_model
+        flex = llm.config._attn_implementation == FLEX
+        with self.accelerator.autocast(), attention(llm, "sdpa") if flex else nullcontext():
             own = self.accelerator.process_index, self.accelerator.num_processes
             scores = self.dev_score(model, *own, sharded=own[1] > 1 and shards_weights(self.args))
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in scores.items()}
@@ -271,7 +286,7 @@ def run_dpo(config: SpeechDPOConfig) -> int:
         model.model.leave_out_encoder()
     if wants_reference_cache(config, len(rows)):
         model.to(run.device)
-        found = cached_reference(run.cache, model, rows, bf16=bool(config.bf16), group=run.group)
+        found = cached_reference(run.cache, model, rows, dtype=config.compute_dtype, group=run.group)
         rows = replace(rows, reference=found)
     batch = config.per_device_eval_batch_size
     score = [DevScore(d, rows.inputs, number=config.dev_clips, batch=batch, limit=limit) for d in dev]

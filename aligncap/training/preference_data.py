@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from aligncap.models.modeling_aligncap import AlignCapForConditionalGeneration
+from aligncap.models.precision import autocast
 from aligncap.text.prompts import measured_cues
 from aligncap.training.collators import Row, SpeechCollator
 from aligncap.training.config import RunConfig
@@ -175,7 +176,7 @@ def cached_reference(
     model: AlignCapForConditionalGeneration,
     rows: PreferenceDataset,
     *,
-    bf16: bool,
+    dtype: torch.dtype,
     batch: int = 16,
     group: Group = ALONE,
 ) -> TensorCache:
@@ -191,7 +192,7 @@ def cached_reference(
     description = {
         "kind": "reference log-probabilities",
         "model": fingerprint(model),
-        "bf16": bf16,
+        "dtype": str(dtype),
         "audio_version": AUDIO_VERSION,
         "prompt": inputs.processor.prompt,
     }
@@ -208,7 +209,7 @@ def cached_reference(
         chosen = [places[key] for key in keys]
         made = collate([inputs(rows.clips, rows.places[i]) | {"response_ids": ids} for i, ids in chosen])
         batch = {name: value.to(model.device) for name, value in made.items()}
-        with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=bf16):
+        with autocast(model.device.type, dtype):
             output = model(**batch, fused_lm_head=True, use_cache=False)
         return {k: v.reshape(1).cpu() for k, v in zip(keys, output.log_probs.sum(1), strict=True)}
 

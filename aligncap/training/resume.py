@@ -37,15 +37,16 @@ _log = logging.getLogger(__name__)
 
 # Options of ours that change no number, or none but for rounding.
 _FREE = set(
-    "cache_dir dataloader_num_workers ddp_find_unused_parameters eval_steps feature_cache "
-    "gradient_checkpointing label_names logging_steps output_dir patience reference_cache "
+    "cache_dir compile_layers dataloader_num_workers ddp_find_unused_parameters eval_steps feature_cache "
+    "gradient_checkpointing label_names logging_nan_inf_filter logging_steps output_dir packed_attention "
+    "patience reference_cache "
     "remove_unused_columns report_to save_steps save_total_limit shared_prefix teacher_cache "
     "per_device_eval_batch_size".split()
 )
 # Options of transformers and trl that change numbers.
 _BINDING = set(
-    "adam_beta1 adam_beta2 adam_epsilon bf16 data_seed disable_dropout f_divergence_type label_smoothing "
-    "ld_alpha lr_scheduler_kwargs max_grad_norm optim seed train_sampling_strategy".split()
+    "adam_beta1 adam_beta2 adam_epsilon bf16 data_seed disable_dropout f_divergence_type fp16 "
+    "label_smoothing ld_alpha lr_scheduler_kwargs max_grad_norm optim seed train_sampling_strategy".split()
 )
 _DATA = ("train_manifest", "dev_manifest", "train_pairs")  # told apart by what is in them
 _LENGTH = ("max_steps", "num_train_epochs")  # a run may be made longer, on another schedule

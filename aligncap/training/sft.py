@@ -51,6 +51,8 @@ class SpeechSFTConfig(StudentConfig):
             )
         if not self.encoder_tuned and changed(self, ["encoder_learning_rate"]):
             errors.append("encoder_learning_rate: has no effect without encoder_tuned; leave it out")
+        if self.encoder_lora:  # layers above encoder_layer have adapters too, and are not run
+            self.ddp_find_unused_parameters = None
         return errors
 
 

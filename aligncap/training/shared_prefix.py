@@ -22,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from trl.trainer.utils import FusedCausalLMOutput
 
 from aligncap.training.collators import IGNORE, response_positions
+from aligncap.training.kernels import FLEX, block_mask
 
 PADDING, PROMPT, CHOSEN, REJECTED = -1, 0, 1, 2
 AUDIO = ("input_features", "input_features_mask", "audio_frames", "audio_frames_mask")
@@ -32,13 +33,14 @@ class Layout:
     """Rows for the language model, and which of their logits predict the response tokens.
 
     inputs: input_ids (rows, length) and attention_mask (rows, length); packed rows have an attention_mask
-        (rows, 1, length, length), true where a query sees a key, and position_ids (rows, length).
+        (rows, 1, length, length), true where a query sees a key, or FlexAttention's block mask of the same,
+        and position_ids (rows, length).
     keep: (rows, length), bool: positions whose logits are needed.
     which: (response tokens,), in the row-major order of trl's labels: the number, among the kept positions,
         of the one that predicts this token.
     """
 
-    inputs: dict[str, Tensor]
+    inputs: dict[str, Any]
     keep: Tensor
     which: Tensor
 
@@ -50,7 +52,7 @@ def plain_rows(input_ids: Tensor, attention_mask: Tensor, labels: Tensor) -> Lay
     return Layout({"input_ids": input_ids, "attention_mask": attention_mask}, keep, which)
 
 
-def pack_pairs(input_ids: Tensor, attention_mask: Tensor, labels: Tensor) -> Layout:
+def pack_pairs(input_ids: Tensor, attention_mask: Tensor, labels: Tensor, blocks: bool = False) -> Layout:
     """One row a pair. Rows i and B + i of the batch are of one prompt, which is not empty.
 
     A prompt of three tokens, chosen [7, 8], rejected [9]:
@@ -62,6 +64,7 @@ def pack_pairs(input_ids: Tensor, attention_mask: Tensor, labels: Tensor) -> Lay
 
     Args:
         input_ids, attention_mask, labels: (2 B, length) in trl's layout, labels −100 outside the captions.
+        blocks: give a block mask of FlexAttention, in place of one over all pairs of tokens.
     """
     pairs = len(input_ids) // 2
     response = labels != IGNORE
@@ -79,10 +82,13 @@ def pack_pairs(input_ids: Tensor, attention_mask: Tensor, labels: Tensor) -> Lay
     ids, positions, segments = (values.gather(1, order) for values in wide)
 
     length = ids.shape[1]
-    keys, queries = segments[:, None, None, :], segments[:, None, :, None]
-    causal = torch.ones(length, length, dtype=torch.bool, device=ids.device).tril()
     # Padding stands last and is seen by itself alone, so no query is without a key.
-    seen = causal & ((keys == PROMPT) | (keys == queries))
+    if blocks:
+        seen: Any = block_mask(segments, PROMPT)
+    else:
+        keys, queries = segments[:, None, None, :], segments[:, None, :, None]
+        causal = torch.ones(length, length, dtype=torch.bool, device=ids.device).tril()
+        seen = causal & ((keys == PROMPT) | (keys == queries))
 
     found = [(segments == side).nonzero(as_tuple=True) for side in (CHOSEN, REJECTED)]
     rows, columns = (torch.cat(parts) for parts in zip(*found, strict=True))
@@ -100,8 +106,8 @@ def why_not_packed(llm: Any) -> str | None:
     Rows are told apart by a mask over pairs of tokens, so attention must take one and see by it alone.
     """
     attention = llm.config._attn_implementation
-    if attention not in ("sdpa", "eager"):
-        return f"attention {attention!r} takes no mask over pairs of tokens (sdpa and eager do)"
+    if attention not in ("sdpa", "eager", FLEX):
+        return f"attention {attention!r} takes no mask over pairs of tokens (sdpa, eager and {FLEX} do)"
     others = set(getattr(llm.config, "layer_types", None) or ()) - {"full_attention"}
     if others or getattr(llm.config, "sliding_window", None):
         return f"layers of the LLM see no whole text ({', '.join(sorted(others)) or 'sliding window'})"
@@ -145,8 +151,8 @@ def score_responses(model: nn.Module, shared_prefix: bool = True) -> None:
         audio = {name: kwargs.pop(name) for name in AUDIO if kwargs.get(name) is not None}
         are_pairs = any(2 * len(value) == len(labels) for value in audio.values())
         if are_pairs and shared_prefix:
-            layout = pack_pairs(*text)
             llm = self.model.language_model
+            layout = pack_pairs(*text, blocks=llm.config._attn_implementation == FLEX)
             if llm.config._attn_implementation == "eager":
                 dtype = llm.get_input_embeddings().weight.dtype
                 layout.inputs["attention_mask"] = _additive(layout.inputs["attention_mask"], dtype)

@@ -33,12 +33,12 @@ from transformers import (
 )
 from transformers.trainer_utils import EvalLoopOutput
 
-from aligncap.models.precision import suit_bfloat16
 from aligncap.training.adapters import freeze_adapters, lora_config, take_up_adapter
 from aligncap.training.batches import LengthBuckets, bucket_loader, describe, length_buckets
 from aligncap.training.collators import IGNORE, Row, packed, response_positions
 from aligncap.training.config import RunConfig
 from aligncap.training.data import Clips
+from aligncap.training.kernels import lay_out
 from aligncap.training.packing import language_model, needs_mask, with_mask
 from aligncap.training.resume import (
     PROCESSES,
@@ -248,10 +248,13 @@ class Interruption(TrainerCallback):
         self.asked = False
         self._since = 0.0
         self._former: dict[int, Callable[[int, FrameType | None], object] | int | None] = {}
+        self._group: Any = None
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
     ) -> None:
+        if args.world_size > 1:
+            self._group = torch.distributed.new_group(backend="gloo")
         for number in (signal.SIGINT, signal.SIGTERM):
             self._former[number] = signal.signal(number, self._ask)
 
@@ -268,8 +271,8 @@ class Interruption(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
     ) -> None:
         if args.world_size > 1:  # all processes stop at one step, or their collectives would not match
-            asked = torch.tensor(float(self.asked), device=args.device)
-            torch.distributed.all_reduce(asked, op=torch.distributed.ReduceOp.MAX)
+            asked = torch.tensor(float(self.asked))  # on the host: no step waits for its GPU
+            torch.distributed.all_reduce(asked, torch.distributed.ReduceOp.MAX, self._group)
             self.asked = bool(asked.item())
         if self.asked:
             control.should_save = control.should_training_stop = True
@@ -355,10 +358,9 @@ def fit(
     else:
         args.eval_on_start = args.eval_on_start and not run.checkpoint
         shard_as_configured(trainer)
-        if args.bf16 and not sharded:  # a shard's weights are of one precision
-            suit_bfloat16(trainer.accelerator.unwrap_model(trainer.model))
         if args.dataloader_num_workers:  # tokenizers' threads do not outlive a fork, of which they would warn
             os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        lay_out(trainer.accelerator.unwrap_model(trainer.model), args, sharded)
         trainer.train(resume_from_checkpoint=run.checkpoint)
         if stop.asked and (step := trainer.state.global_step) < trainer.state.max_steps:
             if first:

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
-from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from aligncap.data.columns import columns_of
@@ -101,6 +100,8 @@ def _logistic(
     features: np.ndarray, targets: Sequence[int], weights: Sequence[float], words: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Weights (words, width) and biases (words,) on raw features; a word without clips is never said."""
+    from sklearn.linear_model import LogisticRegression  # not needed to train without words
+
     mean, std = features.mean(0), np.maximum(features.std(0), 1e-5)
     inverse = 1 / (2 * len(targets) * WORDS_PENALTY)
     fitted = LogisticRegression(C=inverse, max_iter=300).fit((features - mean) / std, targets, weights)

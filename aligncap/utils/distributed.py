@@ -9,7 +9,8 @@ The processes need one file system.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Protocol, TypeVar
@@ -66,9 +67,10 @@ class Group:
         self,
         store: Store,
         batches: Sequence[Sequence[K]],
-        compute: Callable[[Sequence[K]], Rows],
+        compute: Callable[..., Rows],
         title: str,
         at_once: int = 1,
+        read: Callable[[Sequence[K]], object] | None = None,
     ) -> None:
         """Compute the batches of which `store` lacks a key; every process must call it.
 
@@ -77,15 +79,17 @@ class Group:
 
         Args:
             batches: the same however many processes there are, the costliest first.
-            compute: rows of a batch; those that cannot be had may be left out.
+            compute: rows of a batch, from its keys; those that cannot be had may be left out.
             at_once: rows that are worth a write.
+            read: of a batch's keys what `compute` is given beside them; it runs in a thread, one batch ahead,
+                so that a GPU does not wait for files.
         """
         # The first process's list counts: others may have looked after it began to write.
         todo = self.first([batch for batch in batches if any(key not in store for key in batch)])
         own = todo[self.rank :: self.count]
         rows: Rows = {}
-        for batch in track(own, None, title) if self.rank == 0 else own:
-            rows |= compute(batch)
+        for batch, *found in _ahead(track(own, None, title) if self.rank == 0 else own, own, read):
+            rows |= compute(batch, *found)
             if len(rows) >= at_once:
                 store.write(rows)
                 rows = {}
@@ -93,6 +97,23 @@ class Group:
             store.write(rows)
         self.gather(None)
         store.reread()
+
+
+def _ahead(shown: Iterable[T], batches: Sequence[T], read: Callable[[T], object] | None) -> Iterator[Any]:
+    """(batch,), or (batch, what `read` gives of it), which is read while the one before is at work.
+
+    Args:
+        shown: the batches once more, behind a progress bar.
+    """
+    if read is None:
+        yield from ((batch,) for batch in shown)
+        return
+    with ThreadPoolExecutor(1) as thread:
+        coming = [thread.submit(read, batch) for batch in batches[:1]]
+        for place, batch in enumerate(shown):
+            found = coming.pop().result()
+            coming += [thread.submit(read, after) for after in batches[place + 1 : place + 2]]
+            yield batch, found
 
 
 ALONE = Group()

@@ -13,8 +13,6 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.sparse import csr_array
-from scipy.stats import kendalltau, t
 
 from aligncap.utils.io import Row
 
@@ -141,6 +139,8 @@ class Clusters:
 
     def sums(self, values: Floats) -> Floats:
         """Sums over the clips of each cluster, (clips, k) to (clusters, k)."""
+        from scipy.sparse import csr_array  # scipy is not needed to train
+
         clips = np.arange(len(self.index))
         shape = (self.count, len(clips))
         return np.asarray(csr_array((np.ones(len(clips)), (self.index, clips)), shape) @ values)
@@ -200,6 +200,8 @@ def jackknife(value: float, without: Floats, clips: Floats, top: float | None = 
     Of a score between 0 and `top` on the scale of log(x / (1 - x / top)), where its error is the error by the
     slope (delta method): the interval stays within, and covers skewed scores better.
     """
+    from scipy.stats import t
+
     if not np.isfinite(value):
         return {"value": None, "low": None, "high": None}
     error, freedom = error_of(without, clips)
@@ -226,6 +228,8 @@ def paired_differences(
     is this number (a margin), and of other numbers of seeds, of the t test to which the interval belongs. It
     is None for fewer than FEWEST "units", the speakers whose clips count.
     """
+    from scipy.stats import t
+
     result: dict[str, Interval] = {}
     for name in (name for name in first if name in second):
         a, b = first[name], second[name]
@@ -350,6 +354,8 @@ def _noted(cell: Interval, why: str) -> Row:
 
 def tau_b(a: Floats, b: Floats) -> float:
     """Kendall's tau-b of two judges' scores (captions,); NaN where a judge ties all."""
+    from scipy.stats import kendalltau
+
     return float(kendalltau(a, b).statistic) if len(a) > 1 else np.nan
 
 

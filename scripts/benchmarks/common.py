@@ -111,9 +111,10 @@ def machine() -> str:
     return f"{torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f}"
 
 
-def alone(words: Sequence[str], **variables: str) -> Any:
-    """Run this benchmark once more with `words` in a process of its own: the JSON of its last line."""
-    command = [sys.executable, sys.argv[0], *words]
+def alone(words: Sequence[str], processes: int = 1, **variables: str) -> Any:
+    """Run this benchmark once more with `words`, in processes of its own: the JSON of its last line."""
+    several = ("-m", "torch.distributed.run", "--nproc_per_node", str(processes)) if processes > 1 else ()
+    command = [sys.executable, *several, sys.argv[0], *words]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | variables)
     if done.returncode:
         sys.exit(f"{' '.join(words)}: {done.stderr[-2000:]}")

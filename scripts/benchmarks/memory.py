@@ -2,6 +2,7 @@
 
 python scripts/benchmarks/memory.py formula            # the table of docs/scaling.md
 python scripts/benchmarks/memory.py measure            # the formula against measured runs
+python scripts/benchmarks/memory.py plan               # memory and time of a step by plan_run.py
 python scripts/benchmarks/memory.py processes RUN      # two processes against one
 """
 
@@ -17,139 +18,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from common import GIB, ROOT, alone, benchmark, machine, main, middle, print_table, ratios
-
-
-@dataclass(frozen=True)
-class Shape:
-    """What of a decoder's config.json counts (Llama, Qwen2, SmolLM2: gated MLP, grouped attention)."""
-
-    layers: int
-    width: int
-    inner: int
-    heads: int
-    kv_heads: int
-    vocab: int
-    tied: bool
-
-    @property
-    def kv_width(self) -> int:
-        return self.width // self.heads * self.kv_heads
-
-    @property
-    def layer(self) -> int:
-        """Weights of the linear maps of a layer."""
-        return self.width * (2 * self.width + 2 * self.kv_width + 3 * self.inner)
-
-    @property
-    def table(self) -> int:
-        return self.vocab * self.width
-
-    @property
-    def weights(self) -> int:
-        return self.layers * self.layer + self.table * (1 if self.tied else 2)
-
-    def adapter(self, rank: int) -> int:
-        """LoRA on the query and value projections."""
-        return self.layers * rank * (3 * self.width + self.kv_width)
-
-
-# Published configurations.
-SHAPES = {
-    "SmolLM2-135M": Shape(30, 576, 1536, 9, 3, 49152, True),
-    "SmolLM2-360M": Shape(32, 960, 2560, 15, 5, 49152, True),
-    "Qwen2.5-0.5B": Shape(24, 896, 4864, 14, 2, 151936, True),
-    "Llama-3.2-1B": Shape(16, 2048, 8192, 32, 8, 128256, True),
-    "Llama-3.2-3B": Shape(28, 3072, 8192, 24, 8, 128256, True),
-    "Llama-3.1-8B": Shape(32, 4096, 14336, 32, 8, 128256, False),
-    "Qwen2.5-14B": Shape(48, 5120, 13824, 40, 8, 152064, False),
-    "Qwen2.5-32B": Shape(64, 5120, 27648, 40, 8, 152064, False),
-    "Llama-3.1-70B": Shape(80, 8192, 28672, 64, 8, 128256, False),
-}
-
-
-def terms(
-    shape: Shape,
-    *,
-    batch: int,
-    length: int,
-    response: int,
-    half: bool,
-    shards: int = 1,
-    checkpointing: bool = False,
-    eager: bool = False,
-    rank: int = 8,
-    encoder: int = 0,
-    projector: int = 0,
-) -> dict[str, float]:
-    """Bytes on one device at the peak of a distillation step, by what takes them (docs/scaling.md).
-
-    Args:
-        batch: rows on the device; length: tokens of a student's row; response: those that are predicted.
-        half: compute in bfloat16; embeddings stay float32, sharded weights too.
-        shards: devices that FSDP2 spreads weights over.
-        eager: attention keeps its scores, as training in bfloat16 on a CPU does.
-        rank: of LoRA; encoder, projector: their numbers of weights.
-    """
-    size = 2 if half else 4
-    tokens, predicted = batch * length, batch * response
-    trained = shape.adapter(rank) + projector
-    if shards > 1:
-        # The layer at work and the next, gathered in the precision of computing; the tail stays gathered.
-        copies = size * (2 * shape.layer + shape.table)
-    else:
-        # A head that is the embedding's table, kept in float32, has a copy of its own.
-        copies = size * shape.table if half and shape.tied else 0
-    one = tokens * (8 * shape.width + (2 * (size + 1) + 4 * size) * shape.width + 3 * size * shape.inner)
-    one += eager * tokens * length * shape.heads * (4 + size)  # the softmax in float32, and as it is read
-    activations = shape.layers * tokens * 4 * shape.width + one if checkpointing else shape.layers * one
-    # Frozen weights: unsharded in mixed precision, linear layers are kept in bfloat16.
-    linear = shape.weights - shape.table + encoder
-    kept = 4 * shape.table + (2 if half and shards == 1 else 4) * linear
-    return {
-        "weights": kept / shards,
-        "copies": copies,
-        "trained": 16 * trained / shards,
-        "activations": activations,
-        "logits": 4 * size * predicted * shape.vocab,
-        "softmaxes": 5 * 4 * min(predicted, 32) * shape.vocab,
-    }
-
-
-def peak(shape: Shape, **how: Any) -> float:
-    """Bytes on one device at the peak of a run: of a step, or before it, of the float32 weights alone.
-
-    Unsharded weights come to the device in float32; sharded ones are spread from the host.
-    """
-    whole = 4 * (shape.weights + how.get("encoder", 0)) if how.get("shards", 1) == 1 else 0
-    return max(sum(terms(shape, **how).values()), whole)
-
-
-def choice(shape: Shape, capacity: float, **how: Any) -> str:
-    """The simplest configuration whose peak is below nine tenths of `capacity` bytes a device."""
-    fsdp2 = [(8 * n, f"fsdp2, {8 * n} GPUs") for n in (1, 2, 4)]
-    plain = [(1, "gpu1 or gpu8", False), (1, "gpu8, checkpointing", True), *((*one, False) for one in fsdp2)]
-    for shards, name, checkpointing in (*plain, *((n, f"{x}, checkpointing", True) for n, x in fsdp2)):
-        if peak(shape, **(how | {"shards": shards, "checkpointing": checkpointing})) <= 0.9 * capacity:
-            return name
-    return "more GPUs or a smaller batch"
-
-
-# The names of a shape's numbers in a config.json.
-KEYS = {"layers": "num_hidden_layers", "width": "hidden_size", "inner": "intermediate_size"}
-KEYS |= {"heads": "num_attention_heads", "kv_heads": "num_key_value_heads"}
-KEYS |= {"vocab": "vocab_size", "tied": "tie_word_embeddings"}
-
-
-def read_shape(folder: Path) -> Shape:
-    """The shape that a folder's config.json describes."""
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    given = {"num_key_value_heads": config["num_attention_heads"], "tie_word_embeddings": False} | config
-    return Shape(**{name: given[key] for name, key in KEYS.items()})
+from shapes import KEYS, SHAPES, Shape, choice, peak, read_shape, terms
 
 
 @benchmark(llm=Path, batch=8, length=128, response=32, device_gib=[24.0, 80.0], float32=False)
@@ -219,15 +92,15 @@ def measure(a: argparse.Namespace) -> None:
 
 
 def peak_of_steps(
-    shape: Shape, *, batch: int, length: int, response: int, half: bool, checkpointing: bool
+    shape: Shape, *, batch: int, length: int, response: int, half: bool, checkpointing: bool, steps: int = 3
 ) -> dict[str, Any]:
-    """Peak bytes of three distillation steps, above what the process held before, and what was counted."""
+    """Peak bytes of distillation steps above what was held before, seconds of a step, what was counted."""
     import torch
     from transformers import LlamaConfig, WhisperConfig
 
     from aligncap.models.configuration_aligncap import AlignCapConfig
     from aligncap.models.modeling_aligncap import AlignCapForConditionalGeneration, PooledFrames
-    from aligncap.models.precision import suit_bfloat16
+    from aligncap.models.precision import suit_half
     from aligncap.training.distill import DistillConfig, DistillTrainer
 
     before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
@@ -273,16 +146,79 @@ def peak_of_steps(
             trainer.model.gradient_checkpointing_enable({"use_reentrant": False})
         optimizer = trainer.create_optimizer()
         if half:
-            suit_bfloat16(trainer.model)
+            suit_half(trainer.model)
         adapted = trainer.accelerator.prepare_model(trainer.model)  # autocast lies around its forward
-        for _ in range(3):
+        taken = []
+        for _ in range(steps):
+            began = time.process_time()
             trainer.training_step(adapted.train(), dict(rows))
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
+            taken.append(time.process_time() - began)
+    found = {"counted": counted, "step": statistics.median(taken[1:])}
     if device == "cuda":
-        return {"peak": torch.cuda.max_memory_allocated(), "counted": counted | {"eager": False}}
-    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
-    return {"peak": used, "counted": counted | {"eager": half}}
+        counted["eager"] = False
+        return found | {"peak": torch.cuda.max_memory_allocated()}
+    counted["eager"] = half
+    return found | {"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before}
+
+
+@benchmark(batch=4, length=64, response=16, only="")
+def plan(a: argparse.Namespace) -> None:
+    """What `scripts/plan_run.py` computes with, memory and operations of a step, against measured steps.
+
+    Two sizes, one process and two that share the batch (float32, teacher live, one thread each). Seconds are
+    the process's own processor time, so other work on the machine does not count. The share of a matrix
+    product's rate that a step reaches is taken from the first row; the other rows are predicted by it.
+    """
+    how = {"length": a.length, "response": a.response, "half": False, "checkpointing": False}
+    if a.only:
+        name, count = a.only.split(":")
+        found = peak_of_steps(SHAPES[name], **how, batch=a.batch // int(count))
+        if os.environ.get("RANK", "0") == "0":
+            print(json.dumps(found | {"rate": product_rate(SHAPES[name].width, SHAPES[name].inner)}))
+        return
+    limits = {
+        "MALLOC_MMAP_THRESHOLD_": "65536",
+        "MALLOC_TRIM_THRESHOLD_": "65536",
+        "ACCELERATE_USE_CPU": "true",
+    }
+    rows, share = [], 0.0
+    for name, count in ((name, count) for name in ("SmolLM2-135M", "SmolLM2-360M") for count in (1, 2)):
+        sizes = [f"--{key}={getattr(a, key)}" for key in ("batch", "length", "response")]
+        words = ["plan", "--only", f"{name}:{count}", *sizes]
+        found = alone(words, processes=count, **limits)
+        shape, batch = SHAPES[name], a.batch // count
+        size = sum(terms(shape, **(how | {"checkpointing": False}), batch=batch, **found["counted"]).values())
+        flops = shape.step(batch, a.length, a.response)
+        flops += shape.flops(batch, a.length) + shape.head(batch * a.response)
+        rate = flops / found["step"] / found["rate"]
+        share = share or rate
+        predicted = flops / share / found["rate"]
+        row = [
+            name,
+            str(count),
+            f"{size / GIB:.2f}",
+            f"{found['peak'] / GIB:.2f}",
+            f"{size / found['peak']:.2f}",
+        ]
+        row += [f"{predicted:.2f}", f"{found['step']:.2f}", f"{predicted / found['step']:.2f}"]
+        rows.append(row)
+    print(f"{a.batch} rows of {a.length} tokens, {machine()}; a step reaches {share:.0%} of a product's rate")
+    head = "LLM,processes,GiB predicted,measured,ratio,seconds predicted,measured,ratio"
+    print_table(head.split(","), rows)
+
+
+def product_rate(width: int, inner: int) -> float:
+    """FLOP/s of the matrix product of a layer's MLP, by this process's own time; best of several."""
+    import torch
+
+    a, b, best = torch.randn(1024, width), torch.randn(width, inner), float("inf")
+    for _ in range(12):
+        began = time.process_time()
+        torch.mm(a, b)
+        best = min(best, time.process_time() - began)
+    return 2 * 1024 * width * inner / best
 
 
 def launch(count: int, *words: object) -> tuple[float, float]:

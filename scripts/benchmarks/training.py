@@ -44,10 +44,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from aligncap.models.checkpoints import load_folder
-from aligncap.models.precision import best_dtype, suit_bfloat16
+from aligncap.models.precision import best_dtype, suit_half, training_dtype
 from aligncap.training.batches import LengthBuckets, padded_size, padding_share
 from aligncap.training.collators import SpeechCollator
-from aligncap.training.config import choose_precision
 from aligncap.training.data import SpeechDataset
 from aligncap.training.distill import DistillTrainer
 from aligncap.training.sft import SpeechSFTConfig, SpeechSFTTrainer
@@ -199,7 +198,8 @@ def dpo(a: argparse.Namespace) -> None:
     installed trl itself, its loss and its head. Each with the reference read live and with its
     log-probabilities at hand. Clips are repeated to the wanted length.
     """
-    bf16, reason = choose_precision(a.precision)
+    dtype, reason = training_dtype(a.precision)
+    bf16 = dtype == torch.bfloat16
     start, file = a.base or a.run / "start", a.pairs or a.run / "pairs.jsonl"
     for seconds in a.seconds:
         with tempfile.TemporaryDirectory() as folder:
@@ -207,7 +207,7 @@ def dpo(a: argparse.Namespace) -> None:
                 layouts.Pairs(start, file, a.batch, seconds, a.precision, folder) for _ in range(2)
             )
             if bf16:
-                suit_bfloat16(ours.model)
+                suit_half(ours.model)
             ways = {
                 way: partial(ours.step if way[0] == "ours" else theirs.step, way, bf16) for way in ours.losses
             }

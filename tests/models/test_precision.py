@@ -6,9 +6,17 @@ import pytest
 import torch
 from tiny import make_model, voice, with_adapters
 
-from aligncap.models.precision import halve_frozen, suit_bfloat16
+from aligncap.models.precision import (
+    autocast,
+    best_dtype,
+    halve_frozen,
+    has_bfloat16,
+    suit_half,
+    training_dtype,
+)
 from aligncap.training.collators import join_prompt_and_response
 from aligncap.training.sft import SpeechSFTConfig
+from aligncap.utils.errors import UserErrors
 
 
 def student(tied, folder):
@@ -60,7 +68,7 @@ def test_frozen_weights_in_bfloat16_give_the_loss_and_gradients_of_autocast(tied
 def test_a_model_laid_out_for_bfloat16_is_as_near_to_float32_as_autocast_is(tmp_path):
     plain, inputs = student(True, tmp_path)
     suited, exact = copy.deepcopy(plain), copy.deepcopy(plain)
-    suit_bfloat16(suited)
+    suit_half(suited)
     assert suited.get_base_model().model.language_model.config._attn_implementation == "eager"
 
     def gradient(found):
@@ -75,5 +83,58 @@ def test_an_attention_that_was_chosen_stays(tmp_path):
     model, _ = student(True, tmp_path)
     llm = model.get_base_model().model.language_model
     llm.config._attn_implementation = "flex_attention"
-    suit_bfloat16(model)
+    suit_half(model)
     assert llm.config._attn_implementation == "flex_attention"
+
+
+def of_gpu(monkeypatch, native: bool) -> None:
+    """A machine with a GPU that has bfloat16 instructions, or like T4 and V100 emulates them."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation=True: native or including_emulation
+    )
+
+
+def test_emulated_bfloat16_does_not_count(monkeypatch):
+    of_gpu(monkeypatch, native=False)
+    assert not has_bfloat16() and training_dtype("auto")[0] == torch.float16
+    assert "scaled losses" in training_dtype("auto")[1] and best_dtype() == torch.float32
+    of_gpu(monkeypatch, native=True)
+    assert has_bfloat16() and training_dtype("auto")[0] == torch.bfloat16
+    assert training_dtype("float32") == (torch.float32, "float32, as asked")
+
+
+def test_a_cpu_without_bfloat16_trains_in_float32(monkeypatch):
+    monkeypatch.setattr("aligncap.models.precision.has_bfloat16", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert training_dtype("auto")[0] == torch.float32
+
+
+def test_float16_needs_a_gpu(tmp_path):
+    (tmp_path / "m.jsonl").touch()
+    with pytest.raises(UserErrors, match="precision=float16: needs a GPU"):
+        SpeechSFTConfig(
+            output_dir=str(tmp_path), train_manifest=str(tmp_path / "m.jsonl"), precision="float16"
+        )
+
+
+def test_scaled_losses_in_float16_give_the_gradients_of_float32(tmp_path):
+    plain, inputs = student(True, tmp_path)
+    half, scaler = copy.deepcopy(plain), torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    suit_half(half, torch.float16)
+    _, exact = step(plain, inputs, half=False)
+    with autocast("cpu", torch.float16):
+        scaler.scale(half(**inputs, use_cache=False).loss).backward()
+    trained = [p for p in half.parameters() if p.grad is not None]
+    optimizer = torch.optim.SGD(trained)
+    scaler.unscale_(optimizer)
+    found = torch.cat([p.grad.flatten() for p in trained])
+    wanted = torch.cat([g.flatten() for g in exact.values()])
+    assert found.isfinite().all() and (found - wanted).norm() < 0.02 * wanted.norm()
+
+
+def test_autocast_to_float32_is_none():
+    with autocast("cpu", torch.float32):
+        assert not torch.is_autocast_enabled("cpu")
+    with autocast("cpu", torch.bfloat16):
+        assert torch.get_autocast_dtype("cpu") == torch.bfloat16

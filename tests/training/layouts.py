@@ -21,7 +21,7 @@ from trl.trainer.utils import add_fused_lm_head
 
 from aligncap.models.checkpoints import load_folder
 from aligncap.models.encoders import encode_frames, layer_index, pool_frames
-from aligncap.models.precision import suit_bfloat16
+from aligncap.models.precision import suit_half
 from aligncap.training.caches import cached_teacher
 from aligncap.training.collators import IGNORE, SpeechCollator, response_positions
 from aligncap.training.data import (
@@ -202,7 +202,7 @@ def students(
         for name, kind in kinds.items()
     }
     if half and args.bf16:
-        suit_bfloat16(adapted)
+        suit_half(adapted)
     # As Trainer.train does it: mixed precision is laid around the model's forward here and nowhere else.
     return next(iter(trainers.values())).accelerator.prepare_model(adapted), trainers
 

@@ -124,7 +124,7 @@ def test_the_placeholder_has_no_probability(tmp_path, start, pairs):
 def test_the_cached_reference_is_the_live_one(tmp_path, start, pairs):
     trainer, batch, rows, processor = trainer_of(tmp_path, start, pairs)
     live = trainer.compute_loss(trainer.model, dict(batch)).detach()
-    reference = cached_reference(tmp_path / "cache", load_folder(start)[0], rows, bf16=False)
+    reference = cached_reference(tmp_path / "cache", load_folder(start)[0], rows, dtype=torch.float32)
     read = replace(rows, reference=reference)
     args = SpeechDPOConfig(**options(tmp_path / "y", start, pairs))
     model = load_folder(start)[0]
@@ -137,11 +137,11 @@ def test_the_cached_reference_is_the_live_one(tmp_path, start, pairs):
 def test_another_start_does_not_read_this_reference(tmp_path, start, pairs):
     model, processor = load_folder(start)
     rows = PreferenceDataset.from_pairs(pairs, ClipInputs(processor))
-    first = cached_reference(tmp_path / "cache", model, rows, bf16=False)
-    assert cached_reference(tmp_path, model, rows, bf16=True).folder.name != first.folder.name
+    first = cached_reference(tmp_path / "cache", model, rows, dtype=torch.float32)
+    assert cached_reference(tmp_path, model, rows, dtype=torch.bfloat16).folder.name != first.folder.name
     with torch.no_grad():
         model.model.multi_modal_projector.linear_1.weight.mul_(2)
-    other = cached_reference(tmp_path / "cache", model, rows, bf16=False)
+    other = cached_reference(tmp_path / "cache", model, rows, dtype=torch.float32)
     assert other.folder != first.folder
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -397,3 +398,31 @@ def test_a_killed_worker_loses_nothing_and_another_number_goes_on(
     assert made == 8 - len(kept)
     assert (tmp_path / "two.jsonl").read_bytes() == (tmp_path / "one.jsonl").read_bytes()
     assert not list(tmp_path.glob("*.partial*"))
+
+
+def test_a_batch_is_read_while_the_one_before_is_at_work():
+    order, began = [], {batch: threading.Event() for batch in range(3)}
+
+    def read(batch):
+        began[batch[0]].set()
+        return -batch[0]
+
+    def compute(batch, found):
+        if batch[0] < 2:
+            assert began[batch[0] + 1].wait(5)  # the next one is being read meanwhile
+        order.append((batch[0], found, batch[0] + 2 in began and began[batch[0] + 2].is_set()))
+        return {batch[0]: found}
+
+    store = Gathered(ALONE)
+    ALONE.share_out(store, [[0], [1], [2]], compute, "numbers", read=read)
+    assert store == {0: 0, 1: -1, 2: -2}
+    assert order == [(0, 0, False), (1, -1, False), (2, -2, False)]  # never two ahead
+
+
+def test_what_reading_raises_stops_the_work():
+    with pytest.raises(OSError, match="unreadable"):
+        ALONE.share_out(Gathered(ALONE), [[0]], lambda batch, found: {}, "numbers", read=unreadable)
+
+
+def unreadable(batch):
+    raise OSError("unreadable")
