@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from aligncap.models.precision import suit_half
+from aligncap.training.packing import language_model
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -30,12 +31,6 @@ def lay_out(model: PeftModel, args: RunConfig, sharded: bool) -> None:
         suit_half(model, args.compute_dtype)
     if args.compile_layers:
         compile_layers(language_model(model))
-
-
-def language_model(model: PeftModel) -> Any:
-    """The language model within a student; a teacher is one itself."""
-    base: Any = model.get_base_model()
-    return getattr(getattr(base, "model", base), "language_model", base)
 
 
 def compile_layers(llm: Any, backend: str = "inductor") -> int:
