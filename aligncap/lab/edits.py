@@ -45,13 +45,14 @@ class Attend:
     Args:
         layers: blocks.
         queries, keys: positions from which and to which.
-        heads: of the blocks; None: all. log(2) doubles a key's weight against the others.
+        bias: a number (log(2) doubles a key's weight against the others), or one a head, (batch or 1, heads).
+        heads: of the blocks, that a number is for; None: all.
     """
 
     layers: Collection[int]
     queries: Tensor
     keys: Tensor
-    bias: float = -math.inf
+    bias: float | Tensor = -math.inf
     heads: Collection[int] | None = None
 
 
@@ -235,8 +236,11 @@ def _attending(edit: Attend, span: _Span) -> Any:
             own = torch.zeros(count, dtype=torch.bool, device=states.device)
             own[list(edit.heads)] = True
             pairs = pairs & own[None, :, None, None]
-        bias = max(edit.bias, least / 2)
-        mask = (mask + pairs.to(states.dtype) * bias).clamp(min=least)
+        if isinstance(edit.bias, Tensor):
+            added = pairs * edit.bias.to(states)[:, :, None, None]
+        else:
+            added = pairs.to(states.dtype) * max(edit.bias, least / 2)
+        mask = (mask + added).clamp(min=least)
         return args, kwargs | {"attention_mask": mask}
 
     return attend

@@ -48,7 +48,7 @@ def label_tokens(
 
 
 def label_logits(logits: Tensor, tokens: Mapping[str, list[int]]) -> Tensor:
-    """Log of the summed weight of each label's tokens, (…, labels), differentiable, of logits (…, vocabulary).
+    """Log of the summed weight of each label's tokens, (…, labels), of logits (…, vocabulary); with gradients.
 
     Up to a constant that all labels share; of log-probabilities, the labels' log-probabilities.
     """
