@@ -1,4 +1,4 @@
-"""Who wins: the share of answers that follow the audio, the text, or neither, with intervals over speakers."""
+"""Who wins: the share of answers that follow the audio, the text, or neither, with speaker intervals."""
 
 from __future__ import annotations
 

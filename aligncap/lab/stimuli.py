@@ -42,7 +42,7 @@ class Stimulus:
 class Trial:
     """One prompt about one clip.
 
-    told: T; None where only the audio counts. wording: index of the lists in data/conflict.yaml.
+    told: T; of "audio", where only the audio counts, the T that is not told but compared. wording: index of the lists in data/conflict.yaml.
     remedy: index of a prompt that may make the voice win; None: the plain question.
     """
 
@@ -71,18 +71,19 @@ class Trial:
     def question(self, begun: str = "") -> Question:
         """The prompt, with the answer's beginning where the model needs one."""
         words = load_data(FILE)[self.language]
-        kind = "told" if self.told and self.place == "instruction" else "audio"
-        named = label_word(self.told, self.language) if self.told else ""
+        told = None if self.condition == "audio" else self.told
+        kind = "told" if told and self.place == "instruction" else "audio"
+        named = label_word(told, self.language) if told else ""
         text = str(words[kind][self.wording]).format(emotion=named)
         if self.remedy is not None:
             text = str(words["remedies"][self.remedy]).format(question=text)
-        said = str(words["words"][self.told]) if self.told and self.place == "transcript" else None
+        said = str(words["words"][told]) if told and self.place == "transcript" else None
         return Question(text, said, begun)
 
     @property
     def named(self) -> str:
         """The text that tells T, as it stands in the prompt; "" where nothing does."""
-        if self.told is None:
+        if self.told is None or self.condition == "audio":
             return ""
         if self.place == "transcript":
             return str(load_data(FILE)[self.language]["words"][self.told])
@@ -210,9 +211,10 @@ def make_trials(
         cells[emotion] = [queues[k][i] for i in range(len(grid) // len(kinds)) for k in kinds]
     for clip in clips:
         turn = turns.get(clip.emotion, 0)
-        for i, language in enumerate(languages):
-            trials.append(Trial(clip, "audio", language, (turn + i) % wordings(language)))
         own = cells[clip.emotion]
+        untold = own[turn * conflicts % len(own)][0]
+        for i, language in enumerate(languages):
+            trials.append(Trial(clip, "audio", language, (turn + i) % wordings(language), told=untold))
         for i in range(conflicts):
             told, place, language, wording = own[(turn * conflicts + i) % len(own)]
             trials.append(Trial(clip, "conflict", language, wording, place, told))

@@ -62,10 +62,12 @@ class Study:
 
     def batches(self, trials: Sequence[Trial]) -> list[list[Trial]]:
         """Trials in batches of like length, so that little is padding."""
-        lengths = {
-            t.key: len(self.heard[t.clip.id]) * 4 + len(t.question().instruction or "") for t in trials
-        }
-        order = sorted(trials, key=lambda t: (-lengths[t.key], t.key))
+
+        def size(trial: Trial) -> int:
+            asked = trial.question()
+            return 4 * len(self.heard[trial.clip.id]) + len(f"{asked.instruction}{asked.transcript or ''}")
+
+        order = sorted(trials, key=lambda t: (-size(t), t.key))
         return [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
 
     def index(self, emotion: str) -> int:
