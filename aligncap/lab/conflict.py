@@ -50,8 +50,8 @@ from aligncap.utils.options import Config, NaturalInt, PositiveInt, option
 from aligncap.utils.run_record import write_run_record
 
 EMOTIONS = ["neutral", "happy", "sad", "angry", "fearful"]
+PLACES: tuple[Place, ...] = ("instruction", "transcript")
 PARTS = ("lens", "patching", "heads", "remedies")
-Part = Literal["lens", "patching", "heads", "remedies"]
 TEXT_SPEAKERS = 6  # one in so many gives the prompts that the tuned lens is fitted on
 
 
@@ -73,10 +73,12 @@ class ConflictConfig(Config):
         "Manifest or folder of clips whose words carry no emotion; none: nine synthetic ones of each voice.",
     )
     emotions: list[str] = option(EMOTIONS, "Labels that voice and text may have.")
-    languages: list[Language] = option(["en", "zh"], "Languages of the prompts.")
-    places: list[Place] = option(["instruction", "transcript"], "Where the text tells its emotion.")
+    languages: list[str] = option(["en", "zh"], "Languages of the prompts: these, or one.")
+    places: list[str] = option(
+        ["instruction", "transcript"], "Where the text tells its emotion: these, or one."
+    )
     begun: str = option("", "Beginning of the answer, for models that answer in sentences.")
-    parts: list[Part] = option(list(PARTS), "What is done besides behaviour.")
+    parts: list[str] = option(list(PARTS), "What is done besides behaviour: these, or some.")
     speakers: NaturalInt = option(0, "Speakers, drawn by seed; 0: all of the stimuli (12 synthetic ones).")
     clips: PositiveInt = option(1, "Clips of each speaker and emotion.")
     conflicts: PositiveInt = option(4, "Prompts of each clip that tell another emotion.")
@@ -99,12 +101,13 @@ class ConflictConfig(Config):
         ]
         if len(set(self.emotions)) < 2:
             errors.append("emotions: two or more are needed for a conflict")
+        for name, able in (("languages", ("en", "zh")), ("places", PLACES), ("parts", PARTS)):
+            wrong = [value for value in getattr(self, name) if value not in able]
+            errors += [f"{name}={value}: choose from {', '.join(able)}" for value in wrong]
         for name in ("emotions", "languages", "places", "parts"):
             values = getattr(self, name)
             if len(set(values)) < len(values):
                 errors.append(f"{name}={' '.join(values)}: one is named twice")
-        if not self.languages or not self.places:
-            errors.append("languages, places: name one or more")
         return errors
 
 
@@ -158,15 +161,19 @@ def make_study(config: ConflictConfig, model: SpeechModel, clips: Sequence[Stimu
     """The model with the words of the emotions that the clips have."""
     present = {s.emotion for s in clips}
     emotions = [e for e in config.emotions if e in present]
-    tokens = label_tokens(model.tokenizer, emotions, config.languages)
+    tokens = label_tokens(model.tokenizer, emotions, languages_of(config))
     return Study(model, emotions, tokens, config.begun, config.batch_size)
+
+
+def languages_of(config: ConflictConfig) -> list[Language]:
+    known: tuple[Language, ...] = ("en", "zh")
+    return [language for language in known if language in config.languages]
 
 
 def conflict(study: Study, config: ConflictConfig, clips: Sequence[Stimulus], journal: Store) -> Row:
     """Everything that is measured, by part; `journal` keeps rows and goes on from those that it has."""
-    trials = make_trials(
-        clips, study.emotions, config.languages, config.places, config.conflicts, config.seed
-    )
+    places = [p for p in PLACES if p in config.places]
+    trials = make_trials(clips, study.emotions, languages_of(config), places, config.conflicts, config.seed)
     voices = many_voices(clips)
     answer_trials(study, trials, journal)
     found: Row = {

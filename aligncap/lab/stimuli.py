@@ -42,7 +42,8 @@ class Stimulus:
 class Trial:
     """One prompt about one clip.
 
-    told: T; of "audio", where only the audio counts, the T that is not told but compared. wording: index of the lists in data/conflict.yaml.
+    told: T; of "audio", where only the audio counts, the T that is not told but compared.
+    wording: index of the lists in data/conflict.yaml.
     remedy: index of a prompt that may make the voice win; None: the plain question.
     """
 

@@ -111,7 +111,7 @@ def clip_of(
     rng: np.random.Generator,
     intensity: str | None = None,
 ) -> Clip:
-    """A voice's clip of an emotion, about its habits and with some chance; `intensity` is drawn if not given."""
+    """A voice's clip of an emotion, about its habits and with some chance; None: intensity is drawn too."""
     manner, neutral = MANNERS[emotion], MANNERS["neutral"]
     if intensity is None:
         intensity = "normal" if emotion == "neutral" else ("normal", "strong")[int(rng.integers(2))]
