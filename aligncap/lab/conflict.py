@@ -122,7 +122,16 @@ def run_conflict(config: ConflictConfig) -> int:
     folder = resolve(config.model)
     model = load_speech_model(folder, config.device, config.dtype)
     study = make_study(config, model, clips)
-    own = {k: v for k, v in asdict(config).items() if k not in ("out", "device", "batch_size")}
+    apart = (
+        "out",
+        "device",
+        "batch_size",
+        "parts",
+        "patched",
+        "tried",
+        "lensed",
+    )  # rows do not depend on them
+    own = {k: v for k, v in asdict(config).items() if k not in apart}
     settings = {"model": model_key(folder), "config": own, "clips": sorted(s.id for s in clips)}
     with journaled(out / "conflict.json", settings, ALONE) as journal:
         found = conflict(study, config, clips, journal)
@@ -189,7 +198,8 @@ def conflict(study: Study, config: ConflictConfig, clips: Sequence[Stimulus], jo
     random.Random(config.seed).shuffle(shuffled)
     conflicts = [t for t in shuffled if t.condition == "conflict"]
     if "lens" in config.parts:
-        found["lens"] = _once(journal, "lens", lambda: look(study, shuffled, voices, config.lensed))
+        limit = config.lensed
+        found["lens"] = _once(journal, f"lens {limit}", lambda: look(study, shuffled, voices, limit))
     if "patching" in config.parts:
         windows = Windows(study.model.blocks, config.window, config.step)
         chosen = conflicts[: config.patched]

@@ -61,7 +61,7 @@ def findings(found: Row) -> list[str]:
             "model answers otherwise there, and the shares are of what little is left; --begun may help."
         )
     if "lens" in found:
-        lines.append(arbitration(found["lens"]["lens"], found["blocks"]) + claim)
+        lines += [line + claim for line in arbitration(found["lens"]["lens"], found["blocks"])]
     if "patching" in found:
         lines.append(causes(found["patching"], found["blocks"]) + claim)
     if found.get("remedies"):
@@ -71,21 +71,26 @@ def findings(found: Row) -> list[str]:
     return lines
 
 
-def arbitration(lens: Row, blocks: int) -> str:
+def arbitration(lens: Row, blocks: int) -> list[str]:
     """Whether it is decided late: Δlogit of the conflicts is half made in the upper half of the layers."""
     kind = "tuned" if "tuned" in lens else "raw"
-    groups = lens[kind]["groups"]
-    name = max((n for n in groups if n.startswith("conflict")), key=lambda n: groups[n]["trials"])
-    rise, turned = groups[name]["rise"], groups[name]["turn"]
-    if rise["value"] is None:
-        return "Arbitration late: open; Δlogit ends at nothing."
-    half = blocks / 2
-    low, high = (rise["value"] if rise[end] is None else rise[end] for end in ("low", "high"))
-    verdict = "holds" if low > half else "does not hold" if high < half else "open"
-    return (
-        f"Arbitration late: {verdict}; Δlogit of {name} ({kind} lens) is beyond half of its final value from "
-        f"layer {number(rise, 0)} of {blocks} on, and has its final sign from layer {number(turned, 0)} on"
-    )
+    lines = []
+    for name, cell in lens[kind]["groups"].items():
+        if not name.startswith("conflict") or name.endswith("wins"):
+            continue
+        rise, last = (
+            cell["rise"],
+            {k: cell[k2][-1] for k, k2 in (("value", "mean"), ("low", "low"), ("high", "high"))},
+        )
+        if rise["value"] is None:
+            continue
+        low, high = (rise["value"] if rise[end] is None else rise[end] for end in ("low", "high"))
+        verdict = "holds" if low > blocks / 2 else "does not hold" if high < blocks / 2 else "open"
+        lines.append(
+            f"Arbitration late, {name}: {verdict}; Δlogit ({kind} lens) ends at {number(last)} and is beyond half "
+            f"of that from layer {number(rise, 0)} of {blocks} on"
+        )
+    return lines
 
 
 def causes(found: Row, blocks: int) -> str:

@@ -124,7 +124,7 @@ def patch_batch(
     moved = aligned(text.states, telling_a, base, told_text(telling_a, batch), told)
 
     def answers(edits: Sequence[Edit]) -> list:
-        return study.answer(base, edits).tolist()
+        return study.answer(base, edits, run.states).tolist()
 
     def patched(positions: Tensor, states: Tensor, span: tuple[int, int]) -> list:
         return answers([Replace(la, positions, states[la]) for la in range(span[0], span[1] + 1)])

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from aligncap.audio.files import load_audio
 from aligncap.inference.captioner import batches_by_size
-from aligncap.lab.edits import Edit
+from aligncap.lab.edits import Edit, first_place
 from aligncap.lab.label_words import label_logits
 from aligncap.lab.models import Prefill, SpeechModel
 from aligncap.lab.stimuli import Stimulus, Trial
@@ -56,9 +56,16 @@ class Study:
         return label_logits(logits.log_softmax(-1), self.tokens)
 
     @torch.no_grad()
-    def answer(self, prefill: Prefill, edits: Sequence[Edit] = ()) -> Tensor:
-        """`scores` after a pass, (batch, emotions), on the CPU."""
-        return self.scores(self.model.run(prefill, edits).logits).cpu()
+    def answer(self, prefill: Prefill, edits: Sequence[Edit] = (), states: Tensor | None = None) -> Tensor:
+        """`scores` after a pass, (batch, emotions), on the CPU.
+
+        Args:
+            states: of an unedited pass over the prefill, (layers + 1, batch, length, width): the blocks below
+                the first edit are then not run again.
+        """
+        first = first_place(edits) - 1
+        resume = None if states is None or first < 1 or not edits else (int(first), states[int(first)])
+        return self.scores(self.model.run(prefill, edits, resume=resume).logits).cpu()
 
     def batches(self, trials: Sequence[Trial]) -> list[list[Trial]]:
         """Trials in batches of like length, so that little is padding."""
