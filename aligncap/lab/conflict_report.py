@@ -78,17 +78,15 @@ def arbitration(lens: Row, blocks: int) -> list[str]:
     for name, cell in lens[kind]["groups"].items():
         if not name.startswith("conflict") or name.endswith("wins"):
             continue
-        rise, last = (
-            cell["rise"],
-            {k: cell[k2][-1] for k, k2 in (("value", "mean"), ("low", "low"), ("high", "high"))},
-        )
+        ends = (("value", "mean"), ("low", "low"), ("high", "high"))
+        rise, last = cell["rise"], {end: cell[curve][-1] for end, curve in ends}
         if rise["value"] is None:
             continue
         low, high = (rise["value"] if rise[end] is None else rise[end] for end in ("low", "high"))
         verdict = "holds" if low > blocks / 2 else "does not hold" if high < blocks / 2 else "open"
         lines.append(
-            f"Arbitration late, {name}: {verdict}; Δlogit ({kind} lens) ends at {number(last)} and is beyond half "
-            f"of that from layer {number(rise, 0)} of {blocks} on"
+            f"Arbitration late, {name}: {verdict}; Δlogit ({kind} lens) ends at {number(last)} and is beyond "
+            f"half of that from layer {number(rise, 0)} of {blocks} on"
         )
     return lines
 
@@ -247,7 +245,7 @@ def lens_rows(found: Row) -> list[tuple[str, ...]]:
 
 
 def patching_rows(found: Row) -> list[tuple[str, ...]]:
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for path in ("text", "audio", "cut text", "cut audio"):
         spans = found["windows"]["cuts" if path.startswith("cut") else "states"]
         for (first, last), cell in zip(spans, found["all"][path], strict=True):
