@@ -63,7 +63,8 @@ def findings(found: Row) -> list[str]:
     if "lens" in found:
         lines += [line + claim for line in arbitration(found["lens"]["lens"], found["blocks"])]
     if "patching" in found:
-        lines.append(causes(found["patching"], found["blocks"]) + claim)
+        groups = [name for name in found["patching"] if name not in ("all", "windows")]
+        lines += [causes(found["patching"], found["blocks"], name) + claim for name in groups]
     if found.get("remedies"):
         lines += [
             remedy_line(kind, found["remedies"], part) for kind, part in found["remedies"]["kinds"].items()
@@ -72,28 +73,34 @@ def findings(found: Row) -> list[str]:
 
 
 def arbitration(lens: Row, blocks: int) -> list[str]:
-    """Whether it is decided late: Δlogit of the conflicts is half made in the upper half of the layers."""
+    """Whether it is decided late, by place: in the upper half of the layers, whoever wins.
+
+    Of prompts that text or audio wins, Δlogit is beyond half of its final value from a layer on; its interval
+    lies in the upper half. "Does not hold" where all of these intervals lie in the lower half.
+    """
     kind = "tuned" if "tuned" in lens else "raw"
-    lines = []
-    for name, cell in lens[kind]["groups"].items():
-        if not name.startswith("conflict") or name.endswith("wins"):
+    groups, lines = lens[kind]["groups"], []
+    for place in [name for name in groups if name.startswith("conflict") and not name.endswith("wins")]:
+        won = {w: groups[f"{place}, {w} wins"] for w in ("text", "audio") if f"{place}, {w} wins" in groups}
+        rises = {w: cell["rise"] for w, cell in won.items() if cell["rise"]["value"] is not None}
+        if not rises:
             continue
-        ends = (("value", "mean"), ("low", "low"), ("high", "high"))
-        rise, last = cell["rise"], {end: cell[curve][-1] for end, curve in ends}
-        if rise["value"] is None:
-            continue
-        low, high = (rise["value"] if rise[end] is None else rise[end] for end in ("low", "high"))
-        verdict = "holds" if low > blocks / 2 else "does not hold" if high < blocks / 2 else "open"
+        ends = [[r["value"] if r[end] is None else r[end] for end in ("low", "high")] for r in rises.values()]
+        late, early = all(e[0] > blocks / 2 for e in ends), all(e[1] < blocks / 2 for e in ends)
+        verdict = "holds" if late else "does not hold" if early else "open"
+        told = ", ".join(
+            f"layer {number(r, 0)} where {w} wins ({won[w]['trials']} prompts)" for w, r in rises.items()
+        )
         lines.append(
-            f"Arbitration late, {name}: {verdict}; Δlogit ({kind} lens) ends at {number(last)} and is beyond "
-            f"half of that from layer {number(rise, 0)} of {blocks} on"
+            f"Arbitration late, {place}: {verdict}; of {blocks} layers ({kind} lens), Δlogit is beyond half "
+            f"of its final value from {told}"
         )
     return lines
 
 
-def causes(found: Row, blocks: int) -> str:
-    """Whether the text causes it in the middle layers while patches of audio are weak."""
-    part, spans = found["all"], found["windows"]["states"]
+def causes(found: Row, blocks: int, group: str = "all") -> str:
+    """Whether the text causes it in the middle layers while patches of audio are weak, in a group's prompts."""
+    part, spans = found[group], found["windows"]["states"]
     best = {}
     for path in ("text", "audio"):
         effects = [cell["effect"]["value"] for cell in part[path]]
@@ -109,7 +116,7 @@ def causes(found: Row, blocks: int) -> str:
     middle = blocks / 3 <= (span[0] + span[1]) / 2 <= 2 * blocks / 3
     verdict = "holds" if low > high and middle else "does not hold" if least > most or low > high else "open"
     return (
-        f"Text causal in the middle layers, audio patches weak: {verdict}; patching the text moves Δ by "
+        f"Text causal in the middle layers and audio patches weak, {group}: {verdict}; patching the text moves Δ by "
         f"{number(text)} logits at most (layers {span[0]}–{span[1]}), patching the audio by {number(audio)} "
         f"(layers {other[0]}–{other[1]})"
     )

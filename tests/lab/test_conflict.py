@@ -377,3 +377,47 @@ def test_clips_are_chosen_evenly_and_intensities_in_turn(clips):
     chosen = choose_stimuli(many, 1, seed=0)
     assert len(chosen) == 8 and sum(s.intensity == "strong" for s in chosen) == 4
     assert len(choose_stimuli(many, 9, seed=0)) == len(many)
+
+
+def interval(value, low=None, high=None):
+    return {"value": value, "low": value if low is None else low, "high": value if high is None else high}
+
+
+@pytest.mark.parametrize(
+    "text, audio, verdict",
+    [
+        ((20, 18, 22), (16, 14, 20), "holds"),
+        ((3, 2, 5), (4, 3, 6), "does not hold"),
+        ((20, 18, 22), (8, 5, 13), "open"),
+    ],
+)
+def test_arbitration_is_late_where_all_intervals_are(text, audio, verdict):
+    from aligncap.lab.conflict_report import arbitration
+
+    cells = {
+        f"conflict, instruction, {w} wins": {"rise": interval(*r), "trials": 9}
+        for w, r in (("text", text), ("audio", audio))
+    }
+    lens = {"raw": {"groups": {"audio": {}, "conflict, instruction": {}, **cells}}}
+    (line,) = arbitration(lens, 24)
+    assert f"Arbitration late, conflict, instruction: {verdict};" in line
+
+
+@pytest.mark.parametrize(
+    "text, audio, verdict",
+    [
+        ([0, 4, 1], [0.5, 0.5, 0], "holds"),
+        ([4, 1, 0], [0.5, 0.5, 0], "does not hold"),  # causal, and not in the middle
+        ([0, 1, 0], [3, 2, 0], "does not hold"),
+        ([0, 2, 0], [2.1, 2, 0], "open"),
+    ],
+)
+def test_the_text_is_causal_in_the_middle_where_its_patches_are_strongest_there(text, audio, verdict):
+    from aligncap.lab.conflict_report import causes
+
+    cells = {
+        path: [{"effect": interval(v, v - 0.3, v + 0.3)} for v in values]
+        for path, values in (("text", text), ("audio", audio))
+    }
+    found = {"all": cells, "windows": {"states": [[0, 7], [8, 15], [16, 23]]}}
+    assert f"audio patches weak, all: {verdict};" in causes(found, 24)
