@@ -99,7 +99,7 @@ def arbitration(lens: Row, blocks: int) -> list[str]:
 
 
 def causes(found: Row, blocks: int, group: str = "all") -> str:
-    """Whether the text causes it in the middle layers while patches of audio are weak, in a group's prompts."""
+    """Whether text causes it in the middle layers while patches of audio are weak, in a group of prompts."""
     part, spans = found[group], found["windows"]["states"]
     best = {}
     for path in ("text", "audio"):
@@ -116,8 +116,8 @@ def causes(found: Row, blocks: int, group: str = "all") -> str:
     middle = blocks / 3 <= (span[0] + span[1]) / 2 <= 2 * blocks / 3
     verdict = "holds" if low > high and middle else "does not hold" if least > most or low > high else "open"
     return (
-        f"Text causal in the middle layers and audio patches weak, {group}: {verdict}; patching the text moves Δ by "
-        f"{number(text)} logits at most (layers {span[0]}–{span[1]}), patching the audio by {number(audio)} "
+        f"Text causal in the middle layers and audio patches weak, {group}: {verdict}; patching the text "
+        f"moves Δ by {number(text)} logits at most (layers {span[0]}–{span[1]}), the audio by {number(audio)} "
         f"(layers {other[0]}–{other[1]})"
     )
 
