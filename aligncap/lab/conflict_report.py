@@ -117,8 +117,8 @@ def causes(found: Row, blocks: int, group: str = "all") -> str:
     verdict = "holds" if low > high and middle else "does not hold" if least > most or low > high else "open"
     return (
         f"Text causal in the middle layers and audio patches weak, {group}: {verdict}; patching the text "
-        f"moves Δ by {number(text)} logits at most (layers {span[0]}–{span[1]}), the audio by {number(audio)} "
-        f"(layers {other[0]}–{other[1]})"
+        f"moves Δ by {number(text)} logits at most (layers {span[0]}–{span[1]}), "
+        f"the audio by {number(audio)} (layers {other[0]}–{other[1]})"
     )
 
 

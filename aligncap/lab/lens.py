@@ -37,7 +37,7 @@ from aligncap.utils.statistics import (
     uar,
 )
 
-SHARES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of ridge penalties in the mean variance of a state's dimensions
+SHARES = (1e-4, 1e-3, 1e-2, 1e-1)  # of ridge penalties in the mean variance of a state's dimensions
 FOLDS = 5
 
 
@@ -102,26 +102,27 @@ def fit_translators(states: Tensor) -> Translators:
     for layer in range(layers - 1):
         x, y = states[layer].double(), (states[-1] - states[layer]).double()
         errors = []
-        for share in SHARES:
-            weight, bias = _ridge(x[:cut], y[:cut], share)
+        for share, (weight, bias) in zip(SHARES, _ridge(x[:cut], y[:cut], SHARES), strict=True):
             errors.append(float(((x[cut:] @ weight + bias - y[cut:]) ** 2).mean()) if cut < count else share)
         chosen.append(SHARES[int(np.argmin(errors))])
-        weight, bias = _ridge(x, y, chosen[-1])
+        ((weight, bias),) = _ridge(x, y, chosen[-1:])
         weights[layer], biases[layer] = weight.float(), bias.float()
     return Translators(weights, biases, [*chosen, 0.0])
 
 
-def _ridge(x: Tensor, y: Tensor, share: float) -> tuple[Tensor, Tensor]:
-    """weight and bias of y ≈ x · weight + bias, by least squares with a penalty on the weight."""
+def _ridge(x: Tensor, y: Tensor, shares: Sequence[float]) -> list[tuple[Tensor, Tensor]]:
+    """weight and bias of y ≈ x · weight + bias for each penalty, a share of the mean variance."""
     mean_x, mean_y = x.mean(0), y.mean(0)
     a, b = x - mean_x, y - mean_y
-    penalty = share * float(a.square().sum()) / a.shape[1] + 1e-9
-    if len(a) < a.shape[1]:  # the dual form is the smaller one
-        dual = torch.linalg.solve(a @ a.T + penalty * torch.eye(len(a), dtype=a.dtype), b)
-        weight = a.T @ dual
-    else:
-        weight = torch.linalg.solve(a.T @ a + penalty * torch.eye(a.shape[1], dtype=a.dtype), a.T @ b)
-    return weight, mean_y - mean_x @ weight
+    dual = len(a) < a.shape[1]  # the dual form is the smaller one
+    gram, target = (a @ a.T, b) if dual else (a.T @ a, a.T @ b)
+    found = []
+    for share in shares:
+        penalty = share * float(a.square().sum()) / a.shape[1] + 1e-9
+        solved = torch.linalg.solve(gram + penalty * torch.eye(len(gram), dtype=a.dtype), target)
+        weight = a.T @ solved if dual else solved
+        found.append((weight, mean_y - mean_x @ weight))
+    return found
 
 
 @torch.no_grad()
