@@ -14,6 +14,7 @@ from aligncap.utils.statistics import Floats
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+FEWEST_BAND = 8  # prompts of a curve that is drawn with its interval
 PARTS = {"audio": BLUE, "text": ORANGE, "neither": PALE}
 
 
@@ -60,13 +61,18 @@ def lens_picture(found: Row, blocks: int) -> bytes:
     panels = picture.subplots(1, len(kinds), squeeze=False)[0]
     for axes, kind in zip(panels, kinds, strict=True):
         axes.axhline(0, color=GREY, lw=0.8)
-        for colour, (name, cell) in zip(COLOURS * 2, found[kind]["groups"].items(), strict=False):
-            _curve(axes, cell, colour, f"{name} ({cell['trials']})")
+        for name, cell in found[kind]["groups"].items():
+            colour, style = _look(name)
+            _curve(axes, cell, colour, f"{name} ({cell['trials']})", style)
             mark = cell["rise"]
             if mark["value"] is not None:
                 at = round(mark["value"])
                 axes.plot([at], [cell["mean"][at]], "o", color=colour, ms=6, mec=INK, mew=0.6)
-        axes.set(xlim=(0, blocks), xlabel="layer", ylabel="Δlogit: log p(T) − log p(A)")
+        # Intervals of a few prompts, and what the head makes of bare embeddings, would flatten all curves.
+        means = np.array([cell["mean"][1:] for cell in found[kind]["groups"].values()])
+        most = 1.5 * max(1e-3, float(np.abs(means).max()))
+        axes.set(xlim=(0, blocks), ylim=(-most, most), xlabel="layer")
+        axes.set_ylabel("Δlogit: log p(T) − log p(A)")
         axes.set_title(f"{kind} lens", fontsize=11, color=INK, loc="left")
         bare(axes)
     handles, names = panels[0].get_legend_handles_labels()
@@ -84,13 +90,20 @@ def lens_picture(found: Row, blocks: int) -> bytes:
     return png(picture)
 
 
+def _look(group: str) -> tuple[str, str]:
+    """Colour by where T is told, line by who wins."""
+    colour = BLUE if "instruction" in group else ORANGE if "transcript" in group else GREY
+    return colour, "--" if "text wins" in group else ":" if "audio wins" in group else "-"
+
+
 def _curve(axes: Axes, cell: Row, colour: str, label: str, style: str = "-") -> None:
     layers = np.arange(len(cell["mean"]))
     axes.plot(layers, cell["mean"], style, color=colour, lw=1.7, label=plain(label))
     low, high = (
         np.array([np.nan if v is None else v for v in cell[end]], dtype=float) for end in ("low", "high")
     )
-    axes.fill_between(layers, low, high, color=colour, alpha=0.13, lw=0)
+    if cell.get("trials", FEWEST_BAND) >= FEWEST_BAND:
+        axes.fill_between(layers, low, high, color=colour, alpha=0.13, lw=0)
 
 
 def probe_picture(found: Row) -> bytes:

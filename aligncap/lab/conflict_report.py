@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from jinja2 import Environment, StrictUndefined
 from rich.table import Table
 
@@ -99,26 +98,36 @@ def arbitration(lens: Row, blocks: int) -> list[str]:
 
 
 def causes(found: Row, blocks: int, group: str = "all") -> str:
-    """Whether text causes it in the middle layers while patches of audio are weak, in a group of prompts."""
-    part, spans = found[group], found["windows"]["states"]
-    best = {}
+    """Whether text causes it in the middle layers while patches of audio are weak, in a group of prompts.
+
+    A patch acts in every window before the blocks that read it, so the last window with half of the best
+    effect says where. It holds where that window of the text lies in the middle third and the interval of the
+    audio below the text's; it does not where the text acts elsewhere, or the audio's interval lies above.
+    """
+    spans, best, last = found["windows"]["states"], {}, {}
     for path in ("text", "audio"):
-        effects = [cell["effect"]["value"] for cell in part[path]]
-        place = int(np.argmax(effects))
-        best[path] = (spans[place], part[path][place]["effect"])
-    (span, text), (other, audio) = best["text"], best["audio"]
-    low, high = (
-        (text["value"] if text["low"] is None else text["low"]),
-        (audio["value"] if audio["high"] is None else audio["high"]),
+        cells = [cell["effect"] for cell in found[group][path]]
+        best[path] = max(cells, key=lambda cell: cell["value"])
+        last[path] = max(i for i, cell in enumerate(cells) if cell["value"] >= best[path]["value"] / 2)
+    (text_low, text_high), (audio_low, audio_high) = (
+        [cell["value"] if cell[end] is None else cell[end] for end in ("low", "high")]
+        for cell in (best["text"], best["audio"])
     )
-    least = audio["value"] if audio["low"] is None else audio["low"]
-    most = text["value"] if text["high"] is None else text["high"]
-    middle = blocks / 3 <= (span[0] + span[1]) / 2 <= 2 * blocks / 3
-    verdict = "holds" if low > high and middle else "does not hold" if least > most or low > high else "open"
+    middle = blocks / 3 <= sum(spans[last["text"]]) / 2 <= 2 * blocks / 3
+    elsewhere = text_low > 0 and not middle
+    verdict = "open"
+    if text_low > audio_high and middle:
+        verdict = "holds"
+    elif elsewhere or audio_low > text_high:
+        verdict = "does not hold"
+    told = ", ".join(
+        f"the {path} by {number(best[path])} (at half or more up to layers {spans[last[path]][0]}–"
+        f"{spans[last[path]][1]})"
+        for path in ("text", "audio")
+    )
     return (
-        f"Text causal in the middle layers and audio patches weak, {group}: {verdict}; patching the text "
-        f"moves Δ by {number(text)} logits at most (layers {span[0]}–{span[1]}), "
-        f"the audio by {number(audio)} (layers {other[0]}–{other[1]})"
+        f"Text causal in the middle layers and audio patches weak, {group}: {verdict}; of {blocks} layers, "
+        f"patches move Δ by logits at most: {told}"
     )
 
 

@@ -407,9 +407,12 @@ def test_arbitration_is_late_where_all_intervals_are(text, audio, verdict):
     "text, audio, verdict",
     [
         ([0, 4, 1], [0.5, 0.5, 0], "holds"),
-        ([4, 1, 0], [0.5, 0.5, 0], "does not hold"),  # causal, and not in the middle
+        ([4, 4, 0], [0.5, 0.5, 0], "holds"),  # read in the middle, so patches before act too
+        ([4, 4, 4], [0.5, 0.5, 0], "does not hold"),  # read late
+        ([4, 1, 0], [0.5, 0.5, 0], "does not hold"),  # read early
         ([0, 1, 0], [3, 2, 0], "does not hold"),
         ([0, 2, 0], [2.1, 2, 0], "open"),
+        ([0.1, 0.1, 0.2], [0.3, 0.3, 0], "open"),  # nothing is sure
     ],
 )
 def test_the_text_is_causal_in_the_middle_where_its_patches_are_strongest_there(text, audio, verdict):
