@@ -108,7 +108,8 @@ def causes(found: Row, blocks: int, group: str = "all") -> str:
     for path in ("text", "audio"):
         cells = [cell["effect"] for cell in found[group][path]]
         best[path] = max(cells, key=lambda cell: cell["value"])
-        last[path] = max(i for i, cell in enumerate(cells) if cell["value"] >= best[path]["value"] / 2)
+        most = best[path]["value"]
+        last[path] = max(i for i, cell in enumerate(cells) if cell["value"] >= min(most, most / 2))
     (text_low, text_high), (audio_low, audio_high) = (
         [cell["value"] if cell[end] is None else cell[end] for end in ("low", "high")]
         for cell in (best["text"], best["audio"])

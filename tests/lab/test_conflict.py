@@ -413,6 +413,7 @@ def test_arbitration_is_late_where_all_intervals_are(text, audio, verdict):
         ([0, 1, 0], [3, 2, 0], "does not hold"),
         ([0, 2, 0], [2.1, 2, 0], "open"),
         ([0.1, 0.1, 0.2], [0.3, 0.3, 0], "open"),  # nothing is sure
+        ([-1.0, -0.2, -0.3], [0.1, 0.0, 0], "open"),  # against what is expected
     ],
 )
 def test_the_text_is_causal_in_the_middle_where_its_patches_are_strongest_there(text, audio, verdict):
