@@ -98,6 +98,11 @@ def first_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, list[int]]:
 
 
 def log_masses(logits: Tensor, tokens: Mapping[str, list[int]]) -> np.ndarray:
+    """`masses` as an array."""
+    return masses(logits, tokens).cpu().numpy()
+
+
+def masses(logits: Tensor, tokens: Mapping[str, list[int]]) -> Tensor:
     """Log-mass of each label up to a constant, (…, labels), of next-token logits (…, vocabulary).
 
     Args:
@@ -106,7 +111,7 @@ def log_masses(logits: Tensor, tokens: Mapping[str, list[int]]) -> np.ndarray:
     most = max(1, *map(len, tokens.values()))
     ids = torch.tensor([own + [-1] * (most - len(own)) for own in tokens.values()], device=logits.device)
     found = logits[..., ids.clamp(min=0).flatten()].float().unflatten(-1, ids.shape)
-    return found.masked_fill(ids < 0, -math.inf).logsumexp(-1).cpu().numpy()
+    return found.masked_fill(ids < 0, -math.inf).logsumexp(-1)
 
 
 def named_emotion(

@@ -27,7 +27,8 @@ from aligncap.training.collators import PreferenceCollator, SpeechCollator, resp
 from aligncap.training.data import ClipInputs
 from aligncap.training.distill import DistillConfig, DistillTrainer
 from aligncap.training.divergences import most_likely, pack
-from aligncap.training.kernels import FLEX, attention, compile_layers, language_model
+from aligncap.training.kernels import FLEX, attention, compile_layers
+from aligncap.training.packing import language_model
 from aligncap.training.sft import SpeechSFTTrainer
 from aligncap.training.sharding import adapters_off
 

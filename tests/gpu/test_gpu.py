@@ -18,7 +18,8 @@ import torch
 from tiny import make_model, make_trainer, voice
 
 from aligncap.models.precision import autocast, suit_half
-from aligncap.training.kernels import FLEX, attention, compile_layers, language_model
+from aligncap.training.kernels import FLEX, attention, compile_layers
+from aligncap.training.packing import language_model
 
 ROOT = Path(__file__).resolve().parents[2]
 

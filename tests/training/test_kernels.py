@@ -10,7 +10,8 @@ from test_shared_prefix import adapted, batch_of, read
 from tiny import make_model, make_trainer
 
 from aligncap.training.dpo import SpeechDPOConfig
-from aligncap.training.kernels import FLEX, attention, compile_layers, language_model
+from aligncap.training.kernels import FLEX, attention, compile_layers
+from aligncap.training.packing import language_model
 from aligncap.utils.errors import UserErrors
 
 
