@@ -9,7 +9,7 @@ import sys
 
 import torch
 
-from aligncap.models.checkpoints import build
+from aligncap.models.build import build
 from aligncap.text.prompts import response_ids, teacher_prompt
 
 

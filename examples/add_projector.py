@@ -8,7 +8,7 @@ import sys
 from torch import Tensor, nn
 
 from aligncap import AlignCapConfig
-from aligncap.models.checkpoints import build
+from aligncap.models.build import build
 from aligncap.models.encoders import pool_frames
 from aligncap.models.projectors import PROJECTORS, Projector
 

@@ -8,7 +8,7 @@ prompt.
 import sys
 
 from aligncap import Captioner, DistillConfig, DistillTrainer, SpeechDataset
-from aligncap.models.checkpoints import build
+from aligncap.models.build import build
 
 
 def main(

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from aligncap.inference.captioner import Captioner
 from aligncap.inference.sampling import sample_captions
-from aligncap.models.checkpoints import assemble
+from aligncap.models.build import assemble
 from aligncap.models.precision import autocast, suit_half, training_dtype
 from aligncap.training.collators import PreferenceCollator, SpeechCollator, response_positions
 from aligncap.training.data import ClipInputs

@@ -106,7 +106,7 @@ def child(a: argparse.Namespace) -> None:
     """One process of `rows`."""
     from transformers import set_seed
 
-    from aligncap.models.checkpoints import build
+    from aligncap.models.build import build
     from aligncap.training.align import student_language
     from aligncap.training.data import CaptionRows, ClipInputs, SpeechDataset, read_clips
     from aligncap.training.resume import begin, record_run

@@ -351,7 +351,7 @@ def test_every_family_of_language_models_has_the_parts_that_are_hooked(family):
     from tiny_families import FAMILIES
     from transformers import WhisperFeatureExtractor
 
-    from aligncap.models.checkpoints import assemble
+    from aligncap.models.build import assemble
 
     torch.manual_seed(0)
     llm, tokenizer = FAMILIES[family].make()
