@@ -168,8 +168,9 @@ def plan(a: argparse.Namespace) -> None:
     """What `scripts/plan_run.py` computes with, memory and operations of a step, against measured steps.
 
     Two sizes, one process and two that share the batch (float32, teacher live, one thread each). Seconds are
-    the process's own processor time, so other work on the machine does not count. The share of a matrix
-    product's rate that a step reaches is taken from the first row; the other rows are predicted by it.
+    the process's own processor time, so other work on the machine does not count. A step takes its operations
+    at the measured rate of a product of its own shape, and the bytes of activations and logits at a rate that
+    is taken from the first row; the others are predicted by it.
     """
     how = {"length": a.length, "response": a.response, "half": False, "checkpointing": False}
     if a.only:
@@ -178,33 +179,25 @@ def plan(a: argparse.Namespace) -> None:
         if os.environ.get("RANK", "0") == "0":
             print(json.dumps(found | {"rate": product_rate(SHAPES[name].width, SHAPES[name].inner)}))
         return
-    limits = {
-        "MALLOC_MMAP_THRESHOLD_": "65536",
-        "MALLOC_TRIM_THRESHOLD_": "65536",
-        "ACCELERATE_USE_CPU": "true",
-    }
-    rows, share = [], 0.0
+    limits = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+    rows, a_byte = [], 0.0
     for name, count in ((name, count) for name in ("SmolLM2-135M", "SmolLM2-360M") for count in (1, 2)):
         sizes = [f"--{key}={getattr(a, key)}" for key in ("batch", "length", "response")]
         words = ["plan", "--only", f"{name}:{count}", *sizes]
-        found = alone(words, processes=count, **limits)
+        found = alone(words, processes=count, ACCELERATE_USE_CPU="true", **limits)
         shape, batch = SHAPES[name], a.batch // count
-        size = sum(terms(shape, **(how | {"checkpointing": False}), batch=batch, **found["counted"]).values())
-        flops = shape.step(batch, a.length, a.response)
+        parts = terms(shape, **how, batch=batch, **found["counted"])
+        size, flops = sum(parts.values()), shape.step(batch, a.length, a.response)
         flops += shape.flops(batch, a.length) + shape.head(batch * a.response)
-        rate = flops / found["step"] / found["rate"]
-        share = share or rate
-        predicted = flops / share / found["rate"]
-        row = [
-            name,
-            str(count),
-            f"{size / GIB:.2f}",
-            f"{found['peak'] / GIB:.2f}",
-            f"{size / found['peak']:.2f}",
-        ]
+        if count > 1:  # DDP hands out the first process's weights in flat copies of 250 MiB, there and here
+            size = max(size, parts["weights"] + 500 * 2**20)
+        products, made = flops / found["rate"], sum(parts[x] for x in ("activations", "logits", "softmaxes"))
+        a_byte = a_byte or (found["step"] - products) / made
+        predicted = products + a_byte * made
+        row = [f"{size / GIB:.2f}", f"{found['peak'] / GIB:.2f}", f"{size / found['peak']:.2f}"]
         row += [f"{predicted:.2f}", f"{found['step']:.2f}", f"{predicted / found['step']:.2f}"]
-        rows.append(row)
-    print(f"{a.batch} rows of {a.length} tokens, {machine()}; a step reaches {share:.0%} of a product's rate")
+        rows.append([name, str(count), *row])
+    print(f"{a.batch} rows of {a.length} tokens, {machine()}; {1e9 * a_byte:.2g} s a GB of activations")
     head = "LLM,processes,GiB predicted,measured,ratio,seconds predicted,measured,ratio"
     print_table(head.split(","), rows)
 
