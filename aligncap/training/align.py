@@ -22,15 +22,9 @@ from aligncap.models.quantise import quantise
 from aligncap.text.lexicon import is_chinese
 from aligncap.text.prompts import Language, speaker_words
 from aligncap.training.alignment import align
+from aligncap.training.clips import Clips, read_clips
 from aligncap.training.config import SHAPE, StudentConfig
-from aligncap.training.data import (
-    CaptionRows,
-    ClipInputs,
-    Clips,
-    cached_inputs,
-    keeps_features,
-    read_clips,
-)
+from aligncap.training.data import CaptionRows, ClipInputs, cached_inputs, keeps_features
 from aligncap.training.resume import Run, begin, record_run
 from aligncap.training.sharding import place
 from aligncap.training.words import emotions_of

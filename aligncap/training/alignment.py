@@ -27,8 +27,9 @@ from aligncap.models.modeling_aligncap import AlignCapForConditionalGeneration
 from aligncap.models.projectors import Projector
 from aligncap.text.instruction import language_of
 from aligncap.text.prompts import speaker_word
+from aligncap.training.clips import Clips
 from aligncap.training.collators import stack_frames
-from aligncap.training.data import ClipInputs, Clips
+from aligncap.training.data import ClipInputs
 from aligncap.training.responses import TokenLists
 from aligncap.training.words import fit_words
 from aligncap.utils.tensor_cache import TensorCache

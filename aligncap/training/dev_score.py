@@ -17,8 +17,9 @@ from aligncap.inference.captioner import Captioner
 from aligncap.text.emotions import emotion_of
 from aligncap.text.lexicon import caption_length
 from aligncap.text.rubric import evidence, score
+from aligncap.training.clips import Clips
 from aligncap.training.collators import audio_batch, pad_prompts
-from aligncap.training.data import ClipInputs, Clips
+from aligncap.training.data import ClipInputs
 from aligncap.training.resume import out_of_patience
 from aligncap.utils.statistics import recall_sums, uar
 

@@ -18,9 +18,10 @@ from aligncap.text.prompts import end_token_id
 from aligncap.training.align import make_student
 from aligncap.training.batches import length_buckets
 from aligncap.training.caches import MOST, cached_teacher, head_logits, states_size
+from aligncap.training.clips import read_clips
 from aligncap.training.collators import pad_prompts
 from aligncap.training.config import USE_P_ACT
-from aligncap.training.data import CaptionRows, SpeechDataset, read_clips, speech_datasets
+from aligncap.training.data import CaptionRows, SpeechDataset, speech_datasets
 from aligncap.training.divergences import chunked, divergence, top_k_divergence, unpack
 from aligncap.training.responses import TokenLists
 from aligncap.training.resume import begin

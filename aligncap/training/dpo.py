@@ -23,9 +23,10 @@ from aligncap.models.checkpoints import load_checkpoint, load_folder, load_for_i
 from aligncap.models.modeling_aligncap import AlignCapForConditionalGeneration
 from aligncap.models.processing_aligncap import AlignCapProcessor
 from aligncap.training.adapters import lora_config
+from aligncap.training.clips import read_clips
 from aligncap.training.collators import PreferenceCollator
 from aligncap.training.config import FEATURE_CACHE, IDLE, FeatureCaching, RunConfig
-from aligncap.training.data import ClipInputs, cached_inputs, keeps_features, read_clips
+from aligncap.training.data import ClipInputs, cached_inputs, keeps_features
 from aligncap.training.dev_score import DevScore, Watch
 from aligncap.training.kernels import FLEX, attention
 from aligncap.training.preference_data import (

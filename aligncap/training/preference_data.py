@@ -14,9 +14,10 @@ from torch.utils.data import Dataset
 from aligncap.models.modeling_aligncap import AlignCapForConditionalGeneration
 from aligncap.models.precision import autocast
 from aligncap.text.prompts import measured_cues
+from aligncap.training.clips import Clips, read_clips
 from aligncap.training.collators import Row, SpeechCollator
 from aligncap.training.config import RunConfig
-from aligncap.training.data import ClipInputs, Clips, read_clips
+from aligncap.training.data import ClipInputs
 from aligncap.training.responses import TokenLists, refuse_special_tokens, tokenize_responses
 from aligncap.training.shared_prefix import score_responses
 from aligncap.utils.distributed import ALONE, Group

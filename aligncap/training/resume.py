@@ -25,8 +25,8 @@ from aligncap.data.provenance import (
     training_provenance,
     write_provenance,
 )
+from aligncap.training.clips import Clips
 from aligncap.training.config import RunConfig
-from aligncap.training.data import Clips
 from aligncap.training.sharding import launch_flags, load_whole, shards_weights
 from aligncap.utils.distributed import Group
 from aligncap.utils.errors import UserError, UserErrors

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from aligncap.training.align import make_student
+from aligncap.training.clips import read_clips
 from aligncap.training.collators import SpeechCollator
 from aligncap.training.config import StudentConfig
-from aligncap.training.data import read_clips, speech_datasets
+from aligncap.training.data import speech_datasets
 from aligncap.training.resume import begin
 from aligncap.training.trainer import CaptionTrainer, fit
 from aligncap.utils.options import NaturalInt, PositiveFloat, changed, option

@@ -15,9 +15,10 @@ from aligncap.models.build import load_llm
 from aligncap.models.checkpoints import llm_dtype, save_whole
 from aligncap.models.hub import resolve
 from aligncap.models.quantise import quantise
+from aligncap.training.clips import read_clips
 from aligncap.training.collators import TextCollator
 from aligncap.training.config import USE_P_ACT, CaptionConfig
-from aligncap.training.data import CaptionRows, TextDataset, read_clips
+from aligncap.training.data import CaptionRows, TextDataset
 from aligncap.training.resume import begin
 from aligncap.training.sharding import load_whole
 from aligncap.training.trainer import BucketedTrainer, CaptionTrainer, fit

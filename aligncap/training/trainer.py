@@ -35,9 +35,9 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from aligncap.training.adapters import freeze_adapters, lora_config, take_up_adapter
 from aligncap.training.batches import LengthBuckets, bucket_loader, describe, length_buckets
+from aligncap.training.clips import Clips
 from aligncap.training.collators import IGNORE, Row, packed, response_positions
 from aligncap.training.config import RunConfig
-from aligncap.training.data import Clips
 from aligncap.training.kernels import lay_out
 from aligncap.training.packing import language_model, needs_mask, with_mask
 from aligncap.training.resume import (

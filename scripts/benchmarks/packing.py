@@ -28,8 +28,9 @@ from aligncap.models.build import build
 from aligncap.models.hub import DEFAULT_ENCODER, DEFAULT_LLM
 from aligncap.models.precision import suit_bfloat16
 from aligncap.training.batches import LengthBuckets, padded_size, padding_share, shuffled_batches
+from aligncap.training.clips import Clips
 from aligncap.training.collators import SpeechCollator
-from aligncap.training.data import CaptionRows, ClipInputs, Clips
+from aligncap.training.data import CaptionRows, ClipInputs
 from aligncap.training.distill import DistillConfig, DistillTrainer
 from aligncap.training.packing import plan_rows
 

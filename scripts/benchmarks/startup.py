@@ -108,7 +108,8 @@ def child(a: argparse.Namespace) -> None:
 
     from aligncap.models.build import build
     from aligncap.training.align import student_language
-    from aligncap.training.data import CaptionRows, ClipInputs, SpeechDataset, read_clips
+    from aligncap.training.clips import read_clips
+    from aligncap.training.data import CaptionRows, ClipInputs, SpeechDataset
     from aligncap.training.resume import begin, record_run
     from aligncap.training.sft import SpeechSFTConfig, SpeechSFTTrainer
     from aligncap.training.words import emotions_of

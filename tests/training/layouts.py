@@ -23,14 +23,9 @@ from aligncap.models.checkpoints import load_folder
 from aligncap.models.encoders import encode_frames, layer_index, pool_frames
 from aligncap.models.precision import suit_half
 from aligncap.training.caches import cached_teacher
+from aligncap.training.clips import read_clips
 from aligncap.training.collators import IGNORE, SpeechCollator, response_positions
-from aligncap.training.data import (
-    CaptionRows,
-    ClipInputs,
-    SpeechDataset,
-    cached_inputs,
-    read_clips,
-)
+from aligncap.training.data import CaptionRows, ClipInputs, SpeechDataset, cached_inputs
 from aligncap.training.distill import DistillConfig, DistillTrainer
 from aligncap.training.dpo import SpeechDPOConfig, SpeechDPOTrainer
 from aligncap.training.preference_data import PreferenceDataset

@@ -13,12 +13,14 @@ import torch
 from tiny import make_model
 from transformers import WhisperConfig
 
+from aligncap.audio.files import info
 from aligncap.data.manifest import read_manifest, write_manifest
 from aligncap.models.checkpoints import load_for_inference
 from aligncap.models.configuration_aligncap import AlignCapConfig
 from aligncap.training import align, data, distill, sft
 from aligncap.training.caches import FeatureCache, feature_cache, frames_size, states_size
-from aligncap.training.data import cached_inputs, keeps_features, read_clips
+from aligncap.training.clips import read_clips
+from aligncap.training.data import cached_inputs, keeps_features
 from aligncap.training.distill import DistillConfig, run_distill
 from aligncap.training.sft import SpeechSFTConfig, run_sft
 from aligncap.utils.errors import UserError
@@ -65,7 +67,7 @@ def test_the_store_is_chosen_by_its_size(manifest, monkeypatch):
     model, _ = make_model(encoder_layer="mix", pool_size=4)
     clips = read_clips(str(manifest))
     assert clips.seconds() == pytest.approx(
-        sum(data.info(path).duration_s for path in clips.paths.values()), rel=0.01
+        sum(info(path).duration_s for path in clips.paths.values()), rel=0.01
     )
     size = frames_size(model.config, clips.seconds())
     for most, kept in ((size * 1.01, True), (size * 0.99, False)):
@@ -125,7 +127,7 @@ def test_a_length_that_the_manifest_lacks_is_read_from_a_few_headers(manifest, t
     write_manifest(tmp_path / "m.jsonl", utterances)
     known, unknown = read_clips(str(manifest)), read_clips(str(tmp_path / "m.jsonl"))
     assert unknown.seconds() == pytest.approx(
-        sum(data.info(path).duration_s for path in known.paths.values()), rel=0.01
+        sum(info(path).duration_s for path in known.paths.values()), rel=0.01
     )
 
 

@@ -17,8 +17,9 @@ from aligncap.inference.captioner import Captioner
 from aligncap.models.checkpoints import load_folder
 from aligncap.models.merge import save_llm
 from aligncap.training.align import student_language
+from aligncap.training.clips import read_clips
 from aligncap.training.collators import SpeechCollator
-from aligncap.training.data import CaptionRows, ClipInputs, SpeechDataset, read_clips
+from aligncap.training.data import CaptionRows, ClipInputs, SpeechDataset
 from aligncap.training.sft import SpeechSFTConfig, run_sft
 from aligncap.utils.errors import UserError, UserErrors
 

@@ -12,7 +12,8 @@ from aligncap.data.manifest import read_manifest, write_manifest
 from aligncap.inference.captioner import Captioner
 from aligncap.models.checkpoints import load_folder
 from aligncap.text.prompts import speaker_words, teacher_prompt, templates
-from aligncap.training.data import CaptionRows, read_clips
+from aligncap.training.clips import read_clips
+from aligncap.training.data import CaptionRows
 from aligncap.training.sft import SpeechSFTConfig, run_sft
 
 

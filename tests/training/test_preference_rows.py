@@ -6,7 +6,7 @@ import pytest
 
 from aligncap.data.manifest import read_manifest
 from aligncap.data.split import choose_evenly
-from aligncap.training.data import read_clips
+from aligncap.training.clips import read_clips
 from aligncap.training.preference_data import read_pairs
 from aligncap.utils.errors import UserError, UserErrors
 from aligncap.utils.io import write_jsonl

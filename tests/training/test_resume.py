@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 from tiny import make_tokenizer
 
 from aligncap.models.checkpoints import load_folder
-from aligncap.training.data import CaptionRows, read_clips
+from aligncap.training.clips import read_clips
+from aligncap.training.data import CaptionRows
 from aligncap.training.distill import DistillConfig, run_distill, written_by_teacher
 from aligncap.training.resume import clear_remains, cut_log, is_whole, out_of_patience
 from aligncap.utils.errors import UserError, UserErrors

@@ -13,15 +13,15 @@ from tiny import make_model, make_tokenizer, save_model
 from aligncap.data import columns
 from aligncap.data import manifest as manifests
 from aligncap.data.manifest import Utterance, read_manifest, write_manifest
+from aligncap.data.split import balanced
 from aligncap.text.prompts import end_token_id, response_ids
 from aligncap.training import data
+from aligncap.training.clips import read_clips
 from aligncap.training.data import (
     CaptionRows,
     SpeechDataset,
     TextDataset,
-    balanced,
     cached_inputs,
-    read_clips,
     speech_datasets,
 )
 from aligncap.training.distill import DistillConfig, run_distill

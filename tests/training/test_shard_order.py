@@ -21,7 +21,8 @@ from aligncap.data.rows import open_manifest
 from aligncap.data.shards import read_index
 from aligncap.training import config as config_module
 from aligncap.training import responses
-from aligncap.training.data import CaptionRows, ClipInputs, SpeechDataset, read_clips
+from aligncap.training.clips import read_clips
+from aligncap.training.data import CaptionRows, ClipInputs, SpeechDataset
 from aligncap.training.sft import SpeechSFTConfig, SpeechSFTTrainer, run_sft
 from aligncap.training.shard_order import ShardOrder
 from aligncap.utils.errors import UserError
