@@ -14,7 +14,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import csr_array
-from scipy.stats import kendalltau, t
+from scipy.stats import kendalltau, rankdata, t
 
 from aligncap.utils.io import Row
 
@@ -26,6 +26,7 @@ T = TypeVar("T")
 
 FEWEST = 12  # speakers below which nothing is claimed
 EXCHANGES = 9999  # of speakers that are tried: all that there are, or so many random ones
+BINS = 10  # of the calibration error
 _CELLS = 4_000_000  # of the matrix of exchanges held at a time
 
 
@@ -88,6 +89,21 @@ def uar(sums: Floats) -> Floats:
     hits, total = np.split(np.asarray(sums, dtype=np.float64), 2, axis=-1)
     recall = np.divide(hits, total, out=np.zeros_like(hits), where=total > 0)
     return _ratio(recall.sum(axis=-1), (total > 0).sum(axis=-1))
+
+
+def calibration_error(confidence: Floats, right: Floats, bins: int = BINS) -> float:
+    """Expected calibration error: of bins by confidence, the mean of |mean confidence - accuracy|, by clips.
+
+    Bins have equal mass; clips of one confidence share a bin. NaN without clips.
+
+    >>> calibration_error(np.array([0.9, 0.9, 0.9, 0.9]), np.array([1, 1, 1, 0]))  # 0.9 sure, 0.75 right
+    0.15
+    """
+    if not len(confidence):
+        return float("nan")
+    place = np.floor((rankdata(confidence) - 0.5) / len(confidence) * bins).astype(int)
+    gaps = np.bincount(place, np.asarray(confidence) - right, minlength=bins)
+    return float(np.abs(gaps).sum() / len(confidence))
 
 
 def over_seeds(runs: Sequence[Run]) -> dict[str, Statistic]:
