@@ -87,10 +87,16 @@ def spellings(tokenizer: PreTrainedTokenizerBase, words: Collection[str]) -> lis
     return [ids[place : place + 4] for place in range(0, len(ids), 4)]
 
 
-def first_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, list[int]]:
-    """Tokens that begin words of one label alone, by label, in any of their `spellings`."""
+def first_tokens(
+    tokenizer: PreTrainedTokenizerBase, forms: Mapping[str, str] | None = None
+) -> dict[str, list[int]]:
+    """Tokens that begin words of one label alone, by label, in any of their `spellings`.
+
+    Args:
+        forms: the words, with their labels; None: all English ones.
+    """
     begun: dict[int, set[str]] = {}
-    forms = english_forms()
+    forms = english_forms() if forms is None else forms
     for rows, label in zip(spellings(tokenizer, forms), forms.values(), strict=True):
         for row in rows:
             begun.setdefault(row[0], set()).add(label)
@@ -98,6 +104,11 @@ def first_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, list[int]]:
 
 
 def log_masses(logits: Tensor, tokens: Mapping[str, list[int]]) -> np.ndarray:
+    """`masses` as an array."""
+    return masses(logits, tokens).cpu().numpy()
+
+
+def masses(logits: Tensor, tokens: Mapping[str, list[int]]) -> Tensor:
     """Log-mass of each label up to a constant, (…, labels), of next-token logits (…, vocabulary).
 
     Args:
@@ -106,7 +117,7 @@ def log_masses(logits: Tensor, tokens: Mapping[str, list[int]]) -> np.ndarray:
     most = max(1, *map(len, tokens.values()))
     ids = torch.tensor([own + [-1] * (most - len(own)) for own in tokens.values()], device=logits.device)
     found = logits[..., ids.clamp(min=0).flatten()].float().unflatten(-1, ids.shape)
-    return found.masked_fill(ids < 0, -math.inf).logsumexp(-1).cpu().numpy()
+    return found.masked_fill(ids < 0, -math.inf).logsumexp(-1)
 
 
 def named_emotion(
