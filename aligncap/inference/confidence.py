@@ -87,16 +87,10 @@ def spellings(tokenizer: PreTrainedTokenizerBase, words: Collection[str]) -> lis
     return [ids[place : place + 4] for place in range(0, len(ids), 4)]
 
 
-def first_tokens(
-    tokenizer: PreTrainedTokenizerBase, forms: Mapping[str, str] | None = None
-) -> dict[str, list[int]]:
-    """Tokens that begin words of one label alone, by label, in any of their `spellings`.
-
-    Args:
-        forms: the words, with their labels; None: all English ones.
-    """
+def first_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, list[int]]:
+    """Tokens that begin words of one label alone, by label, in any of their `spellings`."""
     begun: dict[int, set[str]] = {}
-    forms = english_forms() if forms is None else forms
+    forms = english_forms()
     for rows, label in zip(spellings(tokenizer, forms), forms.values(), strict=True):
         for row in rows:
             begun.setdefault(row[0], set()).add(label)

@@ -288,10 +288,18 @@ def test_words_of_labels_in_two_languages(own):
     assert probabilities[0, 0] == pytest.approx(len(ids["angry"]) / 400)
 
 
+def test_only_whole_words_and_the_plain_words_beginnings_name_a_label(own):
+    tokens = label_tokens(own.tokenizer, ["angry", "disgusted"], ["en"])
+    whole = own.tokenizer.encode(" angry")
+    assert len(whole) == 1 and whole[0] in tokens["angry"]  # a word of the tokenizer's training text
+    assert own.tokenizer.encode("disgusted")[0] in tokens["disgusted"]  # the plain word's beginning
+    assert own.tokenizer.encode("furious")[0] not in tokens["angry"]  # another word's
+
+
 def test_a_label_without_a_token_of_its_own_is_an_error(own):
     # bytes begin Chinese words alike in a tokenizer without Chinese
-    with pytest.raises(UserError, match="no token of this tokenizer begins words of that label alone"):
-        label_tokens(own.tokenizer, ["angry", "calm", "happy", "sad", "surprised"], ["zh"])
+    with pytest.raises(UserError, match="no token of this tokenizer names that label alone"):
+        label_tokens(own.tokenizer, ["angry", "calm", "happy", "sad", "fearful", "surprised"], ["zh"])
 
 
 def test_folders_of_both_families_load(tmp_path, own, qwen):
