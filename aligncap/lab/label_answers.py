@@ -51,11 +51,10 @@ def read_said(texts: Sequence[str], labels: Sequence[str], *, lenient: bool = Fa
     """
     said = [read_answer(text, labels) for text in texts]
     if lenient:
-        named = [emotion_of(text) for text in texts]
-        said = [
-            name if own == NONE and name in labels else own for own, name in zip(said, named, strict=True)
-        ]
-    return [str(label) for label in said]
+        named = [emotion_of(text) or NONE for text in texts]
+        pairs = zip(said, named, strict=True)
+        said = [name if own == NONE and name in labels else own for own, name in pairs]
+    return said
 
 
 def recall(truth: Sequence[str], said: Sequence[str]) -> Statistic:

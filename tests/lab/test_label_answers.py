@@ -65,7 +65,7 @@ def test_samples_are_counted_beside_the_greedy_answer():
 
 
 def planted(known: Labelled, knows: float, prior: np.ndarray, seed: int = 0) -> np.ndarray:
-    """Log-masses that know the truth by `knows` nats and lean to labels by `prior`; a tenth on label words."""
+    """Log-masses that know the truth by `knows` nats and lean by `prior`; a tenth is on label words."""
     rng = np.random.default_rng(seed)
     truth = np.array([LABELS.index(t) for t in known.truth])
     scores = prior + 0.3 * rng.standard_normal((len(truth), 4))
