@@ -69,6 +69,9 @@ COMMANDS: dict[str, Command] = {
         "evaluation.people", "PeopleConfig", "run_people", "cues and claims against people's words"
     ),
     "curves": Command("evaluation.report.pictures", "CurvesConfig", "run_curves", "training curves of runs"),
+    "lab diagnose": Command(
+        "lab.diagnose", "DiagnoseConfig", "run_diagnose", "does it hear, and what does it say instead?"
+    ),
     "lab states": Command(
         "lab.states", "StatesConfig", "run_states", "where speech and text lie in the LLM's spaces"
     ),

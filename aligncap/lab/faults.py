@@ -24,7 +24,9 @@ QUIET_DB = 40.0
 PAD_SECONDS = 4.0  # before and after
 LEFT_SECONDS = 1.0  # of an utterance that a window of 30 s cuts
 STEP = 2**-15  # of 16 bits
-VOICE_SEMITONES = 4.0  # that voices of one gender may lie beside their norm; a wrong rate moves them by 7
+VOICE_SEMITONES = 4.5  # that voices of one gender may lie beside their norm; a wrong rate moves them by 7
+QUIET_LABELS = ("neutral", "calm")  # in which voices are at their norm
+VOICES = 12  # clips a gender whose pitch is measured
 TONES = (500.0, 1000.0, 2000.0, 4000.0)  # Hz
 
 Fed = np.ndarray  # samples as a model is fed them, (n,) float32
@@ -164,37 +166,42 @@ def _expected_bin(mel_bins: int, tone: float) -> int:
 def check_audio(utterances: Sequence[Utterance], paths: Mapping[str, Path], max_seconds: float) -> Row:
     """What the clips themselves are like: rates, lengths, levels, and whether voices lie where voices lie.
 
-    The median F0 of each gender is held against its norm (data/cues.yaml): samples of 24 kHz in a file that
-    says 16 kHz make every voice seven semitones lower.
+    The median F0 of each gender is held against its norm (data/cues.yaml), over neutral and calm clips where
+    there are any: samples of 24 kHz in a file that says 16 kHz make every voice seven semitones lower.
 
     Returns:
         {"rates": {Hz: clips}, "too_long", "shorter_than_1_s": shares, "level_dbfs": median,
         "voices": [{"gender", "clips", "f0_hz", "norm_hz", "semitones", "ok"}]}.
     """
     rates: dict[str, int] = {}
-    seconds, levels = [], []
-    pitch: dict[str, list[float]] = {}
+    seconds = []
     for u in utterances:
         heard = info(paths[u.id])
         rates[str(heard.rate)] = rates.get(str(heard.rate), 0) + 1
         seconds.append(heard.duration_s)
-        try:
-            cues = measure(load_audio(paths[u.id], normalise=False))
-        except AudioError:
-            continue
-        levels.append(cues["level_dbfs"])
-        if u.gender and "f0_median_hz" in cues:
-            pitch.setdefault(u.gender, []).append(cues["f0_median_hz"])
+    levels: list[float] = []
+    pitch: dict[str, list[float]] = {}
+    for gender in sorted({u.gender for u in utterances if u.gender}):
+        own = [u for u in utterances if u.gender == gender]
+        chosen = [u for u in own if u.emotion in QUIET_LABELS] or own
+        for u in chosen[:VOICES]:
+            try:
+                cues = measure(load_audio(paths[u.id], normalise=False))
+            except AudioError:
+                continue
+            levels.append(cues["level_dbfs"])
+            if "f0_median_hz" in cues:
+                pitch.setdefault(gender, []).append(cues["f0_median_hz"])
     norm = load_data("cues.yaml")["cues"]["f0_median_hz"]["norm"]
     voices = []
-    for gender, own in sorted(pitch.items()):
+    for gender, measured in pitch.items():
         usual = float(norm.get(gender, norm["any"])[0])
-        away = 12 * float(np.log2(np.median(own) / usual))
+        away = 12 * float(np.log2(np.median(measured) / usual))
         voices.append(
             {
                 "gender": gender,
-                "clips": len(own),
-                "f0_hz": round(float(np.median(own)), 1),
+                "clips": len(measured),
+                "f0_hz": round(float(np.median(measured)), 1),
                 "norm_hz": usual,
                 "semitones": round(away, 2),
                 "ok": abs(away) <= VOICE_SEMITONES,

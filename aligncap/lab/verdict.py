@@ -102,9 +102,8 @@ def _headline(numbers: Row, main: Row) -> Finding:
     if label != "none" and share >= REPEATS:
         return Finding("one_answer", HEADLINES["one_answer"].format(answer=label), evidence)
     if repeated["share"]["value"] >= REPEATS:
-        evidence.append(
-            f"{repeated['share']['value']:.0%} of answers are “{repeated['answer']}” or nearly so"
-        )
+        part = repeated["share"]["value"]
+        evidence.append(f"{part:.0%} of answers are “{repeated['answer']}” or nearly so")
         return Finding("repeats", HEADLINES["repeats"], evidence)
     if main["invalid"]["value"] >= INVALID:
         evidence.append(f"{main['invalid']['value']:.0%} of answers are no label")
@@ -137,8 +136,8 @@ def _rate(numbers: Row) -> list[Finding]:
         if not voice["ok"]:
             moved += 1
             evidence.append(
-                f"voices ({voice['gender']}) have a median F0 of {voice['f0_hz']:g} Hz, {voice['semitones']:+.1f}"
-                f" semitones from {voice['norm_hz']:g} Hz"
+                f"voices ({voice['gender']}) have a median F0 of {voice['f0_hz']:g} Hz, "
+                f"{voice['semitones']:+.1f} semitones from {voice['norm_hz']:g} Hz"
             )
     voices = (numbers.get("audio") or {}).get("voices", [])
     if evidence and (len(evidence) > moved or moved == len(voices)):
@@ -207,7 +206,7 @@ def _prompts(numbers: Row) -> list[Finding]:
         led, right = prompts["leading_suggested"], prompts["leading_right"]
         lines = [
             f"says what the question suggests: {number(led)}, unasked {number(prompts['plain_suggested'])}",
-            f"says the voice's label: {number(right)}, without the suggestion {number(prompts['plain_right'])}",
+            f"says the voice's label: {number(right)}, unasked {number(prompts['plain_right'])}",
         ]
         follows = led["value"] > right["value"]
         text = "A question that suggests another label is " + ("followed." if follows else "not followed.")
