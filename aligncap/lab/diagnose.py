@@ -75,7 +75,7 @@ class DiagnoseConfig(Config):
     limit: PositiveInt = option(96, "Clips whose label is asked for, emotions as even as they come.")
     subset: PositiveInt = option(48, "Of these, clips for prompts, faults and words.")
     attacked: PositiveInt = option(6, "Clips that are attacked, at most.")
-    languages: list[Literal["en", "zh"]] = option(["en", "zh"], "Languages of the questions.")
+    language: Literal["en", "zh", "both"] = option("both", "Language of the questions.")
     samples: NaturalInt = option(3, "Answers drawn a clip for the first wording.")
     snr: list[float] = option([40.0, 30.0, 20.0], "Signal-to-noise ratios of attacks, dB.")
     steps: PositiveInt = option(12, "Steps of gradient descent an attack, at each SNR.")
@@ -89,14 +89,16 @@ class DiagnoseConfig(Config):
     seed: NaturalInt = option(0, "Seed of the choice of clips and of drawn answers.")
 
     @property
+    def languages(self) -> list[Language]:
+        return ["en", "zh"] if self.language == "both" else [self.language]
+
+    @property
     def chosen_parts(self) -> list[str]:
         return [part for part in self.parts if part != "none"]
 
     def own_errors(self) -> list[str]:
         known = {*PARTS, "none"}
         errors = [f"parts={p}: choose among {', '.join(PARTS)}, none" for p in self.parts if p not in known]
-        if not self.languages:
-            errors.append("languages: name one")
         if not self.snr or sorted(self.snr, reverse=True) != list(self.snr):
             errors.append("snr: name ratios from the softest attack to the loudest, such as 40 30 20")
         if self.transfer and "attack" not in self.parts:
@@ -113,11 +115,10 @@ def run_diagnose(config: DiagnoseConfig) -> int:
         UserError: no model, too few labelled clips, or a clip that cannot be used.
     """
     out = Path(config.out)
-    clips = labelled_clips(config)
-    labels = sorted({str(u.emotion) for u in clips})
+    clips, labels = labelled_clips(config)
     model = load_speech_model(config.model, config.device, config.dtype)
     subject = SpeechSubject(model, labels, config.seed)
-    with _kept(config, out) as journal:
+    with _kept(config, out, labels) as journal:
         numbers, answers = diagnose(subject, clips, config, journal)
         if "attack" in config.chosen_parts:
             numbers["attack"] = _attack(subject, clips, numbers, answers, config, journal)
@@ -133,8 +134,8 @@ def run_diagnose(config: DiagnoseConfig) -> int:
     return 0
 
 
-def labelled_clips(config: DiagnoseConfig) -> list[Utterance]:
-    """Up to `limit` clips with a label, labels as even as they come.
+def labelled_clips(config: DiagnoseConfig) -> tuple[list[Utterance], list[str]]:
+    """Up to `limit` clips with a label, labels as even as they come; and all labels of the manifest.
 
     Raises:
         UserError: fewer than FEWEST, or of one label only.
@@ -149,24 +150,25 @@ def labelled_clips(config: DiagnoseConfig) -> list[Utterance]:
     paths = {u.id: audio_path(config.manifest, u) for u in chosen}
     if missing := [f"{paths[u.id]}: no such file (clip {u.id})" for u in chosen if not paths[u.id].is_file()]:
         raise UserErrors(missing)
-    return chosen
+    return chosen, sorted({str(u.emotion) for u in known})
 
 
 @contextmanager
-def _kept(config: DiagnoseConfig, out: Path) -> Iterator[Journal]:
+def _kept(config: DiagnoseConfig, out: Path, labels: Sequence[str]) -> Iterator[Journal]:
     """The rows of an unfinished run with the same options, model and manifest.
 
-    Parts may be added: rows of others stay.
+    Parts and clips may be added: what was asked of others stays.
     """
     known = {
         name: value
         for name, value in asdict(config).items()
-        if name not in ("out", "parts", "batch_size", "device", "transfer")
+        if name not in ("out", "parts", "limit", "subset", "attacked", "batch_size", "device", "transfer")
     }
     stamp = [
         [str(p), p.stat().st_size, p.stat().st_mtime_ns] for p in Path(config.model).glob("*.safetensors")
     ]
-    settings: Row = {"options": known, "data": file_hashes([config.manifest]), "weights": sorted(stamp)}
+    settings: Row = {"options": known, "labels": labels, "weights": sorted(stamp)}
+    settings["data"] = file_hashes([config.manifest])
     with journaled(out / "diagnose.json", settings, ALONE) as journal:
         yield journal
 
@@ -183,8 +185,7 @@ def diagnose(
     paths = {u.id: audio_path(config.manifest, u) for u in clips}
     about = Collector(subject, paths, journal, config.batch_size)
     why_not = askable(subject)
-    languages: list[Language] = list(config.languages)
-    chosen = [w for w in wordings(subject.labels, languages) if w.own or not why_not]
+    chosen = [w for w in wordings(subject.labels, config.languages) if w.own or not why_not]
     rows = collect_labels(about, clips, chosen, config.samples)
     priors = collect_priors(about, chosen)
     main = main_wording(chosen, rows, subject.labels)
@@ -249,12 +250,10 @@ def _attack(
     journal: Journal,
 ) -> Row:
     """The part `attack`: its numbers, or why there are none."""
-    main = next(w for w in wordings(subject.labels, list(config.languages)) if w.name == numbers["main"])
+    main = next(w for w in wordings(subject.labels, config.languages) if w.name == numbers["main"])
     cell = numbers["wordings"][main.name]
     if not above(cell["uar"], numbers["chance"]):
-        return {
-            "why_not": "its clean answers are no better than chance, so it would prove nothing"
-        }
+        return {"why_not": "its clean answers are no better than chance, so it would prove nothing"}
     texts = {row["id"]: row["said"] for row in answers if row["asked"] == main.name}
     written = {row["id"]: str(row["said"]) for row in answers if row["asked"] == "words"}
     able = numbers["words"].get("transcribes", False)

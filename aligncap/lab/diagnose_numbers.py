@@ -225,7 +225,7 @@ def word_numbers(rows: Sequence[Row], clips: Sequence[Utterance]) -> Row:
         "wer": ratio(errors, words),
         "cer": ratio(letters[:, 0], letters[:, 1]),
         "refusals": mean(np.array([refuses(text) for text in said], dtype=np.float64)),
-        "emotions": mean(np.array([emotion_of(text) is not None for text in said], dtype=np.float64)),
+        "emotions": mean(np.array([_only_emotion(text) for text in said], dtype=np.float64)),
     }
     found: Row = dict(intervals(statistics, units))
     found |= {"wer_other": None, "gain": None, "repeated": repeated(said, units)}
@@ -243,6 +243,10 @@ def word_numbers(rows: Sequence[Row], clips: Sequence[Utterance]) -> Row:
     found["clips"] = len(said)
     found["commonest"] = commonest(said)
     return found
+
+
+def _only_emotion(text: str) -> bool:
+    return emotion_of(text) is not None and not refuses(text)
 
 
 def _errors(told: Sequence[str], said: Sequence[str]) -> tuple[Floats, Floats]:
