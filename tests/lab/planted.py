@@ -43,13 +43,13 @@ def hears_pitch(samples: np.ndarray) -> str | None:
     if level_dbfs(samples) < -45:
         return None
     active = samples[np.abs(samples) > 0] if (samples != 0).mean() < 0.5 else samples
-    power = np.abs(np.fft.rfft(active, n=1 << 16)) ** 2
+    power = np.abs(np.fft.rfft(active, n=1 << 14)) ** 2
     if (
         power.max() < 30 * power[power > 0.001 * power.max()].mean()
-        and (power > 0.05 * power.max()).sum() > 400
+        and (power > 0.05 * power.max()).sum() > 100
     ):
         return None  # noise
-    hertz = float(power.argmax() / (1 << 16) * 16_000)
+    hertz = float(power.argmax() / (1 << 14) * 16_000)
     return min(PITCH, key=lambda label: abs(np.log(hertz / PITCH[label])))
 
 

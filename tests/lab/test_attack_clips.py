@@ -1,4 +1,4 @@
-"""Attacks on models: only of clips that were right; gradients to the samples; defences and transfer counted."""
+"""Attacks on models: only of clips that were right; gradients to samples; defences and transfer counted."""
 
 from __future__ import annotations
 
