@@ -7,6 +7,7 @@ can write down words only those whose words were right too: an attack on a broke
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -52,6 +53,7 @@ class AttackOptions:
     restarts: int = 1
     price: float = 1.0  # of a nat a token of the transcript
     audible: float = 0.0  # weight of what is above masking
+    limit: float = math.inf  # largest sample of a perturbation, full scale 1
 
 
 def answers(subject: SpeechSubject, clips: Sequence[np.ndarray], main: Wording) -> list[str]:
@@ -126,7 +128,7 @@ def attack_clip(
             found = pgd(
                 aim,
                 clip,
-                Bounds(snr_db=snr),
+                Bounds(snr, options.limit),
                 steps=options.steps,
                 restarts=options.restarts,
                 price=options.price,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -49,7 +50,7 @@ from aligncap.utils.distributed import ALONE
 from aligncap.utils.errors import UserError, UserErrors
 from aligncap.utils.io import Row, load_data, write_json, write_jsonl
 from aligncap.utils.journal import Journal, journaled
-from aligncap.utils.options import Config, NaturalInt, NonNegativeFloat, PositiveInt, option
+from aligncap.utils.options import Config, NaturalInt, NonNegativeFloat, PositiveFloat, PositiveInt, option
 from aligncap.utils.run_record import file_hashes, write_run_record
 
 PARTS = ("prompts", "faults", "words", "attack")
@@ -79,6 +80,7 @@ class DiagnoseConfig(Config):
     samples: NaturalInt = option(3, "Answers drawn a clip for the first wording.")
     snr: list[float] = option([40.0, 30.0, 20.0], "Signal-to-noise ratios of attacks, dB.")
     steps: PositiveInt = option(12, "Steps of gradient descent an attack, at each SNR.")
+    linf: PositiveFloat | None = option(None, "Largest sample of attacks too (L∞), full scale 1.")
     restarts: PositiveInt = option(1, "Starts an attack, the first at the clip itself.")
     price: NonNegativeFloat = option(1.0, "Weight of the transcript's loss in attacks (nats a token).")
     audible: NonNegativeFloat = option(0.0, "Weight of energy above the masking threshold in attacks.")
@@ -261,7 +263,14 @@ def _attack(
     chosen, counts = attackable(clips, said, written if able else None, config.attacked)
     if not chosen:
         return {"why_not": "no clip was right before", "counts": counts}
-    options = AttackOptions(tuple(config.snr), config.steps, config.restarts, config.price, config.audible)
+    options = AttackOptions(
+        tuple(config.snr),
+        config.steps,
+        config.restarts,
+        config.price,
+        config.audible,
+        config.linf or math.inf,
+    )
     folder = Path(config.out) / "audio"
     about = Collector(
         subject, {u.id: audio_path(config.manifest, u) for u in clips}, journal, config.batch_size

@@ -254,7 +254,11 @@ def _attack(numbers: Row) -> list[Finding]:
     if "why_not" in attack:
         return [Finding("attack", f"It was not attacked: {attack['why_not']}.", [])]
     levels = attack["levels"]
-    lines = [f"at {row['snr_db']:g} dB: {row['turned']} of {row['clips']} clips turned" for row in levels]
+    lines = [
+        f"at {row['snr_db']:g} dB: {row['turned']} of {row['clips']} clips turned to the target, "
+        f"{row['changed']} changed; {row['audible']:.0%} of the energy above masking"
+        for row in levels
+    ]
     if attack.get("transfer"):
         moved = attack["transfer"]
         lines.append(f"of those, {moved['turned']} of {moved['clips']} turn {moved['model']} too")
@@ -263,10 +267,8 @@ def _attack(numbers: Row) -> list[Finding]:
             f"{name}: right on {defence['attacked_right']} of {defence['attacked']} attacked clips, on "
             f"{defence['clean_right']} of {defence['clean']} clean ones"
         )
-    strongest = next((row for row in levels if row["turned"]), None)
-    if strongest is None:
+    first = next((row for row in levels if row["turned"]), None)
+    if first is None:
         return [Finding("attack", "No attack within the bounds turned a clip.", lines)]
-    text = f"Inaudible changes can turn it: at {strongest['snr_db']:g} dB already."
-    if strongest["snr_db"] < 30:
-        text = f"Changes of the waveform can turn it, from {strongest['snr_db']:g} dB on."
+    text = f"Changes of the waveform turn its answers, from {first['snr_db']:g} dB on."
     return [Finding("attack", text, lines)]

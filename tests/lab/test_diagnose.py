@@ -6,9 +6,9 @@ import json
 from dataclasses import replace
 
 import numpy as np
-import planted
+import planted_subjects as planted
 import pytest
-from planted import LABELS, SENTENCES, Planted, write_clips
+from planted_subjects import LABELS, SENTENCES, Planted, write_clips
 from tiny import save_model
 
 from aligncap.cli import main
