@@ -72,6 +72,9 @@ COMMANDS: dict[str, Command] = {
     "lab diagnose": Command(
         "lab.diagnose", "DiagnoseConfig", "run_diagnose", "does it hear, and what does it say instead?"
     ),
+    "lab conflict": Command(
+        "lab.conflict", "ConflictConfig", "run_conflict", "voice against text: who wins, where and why"
+    ),
     "lab states": Command(
         "lab.states", "StatesConfig", "run_states", "where speech and text lie in the LLM's spaces"
     ),

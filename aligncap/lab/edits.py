@@ -45,13 +45,14 @@ class Attend:
     Args:
         layers: blocks.
         queries, keys: positions from which and to which.
-        heads: of the blocks; None: all. log(2) doubles a key's weight against the others.
+        bias: a number (log(2) doubles a key's weight against the others), or one a head, (batch or 1, heads).
+        heads: of the blocks, that a number is for; None: all.
     """
 
     layers: Collection[int]
     queries: Tensor
     keys: Tensor
-    bias: float = -math.inf
+    bias: float | Tensor = -math.inf
     heads: Collection[int] | None = None
 
 
@@ -65,6 +66,7 @@ class ScaleHeads:
 
 
 Edit = Replace | Add | Attend | ScaleHeads
+_BLOCKS = ("layers", "h")
 _ATTENTION = ("self_attn", "attn", "attention", "self_attention")
 _OUTPUT = ("o_proj", "out_proj", "c_proj", "dense")
 
@@ -73,10 +75,12 @@ _OUTPUT = ("o_proj", "out_proj", "c_proj", "dense")
 class Trunk:
     """The parts of a transformers language model without its head that hooks are put on.
 
-    body: what embeds and runs the blocks; norm: what the last state passes before the head.
+    body: what embeds and runs the blocks, which are its list `name`; norm: what the last state passes before
+    the head.
     """
 
     body: nn.Module
+    name: str
     blocks: Sequence[nn.Module]
     norm: nn.Module
     heads: int
@@ -88,10 +92,11 @@ class Trunk:
             UserError: a part has none of the names that are known here.
         """
         body = getattr(language_model, "decoder", language_model)
-        blocks = _named(body, ("layers", "h"))
+        blocks = _named(body, _BLOCKS)
+        name = next(name for name in _BLOCKS if getattr(body, name, None) is blocks)
         norm = _named(body, ("norm", "ln_f", "final_layer_norm"))
         config: Any = language_model.config
-        return cls(body, list(blocks), norm, config.num_attention_heads)
+        return cls(body, name, list(blocks), norm, config.num_attention_heads)
 
     def attention(self, block: int) -> nn.Module:
         """The attention of block 1 … L."""
@@ -155,6 +160,43 @@ def edited(trunk: Trunk, edits: Sequence[Edit]) -> Iterator[None]:
             for place in places:
                 stack.enter_context(_hook(_register(trunk, edit, place, span)))
         yield
+
+
+def first_place(edits: Sequence[Edit]) -> float:
+    """The lowest layer that is edited; infinite where none is."""
+    places = [min(e.layers) if isinstance(e, Attend) else e.layer for e in edits]
+    return min(places, default=math.inf)
+
+
+@contextmanager
+def resumed(trunk: Trunk, layer: int, states: Tensor) -> Iterator[None]:
+    """Within the block, passes leave out the blocks up to `layer` and go on from its `states`.
+
+    The blocks keep their places, since trunks look up by number which mask a block is given.
+    """
+    blocks: Any = trunk.body.get_submodule(trunk.name)
+    usual = list(blocks)[:layer]
+    try:
+        for place, block in enumerate(usual):
+            blocks[place] = _Skipped(block, states)
+        yield
+    finally:
+        for place, block in enumerate(usual):
+            blocks[place] = block
+
+
+class _Skipped(nn.Module):
+    """In a block's place: gives `states`; all else that trunks ask of a block is the block's own."""
+
+    def __init__(self, block: nn.Module, states: Tensor) -> None:
+        super().__init__()
+        self.__dict__ |= {"block": block, "states": states}  # no submodule of its own
+
+    def forward(self, *args: object, **kwargs: object) -> Tensor:
+        return self.__dict__["states"]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["block"], name)
 
 
 @contextmanager
@@ -235,8 +277,11 @@ def _attending(edit: Attend, span: _Span) -> Any:
             own = torch.zeros(count, dtype=torch.bool, device=states.device)
             own[list(edit.heads)] = True
             pairs = pairs & own[None, :, None, None]
-        bias = max(edit.bias, least / 2)
-        mask = (mask + pairs.to(states.dtype) * bias).clamp(min=least)
+        if isinstance(edit.bias, Tensor):
+            added = pairs * edit.bias.to(states)[:, :, None, None]
+        else:
+            added = pairs.to(states.dtype) * max(edit.bias, least / 2)
+        mask = (mask + added).clamp(min=least)
         return args, kwargs | {"attention_mask": mask}
 
     return attend

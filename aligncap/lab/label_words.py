@@ -48,8 +48,8 @@ def label_tokens(
 
 
 def label_logits(logits: Tensor, tokens: Mapping[str, list[int]]) -> Tensor:
-    """Log of the summed weight of each label's tokens, (…, labels), differentiable, of logits (…, vocabulary).
+    """Log of the summed weight of each label's tokens, (…, labels), of logits (…, vocabulary).
 
-    Up to a constant that all labels share; of log-probabilities, the labels' log-probabilities.
+    It has gradients, and a constant that all labels share; of log-probabilities, it is that of the labels.
     """
     return masses(logits, tokens)

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
-from aligncap.lab.edits import Edit, Trunk, edited
+from aligncap.lab.edits import Edit, Trunk, edited, first_place, resumed
 from aligncap.text.prompts import end_token_id
 from aligncap.utils.errors import UserError
 
@@ -219,8 +219,16 @@ class SpeechModel(ABC):
         states: bool = False,
         heads: bool = False,
         attention: bool = False,
+        resume: tuple[int, Tensor] | None = None,
     ) -> Run:
-        """One pass, differentiable in embeddings and edits; what is asked for by name is kept."""
+        """One pass, differentiable in embeddings and edits; what is asked for by name is kept.
+
+        Args:
+            resume: (l, state l of all positions), of a pass over the same prefill that was not edited below:
+                blocks 1 … l are not run again. Nothing is kept then, and edits are of later layers.
+        """
+        if resume is not None and (states or heads or attention or first_place(edits) <= resume[0]):
+            raise ValueError("a resumed pass keeps nothing, and is edited above the layer that it begins at")
         kept: dict[str, list[Tensor]] = {"states": [], "heads": []}
         with ExitStack() as stack:
             stack.enter_context(edited(self.trunk, edits))
@@ -230,6 +238,8 @@ class SpeechModel(ABC):
                 _keep_heads(self.trunk, kept["heads"], stack)
             if attention:
                 stack.enter_context(_eager(self.model.model.language_model))
+            if resume is not None:
+                stack.enter_context(resumed(self.trunk, *resume))
             out = self._pass(prefill.embeddings, prefill.mask, output_attentions=attention or None)
         rows = torch.stack([a[:, :, -1] for a in out.attentions]) if attention else None
         found = {name: torch.stack(parts) if parts else None for name, parts in kept.items()}

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 from tiny import make_model, voice
+from tiny_qwen2_audio import make_qwen2_audio
 
 from aligncap.data.manifest import Utterance
 from aligncap.lab import attack_clips as module
-from aligncap.lab.asking import SpeechSubject
+from aligncap.lab.asking import Asked, SpeechSubject
 from aligncap.lab.attack import Bounds, pgd
 from aligncap.lab.attack_clips import (
     DEFENCES,
@@ -21,7 +22,7 @@ from aligncap.lab.attack_clips import (
     transferred,
 )
 from aligncap.lab.diagnose_parts import Wording
-from aligncap.lab.families import AlignCapSpeech
+from aligncap.lab.families import AlignCapSpeech, Qwen2AudioSpeech
 
 ASKED = Wording("question", "en", "Kids are talking by the door")
 CLIP = voice(0.4, 180)
@@ -114,3 +115,30 @@ def test_transfer_counts_only_clips_that_the_other_model_answers_rightly(tmp_pat
     monkeypatch.setattr(module, "answers", lambda *_: next(replies))
     found = transferred(None, rows, ASKED, tmp_path, "other")
     assert found == {"model": "other", "clips": 2, "turned": 1, "changed": 2}
+
+
+def test_qwen2_audio_is_asked_and_attacked_too():
+    """Answers, drawn answers, label probabilities and gradients; its features take no other hop."""
+    other = SpeechSubject(Qwen2AudioSpeech(*make_qwen2_audio()), ["angry", "calm"])
+    replies = other.ask([CLIP, CLIP[:4000]], [Asked([None, ASKED.question], 3, samples=2)])
+    assert [len(row[0].samples) for row in replies] == [2, 2] and np.isfinite(replies[0][0].scores).all()
+    assert np.logaddexp.reduce(replies[0][0].scores) < 0
+    found = pgd(
+        aim_at(other.model, other.tokens, ASKED, "calm", None),
+        torch.from_numpy(CLIP),
+        Bounds(snr_db=20),
+        steps=3,
+        confidence=np.inf,
+    )
+    assert found.delta.abs().max() > 0
+    assert other.with_hop(2 / 3) is None and other.features()[1] == 16
+
+
+def test_a_model_with_log_mel_can_be_given_another_hop_and_gets_its_own_back(subject):
+    asked = [Asked([None], 1)]
+    usual = subject.ask([CLIP], asked)[0][0].scores
+    with subject.with_hop(2 / 3):
+        assert subject.features()[0].hop_length == 107
+        other = subject.ask([np.pad(CLIP, (0, len(CLIP) // 2))], asked)[0][0].scores
+    assert subject.features()[0].hop_length == 160
+    assert not np.allclose(other, usual) and np.allclose(subject.ask([CLIP], asked)[0][0].scores, usual)

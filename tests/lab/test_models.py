@@ -329,3 +329,39 @@ def test_blocks_that_are_not_there_are_refused(model):
     prefill = asked(model)
     with pytest.raises(ValueError, match="blocks 1 to 2"):
         model.run(prefill, [Add(3, prefill.answer, torch.zeros(model.width))])
+
+
+def test_a_resumed_pass_gives_what_a_whole_one_does(model):
+    prefill = asked(model)
+    states = model.run(prefill, states=True).states
+    edits = [
+        Add(2, prefill.answer, torch.linspace(-1, 1, model.width)),
+        Attend([2], prefill.answer, prefill.audio),
+    ]
+    whole = model.run(prefill, edits).logits
+    close(model.run(prefill, edits, resume=(1, states[1])).logits, whole)
+    close(model.run(prefill, edits).logits, whole)  # the blocks are in their places again
+    with pytest.raises(ValueError, match="above the layer"):
+        model.run(prefill, edits, resume=(2, states[2]))
+
+
+@pytest.mark.parametrize("family", ["gpt2", "opt", "llama", "qwen2", "smollm2"])
+def test_every_family_of_language_models_has_the_parts_that_are_hooked(family):
+    from tiny import make_whisper
+    from tiny_families import FAMILIES
+    from transformers import WhisperFeatureExtractor
+
+    from aligncap.models.checkpoints import assemble
+
+    torch.manual_seed(0)
+    llm, tokenizer = FAMILIES[family].make()
+    parts = make_whisper().encoder, WhisperFeatureExtractor(), llm, tokenizer
+    model = AlignCapSpeech(*assemble(*parts, encoder_layer=2, projector_hidden=24))
+    prefill = asked(model)
+    run = model.run(prefill, states=True, heads=True, attention=True)
+    close(model.readout(run.states[-1][:, -1]), run.logits)
+    assert run.heads.shape[:3] == (model.blocks, 2, model.heads)
+    cut = Attend([2], prefill.answer, prefill.audio)
+    close(model.run(prefill, [cut], resume=(1, run.states[1])).logits, model.run(prefill, [cut]).logits)
+    moved = ScaleHeads(2, prefill.answer, torch.zeros(model.heads))
+    assert (model.run(prefill, [moved]).logits - run.logits).abs().max() > 1e-4

@@ -23,6 +23,7 @@ from aligncap.utils.statistics import (
     Floats,
     Ints,
     Statistic,
+    bootstrap,
     clusters_of,
     correct,
     difference,
@@ -309,3 +310,27 @@ def test_simulated_level_and_coverage(
     print(f"| {name} | {units} | {level:.3f} | {of_gap:.3f} | {of_score:.3f} |")
     if units >= FEWEST:
         assert level <= 0.06 and min(of_score, of_gap) >= 0.93
+
+
+# ---- bootstrap
+
+
+def test_the_bootstrap_of_what_all_speakers_share_has_no_width():
+    clips = [Utterance(id=str(i), root=".", audio="a", corpus="c", speaker=f"s{i % 4}") for i in range(12)]
+    curves = np.tile([-1.0, -0.5, 2.0], (12, 1))
+    first = bootstrap(curves, clusters_of(clips), lambda mean: float(np.argmax(mean > 0)))
+    assert first == {"value": 2.0, "low": 2.0, "high": 2.0}
+    alone = bootstrap(curves, clusters_of(clips), lambda mean: float("nan"))
+    assert alone == {"value": None, "low": None, "high": None}
+
+
+def test_the_bootstrap_covers_a_mean_whose_unit_is_the_speaker():
+    rng, covered, runs = np.random.default_rng(3), 0, 200
+    clips = [Utterance(id=str(i), root=".", audio="a", corpus="c", speaker=f"s{i // 3}") for i in range(60)]
+    for _ in range(runs):
+        values = np.repeat(rng.normal(0, 1, 20), 3) + rng.normal(
+            0, 0.5, 60
+        )  # speakers differ more than clips
+        cell = bootstrap(values[:, None], clusters_of(clips), lambda mean: float(mean[0]), 199)
+        covered += cell["low"] <= 0 <= cell["high"]
+    assert 0.88 <= covered / runs <= 0.98

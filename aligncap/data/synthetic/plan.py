@@ -99,13 +99,22 @@ def plan(speakers: int, clips_per_speaker: int, seed: int) -> list[Clip]:
         texts = [
             int(s) for lap in range(-(-clips_per_speaker // 12)) for s in rng.permutation(len(SENTENCES))
         ]
-        clips += [_clip(voice, emotion, texts[i], i, rng) for i, emotion in enumerate(order)]
+        clips += [clip_of(voice, emotion, texts[i], i, rng) for i, emotion in enumerate(order)]
     return clips
 
 
-def _clip(voice: Voice, emotion: str, sentence: int, number: int, rng: np.random.Generator) -> Clip:
+def clip_of(
+    voice: Voice,
+    emotion: str,
+    sentence: int,
+    number: int,
+    rng: np.random.Generator,
+    intensity: str | None = None,
+) -> Clip:
+    """A voice's clip of an emotion, about its habits and with some chance; None: intensity is drawn too."""
     manner, neutral = MANNERS[emotion], MANNERS["neutral"]
-    intensity = "normal" if emotion == "neutral" else ("normal", "strong")[int(rng.integers(2))]
+    if intensity is None:
+        intensity = "normal" if emotion == "neutral" else ("normal", "strong")[int(rng.integers(2))]
     much = _INTENSITIES[intensity]
     pitch_st = voice.pitch_st + much * manner["pitch_st"] + rng.normal(0, 0.8)
     pitch_range = (

@@ -122,12 +122,12 @@ def _synthesise(folder: Path, speakers: int, clips_per_speaker: int, seed: int) 
         )
         path = folder / clip.speaker / f"{clip.name}.wav"
         path.parent.mkdir(exist_ok=True)
-        soundfile.write(path, shape(_trim(samples, espeak.rate), espeak.rate, clip), espeak.rate, "PCM_16")
+        soundfile.write(path, shape(trim(samples, espeak.rate), espeak.rate, clip), espeak.rate, "PCM_16")
         utterances.append(_utterance(clip, voice))
     write_manifest(folder / TABLE, utterances)
 
 
-def _trim(x: np.ndarray, rate: int) -> np.ndarray:
+def trim(x: np.ndarray, rate: int) -> np.ndarray:
     """Leave 0.1 s of the silence around the speech."""
     loud = np.flatnonzero(np.abs(x) > 1e-3)
     margin = rate // 10
