@@ -30,6 +30,7 @@ from aligncap.lab.diagnose_numbers import (
 )
 from aligncap.lab.diagnose_parts import (
     FILE,
+    HOP,
     Collector,
     askable,
     collect_faults,
@@ -42,7 +43,7 @@ from aligncap.lab.diagnose_parts import (
 )
 from aligncap.lab.diagnose_report import findings_table, write_report
 from aligncap.lab.families import load_speech_model
-from aligncap.lab.faults import check_audio, check_features
+from aligncap.lab.faults import FAULTS, check_audio, check_features
 from aligncap.lab.label_answers import read_said
 from aligncap.lab.verdict import above, judge
 from aligncap.text.prompts import Language
@@ -73,6 +74,7 @@ class DiagnoseConfig(Config):
     parts: list[str] = option(
         list(PARTS), f"What is done beside labels and probabilities: {', '.join(PARTS)}; none: nothing."
     )
+    faults: list[str] = option([*FAULTS, HOP], "Faults of the audio that are tried.")
     limit: PositiveInt = option(96, "Clips whose label is asked for, emotions as even as they come.")
     subset: PositiveInt = option(48, "Of these, clips for prompts, faults and words.")
     attacked: PositiveInt = option(6, "Clips that are attacked, at most.")
@@ -103,6 +105,8 @@ class DiagnoseConfig(Config):
         errors = [f"parts={p}: choose among {', '.join(PARTS)}, none" for p in self.parts if p not in known]
         if not self.snr or sorted(self.snr, reverse=True) != list(self.snr):
             errors.append("snr: name ratios from the softest attack to the loudest, such as 40 30 20")
+        known = {*FAULTS, HOP}
+        errors += [f"faults={f}: choose among {', '.join(known)}" for f in self.faults if f not in known]
         if self.transfer and "attack" not in self.parts:
             errors.append("transfer: only with the part attack")
         return errors
@@ -164,7 +168,8 @@ def _kept(config: DiagnoseConfig, out: Path, labels: Sequence[str]) -> Iterator[
     known = {
         name: value
         for name, value in asdict(config).items()
-        if name not in ("out", "parts", "limit", "subset", "attacked", "batch_size", "device", "transfer")
+        if name
+        not in ("out", "parts", "faults", "limit", "subset", "attacked", "batch_size", "device", "transfer")
     }
     stamp = [
         [str(p), p.stat().st_size, p.stat().st_mtime_ns] for p in Path(config.model).glob("*.safetensors")
@@ -224,7 +229,7 @@ def diagnose(
             if kind != "suggested"
         ]
     if "faults" in parts:
-        found = collect_faults(about, some, main)
+        found = collect_faults(about, some, main, config.faults)
         numbers["faults"] = {"clips": len(some), **fault_numbers(plain, found, part, main)}
         numbers["features"] = check_features(*subject.features())
         numbers["audio"] = check_audio(clips, paths, subject.max_seconds)

@@ -220,8 +220,10 @@ def leading_question(label: str, labels: Sequence[str], language: Language) -> s
 # ---- faults
 
 
-def collect_faults(about: Collector, clips: Sequence[Utterance], main: Wording) -> dict[str, list[Row]]:
-    """Of each fault the answers and scores of the main wording; those that the features cannot have are
+def collect_faults(
+    about: Collector, clips: Sequence[Utterance], main: Wording, chosen: Sequence[str]
+) -> dict[str, list[Row]]:
+    """Of each chosen fault the answers and scores of the main wording; one that the features cannot have is
     left out."""
     subject = about.subject
 
@@ -234,8 +236,10 @@ def collect_faults(about: Collector, clips: Sequence[Utterance], main: Wording) 
 
     found = {}
     for name, fault in FAULTS.items():
+        if name not in chosen:
+            continue
         found[name] = about.over(f"fault {name}", clips, asking(fault.apply), f"fault: {fault.title}")
-    if subject.with_hop(HOP_SHARE) is not None:
+    if HOP in chosen and subject.with_hop(HOP_SHARE) is not None:
 
         def longer(x: np.ndarray) -> np.ndarray:  # as long as its frames will say that it is
             return np.pad(x, (0, round(len(x) / HOP_SHARE) - len(x)))

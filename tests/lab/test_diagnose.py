@@ -217,6 +217,7 @@ def test_the_command_writes_its_report_of_a_whole_model(tmp_path, manifest, caps
     "options, message",
     [
         ({"parts": ["word"]}, "parts=word: choose among prompts"),
+        ({"faults": ["slwo"]}, "faults=slwo: choose among"),
         ({"snr": [20.0, 40.0]}, "from the softest"),
         ({"parts": ["words"], "transfer": "x"}, "only with the part attack"),
         ({"language": "de"}, "language='de': choose from en, zh, both"),
