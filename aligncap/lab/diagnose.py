@@ -105,8 +105,8 @@ class DiagnoseConfig(Config):
         errors = [f"parts={p}: choose among {', '.join(PARTS)}, none" for p in self.parts if p not in known]
         if not self.snr or sorted(self.snr, reverse=True) != list(self.snr):
             errors.append("snr: name ratios from the softest attack to the loudest, such as 40 30 20")
-        known = {*FAULTS, HOP}
-        errors += [f"faults={f}: choose among {', '.join(known)}" for f in self.faults if f not in known]
+        faults = [*FAULTS, HOP]
+        errors += [f"faults={f}: choose among {', '.join(faults)}" for f in self.faults if f not in faults]
         if self.transfer and "attack" not in self.parts:
             errors.append("transfer: only with the part attack")
         return errors

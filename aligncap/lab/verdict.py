@@ -12,6 +12,7 @@ from aligncap.utils.statistics import FEWEST, sure
 REPEATS = 0.6  # share of answers from which on a model is said to give one answer to all
 INVALID = 0.5  # share of answers that are no label from which on it does not answer the question
 HELPS = 0.05  # UAR that a fault must gain to be more than noise
+HELPS_FEW = 0.1  # the same where speakers are too few for a test
 COSTS = 0.1  # UAR that a fault must cost to be named
 
 Kind = Literal[
@@ -146,10 +147,10 @@ def _rate(numbers: Row) -> list[Finding]:
 
 
 def _helps(gap: Mapping[str, float | None]) -> bool:
-    value, low = gap["value"], gap["low"]
-    if value is None or value < HELPS:
-        return False
-    return sure(gap["p_holm"]) if gap["p_holm"] is not None else low is not None and low > 0
+    value, low = gap["value"] or 0.0, gap["low"]
+    if gap["p_holm"] is not None:
+        return value >= HELPS and sure(gap["p_holm"])
+    return value >= HELPS_FEW and low is not None and low > 0
 
 
 def _features(numbers: Row) -> list[Finding]:
