@@ -195,7 +195,7 @@ def collect_attacks(
         return rows
 
     single = Collector(about.subject, about.paths, about.journal, batch_size=1)
-    return single.over("attack", clips, work, "attacked clips")
+    return single.over(f"attack {options}", clips, work, "attacked clips")
 
 
 def _write(out: Path, stem: str, clean: np.ndarray, heard: dict[float, np.ndarray]) -> dict[str, str]:

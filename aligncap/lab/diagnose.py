@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -45,12 +44,11 @@ from aligncap.lab.diagnose_report import findings_table, write_report
 from aligncap.lab.families import load_speech_model
 from aligncap.lab.faults import FAULTS, check_audio, check_features
 from aligncap.lab.label_answers import read_said
-from aligncap.lab.verdict import above, judge
+from aligncap.lab.verdict import heard, judge
 from aligncap.text.prompts import Language
-from aligncap.utils.distributed import ALONE
 from aligncap.utils.errors import UserError, UserErrors
 from aligncap.utils.io import Row, load_data, write_json, write_jsonl
-from aligncap.utils.journal import Journal, journaled
+from aligncap.utils.journal import Journal
 from aligncap.utils.options import Config, NaturalInt, NonNegativeFloat, PositiveFloat, PositiveInt, option
 from aligncap.utils.run_record import file_hashes, write_run_record
 
@@ -115,7 +113,7 @@ class DiagnoseConfig(Config):
 def run_diagnose(config: DiagnoseConfig) -> int:
     """Write report.html with pictures, diagnose.json, answers.jsonl and run.json; print the verdict.
 
-    What was asked is kept in OUT/diagnose.json.partial as it comes; the same command goes on from there.
+    What was asked is kept in OUT/asked.partial as it comes; the same command goes on from there.
 
     Raises:
         UserError: no model, too few labelled clips, or a clip that cannot be used.
@@ -124,15 +122,18 @@ def run_diagnose(config: DiagnoseConfig) -> int:
     clips, labels = labelled_clips(config)
     model = load_speech_model(config.model, config.device, config.dtype)
     subject = SpeechSubject(model, labels, config.seed)
-    with _kept(config, out, labels) as journal:
+    journal = asked_before(config, labels)
+    try:
         numbers, answers = diagnose(subject, clips, config, journal)
         if "attack" in config.chosen_parts:
             numbers["attack"] = _attack(subject, clips, numbers, answers, config, journal)
-        findings = judge(numbers)
-        numbers["verdict"] = [found.row() for found in findings]
-        write_jsonl(out / "answers.jsonl", answers)
-        page = write_report(out, numbers, findings)
-        write_json(out / "diagnose.json", numbers)
+    finally:
+        journal.close(done=False)
+    findings = judge(numbers)
+    numbers["verdict"] = [found.row() for found in findings]
+    write_jsonl(out / "answers.jsonl", answers)
+    page = write_report(out, numbers, findings)
+    write_json(out / "diagnose.json", numbers)
     weights = sorted(Path(config.model).glob("*.safetensors"))
     write_run_record(out, "lab diagnose", asdict(config), [config.manifest, *weights], seed=config.seed)
     Console().print(findings_table(findings))
@@ -159,25 +160,19 @@ def labelled_clips(config: DiagnoseConfig) -> tuple[list[Utterance], list[str]]:
     return chosen, sorted({str(u.emotion) for u in known})
 
 
-@contextmanager
-def _kept(config: DiagnoseConfig, out: Path, labels: Sequence[str]) -> Iterator[Journal]:
-    """The rows of an unfinished run with the same options, model and manifest.
+def asked_before(config: DiagnoseConfig, labels: Sequence[str]) -> Journal:
+    """What was asked so far in OUT, of the same model, manifest and seed, in the same words.
 
-    Parts and clips may be added: what was asked of others stays.
+    It stays when the report is written, so that parts and clips may be added.
     """
-    known = {
-        name: value
-        for name, value in asdict(config).items()
-        if name
-        not in ("out", "parts", "faults", "limit", "subset", "attacked", "batch_size", "device", "transfer")
-    }
-    stamp = [
-        [str(p), p.stat().st_size, p.stat().st_mtime_ns] for p in Path(config.model).glob("*.safetensors")
+    kept = ("language", "samples", "dtype", "seed")
+    weights = [
+        (p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in Path(config.model).glob("*.safetensors")
     ]
-    settings: Row = {"options": known, "labels": labels, "weights": sorted(stamp)}
-    settings["data"] = file_hashes([config.manifest])
-    with journaled(out / "diagnose.json", settings, ALONE) as journal:
-        yield journal
+    settings: Row = {name: getattr(config, name) for name in kept}
+    settings |= {"labels": list(labels), "weights": sorted(map(list, weights))}
+    settings |= {"data": list(file_hashes([config.manifest]).values())}
+    return Journal(Path(config.out) / "asked", settings)
 
 
 def diagnose(
@@ -259,7 +254,7 @@ def _attack(
     """The part `attack`: its numbers, or why there are none."""
     main = next(w for w in wordings(subject.labels, config.languages) if w.name == numbers["main"])
     cell = numbers["wordings"][main.name]
-    if not above(cell["uar"], numbers["chance"]):
+    if not heard(cell["uar"]):
         return {"why_not": "its clean answers are no better than chance, so it would prove nothing"}
     texts = {row["id"]: row["said"] for row in answers if row["asked"] == main.name}
     written = {row["id"]: str(row["said"]) for row in answers if row["asked"] == "words"}

@@ -30,6 +30,8 @@ from aligncap.utils.statistics import (
     Run,
     clusters_of,
     correct,
+    difference,
+    exchanged,
     intervals,
     mean,
     paired_differences,
@@ -48,7 +50,8 @@ PRIORS = {
 
 def labelled(clips: Sequence[Utterance], labels: Sequence[str]) -> Labelled:
     """The truth of clips, and their speakers."""
-    return Labelled([str(u.emotion) for u in clips], list(labels), clusters_of(clips))
+    voices = [(u.corpus, u.speaker) for u in clips]
+    return Labelled([str(u.emotion) for u in clips], list(labels), clusters_of(clips), voices)
 
 
 def scores_of(rows: Sequence[Row]) -> Floats:
@@ -183,15 +186,20 @@ def fault_numbers(
 
     Returns:
         {"clean": cells, "faults": {name: {"title", "undoes", "uar", "uar_probabilities", "change", "same"}}};
-        "change" is of `paired_differences` with Holm's p over all faults, "same" the share of answers kept.
+        "change" is of `paired_differences` with Holm's p over all faults, and "p_clips" of exchanging single
+        clips, which is of these speakers alone; "same" the share of answers kept.
     """
     base = _fault_statistics(clean, about, main)
     found: dict[str, Row] = {}
+    count = len(about.truth)
+    each = Clusters(np.arange(count), count, count, 0, "clips")
     gaps: dict[tuple[str, str], Row] = {}
     for name, rows in faults.items():
         own = _fault_statistics(rows, about, main)
         change = paired_differences(base, own, about.units)
         gaps |= {(name, score): cell for score, cell in change.items()}
+        for score, cell in change.items():
+            cell["p_clips"] = float(exchanged(difference(base[score], own[score]), each))
         pairs = zip(clean, rows, strict=True)
         same = np.array([_alike(a["said"], b["said"], about, main) for a, b in pairs], dtype=np.float64)
         found[name] = {

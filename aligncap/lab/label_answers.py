@@ -20,6 +20,7 @@ from aligncap.utils.statistics import (
     Statistic,
     averaged,
     calibration_error,
+    chance_p,
     intervals,
     mean,
     recall_sums,
@@ -36,11 +37,16 @@ class Labelled:
     truth: list[str]
     labels: list[str]
     units: Clusters
+    voices: list[tuple[str, str | None]]  # corpus and speaker of each clip
 
     @property
     def chance(self) -> float:
         """UAR of who always gives one answer, or draws."""
         return 1 / len(set(self.truth))
+
+    def uar_with_p(self, cells: Row, said: Sequence[str]) -> Row:
+        """`cells`, of which "uar" has "p": of one as high if answers did not depend on the label."""
+        return {**cells, "uar": {**cells["uar"], "p": chance_p(self.truth, said, self.voices)}}
 
 
 def read_said(texts: Sequence[str], labels: Sequence[str], *, lenient: bool = False) -> list[str]:
@@ -87,7 +93,7 @@ def recognition(texts: Sequence[str], about: Labelled, samples: Sequence[Sequenc
     counts = np.zeros((len(about.labels), len(columns)), np.int64)
     for label, own in zip(about.truth, said, strict=True):
         counts[about.labels.index(label), columns.index(own)] += 1
-    found: Row = dict(intervals(answer_statistics(texts, about), about.units))
+    found = about.uar_with_p(dict(intervals(answer_statistics(texts, about), about.units)), said)
     found |= {
         "shares": {label: said.count(label) / len(said) for label in columns},
         "bias": bias(said, about),
@@ -108,13 +114,11 @@ def recognition(texts: Sequence[str], about: Labelled, samples: Sequence[Sequenc
 
 def bias(said: Sequence[str], about: Labelled) -> Row:
     """Of each label how far its share among answers is above its share among clips, with intervals."""
-    gaps = {
-        label: mean(
-            np.array([(s == label) - float(t == label) for s, t in zip(said, about.truth, strict=True)])
-        )
-        for label in about.labels
-    }
-    return dict(intervals(gaps, about.units))
+    pairs = list(zip(said, about.truth, strict=True))
+    gaps = {label: np.array([(s == label) - float(t == label) for s, t in pairs]) for label in about.labels}
+    # may be negative, whatever these clips give
+    unbounded = {n: Statistic(np.column_stack([g, np.ones(len(g))]), _mean) for n, g in gaps.items()}
+    return dict(intervals(unbounded, about.units))
 
 
 # ---- probabilities
@@ -169,7 +173,7 @@ def probabilities(scores: Floats, prior: Floats | None, about: Labelled) -> Row:
     right = np.array([own == label for own, label in zip(said, about.truth, strict=True)], dtype=np.float64)
     truth = np.array(about.truth)
     own = [label for label in about.labels if label in set(about.truth)]
-    found: Row = dict(intervals(probability_statistics(scores, prior, about), about.units))
+    found = about.uar_with_p(dict(intervals(probability_statistics(scores, prior, about), about.units)), said)
     return found | {
         "label_mass": float(np.exp(logsumexp(scores, axis=1)).mean()) if prior is None else None,
         "mass": dict(zip(about.labels, shares.mean(axis=0).tolist(), strict=True)),

@@ -12,7 +12,7 @@ from aligncap.utils.statistics import FEWEST, sure
 REPEATS = 0.6  # share of answers from which on a model is said to give one answer to all
 INVALID = 0.5  # share of answers that are no label from which on it does not answer the question
 HELPS = 0.05  # UAR that a fault must gain to be more than noise
-HELPS_FEW = 0.1  # the same where speakers are too few for a test
+LEVEL = 0.01  # of the tests of these speakers' clips
 COSTS = 0.1  # UAR that a fault must cost to be named
 
 Kind = Literal[
@@ -59,9 +59,13 @@ def number(cell: Mapping[str, float | None] | None, digits: int = 2) -> str:
     return f"{cell['value']:.{digits}f}{ends}"
 
 
-def above(cell: Mapping[str, float | None], chance: float) -> bool:
-    """Whether the whole interval lies above chance."""
-    return cell["low"] is not None and cell["low"] > chance + 1e-9
+def heard(cell: Mapping[str, float | None]) -> bool:
+    """Whether a UAR is higher than answers that do not depend on the label have (`statistics.chance_p`)."""
+    return cell["p"] is not None and cell["p"] < LEVEL
+
+
+def _positive(cell: Mapping[str, float | None]) -> bool:
+    return cell["low"] is not None and cell["low"] > 0
 
 
 def judge(numbers: Row) -> list[Finding]:
@@ -86,16 +90,17 @@ def _headline(numbers: Row, main: Row) -> Finding:
     for found in (*_rate(numbers), *_features(numbers)):
         return found
     evidence = [
-        f"UAR of answers {number(main['uar'])}, chance {chance:.2f} (“{numbers['main']}”)",
+        f"UAR of answers {number(main['uar'])}, chance {chance:.2f}, p {main['uar']['p']:.2g} "
+        f"(“{numbers['main']}”)",
         *(
-            f"UAR of label words' probabilities, {name}: {number(cell['uar'])}"
+            f"UAR of label words' probabilities, {name}: {number(cell['uar'])}, p {cell['uar']['p']:.2g}"
             for name, cell in probable.items()
         ),
     ]
-    if above(main["uar"], chance):
+    if heard(main["uar"]):
         return Finding("hears", HEADLINES["hears"], evidence)
     knows = [name for name in ("raw", "silence", "contentless") if name in probable]
-    if any(above(probable[name]["uar"], chance) for name in knows):
+    if any(heard(probable[name]["uar"]) for name in knows):
         return Finding("hears_silently", HEADLINES["hears_silently"], evidence)
     label, share = max(main["shares"].items(), key=lambda item: item[1])
     evidence.append(f"the commonest label, {label}, is {share:.0%} of answers")
@@ -147,10 +152,10 @@ def _rate(numbers: Row) -> list[Finding]:
 
 
 def _helps(gap: Mapping[str, float | None]) -> bool:
-    value, low = gap["value"] or 0.0, gap["low"]
+    value = gap["value"] or 0.0
     if gap["p_holm"] is not None:
         return value >= HELPS and sure(gap["p_holm"])
-    return value >= HELPS_FEW and low is not None and low > 0
+    return value >= HELPS and (gap["p_clips"] or 1.0) < LEVEL
 
 
 def _features(numbers: Row) -> list[Finding]:
@@ -178,7 +183,7 @@ def _bias(numbers: Row, main: Row) -> list[Finding]:
     ]
     if raw["never_first"]:
         lines.append(f"never the likeliest: {', '.join(raw['never_first'])}")
-    if not (above(said, 0) or above(likely, 0)):
+    if not (_positive(said) or _positive(likely)):
         return [Finding("no_bias", f"It does not lean to “{label}”.", lines)]
     better = [
         name

@@ -106,6 +106,32 @@ def calibration_error(confidence: Floats, right: Floats, bins: int = BINS) -> fl
     return float(np.abs(gaps).sum() / len(confidence))
 
 
+def chance_p(
+    truth: Sequence[object], said: Sequence[object], groups: Sequence[object], tries: int = 4999
+) -> float:
+    """One-sided p of a UAR at least as high if what is said did not depend on the label.
+
+    Labels change places within a group (a speaker), `tries` times at random: exact where, of a group's clips,
+    none is told from another by its label, however few the speakers are. It says nothing of other speakers.
+    Groups of one clip change places among each other.
+    """
+    names = sorted(set(truth), key=str)
+    own = np.array([names.index(label) for label in truth])
+    answers = np.array([names.index(label) if label in names else -1 for label in said])
+    sizes = {group: list(groups).count(group) for group in set(groups)}
+    number = {group: place for place, group in enumerate(g for g, n in sizes.items() if n > 1)}
+    index = np.array([number.get(group, len(number)) for group in groups])
+    weight = 1 / np.bincount(own, minlength=len(names))
+    score = float(weight[own[own == answers]].sum())
+    rng = np.random.default_rng(0)
+    order = np.argsort(index, kind="stable")
+    large = 1
+    for _ in range(tries):
+        moved = own[order][np.lexsort((rng.random(len(own)), index[order]))]
+        large += weight[moved[moved == answers[order]]].sum() >= score - 1e-9
+    return large / (1 + tries)
+
+
 def over_seeds(runs: Sequence[Run]) -> dict[str, Statistic]:
     """One statistic a score: the mean over training seeds of each seed's score, all on the same clips.
 

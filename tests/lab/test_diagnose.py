@@ -210,7 +210,9 @@ def test_the_command_writes_its_report_of_a_whole_model(tmp_path, manifest, caps
     assert {"report.html", "answers.jsonl", "run.json", "confusion.png"} <= {
         p.name for p in (tmp_path / "report").iterdir()
     }
-    assert not (tmp_path / "report" / "diagnose.json.partial").exists()
+    asked = (tmp_path / "report" / "asked.partial").read_text()
+    assert main([*words, *options, "--out", str(tmp_path / "report")]) == 0  # nothing is asked again
+    assert (tmp_path / "report" / "asked.partial").read_text().strip() == asked.strip()
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ def about(number: int = 96, speakers: int = 12) -> Labelled:
         Utterance(f"c{i}", ".", "x.wav", "made", speaker=f"s{i // 4 % speakers}", emotion=t)
         for i, t in enumerate(truth)
     ]
-    return Labelled(truth, LABELS, clusters_of(clips))
+    return Labelled(truth, LABELS, clusters_of(clips), [(u.corpus, u.speaker) for u in clips])
 
 
 def test_right_answers_in_two_languages_are_right():
