@@ -123,12 +123,14 @@ def chance_p(
     index = np.array([number.get(group, len(number)) for group in groups])
     weight = 1 / np.bincount(own, minlength=len(names))
     score = float(weight[own[own == answers]].sum())
-    rng = np.random.default_rng(0)
-    order = np.argsort(index, kind="stable")
-    large = 1
-    for _ in range(tries):
-        moved = own[order][np.lexsort((rng.random(len(own)), index[order]))]
-        large += weight[moved[moved == answers[order]]].sum() >= score - 1e-9
+    rng, order = np.random.default_rng(0), np.argsort(index, kind="stable")
+    places, own, answers = index[order], own[order], answers[order]
+    large, rows = 1, max(1, _CELLS // len(own))
+    for done in range(0, tries, rows):
+        draw = rng.random((min(rows, tries - done), len(own)))
+        moved = own[np.argsort(places + draw, axis=1)]  # each group keeps its places
+        found = np.where(moved == answers, weight[moved], 0.0).sum(axis=1)
+        large += int((found >= score - 1e-9).sum())
     return large / (1 + tries)
 
 
