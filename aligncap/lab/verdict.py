@@ -134,8 +134,8 @@ def _rate(numbers: Row) -> list[Finding]:
                 gap = fault["change"].get(score)
                 if fault["undoes"] and gap and _helps(gap):
                     evidence.append(
-                        f"“{fault['title']}” makes {what} better: UAR {number(gap)}; it undoes "
-                        f"{fault['undoes']}"
+                        f"“{fault['title']}” makes {what} better: UAR {number(gap)} more, {_p(gap)}; it "
+                        f"undoes {fault['undoes']}"
                     )
     moved = 0
     for voice in (numbers.get("audio") or {}).get("voices", []):
@@ -149,6 +149,12 @@ def _rate(numbers: Row) -> list[Finding]:
     if evidence and (len(evidence) > moved or moved == len(voices)):
         return [Finding("wrong_rate", HEADLINES["wrong_rate"], evidence)]
     return []
+
+
+def _p(gap: Mapping[str, float | None]) -> str:
+    if gap["p_holm"] is not None:
+        return f"p {gap['p_holm']:.2g}"
+    return f"p {gap['p_clips']:.2g} over clips"
 
 
 def _helps(gap: Mapping[str, float | None]) -> bool:
