@@ -84,7 +84,7 @@ def pictures(numbers: Row) -> dict[str, bytes]:
 
 
 def _short(title: str) -> str:
-    return title.partition(" (")[0]
+    return title.partition(" (")[0].partition(",")[0]
 
 
 def mass_picture(probabilities: Mapping[str, Row], labels: Sequence[str]) -> bytes:

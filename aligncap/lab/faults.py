@@ -14,7 +14,15 @@ from pathlib import Path
 import numpy as np
 
 from aligncap.audio.cues import measure
-from aligncap.audio.files import SAMPLE_RATE, AudioError, info, load_audio, prepare_samples
+from aligncap.audio.files import (
+    ACTIVE_RANGE_DB,
+    FRAME,
+    SAMPLE_RATE,
+    AudioError,
+    info,
+    load_audio,
+    prepare_samples,
+)
 from aligncap.data.manifest import Utterance
 from aligncap.models.encoders import FeatureExtractor
 from aligncap.utils.io import Row, load_data
@@ -75,8 +83,16 @@ def padded(samples: np.ndarray, seconds: float = PAD_SECONDS) -> Fed:
 
 
 def truncated(samples: np.ndarray, seconds: float = LEFT_SECONDS) -> Fed:
-    """What is left of an utterance that begins so long before the end of a window of 30 s."""
-    return np.asarray(samples, dtype=np.float32)[: round(seconds * SAMPLE_RATE)]
+    """What is left of an utterance whose speech begins so long before the end of a window of 30 s.
+
+    Speech begins with the first 20 ms that are within 30 dB of the loudest.
+    """
+    x = np.asarray(samples, dtype=np.float32)
+    frames = x[: len(x) // FRAME * FRAME].reshape(-1, FRAME)
+    energy = np.mean(frames.astype(np.float64) ** 2, axis=1)
+    loud = energy >= energy.max(initial=0.0) * 10 ** (-ACTIVE_RANGE_DB / 10)
+    start = int(loud.argmax()) * FRAME if len(loud) else 0
+    return x[: start + round(seconds * SAMPLE_RATE)]
 
 
 def interleaved(samples: np.ndarray) -> Fed:
@@ -98,7 +114,7 @@ FAULTS: dict[str, Fault] = {
     "clipped": Fault("clipped, a tenth of the speech", clipped),
     "quiet": Fault("40 dB softer, not levelled", quiet),
     "padded": Fault("4 s of silence before and after", padded),
-    "truncated": Fault("cut off after 1 s (window of 30 s full)", truncated),
+    "truncated": Fault("cut off 1 s into the speech (window of 30 s full)", truncated),
     "interleaved": Fault("stereo samples read as mono", interleaved),
     "stereo": Fault("stereo, out of phase, read by aligncap", read_stereo),
 }

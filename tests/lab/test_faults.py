@@ -57,7 +57,9 @@ def test_quiet_is_forty_decibels_in_steps_of_sixteen_bits():
 def test_lengths():
     clip = voice(2.0)
     assert len(padded(clip)) == len(clip) + 8 * 16_000 and not padded(clip)[:64_000].any()
-    assert len(truncated(clip)) == 16_000
+    late = np.concatenate([np.zeros(8_000, np.float32), clip])
+    assert len(truncated(clip)) == 16_000 and len(truncated(late)) == 24_000
+    assert not len(truncated(np.zeros(0, np.float32)))
     assert len(interleaved(clip)) == 2 * len(clip) and pitch(interleaved(clip)) == pytest.approx(75, abs=1)
     assert len(fit(clip, 0.5)) == 8_000
 
