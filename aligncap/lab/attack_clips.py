@@ -48,7 +48,7 @@ DEFENCES = ("8 kHz and noise", "vote of noisy copies")
 class AttackOptions:
     """snrs: from the softest perturbation to the loudest, dB; the search goes on from one to the next."""
 
-    snrs: tuple[float, ...] = (40.0, 30.0, 20.0)
+    snrs: tuple[float, ...] = (60.0, 50.0, 40.0, 30.0)
     steps: int = 12
     restarts: int = 1
     price: float = 1.0  # of a nat a token of the transcript

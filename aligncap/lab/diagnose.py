@@ -78,7 +78,7 @@ class DiagnoseConfig(Config):
     attacked: PositiveInt = option(6, "Clips that are attacked, at most.")
     language: Literal["en", "zh", "both"] = option("both", "Language of the questions.")
     samples: NaturalInt = option(3, "Answers drawn a clip for the first wording.")
-    snr: list[float] = option([40.0, 30.0, 20.0], "Signal-to-noise ratios of attacks, dB.")
+    snr: list[float] = option([60.0, 50.0, 40.0, 30.0], "Signal-to-noise ratios of attacks, dB.")
     steps: PositiveInt = option(12, "Steps of gradient descent an attack, at each SNR.")
     linf: PositiveFloat | None = option(None, "Largest sample of attacks too (L∞), full scale 1.")
     restarts: PositiveInt = option(1, "Starts an attack, the first at the clip itself.")
@@ -226,6 +226,7 @@ def diagnose(
     if "faults" in parts:
         found = collect_faults(about, some, main, config.faults)
         numbers["faults"] = {"clips": len(some), **fault_numbers(plain, found, part, main)}
+        numbers["faults"]["hop"] = HOP in found or HOP not in config.faults  # False: it cannot be tried
         numbers["features"] = check_features(*subject.features())
         numbers["audio"] = check_audio(clips, paths, subject.max_seconds)
     if "words" in parts or "attack" in parts:

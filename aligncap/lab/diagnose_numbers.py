@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from aligncap.data.manifest import Utterance
-from aligncap.lab.diagnose_parts import HOP, HOP_TITLE, Wording
+from aligncap.lab.diagnose_parts import HOP_TITLE, Wording
 from aligncap.lab.faults import FAULTS
 from aligncap.lab.label_answers import (
     Labelled,
@@ -210,7 +210,7 @@ def fault_numbers(
             "same": float(same.mean()),
         }
     correct(gaps)
-    return {"clean": intervals(base, about.units), "faults": found, "hop": HOP in faults}
+    return {"clean": intervals(base, about.units), "faults": found}
 
 
 # ---- words
