@@ -20,6 +20,7 @@ from torch import Tensor
 
 from aligncap.audio.files import SAMPLE_RATE
 from aligncap.data.manifest import Utterance
+from aligncap.data.split import choose_evenly
 from aligncap.lab.asking import Asked, SpeechSubject
 from aligncap.lab.attack import (
     Aim,
@@ -269,7 +270,8 @@ def attackable(
     words: dict[str, str] | None,
     limit: int,
 ) -> tuple[list[Utterance], Row]:
-    """Up to `limit` clips whose clean answer, and transcript where there is one, are right; and the counts.
+    """Up to `limit` clips, labels even, whose clean answer, and transcript where there is one, are right; and
+    the counts.
 
     Args:
         said: the label of each clean answer. words: clean transcripts by id, of a model that can transcribe.
@@ -280,4 +282,4 @@ def attackable(
         rated = [(u, word_errors(u.transcript or "", words[u.id])) for u in right if u.id in words]
         kept = [u for u, (errors, count) in rated if count and errors / count <= RIGHT_WER]
     counts = {"answered": len(clips), "right": len(right), "words_right": len(kept) if words else None}
-    return kept[:limit], counts
+    return [kept[i] for i in choose_evenly(kept, limit, 0)], counts

@@ -69,7 +69,11 @@ def test_only_clips_whose_answer_and_words_were_right_are_attacked():
     clips = [utterance(name) for name in "abcd"]
     said = ["angry", "calm", "angry", "angry"]
     chosen, counts = attackable(clips, said, None, 2)
-    assert [u.id for u in chosen] == ["a", "c"] and counts["right"] == 3 and counts["words_right"] is None
+    assert len(chosen) == 2 and {u.id for u in chosen} < {"a", "c", "d"}
+    chosen, counts = attackable(clips, said, None, 9)
+    assert (
+        [u.id for u in chosen] == ["a", "c", "d"] and counts["right"] == 3 and counts["words_right"] is None
+    )
     words = {"a": "kids are walking about", "c": "Kids are talking.", "d": "kids are talking"}
     chosen, counts = attackable(clips, said, words, 5)
     assert [u.id for u in chosen] == ["c", "d"] and counts["words_right"] == 2
