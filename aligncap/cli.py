@@ -73,6 +73,9 @@ COMMANDS: dict[str, Command] = {
         "evaluation.people", "PeopleConfig", "run_people", "cues and claims against people's words"
     ),
     "curves": Command("evaluation.report.pictures", "CurvesConfig", "run_curves", "training curves of runs"),
+    "lab diagnose": Command(
+        "lab.diagnose", "DiagnoseConfig", "run_diagnose", "does it hear, and what does it say instead?"
+    ),
     "lab conflict": Command(
         "lab.conflict", "ConflictConfig", "run_conflict", "voice against text: who wins, where and why"
     ),

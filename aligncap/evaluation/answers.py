@@ -18,9 +18,9 @@ from rich.text import Text
 
 from aligncap.data.manifest import Utterance
 from aligncap.evaluation.metrics.emotion import NONE, Emotions, emotion_statistics
-from aligncap.evaluation.report.pictures import confusion_picture
-from aligncap.evaluation.scoring import Baseline, Rows, pair_up, plain
-from aligncap.text.emotions import chinese_forms, english_forms
+from aligncap.evaluation.scoring import Baseline, Rows, pair_up
+from aligncap.text.answers import plain, read_answer
+from aligncap.utils.drawing import confusion_picture
 from aligncap.utils.errors import UserError
 from aligncap.utils.io import Row, atomic_open, read_jsonl, write_json
 from aligncap.utils.statistics import (
@@ -42,7 +42,6 @@ TITLES = {
     "answer_macro_f1": "macro F1",
     "answer_invalid": "invalid answers",
 }
-_ENDS = " .。!！\"'“”「」"
 _SHOWN = 10  # invalid answers that are listed
 
 
@@ -54,19 +53,6 @@ class Answered:
     emotions: Emotions
     invalid: list[str]
     statistics: dict[str, Statistic]
-
-
-def read_answer(text: str, labels: Sequence[str], label_map: Mapping[str, str] | None = None) -> str:
-    """The label that an answer gives, NONE of an invalid one.
-
-    >>> labels = ["angry", "sad"]
-    >>> [read_answer(text, labels) for text in ("Angry.", "悲伤", "sadness", "happy", "The emotion is sad.")]
-    ['angry', 'sad', 'sad', 'none', 'none']
-    """
-    word = plain(text).strip(_ENDS)
-    label = word if word in labels else english_forms().get(word) or chinese_forms().get(word, NONE)
-    label = (label_map or {}).get(label, label)
-    return label if label in labels else NONE
 
 
 def f1_sums(emotions: Emotions) -> Floats:

@@ -30,6 +30,7 @@ from aligncap.evaluation.metrics.ngram import find_wordnet, require_wordnet
 from aligncap.evaluation.metrics.similarity import Choice, Encoder, cosines, sentence_encoder
 from aligncap.evaluation.metrics.tags import tag_statistics
 from aligncap.evaluation.metrics.tokens import Chinese, tokenize, tokenizer_name
+from aligncap.text.answers import plain
 from aligncap.utils.errors import UserError, UserErrors
 from aligncap.utils.io import Row
 from aligncap.utils.statistics import (
@@ -231,11 +232,6 @@ def score_rows(
         "references_left_out": len(references) - len(captions),
     }
     return replace(scored, rows=[by_id[u.id] for u in utterances], counted={**scored.counted, **left_out})
-
-
-def plain(caption: str) -> str:
-    """A caption without what makes no difference to whether it was said before: case, spaces, a full stop."""
-    return " ".join(caption.lower().split()).rstrip(" .。!！")
 
 
 def most_frequent(captions: Sequence[str], number: int = 10) -> list[Row]:

@@ -24,6 +24,7 @@ T = TypeVar("T")
 
 FEWEST = 12  # speakers below which nothing is claimed
 EXCHANGES = 9999  # of speakers that are tried: all that there are, or so many random ones
+BINS = 10  # of the calibration error
 _CELLS = 4_000_000  # of the matrix of exchanges held at a time
 
 
@@ -86,6 +87,51 @@ def uar(sums: Floats) -> Floats:
     hits, total = np.split(np.asarray(sums, dtype=np.float64), 2, axis=-1)
     recall = np.divide(hits, total, out=np.zeros_like(hits), where=total > 0)
     return _ratio(recall.sum(axis=-1), (total > 0).sum(axis=-1))
+
+
+def calibration_error(confidence: Floats, right: Floats, bins: int = BINS) -> float:
+    """Expected calibration error: of bins by confidence, the mean of |mean confidence - accuracy|, by clips.
+
+    Bins have equal mass; clips of one confidence share a bin. NaN without clips.
+
+    >>> calibration_error(np.array([0.9, 0.9, 0.9, 0.9]), np.array([1, 1, 1, 0]))  # 0.9 sure, 0.75 right
+    0.15
+    """
+    from scipy.stats import rankdata
+
+    if not len(confidence):
+        return float("nan")
+    place = np.floor((rankdata(confidence) - 0.5) / len(confidence) * bins).astype(int)
+    gaps = np.bincount(place, np.asarray(confidence) - right, minlength=bins)
+    return float(np.abs(gaps).sum() / len(confidence))
+
+
+def chance_p(
+    truth: Sequence[object], said: Sequence[object], groups: Sequence[object], tries: int = 4999
+) -> float:
+    """One-sided p of a UAR at least as high if what is said did not depend on the label.
+
+    Labels change places within a group (a speaker), `tries` times at random: exact where, of a group's clips,
+    none is told from another by its label, however few the speakers are. It says nothing of other speakers.
+    Groups of one clip change places among each other.
+    """
+    names = sorted(set(truth), key=str)
+    own = np.array([names.index(label) for label in truth])
+    answers = np.array([names.index(label) if label in names else -1 for label in said])
+    sizes = {group: list(groups).count(group) for group in set(groups)}
+    number = {group: place for place, group in enumerate(g for g, n in sizes.items() if n > 1)}
+    index = np.array([number.get(group, len(number)) for group in groups])
+    weight = 1 / np.bincount(own, minlength=len(names))
+    score = float(weight[own[own == answers]].sum())
+    rng, order = np.random.default_rng(0), np.argsort(index, kind="stable")
+    places, own, answers = index[order], own[order], answers[order]
+    large, rows = 1, max(1, _CELLS // len(own))
+    for done in range(0, tries, rows):
+        draw = rng.random((min(rows, tries - done), len(own)))
+        moved = own[np.argsort(places + draw, axis=1)]  # each group keeps its places
+        found = np.where(moved == answers, weight[moved], 0.0).sum(axis=1)
+        large += int((found >= score - 1e-9).sum())
+    return large / (1 + tries)
 
 
 def over_seeds(runs: Sequence[Run]) -> dict[str, Statistic]:

@@ -11,7 +11,8 @@ from sklearn.metrics import f1_score
 
 from aligncap.cli import main
 from aligncap.data.manifest import Utterance, write_manifest
-from aligncap.evaluation.answers import macro_f1, read_answer, score_answers, weighted_f1
+from aligncap.evaluation.answers import macro_f1, score_answers, weighted_f1
+from aligncap.text.answers import read_answer
 from aligncap.utils.io import write_jsonl
 
 LABELS = ["angry", "calm", "sad"]

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from aligncap.data.manifest import Utterance
-from aligncap.evaluation.metrics.calibration import calibration, calibration_error, coverage_curve
+from aligncap.evaluation.metrics.calibration import calibration, coverage_curve
 from aligncap.evaluation.report.html import write_report
 from aligncap.evaluation.scoring import System, score_rows
 from aligncap.utils.errors import UserError
+from aligncap.utils.statistics import calibration_error
 
 LABELS = ("angry", "sad")
 

@@ -9,12 +9,9 @@ import numpy as np
 import pytest
 
 from aligncap.evaluation.report import pictures
-from aligncap.evaluation.report.pictures import (
-    confusion_picture,
-    named_runs,
-    speakers_picture,
-    training_curves,
-)
+from aligncap.evaluation.report.pictures import named_runs, speakers_picture, training_curves
+from aligncap.utils import drawing
+from aligncap.utils.drawing import confusion_picture
 from aligncap.utils.errors import UserErrors
 
 
@@ -27,7 +24,8 @@ def figures(monkeypatch) -> list:
         drawn.append(figure)
         return b""
 
-    monkeypatch.setattr(pictures, "png", keep)
+    for module in (pictures, drawing):
+        monkeypatch.setattr(module, "png", keep)
     return drawn
 
 
@@ -123,7 +121,7 @@ def test_bars_have_their_values_intervals_and_the_line_of_chance(figures):
         "UAR": {"right": cell, "wrong": {"value": None, "low": None, "high": None}},
         "other": {"right": cell},
     }
-    pictures.bars_picture(panels, {"UAR": (0.25, "chance")})
+    drawing.bars_picture(panels, {"UAR": (0.25, "chance")})
     first, second = figures[0].axes
     assert [t.get_text() for t in first.texts] == ["0.50", "–"] and [t.get_text() for t in second.texts] == [
         "0.50"

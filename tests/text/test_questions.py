@@ -11,7 +11,7 @@ import pytest
 
 from aligncap.cli import main
 from aligncap.data.manifest import Utterance, read_manifest, write_manifest
-from aligncap.evaluation.answers import read_answer
+from aligncap.text.answers import read_answer
 from aligncap.text.claims import dimensions
 from aligncap.text.emotions import emotion_of, labels
 from aligncap.text.lexicon import is_chinese

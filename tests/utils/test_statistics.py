@@ -24,6 +24,7 @@ from aligncap.utils.statistics import (
     Ints,
     Statistic,
     bootstrap,
+    chance_p,
     clusters_of,
     correct,
     difference,
@@ -334,3 +335,22 @@ def test_the_bootstrap_covers_a_mean_whose_unit_is_the_speaker():
         cell = bootstrap(values[:, None], clusters_of(clips), lambda mean: float(mean[0]), 199)
         covered += cell["low"] <= 0 <= cell["high"]
     assert 0.88 <= covered / runs <= 0.98
+
+
+def test_a_uar_no_better_than_chance_is_told_from_one_that_is_with_few_speakers():
+    """Two speakers of eight clips: right answers are sure, one answer for all never, noise at its level."""
+    rng = np.random.default_rng(0)
+    truth = [label for _ in range(2) for label in "abcd" * 2]
+    groups = [speaker for speaker in "xy" for _ in range(8)]
+    assert chance_p(truth, truth, groups, 999) == 0.001
+    assert chance_p(truth, ["a"] * 16, groups, 99) == 1
+    assert chance_p(truth, ["none"] * 16, groups, 99) == 1
+    ps = [chance_p(truth, rng.choice(list("abcd"), 16), groups, 99) for _ in range(300)]
+    assert np.mean(np.array(ps) <= 0.05) <= 0.08 and np.mean(np.array(ps) <= 0.5) > 0.3
+
+
+def test_knowing_speakers_is_no_knowing_of_labels():
+    """Each speaker has one answer, by which labels that differ between speakers are met: no evidence."""
+    truth = ["a"] * 6 + ["b"] * 6
+    assert chance_p(truth, truth, ["x"] * 6 + ["y"] * 6, 99) == 1
+    assert chance_p(truth, truth, list(range(12)), 999) < 0.01  # clips of unknown speakers

@@ -10,35 +10,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import rankdata
 
 from aligncap.utils.errors import UserError
 from aligncap.utils.io import Row
-from aligncap.utils.statistics import Floats, jackknife
+from aligncap.utils.statistics import BINS, Floats, calibration_error, jackknife
 
 if TYPE_CHECKING:
     from aligncap.evaluation.scoring import Scored
 
-BINS = 10
 POINTS = 200  # of a curve
 METHOD = (
     f"{BINS} bins of equal numbers of clips (equal confidences stay together), over clips with a confidence"
 )
-
-
-def calibration_error(confidence: Floats, right: Floats, bins: int = BINS) -> float:
-    """Expected calibration error: of bins by confidence, the mean of |mean confidence - accuracy|, by clips.
-
-    Bins have equal mass; clips of one confidence share a bin. NaN without clips.
-
-    >>> calibration_error(np.array([0.9, 0.9, 0.9, 0.9]), np.array([1, 1, 1, 0]))  # 0.9 sure, 0.75 right
-    0.15
-    """
-    if not len(confidence):
-        return float("nan")
-    place = np.floor((rankdata(confidence) - 0.5) / len(confidence) * bins).astype(int)
-    gaps = np.bincount(place, np.asarray(confidence) - right, minlength=bins)
-    return float(np.abs(gaps).sum() / len(confidence))
 
 
 def coverage_curve(confidence: Floats, right: Floats, clips: int) -> list[Row]:

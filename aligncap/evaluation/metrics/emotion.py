@@ -10,6 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from aligncap.data.manifest import Utterance
+from aligncap.text.answers import NONE
 from aligncap.text.emotions import (
     Mention,
     affect,
@@ -24,8 +25,6 @@ from aligncap.text.emotions import (
 from aligncap.text.lexicon import weak_degrees
 from aligncap.utils.io import Row
 from aligncap.utils.statistics import Floats, Statistic, mean, ratio, recall_sums, uar
-
-NONE = "none"  # stands for the emotion of a caption without an emotion word
 
 
 @dataclass(frozen=True)

@@ -23,14 +23,10 @@ from aligncap.evaluation.listening import HEARD, Listening
 from aligncap.evaluation.metrics import SCORES, figure, shown, template
 from aligncap.evaluation.metrics.calibration import calibration
 from aligncap.evaluation.metrics.emotion import by_speaker, joined
-from aligncap.evaluation.report.pictures import (
-    bars_picture,
-    confusion_picture,
-    coverage_picture,
-    speakers_picture,
-)
+from aligncap.evaluation.report.pictures import coverage_picture, speakers_picture
 from aligncap.evaluation.scoring import Baseline, System, details
 from aligncap.text.emotions import emotion_of
+from aligncap.utils.drawing import bars_picture, confusion_picture
 from aligncap.utils.errors import UserError
 from aligncap.utils.io import Row, atomic_open, write_json, write_text
 from aligncap.utils.statistics import Interval
