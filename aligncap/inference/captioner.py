@@ -289,7 +289,10 @@ class Captioner:
         Raises:
             UserError: an emotion has no words; see `aligncap.text.emotions`.
         """
-        inputs = self.heard(clips, contexts, cues, emotions)
+        return self.said(self.heard(clips, contexts, cues, emotions), emotions, **options)
+
+    def said(self, inputs: BatchFeature, emotions: Collection[str] = (), **options: object) -> list[str]:
+        """As `generate`, of inputs that `heard` made; `emotions` must be the same."""
         return self.texts(self._tokens(inputs, emotions, options))
 
     def captions_with_confidence(

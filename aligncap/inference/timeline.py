@@ -25,7 +25,7 @@ from aligncap.inference.timeline_files import Change, Stretch, Timeline, Utteran
 from aligncap.models.checkpoints import model_key
 from aligncap.models.context import offset
 from aligncap.models.precision import dtype_name
-from aligncap.text.emotions import affect, labels
+from aligncap.text.emotions import affect, emotion_of, labels
 from aligncap.utils.distributed import ALONE
 from aligncap.utils.errors import UserError, UserErrors
 from aligncap.utils.io import Row
@@ -84,7 +84,9 @@ class Options:
 class Reader(Protocol):
     """What listens to utterances: a `CaptionReader`, or another in tests."""
 
-    emotions: Sequence[str]
+    @property
+    def emotions(self) -> Sequence[str]:
+        """The labels that it tells apart."""
 
     def voices(self, clips: Sequence[np.ndarray]) -> Floats:
         """What tells speakers apart, (clips, width)."""
@@ -98,7 +100,11 @@ class Reader(Protocol):
 
 @dataclass
 class CaptionReader:
-    """Utterances read by a captioner; with `centre`, beside what was heard of their speaker so far."""
+    """Utterances read by a captioner; with `centre`, beside what was heard of their speaker so far.
+
+    Probabilities are those of the model's emotion token where it has one, which the smoothing can use better
+    than those at the caption's own word (docs/timeline.md); else the latter.
+    """
 
     captioner: Captioner
     centre: bool = True
@@ -130,25 +136,31 @@ class CaptionReader:
     @torch.inference_mode()
     def _read(self, clips: Sequence[np.ndarray], speakers: Sequence[int]) -> list[Row]:
         inputs = self.captioner.heard(clips)
-        found: list[list[float] | None] = [None] * len(clips)
         projector = self.captioner.model.model.multi_modal_projector
-        if projector.emotion is not None:
-            logits = projector.emotion_logits(inputs["audio_frames"], inputs["audio_frames_mask"]).cpu()
-            found = logits.tolist()
-            self.remember([{"logits": row} for row in found], speakers)
-            if self.centre:
-                usual = projector.emotion.usual.cpu()
-                known = {s: self._offset(s, usual) for s in set(speakers)}
-                inputs["context"] = torch.stack([known[s] for s in speakers]).to(self.captioner.model.device)
-        said = self.captioner.sure_captions(inputs)
+        if projector.emotion is None:
+            said = self.captioner.sure_captions(inputs)
+            return [
+                {"caption": c, "named": n and n.emotion, "probabilities": n and n.probabilities}
+                for c, n in said
+            ]
+        logits = projector.emotion_logits(inputs["audio_frames"], inputs["audio_frames_mask"]).cpu()
+        self.remember([{"logits": row} for row in logits.tolist()], speakers)
+        context = torch.zeros_like(logits)
+        if self.centre:
+            usual = projector.emotion.usual.cpu()
+            known = {speaker: self._offset(speaker, usual) for speaker in set(speakers)}
+            context = torch.stack([known[speaker] for speaker in speakers])
+            inputs["context"] = context.to(self.captioner.model.device)
+        shares = (logits - context).softmax(-1).tolist()
+        captions = self.captioner.said(inputs)
         return [
             {
-                "caption": caption,
-                "named": named and named.emotion,
-                "probabilities": named and named.probabilities,
+                "caption": c,
+                "named": emotion_of(c),
+                "probabilities": dict(zip(self.emotions, p, strict=True)),
                 "logits": row,
             }
-            for (caption, named), row in zip(said, found, strict=True)
+            for c, p, row in zip(captions, shares, logits.tolist(), strict=True)
         ]
 
     def _offset(self, speaker: int, usual: Tensor) -> Tensor:

@@ -75,7 +75,7 @@ class Stretch:
             end=own[-1].end,
             speaker=own[0].speaker,
             emotion=own[0].emotion,
-            caption=best and best.caption,
+            caption=best.caption if best else None,
             confidence=round(float(np.mean(sure)), 4) if sure else None,
             valence=valence,
             arousal=arousal,
