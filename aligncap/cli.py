@@ -50,6 +50,9 @@ COMMANDS: dict[str, Command] = {
     "timeline": Command(
         "inference.timeline", "TimelineConfig", "run_timeline", "emotion through a long recording"
     ),
+    "serve": Command(
+        "serve.command", "ServeConfig", "run_serve", "HTTP API and page for people and programs"
+    ),
     "calibrate": Command(
         "inference.calibrate", "CalibrateConfig", "run_calibrate", "fit on dev how sure captions are"
     ),

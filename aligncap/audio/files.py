@@ -301,6 +301,8 @@ def _decode(source: str | Path | bytes, name: str, max_seconds: float | None) ->
         try:
             while len(block := file.read(_BLOCK, dtype="float32", always_2d=True)):
                 blocks.append(block)
+                if max_seconds is not None and sum(map(len, blocks)) / rate > max_seconds:
+                    raise _too_long(name, sum(map(len, blocks)) / rate, max_seconds)  # a header that lied
         except (soundfile.LibsndfileError, RuntimeError) as error:
             what = f"corrupt or cut off after {sum(map(len, blocks)) / rate:.2f} s at the least"
             remedy = f"({_reason(error)}); copy it again from the corpus"

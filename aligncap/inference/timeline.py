@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, Protocol
+from typing import Annotated, ClassVar, Literal, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -35,6 +35,7 @@ from aligncap.utils.progress import track
 from aligncap.utils.run_record import write_run_record
 from aligncap.utils.statistics import Floats
 
+T = TypeVar("T")
 VOICE_LAYERS = slice(0, 3)  # of the encoder: the first tell voices apart, later ones words
 
 
@@ -98,6 +99,18 @@ class Reader(Protocol):
         """Take up rows that were read before the command was stopped."""
 
 
+class Call(Protocol):
+    """Does some work, in this thread or another."""
+
+    def __call__(self, work: Callable[[], T], /) -> T:
+        """The work's result."""
+
+
+def here(work: Callable[[], T], /) -> T:
+    """The work done in this thread."""
+    return work()
+
+
 @dataclass
 class CaptionReader:
     """Utterances read by a captioner; with `centre`, beside what was heard of their speaker so far.
@@ -108,7 +121,7 @@ class CaptionReader:
 
     captioner: Captioner
     centre: bool = True
-    call: Callable[[Callable[[], list[Row]]], list[Row]] = lambda work: work()
+    call: Call = here
     _heard: dict[int, list[list[float]]] = field(default_factory=dict)
 
     @property
@@ -116,9 +129,12 @@ class CaptionReader:
         """Those that the model knows, else all that have words."""
         return list(self.captioner.model.config.emotions) or labels()
 
-    @torch.inference_mode()
     def voices(self, clips: Sequence[np.ndarray]) -> Floats:
         """Mean and standard deviation over time of the encoder's first layers, (clips, width)."""
+        return self.call(lambda: self._voices(clips))
+
+    @torch.inference_mode()
+    def _voices(self, clips: Sequence[np.ndarray]) -> Floats:
         inputs = self.captioner.heard(clips)
         frames, mask = inputs["audio_frames"].float(), inputs["audio_frames_mask"]
         if frames.dim() == 4:
