@@ -12,10 +12,11 @@ import pytest
 from served import captioner, slow
 from tiny import voice
 
+from aligncap.audio.files import prepare_samples
 from aligncap.cli import main
 from aligncap.serve.batching import Batcher, Closed, Expired, Options
 
-CLIPS = [voice(0.3 + 0.05 * i, 120 + 10 * i, seed=i) for i in range(16)]
+CLIPS = [prepare_samples(voice(0.3 + 0.05 * i, 120 + 10 * i, seed=i), 16_000) for i in range(16)]
 OPTIONS = Options("tiny", max_new_tokens=6)
 
 
@@ -126,6 +127,7 @@ def test_without_the_extra_the_command_says_which(monkeypatch, capsys, tmp_path)
     assert "name a is taken" in err and "nowhere" in err
 
 
+@pytest.mark.slow
 def test_help_needs_no_extra():
     code = "import sys; sys.modules['fastapi'] = sys.modules['gradio'] = None; import aligncap.cli as c; "
     done = subprocess.run([sys.executable, "-c", code + "sys.exit(c.main(['serve', '--help']))"])
