@@ -87,6 +87,7 @@ class TextStreamer(BaseStreamer):
         self.tokenizer, self.sinks, self.ends = tokenizer, list(sinks), set(ends)
         self.tokens: list[list[int]] = [[] for _ in sinks]
         self.told = ["" for _ in sinks]
+        self.ended: set[int] = set()
         self.prompt = True  # what comes first is not written by the model
 
     def put(self, value: Tensor) -> None:
@@ -95,26 +96,31 @@ class TextStreamer(BaseStreamer):
             self.prompt = False
             return
         for row, token in enumerate(value.reshape(-1).tolist()):
-            sink = self.sinks[row]
-            if sink is None:
-                continue
             if token in self.ends:
+                self.ended.add(row)
+            if row not in self.ended:
+                self.tokens[row].append(token)
+                self._tell(row)
+
+    def _tell(self, row: int, last: bool = False) -> None:
+        sink = self.sinks[row]
+        if sink is None:
+            return
+        (text,) = self.tokenizer.batch_decode([self.tokens[row]], skip_special_tokens=True)
+        text = text.lstrip()
+        if text.endswith("\ufffd") and not last:  # in the middle of a character
+            return
+        if new := text[len(self.told[row]) :]:
+            self.told[row] = text
+            try:
+                sink(new)
+            except Exception:  # a client that left must not end the others' batch
                 self.sinks[row] = None
-                continue
-            self.tokens[row].append(token)
-            (text,) = self.tokenizer.batch_decode([self.tokens[row]], skip_special_tokens=True)
-            text = text.lstrip()
-            if text.endswith("\ufffd"):  # in the middle of a character
-                continue
-            if new := text[len(self.told[row]) :]:
-                self.told[row] = text
-                try:
-                    sink(new)
-                except Exception:  # a client that left must not end the others' batch
-                    self.sinks[row] = None
 
     def end(self) -> None:
-        """Nothing is held back."""
+        """What was held back."""
+        for row in range(len(self.sinks)):
+            self._tell(row, last=True)
 
 
 @dataclass

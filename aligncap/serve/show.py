@@ -26,16 +26,22 @@ FORMS = {
 CSS = """
 .gradio-container { max-width: 1080px !important; margin: 0 auto !important; }
 .ac-caption { font-size: 1.35rem; line-height: 1.45; min-height: 3.2rem; margin: 0; }
-.ac-quiet { color: var(--body-text-color-subdued); font-size: .9rem; margin: .25rem 0; }
+.ac-quiet { color: var(--body-text-color); opacity: .72; font-size: .9rem; margin: .25rem 0;
+  font-weight: 400; }
 .ac-error { border-left: 4px solid #c8443c; padding: .5rem .8rem; margin: 0; }
 .ac-bar { display: grid; grid-template-columns: 7.5rem 1fr 3.2rem; gap: .6rem; align-items: center;
   margin: .3rem 0; }
 .ac-bar div { background: var(--border-color-primary); border-radius: 4px; height: .8rem; overflow: hidden; }
 .ac-bar div span { display: block; height: 100%; border-radius: 4px; }
 .ac-bar b { font-weight: 600; } .ac-bar i { font-style: normal; text-align: right; }
-.ac table { width: 100%; border-collapse: collapse; font-size: .95rem; }
-.ac th, .ac td { text-align: left; padding: .35rem .6rem .35rem 0; vertical-align: top;
-  border-bottom: 1px solid var(--border-color-primary); overflow-wrap: anywhere; }
+.ac table { width: 100%; border-collapse: collapse; font-size: .95rem; border: 0 !important; }
+.ac th, .ac td { text-align: left; padding: .35rem .6rem .35rem 0 !important; vertical-align: top;
+  border: 0 !important; border-bottom: 1px solid var(--border-color-primary) !important; }
+.ac td:first-child { overflow-wrap: anywhere; }
+.ac ol { list-style: none; margin: 0; padding: 0; }
+.ac li { display: grid; grid-template-columns: 3rem 1fr; padding: .5rem 0; margin: 0;
+  border-bottom: 1px solid var(--border-color-primary); }
+.ac li b { font-size: 1.1rem; } .ac li p { margin: 0; }
 .ac h3 { margin: .8rem 0 .3rem; font-size: 1rem; }
 .ac svg { width: 100%; height: 60px; display: block; background: var(--background-fill-secondary);
   border-radius: 6px; }
@@ -43,7 +49,7 @@ CSS = """
 .ac-two { display: grid; grid-template-columns: 1fr 1fr; gap: 1rem; }
 @media (max-width: 640px) {
   .ac-two { grid-template-columns: 1fr; } .ac-caption { font-size: 1.15rem; }
-  .ac-wide { overflow-x: auto; } .ac th, .ac td { padding-right: .4rem; font-size: .85rem; }
+  .ac th, .ac td { padding-right: .4rem; font-size: .85rem; }
 }
 """
 
@@ -163,15 +169,13 @@ def candidates_html(rows: Sequence[Row]) -> str:
     """Candidates, the best first, with the rubric's marks and its reasons."""
     if not rows:
         return ""
-    names = list(dict.fromkeys(name for row in rows for name in row["scores"]))
-    head = "".join(f"<th scope='col'>{escape(name)}</th>" for name in ("caption", "mark", *names, "why"))
     body = ""
     for row in rows:
-        marks = "".join(f"<td>{row['scores'].get(name, ''):.1f}</td>" for name in names)
-        body += f"<tr><td>{escape(row['caption'])}</td><td><b>{row['overall']:.1f}</b></td>{marks}"
-        body += f"<td>{escape(row['why'])}</td></tr>"
+        marks = ", ".join(f"{escape(name)} {mark:g}" for name, mark in row["scores"].items())
+        why = f'<p class="ac-quiet">{escape(row["why"])} ({marks})</p>'
+        body += f"<li><b>{row['overall']:.1f}</b><div><p>{escape(row['caption'])}</p>{why}</div></li>"
     note = "Marks from 0 to 10 by rules, against what was measured; the clip's true emotion is not known."
-    return f'<div class="ac ac-wide"><table><tr>{head}</tr>{body}</table></div><p class="ac-quiet">{note}</p>'
+    return f'<div class="ac"><ol>{body}</ol><p class="ac-quiet">{note}</p></div>'
 
 
 def history_html(rows: Sequence[Row]) -> str:
@@ -184,4 +188,4 @@ def history_html(rows: Sequence[Row]) -> str:
         said = f"{escape(row['emotion'] or '–')}{sure}"
         body += f"<tr><td>{escape(row['clip'])}</td><td>{escape(row['caption'])}</td><td>{said}</td></tr>"
     head = "".join(f"<th scope='col'>{name}</th>" for name in ("clip", "caption", "emotion"))
-    return f'<div class="ac ac-wide"><table><tr>{head}</tr>{body}</table></div>'
+    return f'<div class="ac"><table><tr>{head}</tr>{body}</table></div>'
