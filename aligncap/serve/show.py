@@ -28,6 +28,7 @@ CSS = """
 .ac-caption { font-size: 1.35rem; line-height: 1.45; min-height: 3.2rem; margin: 0; }
 .ac-quiet { color: var(--body-text-color); opacity: .72; font-size: .9rem; margin: .25rem 0;
   font-weight: 400; }
+.ac, .ac p { overflow-wrap: anywhere; max-width: 100%; }
 .ac-error { border-left: 4px solid #c8443c; padding: .5rem .8rem; margin: 0; }
 .ac-bar { display: grid; grid-template-columns: 7.5rem 1fr 3.2rem; gap: .6rem; align-items: center;
   margin: .3rem 0; }
