@@ -38,7 +38,8 @@ CSS = """
 .ac table { width: 100%; border-collapse: collapse; font-size: .95rem; border: 0 !important; }
 .ac th, .ac td { text-align: left; padding: .35rem .6rem .35rem 0 !important; vertical-align: top;
   border: 0 !important; border-bottom: 1px solid var(--border-color-primary) !important; }
-.ac td:first-child { overflow-wrap: anywhere; }
+.ac tr, .ac tbody { border: 0 !important; }
+.ac td { overflow-wrap: break-word; } .ac td:first-child { min-width: 5rem; }
 .ac ol { list-style: none; margin: 0; padding: 0; }
 .ac li { display: grid; grid-template-columns: 3rem 1fr; padding: .5rem 0; margin: 0;
   border-bottom: 1px solid var(--border-color-primary); }
@@ -114,15 +115,16 @@ def curves_html(samples: np.ndarray) -> str:
     found = contours(samples)
     frames = np.arange(len(found.f0_hz)) * HOP / SAMPLE_RATE / max(seconds, 1e-6)
     parts = [_figure("Waveform", f"{seconds:.1f} s of sound", _wave(samples))]
-    for title, values, unit in (
-        ("Pitch (F0)", found.f0_hz, "Hz"),
-        ("Vocal effort", found.effort_db, "dB"),
+    for title, values, unit, least in (
+        ("Pitch (F0)", found.f0_hz, "Hz", 40.0),
+        ("Vocal effort", found.effort_db, "dB", 10.0),
     ):
         known = values[np.isfinite(values)]
         if len(known):
             low, high = np.percentile(known, [2, 98])
             told = f"from {low:.0f} to {high:.0f} {unit}, {np.median(known):.0f} in the middle"
-            parts.append(_figure(title, told, _line(frames, values, low, high)))
+            more = max(0.0, least - (high - low)) / 2  # a steady voice is drawn as a steady line
+            parts.append(_figure(title, told, _line(frames, values, low - more, high + more)))
         else:
             parts.append(_figure(title, "no voiced sound", ""))
     axis = f'<div class="ac-axis ac-quiet"><span>0 s</span><span>{seconds:.1f} s</span></div>'

@@ -26,7 +26,6 @@ import httpx
 import numpy as np
 import psutil
 
-
 MOST_SECONDS = 500.0  # of one number of clients
 
 
