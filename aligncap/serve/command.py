@@ -15,7 +15,7 @@ import numpy as np
 
 from aligncap.inference.captioner import Captioner
 from aligncap.models.precision import dtype_name
-from aligncap.utils.errors import UserError
+from aligncap.utils.errors import UserError, UserErrors
 from aligncap.utils.options import Config, NonNegativeFloat, PositiveFloat, PositiveInt, Range, option
 
 if TYPE_CHECKING:
@@ -78,16 +78,16 @@ class ServeConfig(Config):
     def own_errors(self) -> list[str]:
         names = [name for name, _ in self.folders]
         errors = [f"model: the name {n} is taken; write ANOTHER=FOLDER" for n in names if names.count(n) > 1]
-        errors = list(dict.fromkeys(errors))
-        if self.examples and not Path(self.examples).is_dir():
-            errors.append(f"examples={self.examples}: no such folder")
-        return errors
+        return list(dict.fromkeys(errors))
 
 
 def run_serve(config: ServeConfig) -> int:
     """`aligncap serve`: until it is stopped."""
     if missing := [package for module, package in NEEDED.items() if not find_spec(module)]:
         raise UserError(f"serve needs {', '.join(missing)}: pip install 'aligncap[serve]'")
+    folders = [str(folder) for _, folder in config.folders] + ([config.examples] if config.examples else [])
+    if absent := [folder for folder in folders if not Path(folder).is_dir()]:
+        raise UserErrors([f"{folder}: no such folder" for folder in absent])
     import uvicorn
 
     logging.getLogger("httpx").setLevel(logging.WARNING)
