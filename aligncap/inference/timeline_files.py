@@ -142,7 +142,9 @@ class Timeline:
             values = [getattr(u, name) for u in self.utterances]
             difference = float(np.mean(values[-third:]) - np.mean(values[:third]))
             if len(values) >= 6 and abs(difference) >= NOTABLE:
-                text += f" {name.capitalize()} {'rises' if difference > 0 else 'falls'} from begin to end."
+                text += (
+                    f" {name.capitalize()} {'rises' if difference > 0 else 'falls'} from beginning to end."
+                )
         return text
 
     def as_row(self) -> Row:
@@ -278,6 +280,6 @@ def timeline_picture(timeline: Timeline, captions: int = 6) -> bytes:
     for axes in (band, curve, notes):
         bare(axes)
     band.set_title(
-        plain(shorten(timeline.summary, 150, placeholder=" …")), fontsize=10, color=INK, loc="left"
+        plain(shorten(timeline.summary, 120, placeholder=" …")), fontsize=10, color=INK, loc="left"
     )
     return png(picture)

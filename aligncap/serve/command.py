@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import tempfile
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -106,10 +108,12 @@ def run_serve(config: ServeConfig) -> int:
             )
             if config.host not in LOCAL and not os.environ.get("ALIGNCAP_TOKENS"):
                 _log.warning("everybody who reaches %s may ask: set ALIGNCAP_TOKENS", config.host)
-            try:
+            # uvicorn finishes what is in hand and then raises the signal again, which would end the process
+            # before its files are removed.
+            signal.signal(signal.SIGTERM, lambda *_: None)
+            with suppress(KeyboardInterrupt):
                 uvicorn.Server(settings).run()
-            finally:
-                service.close()
+            service.close()
     return 0
 
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from concurrent.futures import CancelledError, wait
+from contextlib import suppress
 
+import httpx
 import pytest
-from served import captioner, slow
-from tiny import voice
+from served import captioner, slow, wav
+from tiny import save_model, voice
 
 from aligncap.audio.files import prepare_samples
 from aligncap.cli import main
@@ -133,3 +138,40 @@ def test_help_needs_no_extra():
     code = "import sys; sys.modules['fastapi'] = sys.modules['gradio'] = None; import aligncap.cli as c; "
     done = subprocess.run([sys.executable, "-c", code + "sys.exit(c.main(['serve', '--help']))"])
     assert done.returncode == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
+def test_the_command_serves_until_it_is_stopped_and_leaves_nothing(stop, tmp_path):
+    model = save_model(tmp_path / "model", max_response_tokens=3)
+    (tmp_path / "temporary").mkdir()
+    words = ["serve", "--model", str(model), "--port", str(free_port()), "--wait_ms", "300"]
+    url = f"http://127.0.0.1:{words[4]}"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "aligncap", *words], env=os.environ | {"TMPDIR": str(tmp_path / "temporary")}
+    )
+    try:
+        for _ in range(600):
+            with suppress(httpx.HTTPError):
+                httpx.get(f"{url}/health")
+                break
+            time.sleep(0.2)
+        sound = wav(seconds=0.6)
+        answers = []
+        thread = threading.Thread(
+            target=lambda: answers.append(httpx.post(f"{url}/v1/captions", content=sound, timeout=60))
+        )
+        thread.start()
+        time.sleep(0.15)
+        process.send_signal(stop)
+        thread.join()
+        assert answers[0].status_code == 200 and process.wait(60) == 0
+        assert list((tmp_path / "temporary").iterdir()) == []
+    finally:
+        process.kill()
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
