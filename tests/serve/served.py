@@ -8,12 +8,19 @@ import time
 from contextlib import contextmanager
 
 import numpy as np
+import pytest
 import soundfile
-import uvicorn
 from tiny import make_model, voice
 
 from aligncap import Captioner
-from aligncap.serve.service import Service
+
+# Whoever imports this is skipped as a whole where the extra is not installed.
+for _package in ("fastapi", "uvicorn", "multipart", "prometheus_client", "gradio"):
+    pytest.importorskip(_package, reason=f"the extra serve is not installed: no {_package}")
+
+import uvicorn  # noqa: E402
+
+from aligncap.serve.service import Service  # noqa: E402
 
 
 def wav(samples=None, seconds=0.5, f0=150.0, rate=16_000) -> bytes:
