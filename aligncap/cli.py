@@ -51,6 +51,12 @@ COMMANDS: dict[str, Command] = {
     "train dpo": Command("training.dpo", "SpeechDPOConfig", "run_dpo", "DPO on judged caption pairs"),
     "merge": Command("models.merge", "MergeConfig", "run_merge", "fold the adapter in"),
     "caption": Command("inference.batch", "CaptionConfig", "run_caption", "say how voices sound"),
+    "timeline": Command(
+        "inference.timeline", "TimelineConfig", "run_timeline", "emotion through a long recording"
+    ),
+    "serve": Command(
+        "serve.command", "ServeConfig", "run_serve", "HTTP API and page for people and programs"
+    ),
     "calibrate": Command(
         "inference.calibrate", "CalibrateConfig", "run_calibrate", "fit on dev how sure captions are"
     ),

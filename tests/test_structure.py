@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # From the top: a folder may import what stands in a later row.
 FLOORS = (
     ("cli",),
-    ("training", "preferences", "evaluation", "lab"),
+    ("training", "preferences", "evaluation", "lab", "serve"),
     ("inference",),
     ("models",),
     ("text", "data"),

@@ -14,7 +14,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -128,11 +128,7 @@ def measure(samples: np.ndarray) -> dict[str, float]:
     x = normalise_level(samples)
     if len(x) < WINDOW:
         return cues
-    result = _detector().detect(x, SAMPLE_RATE, fmin=F0_MIN, fmax=F0_MAX)
-    f0, spectra = result.pitch_hz, _spectra(x, len(result.pitch_hz))
-    energy = 10 * np.log10(spectra.sum(axis=1) + 1e-9)
-    active = _active(energy)
-    voiced = _longer(active & (result.confidence >= 0.5), MIN_RUN)
+    f0, spectra, energy, active, voiced = _frames(x)
     first, last = np.flatnonzero(active)[[0, -1]]
     span = active[first : last + 1]
     pauses = int(_longer(~span, MIN_PAUSE).sum())
@@ -142,7 +138,7 @@ def measure(samples: np.ndarray) -> dict[str, float]:
         semitones = 12 * np.log2(f0 / 100)
         cues["f0_median_hz"] = float(np.median(f0[voiced]))
         cues["f0_movement_st"] = float(np.ptp(np.percentile(semitones[voiced], [5, 95])))
-        cues["effort_db"] = _effort(spectra[voiced])
+        cues["effort_db"] = float(np.median(_efforts(spectra[voiced])))
         if (unsteadiness := _unsteadiness(semitones, energy, voiced)) is not None:
             cues["unsteadiness"] = unsteadiness
         speech = (len(span) - pauses) * HOP / SAMPLE_RATE
@@ -150,6 +146,38 @@ def measure(samples: np.ndarray) -> dict[str, float]:
         if nuclei and speech >= MIN_SPEECH:
             cues["rate_sps"] = nuclei / speech
     return {key: round(float(value), 4) for key, value in cues.items()}
+
+
+class Contours(NamedTuple):
+    """How a voice moves, a value every 16 ms, NaN where there is no voice: F0 in Hz, effort in dB."""
+
+    f0_hz: np.ndarray
+    effort_db: np.ndarray
+
+
+def contours(samples: np.ndarray) -> Contours:
+    """F0 and effort of each frame of a clip, (frames,) each; see `measure`.
+
+    Args:
+        samples: (n,) at 16 kHz, mono, finite.
+    """
+    x = normalise_level(samples)
+    if len(x) < WINDOW or not np.isfinite(level_dbfs(x)):
+        return Contours(np.zeros(0), np.zeros(0))
+    f0, spectra, _, _, voiced = _frames(x)
+    effort = np.full(len(f0), np.nan)
+    effort[voiced] = _efforts(spectra[voiced])
+    return Contours(np.where(voiced, f0, np.nan), effort)
+
+
+def _frames(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """F0 (Hz), power spectrum, energy (dB), whether active and whether voiced, of each frame."""
+    result = _detector().detect(x, SAMPLE_RATE, fmin=F0_MIN, fmax=F0_MAX)
+    spectra = _spectra(x, len(result.pitch_hz))
+    energy = 10 * np.log10(spectra.sum(axis=1) + 1e-9)
+    active = _active(energy)
+    voiced = _longer(active & (result.confidence >= 0.5), MIN_RUN)
+    return result.pitch_hz, spectra, energy, active, voiced
 
 
 def measure_many(paths: Sequence[Path], workers: int = 2) -> list[dict[str, float] | str]:
@@ -213,11 +241,12 @@ def _longer(mask: np.ndarray, frames: int) -> np.ndarray:
     return np.asarray(ndimage.binary_opening(mask, np.ones(frames)))
 
 
-def _effort(spectra: np.ndarray) -> float:
+def _efforts(spectra: np.ndarray) -> np.ndarray:
+    """Energy at 1 to 5 kHz against 50 to 1000 Hz of each frame, dB."""
     hertz = np.fft.rfftfreq(WINDOW, 1 / SAMPLE_RATE)
     low = spectra[:, (hertz >= 50) & (hertz < 1000)].sum(axis=1)
     high = spectra[:, (hertz >= 1000) & (hertz < 5000)].sum(axis=1)
-    return float(np.median(10 * np.log10((high + 1e-9) / (low + 1e-9))))
+    return 10 * np.log10((high + 1e-9) / (low + 1e-9))
 
 
 def _unsteadiness(semitones: np.ndarray, energy: np.ndarray, voiced: np.ndarray) -> float | None:

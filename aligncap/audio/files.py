@@ -170,7 +170,7 @@ def info(path: str | Path) -> AudioInfo:
     Raises:
         AudioError: no file there that may be read, or not a sound file.
     """
-    with _open(path, str(path)) as file:
+    with open_sound(path, str(path)) as file:
         return AudioInfo(file.frames / file.samplerate, file.samplerate, file.channels)
 
 
@@ -273,7 +273,12 @@ def _quiet_decoder() -> Iterator[None]:
 
 
 @contextmanager
-def _open(source: str | Path | bytes, name: str) -> Iterator[soundfile.SoundFile]:
+def open_sound(source: str | Path | bytes, name: str) -> Iterator[soundfile.SoundFile]:
+    """A sound file for reading, what its decoder prints kept from the terminal; `name` is for messages.
+
+    Raises:
+        AudioError: nothing there, or not a sound file.
+    """
     import soundfile
 
     if not isinstance(source, bytes):
@@ -300,15 +305,17 @@ def _reason(error: Exception) -> str:
 def _decode(source: str | Path | bytes, name: str, max_seconds: float | None) -> _Decoded:
     import soundfile
 
-    with _open(source, name) as file:
+    with open_sound(source, name) as file:
         promised, rate = file.frames, file.samplerate
         if max_seconds is not None and promised / rate > max_seconds:
             raise _too_long(name, promised / rate, max_seconds)
-        _refuse_cut(file, name)
+        refuse_cut(file, name)
         blocks: list[np.ndarray] = []
         try:
             while len(block := file.read(_BLOCK, dtype="float32", always_2d=True)):
                 blocks.append(block)
+                if max_seconds is not None and sum(map(len, blocks)) / rate > max_seconds:
+                    raise _too_long(name, sum(map(len, blocks)) / rate, max_seconds)  # a header that lied
         except (soundfile.LibsndfileError, RuntimeError) as error:
             what = f"corrupt or cut off after {sum(map(len, blocks)) / rate:.2f} s at the least"
             remedy = f"({_reason(error)}); copy it again from the corpus"
@@ -320,7 +327,11 @@ def _decode(source: str | Path | bytes, name: str, max_seconds: float | None) ->
     return _Decoded(samples, rate, clips_at, promised / rate)
 
 
-def _refuse_cut(file: soundfile.SoundFile, name: str) -> None:
+def refuse_cut(file: soundfile.SoundFile, name: str) -> None:
+    """
+    Raises:
+        AudioError: the header promises more than the file holds, where libsndfile mends that in silence.
+    """
     # libsndfile mends the length of a cut wav, aiff or ogg in silence and says so only in its log.
     log, found = file.extra_info, file.frames / file.samplerate
     sizes = re.search(r"(?:data|SSND)\s*:\s*(\d+) \(should be (\d+)\)", log)

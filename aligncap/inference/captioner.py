@@ -19,14 +19,7 @@ from transformers import BatchFeature, GenerationConfig
 
 from aligncap.audio import members, speech
 from aligncap.audio.files import SAMPLE_RATE, AudioError, load_audio, prepare_samples
-from aligncap.inference.confidence import (
-    Calibration,
-    Named,
-    first_tokens,
-    log_masses,
-    named_emotion,
-    spellings,
-)
+from aligncap.inference.confidence import Calibration, Named, first_tokens, named_emotions, spellings
 from aligncap.models.checkpoints import load_for_inference
 from aligncap.models.context import FEWEST, Kind, chosen_clips, offset
 from aligncap.models.modeling_aligncap import AlignCapForConditionalGeneration
@@ -296,10 +289,12 @@ class Captioner:
         Raises:
             UserError: an emotion has no words; see `aligncap.text.emotions`.
         """
-        inputs = self.heard(clips, contexts, cues, emotions)
+        return self.said(self.heard(clips, contexts, cues, emotions), emotions, **options)
+
+    def said(self, inputs: BatchFeature, emotions: Collection[str] = (), **options: object) -> list[str]:
+        """As `generate`, of inputs that `heard` made; `emotions` must be the same."""
         return self.texts(self._tokens(inputs, emotions, options))
 
-    @torch.inference_mode()
     def captions_with_confidence(
         self,
         clips: Sequence[np.ndarray],
@@ -312,20 +307,16 @@ class Captioner:
 
         The masses are those of the model's own distribution, whatever the captions were decoded with.
         """
-        inputs = self.heard(clips, contexts, cues, emotions)
+        return self.sure_captions(self.heard(clips, contexts, cues, emotions), emotions, **options)
+
+    @torch.inference_mode()
+    def sure_captions(
+        self, inputs: BatchFeature, emotions: Collection[str] = (), **options: object
+    ) -> list[tuple[str, Named | None]]:
+        """As `captions_with_confidence`, of inputs that `heard` made; `emotions` must be the same."""
         tokens = self._tokens(inputs, emotions, options)
         own = {e: ids for e, ids in self._first_tokens.items() if not emotions or e in emotions}
-        mask = inputs["attention_mask"]
-        whole = {
-            "input_ids": torch.cat([inputs["input_ids"], tokens], 1),
-            "attention_mask": torch.cat([mask, mask.new_ones(tokens.shape)], 1),
-        }
-        steps = tokens.shape[1]
-        masses = log_masses(self.model(**{**inputs, **whole}, logits_to_keep=steps + 1).logits[:, :-1], own)
-        tokenizer, by = self.processor.tokenizer, self.calibration
-        named = [
-            named_emotion(t, m, own, tokenizer, by) for t, m in zip(tokens.tolist(), masses, strict=True)
-        ]
+        named = named_emotions(self.model, inputs, tokens, own, self.processor.tokenizer, self.calibration)
         return list(zip(self.texts(tokens), named, strict=True))
 
     @property

@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from aligncap.models.checkpoints import CALIBRATION
 from aligncap.models.model_card import read_record
+from aligncap.models.modeling_aligncap import AlignCapForConditionalGeneration
 from aligncap.text.emotions import emotion_of, emotion_words, english_forms, labels
 from aligncap.text.prompts import Language, templates
 from aligncap.utils.errors import UserError
@@ -112,6 +113,32 @@ def masses(logits: Tensor, tokens: Mapping[str, list[int]]) -> Tensor:
     ids = torch.tensor([own + [-1] * (most - len(own)) for own in tokens.values()], device=logits.device)
     found = logits[..., ids.clamp(min=0).flatten()].float().unflatten(-1, ids.shape)
     return found.masked_fill(ids < 0, -math.inf).logsumexp(-1)
+
+
+def named_emotions(
+    model: AlignCapForConditionalGeneration,
+    inputs: Mapping[str, Tensor],
+    tokens: Tensor,
+    own: Mapping[str, list[int]],
+    tokenizer: PreTrainedTokenizerBase,
+    calibration: Calibration,
+) -> list[Named | None]:
+    """`named_emotion` of each caption of a batch, by one pass over prompts and captions.
+
+    Args:
+        inputs: what the captions were made of; tokens: (clips, steps), of the captions.
+        own: the labels that captions may name, with the tokens of `first_tokens`.
+    """
+    mask = inputs["attention_mask"]
+    whole = {
+        "input_ids": torch.cat([inputs["input_ids"], tokens], 1),
+        "attention_mask": torch.cat([mask, mask.new_ones(tokens.shape)], 1),
+    }
+    logits = model(**{**inputs, **whole}, logits_to_keep=tokens.shape[1] + 1).logits[:, :-1]
+    masses = log_masses(logits, own)
+    return [
+        named_emotion(t, m, own, tokenizer, calibration) for t, m in zip(tokens.tolist(), masses, strict=True)
+    ]
 
 
 def named_emotion(

@@ -1,0 +1,1 @@
+"""A face for people and for programs: HTTP API and page (extra `serve`)."""
