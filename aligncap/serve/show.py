@@ -40,6 +40,7 @@ CSS = """
   border: 0 !important; border-bottom: 1px solid var(--border-color-primary) !important; }
 .ac tr, .ac tbody { border: 0 !important; } .ac th { overflow-wrap: normal; }
 .ac td { overflow-wrap: anywhere; } .ac td:first-child { min-width: 5rem; }
+#cues td { overflow-wrap: normal; }
 .ac ol { list-style: none; margin: 0; padding: 0; }
 .ac li { display: grid; grid-template-columns: 3rem 1fr; padding: .5rem 0; margin: 0;
   border-bottom: 1px solid var(--border-color-primary); }
