@@ -38,8 +38,9 @@ CSS = """
 .ac table { width: 100%; border-collapse: collapse; font-size: .95rem; border: 0 !important; }
 .ac th, .ac td { text-align: left; padding: .35rem .6rem .35rem 0 !important; vertical-align: top;
   border: 0 !important; border-bottom: 1px solid var(--border-color-primary) !important; }
-.ac tr, .ac tbody { border: 0 !important; }
-.ac td { overflow-wrap: break-word; } .ac td:first-child { min-width: 5rem; }
+.ac tr, .ac tbody { border: 0 !important; } .ac th { overflow-wrap: normal; }
+.ac td { overflow-wrap: anywhere; } .ac td:first-child { min-width: 5rem; }
+#cues td { overflow-wrap: normal; }
 .ac ol { list-style: none; margin: 0; padding: 0; }
 .ac li { display: grid; grid-template-columns: 3rem 1fr; padding: .5rem 0; margin: 0;
   border-bottom: 1px solid var(--border-color-primary); }
