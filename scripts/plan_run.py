@@ -69,13 +69,16 @@ def constant(name: str) -> float:
     return CONSTANTS[name][0]
 
 
+MOST, FITTED = 20e9, 8192  # bytes of frames, and clips that are encoded in any case, as in training
+
+
 @dataclass(frozen=True)
 class Work:
     """What is to be done: of LLM and encoder, hours of speech in clips, their captions, and the GPUs.
 
     clip: seconds of a clip. captions: learnt of each clip, in one pass. prompt: tokens that the student reads
-    beside audio and response; teacher: tokens of transcript and P_act; response: of a caption. layers, size:
-    of the encoder, kept for each frame, and bytes of a number (1 layer: mixed before they are stored).
+    beside audio and response; teacher: tokens of transcript and P_act; response: of a caption. layers: states
+    of the encoder that are kept of each frame, as float16; 0: all, as `--encoder_layer mix` reads them.
     """
 
     llm: Shape
@@ -91,8 +94,7 @@ class Work:
     teacher: int = 96
     response: int = 32
     top_k: int = 64
-    layers: int = 1
-    size: int = 2
+    layers: int = 0
     cores: float = constant("cores")
     disk: float = constant("disk")
     mfu: float = constant("mfu")
@@ -101,6 +103,17 @@ class Work:
     @property
     def clips(self) -> float:
         return self.hours * 3600 / self.clip
+
+    @property
+    def frames(self) -> float:
+        """Bytes of the encoder's frames of a clip, of itself and through another channel (`--augment`)."""
+        states = self.layers or self.encoder.layers + 1
+        return 2 * self.clip / 0.32 * self.encoder.width * states * 2
+
+    @property
+    def live(self) -> bool:
+        """Whether speech is encoded in every step, since its frames would take too much (`feature_cache`)."""
+        return self.clips * self.frames > MOST
 
     @property
     def hosts(self) -> int:
@@ -211,14 +224,17 @@ def plan(work: Work) -> list[Stage]:
     rows, seconds = clips * work.captions, work.hours * 3600
     cores = work.cores * hosts
     length = work.prompt + work.audio + work.response
-    frames = seconds / 0.32 * work.encoder.width * work.layers * work.size
+    fitted = (
+        min(clips, FITTED, MOST / work.frames) if work.live else clips
+    )  # that are encoded before training
+    ear = work.encoder.flops(work.clip) if work.live else 0.0
+    row = work.clip * constant("audio") if work.live else work.frames / 2
     text = llm.step(1, work.teacher + work.response, work.response)
     read = llm.flops(1, work.teacher + work.response) + llm.head(work.response)
     pair = work.prompt + work.audio + 2 * work.response
     both = llm.step(1, pair, 2 * work.response) + llm.flops(1, pair) + llm.head(2 * work.response)
     student = llm.step(1, length, work.response)
     kept = rows * work.response * 4 * (2 * work.top_k + 1)
-    row = frames / clips
     judged = clips * work.candidates
     disk = heard(work)["disk"]
     return [
@@ -235,18 +251,21 @@ def plan(work: Work) -> list[Stage]:
         ),
         Stage(
             "features",
-            {"GPUs": clips * work.encoder.flops(work.clip) / work.speed / work.gpus, **heard(work)},
+            {
+                "GPUs": 2 * fitted * work.encoder.flops(work.clip) / work.speed / work.gpus,
+                **{name: value * fitted / clips for name, value in heard(work).items()},
+            },
             2 * work.encoder.weights + 32 * 50 * (work.clip + 1) * work.encoder.inner * 4,
-            frames,
+            fitted * work.frames,
         ),
-        trained(work, "teacher", text, rows, 0, 4 * llm.weights, length=work.teacher + work.response),
+        trained(work, "teacher", text, rows, 0, 2 * llm.weights, length=work.teacher + work.response),
         Stage(
             "teacher's top-k",
             {"GPUs": rows * read / work.speed / work.gpus},
             2 * llm.weights + 32 * work.response * 2 * llm.vocab * 4,
             kept,
         ),
-        trained(work, "distill", student, rows, row + kept / rows, 0),
+        trained(work, "distill", student + ear, rows, row + kept / rows, 0),
         generated(work, "candidates", work.candidates),
         Stage(
             "judge",
@@ -256,7 +275,7 @@ def plan(work: Work) -> list[Stage]:
             },
             written=judged * 600,
         ),
-        trained(work, "dpo", both, clips, row, 0, length=pair, response=2 * work.response),
+        trained(work, "dpo", both + ear, clips, row, 0, length=pair, response=2 * work.response),
         generated(work, "captions", 1),
     ]
 
@@ -333,7 +352,7 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("gpus", nargs="?", type=int, help="in all, eight a host")
     parser.add_argument("--encoder", choices=ENCODERS, default="whisper-large-v3")
     parser.add_argument("--device", choices=DEVICES, default="h100")
-    for name, default in (("clip", 5.0), ("captions", 2), ("candidates", 8), ("batch", 8), ("layers", 1)):
+    for name, default in (("clip", 5.0), ("captions", 2), ("candidates", 8), ("batch", 8), ("layers", 0)):
         parser.add_argument(f"--{name}", type=type(default), default=default)
     parser.add_argument("--cores", type=float, default=constant("cores"), help="of a host")
     parser.add_argument("--disk", type=float, default=constant("disk") / GB, help="GB a second, of a host")
@@ -353,7 +372,7 @@ def main(words: list[str] | None = None) -> None:
         return
     if a.model is None or a.hours is None or a.gpus is None:
         parser.error("MODEL HOURS GPUS are needed, e.g. Qwen2.5-7B 1000 8")
-    for name in ("hours", "gpus", "clip", "captions", "candidates", "batch", "layers", "cores", "disk"):
+    for name in ("hours", "gpus", "clip", "captions", "candidates", "batch", "cores", "disk"):
         if not getattr(a, name) > 0:
             parser.error(f"{name}: must be above 0, is {getattr(a, name)}")
     rates = {}

@@ -66,10 +66,24 @@ def test_time_of_one_stage_by_hand():
     found = of(WORK)["features"]
     clips = 3600 / 5
     assert WORK.clips == clips and WORK.speed == 1e12 * constant("attained") * constant("mfu")
-    assert found.seconds["GPUs"] == pytest.approx(clips * EAR.flops(5) / WORK.speed)
+    assert found.seconds["GPUs"] == pytest.approx(2 * clips * EAR.flops(5) / WORK.speed)  # and augmented
     assert found.seconds["cores"] == pytest.approx(3600 * constant("log_mel") / WORK.cores)
-    assert found.written == pytest.approx(3600 / 0.32 * 4 * 2)  # one layer of 4 numbers, two bytes each
+    assert found.written == pytest.approx(
+        2 * 3600 / 0.32 * 2 * 4 * 2
+    )  # two states of 4 numbers, two bytes each
     assert found.time == max(found.seconds.values()) and found.seconds[found.bound] == found.time
+
+
+def test_frames_that_would_take_too_much_are_computed_in_every_step():
+    """As in training: above 20 GB only the clips that the projector is fitted to are encoded before."""
+    large = replace(WORK, encoder=ENCODERS["whisper-large-v3"], hours=100.0)
+    assert large.clips * large.frames == pytest.approx(2 * 100 * 3600 * 264e3) and large.live
+    kept = replace(large, layers=1)
+    assert kept.frames == pytest.approx(large.frames / 33) and not kept.live
+    assert 8192 * large.frames > 20e9  # so fewer
+    assert of(large)["features"].written == pytest.approx(20e9)
+    more = of(large)["distill"].seconds["GPUs"] - of(kept)["distill"].seconds["GPUs"]
+    assert more == pytest.approx(large.clips * large.captions * large.encoder.flops(5) / large.speed)
 
 
 def test_what_is_sent_between_gpus_by_hand():

@@ -17,11 +17,13 @@ from aligncap.data.manifest import Utterance
 from aligncap.models.build import Loaded, build, prompt_of_student
 from aligncap.models.checkpoints import base_of, is_adapter, load_folder, model_key, save_base
 from aligncap.models.encoders import last_layers
+from aligncap.models.modeling_aligncap import AlignCapForConditionalGeneration
 from aligncap.models.processing_aligncap import AlignCapProcessor
 from aligncap.models.quantise import quantise
 from aligncap.text.lexicon import is_chinese
 from aligncap.text.prompts import Language, speaker_words
 from aligncap.training.alignment import align
+from aligncap.training.caches import MOST, frames_size
 from aligncap.training.clips import Clips, read_clips
 from aligncap.training.config import SHAPE, StudentConfig
 from aligncap.training.data import CaptionRows, ClipInputs, cached_inputs, keeps_features
@@ -140,7 +142,8 @@ def make_student(
     place(model, run.device, run.sharded)
     learns = bool(getattr(config, "encoder_lora", 0) or getattr(config, "encoder_tuned", 0))
     keep = not learns and keeps_features(config.feature_cache, model, manifests, config.augment)
-    inputs, fitted = ClipInputs(processor, augment=config.augment), clips[0].at_most(FIT_CLIPS, config.seed)
+    inputs = ClipInputs(processor, augment=config.augment)
+    fitted = clips[0].at_most(fit_clips(model, clips[0], config.augment), config.seed)
     if keep or not made:
         encoded = manifests if keep else [fitted]
         inputs = cached_inputs(model, processor, encoded, run.cache, group=group, augment=config.augment)
@@ -163,6 +166,12 @@ def make_student(
         model.model.leave_out_encoder()
     quantise(model, model.model.language_model, config.llm_weights)
     return Student(model, processor, rows, inputs if keep else inputs.live())
+
+
+def fit_clips(model: AlignCapForConditionalGeneration, clips: Clips, augment: bool) -> int:
+    """Clips that the projector is fitted to: `FIT_CLIPS`, or those whose frames `MOST` bytes hold."""
+    size = frames_size(model.config, clips.seconds()) * (2 if augment else 1)
+    return max(1, min(FIT_CLIPS, int(len(clips.paths) * MOST / max(size, 1.0))))
 
 
 def student_language(utterances: Sequence[Utterance]) -> Language:

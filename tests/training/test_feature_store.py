@@ -110,6 +110,18 @@ def test_without_a_store_only_the_clips_of_the_fit_are_encoded_before_training(
     assert losses[0] == pytest.approx(losses[1], rel=2e-3)  # features of the second are half precision
 
 
+def test_the_clips_of_the_fit_take_no_more_than_a_run_may_keep(manifest, monkeypatch):
+    model, _ = make_model(encoder_layer="mix", pool_size=4)
+    clips = read_clips(str(manifest))
+    size = frames_size(model.config, clips.seconds())
+    assert align.fit_clips(model, clips, augment=True) == align.FIT_CLIPS
+    monkeypatch.setattr(align, "MOST", size / 2)
+    assert align.fit_clips(model, clips, augment=False) == len(clips.paths) // 2
+    assert align.fit_clips(model, clips, augment=True) == len(clips.paths) // 4
+    monkeypatch.setattr(align, "MOST", 1.0)
+    assert align.fit_clips(model, clips, augment=False) == 1
+
+
 def test_the_clips_of_the_fit_are_all_where_they_are_few_and_drawn_where_not(manifest):
     clips = read_clips(str(manifest)).balanced()
     assert clips.at_most(len(clips.paths)) is clips
