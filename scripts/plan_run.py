@@ -224,9 +224,7 @@ def plan(work: Work) -> list[Stage]:
     rows, seconds = clips * work.captions, work.hours * 3600
     cores = work.cores * hosts
     length = work.prompt + work.audio + work.response
-    fitted = (
-        min(clips, FITTED, MOST / work.frames) if work.live else clips
-    )  # that are encoded before training
+    fitted = min(clips, FITTED, MOST / work.frames) if work.live else clips  # encoded before training
     ear = work.encoder.flops(work.clip) if work.live else 0.0
     row = work.clip * constant("audio") if work.live else work.frames / 2
     text = llm.step(1, work.teacher + work.response, work.response)

@@ -68,9 +68,7 @@ def test_time_of_one_stage_by_hand():
     assert WORK.clips == clips and WORK.speed == 1e12 * constant("attained") * constant("mfu")
     assert found.seconds["GPUs"] == pytest.approx(2 * clips * EAR.flops(5) / WORK.speed)  # and augmented
     assert found.seconds["cores"] == pytest.approx(3600 * constant("log_mel") / WORK.cores)
-    assert found.written == pytest.approx(
-        2 * 3600 / 0.32 * 2 * 4 * 2
-    )  # two states of 4 numbers, two bytes each
+    assert found.written == pytest.approx(2 * 3600 / 0.32 * 2 * 4 * 2)  # 2 states of 4 numbers, float16
     assert found.time == max(found.seconds.values()) and found.seconds[found.bound] == found.time
 
 
@@ -100,7 +98,8 @@ def test_more_hours_take_longer_and_more_gpus_less_time(name):
     base = Work(SHAPES[name], ENCODERS["whisper-large-v3"], 1000, 8, DEVICES["h100"])
     longer, wider = replace(base, hours=2000), replace(base, gpus=64)
     for one, two, three in zip(plan(base), plan(longer), plan(wider)):
-        assert two.time == pytest.approx(2 * one.time) and two.written >= one.written
+        often = 1 if one.name == "features" else 2  # of the clips that the projector is fitted to
+        assert two.time == pytest.approx(often * one.time) and two.written >= one.written
         assert three.time <= one.time and three.written == one.written
     slower = replace(base, device=DEVICES["a100"])
     assert sum(s.time for s in plan(slower)) > sum(s.time for s in plan(base))
