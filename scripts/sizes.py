@@ -35,7 +35,7 @@ def main() -> int:
             sum(1 for line in sum(package.values(), []) if has_any(line)),
             200,
         ),
-        ("scripts, lines", sum(map(len, scripts.values())), 4_200),
+        ("scripts, lines", sum(map(len, scripts.values())), 4_300),
         ("tests, lines", sum(map(len, lines_of("tests", ".py").values())), None),
     )
     for name, size, limit in rows:

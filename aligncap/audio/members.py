@@ -51,8 +51,8 @@ def read_member(member: Member) -> bytes:
     Raises:
         MemberError: the tar is gone, cut off, or holds something else in this place.
     """
-    file = _open(member.tar)
-    block = os.pread(file, BLOCK + member.size, member.start - BLOCK) if member.start >= BLOCK else b""
+    file = _open(member.tar)  # held until it is read: a file that nobody holds is closed
+    block = os.pread(file.number, BLOCK + member.size, member.start - BLOCK) if member.start >= BLOCK else b""
     head, data = block[:BLOCK], block[BLOCK:]
     remedy = "copy the shard again, or make it anew with `aligncap shard`"
     if len(head) == BLOCK and not _heads(head, member):
@@ -85,10 +85,10 @@ def _heads(head: bytes, member: Member) -> bool:
         return False
 
 
-def _open(tar: str) -> int:
+def _open(tar: str) -> _Opened:
     try:
         stat = os.stat(tar)
-        return _opened(tar, stat.st_ino, stat.st_size, stat.st_mtime_ns).number
+        return _opened(tar, stat.st_ino, stat.st_size, stat.st_mtime_ns)
     except IsADirectoryError:
         raise MemberError(f"{tar}: is a folder; a tar shard is needed") from None
     except (FileNotFoundError, NotADirectoryError):

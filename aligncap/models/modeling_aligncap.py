@@ -54,6 +54,12 @@ class PooledFrames(NamedTuple):
     mask: Tensor
 
 
+def _name_layers(model: AlignCapPreTrainedModel) -> None:
+    """Children declare classes that are not here (Whisper's decoder layer), on which FSDP would stop."""
+    present = {type(module).__name__ for module in model.modules()}
+    model._no_split_modules = {name for name in model._no_split_modules or () if name in present}
+
+
 class AlignCapModel(AlignCapPreTrainedModel):
     """Everything but the language-model head."""
 
@@ -68,17 +74,7 @@ class AlignCapModel(AlignCapPreTrainedModel):
         width = self.language_model.get_input_embeddings().embedding_dim
         self.multi_modal_projector = make_projector(config, width)
         self.post_init()
-        self._name_layers()
-
-    def _name_layers(self) -> None:
-        """Children declare classes that are not here (Whisper's decoder layer), on which FSDP would stop."""
-        present = {type(module).__name__ for module in self.modules()}
-        self._no_split_modules = {name for name in self._no_split_modules or () if name in present}
-
-    def leave_out_encoder(self) -> None:
-        """Free the encoder's weights, where all features are cached: the model then reads `audio_frames`."""
-        self.audio_tower = None
-        self._name_layers()
+        _name_layers(self)
 
     def train(self, mode: bool = True) -> AlignCapModel:
         """As of any module; the encoder's dropout, dropped layers and masked frames stay off."""
@@ -252,6 +248,12 @@ class AlignCapForConditionalGeneration(AlignCapPreTrainedModel, GenerationMixin)
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
+
+    def leave_out_encoder(self) -> None:
+        """Free the encoder's weights, where all features are cached: the model then reads `audio_frames`."""
+        self.model.audio_tower = None
+        for part in (self, self.model):
+            _name_layers(part)
 
     def save_pretrained(self, save_directory: str | PathLike[str], *args: Any, **kwargs: Any) -> None:
         """transformers' `save_pretrained`, and a model card beside the weights."""

@@ -163,7 +163,7 @@ def make_student(
         # From the folder: to the last bit what a resumed run starts from.
         model = place(load_folder(folder)[0], run.device, run.sharded)
     if keep:
-        model.model.leave_out_encoder()
+        model.leave_out_encoder()
     quantise(model, model.model.language_model, config.llm_weights)
     return Student(model, processor, rows, inputs if keep else inputs.live())
 

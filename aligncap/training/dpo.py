@@ -284,7 +284,7 @@ def run_dpo(config: SpeechDPOConfig) -> int:
     used = clips.chosen(sorted({pair.clip for pair in pairs}))
     if keeps_features(config.feature_cache, model, [used, *dev], augment=False):
         rows = replace(rows, inputs=cached_inputs(model, processor, [used, *dev], run.cache, group=run.group))
-        model.model.leave_out_encoder()
+        model.leave_out_encoder()
     if wants_reference_cache(config, len(rows)):
         model.to(run.device)
         found = cached_reference(run.cache, model, rows, dtype=config.compute_dtype, group=run.group)

@@ -76,9 +76,9 @@ JSD, PRECISION = "jsd, features cached", "ours in two precisions, features cache
 WAYS = [
     Way(LOOP, "ultravox's layout, encoder on 30 s", "ultravox", "padded", "live"),
     Way(LOOP, "ultravox's layout, encoder on the longest", "ultravox", "mel", "live"),
-    Way(LOOP, "ours, feature_cache false, teacher live", "ours", "mel", "live"),
-    Way(LOOP, "ours, feature_cache false, states cached", "ours", "mel", "states"),
-    Way(LOOP, "ours, feature_cache false, top-k cached", "ours", "mel", "top-k"),
+    Way(LOOP, "ours, feature_cache no, teacher live", "ours", "mel", "live"),
+    Way(LOOP, "ours, feature_cache no, states cached", "ours", "mel", "states"),
+    Way(LOOP, "ours, feature_cache no, top-k cached", "ours", "mel", "top-k"),
     Way(LOOP, "ours, by default", "ours", "frames", "states"),
     Way(CACHED, "ultravox's layout", "ultravox", "frames", "live"),
     Way(CACHED, "ultravox's layout, bfloat16 as ours", "ultravox", "frames", "live", half=True),

@@ -8,6 +8,7 @@ import os
 import shutil
 import tarfile
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,8 +16,9 @@ import numpy as np
 import pytest
 import soundfile
 
+from aligncap.audio import members
 from aligncap.audio.files import AudioError, check, info, load_audio, read_bytes
-from aligncap.audio.members import is_there, member_of, size_of
+from aligncap.audio.members import is_there, member_of, read_member, size_of
 from aligncap.cli import main
 from aligncap.data import clip_files, hashes
 from aligncap.data.clip_files import Locator, audio_files
@@ -277,3 +279,14 @@ def test_a_sheet_for_people_plays_what_lies_in_shards(made: Path, plain: Path) -
     row, u = read_manifest(made / "m.jsonl")[0], read_manifest(plain)[0]
     item = Item("one", "He sounds sad.", "candidate", 0, (), row, made / "m.jsonl")
     assert base64.b64encode(audio_path(plain, u).read_bytes()).decode() in human._page([[item]], 0)
+
+
+def test_threads_that_open_one_shard_at_the_same_time_all_read_it(made: Path) -> None:
+    """Of two that open it at once the cache keeps one file, and the other must live as long as its read."""
+    paths = [str(audio_path(made / "m.jsonl", u)) for u in read_manifest(made / "m.jsonl")]
+    wanted = [read_member(member_of(path)) for path in paths]
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(20):
+            members._opened.cache_clear()
+            found = list(pool.map(lambda path: read_member(member_of(path)), paths * 4))
+            assert found == wanted * 4

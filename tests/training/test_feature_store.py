@@ -181,6 +181,6 @@ def test_a_run_without_the_encoder_saves_a_checkpoint_that_hears(manifest, parts
     model, processor = load_for_inference(tmp_path / "run")
     mel = processor.features([np.zeros(8000, np.float32)])
     assert model.model.encode_audio(**mel).mask.any()
-    model.model.leave_out_encoder()
+    model.leave_out_encoder()
     with pytest.raises(RuntimeError, match="give audio_frames"):
         model.model.encode_audio(**mel)

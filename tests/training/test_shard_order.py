@@ -120,7 +120,7 @@ def test_features_that_are_cached_are_read_in_the_order_of_any_manifest(sharded,
 
 def options(folder: Path, path: Path, parts: dict[str, str], **more: Any) -> SpeechSFTConfig:
     fixed = {"encoder_layer": "2", "projector_hidden": 24, "projector_dropout": 0.0, "lora_dropout": 0.0}
-    fixed |= {"align_steps": 0, "feature_cache": False, "balance": False, "max_steps": 6, "save_steps": 1}
+    fixed |= {"align_steps": 0, "feature_cache": "no", "balance": False, "max_steps": 6, "save_steps": 1}
     fixed |= {"save_total_limit": 9, "per_device_train_batch_size": 3, "cache_dir": str(folder / "cache")}
     return SpeechSFTConfig(train_manifest=str(path), **parts, **QUIET, **fixed | more)
 
