@@ -26,7 +26,7 @@ from common import benchmark, machine, main, middle, print_table, ratios
 from aligncap.data.manifest import read_manifest
 from aligncap.models.build import build
 from aligncap.models.hub import DEFAULT_ENCODER, DEFAULT_LLM
-from aligncap.models.precision import suit_bfloat16
+from aligncap.models.precision import suit_half
 from aligncap.training.batches import LengthBuckets, padded_size, padding_share, shuffled_batches
 from aligncap.training.clips import Clips
 from aligncap.training.collators import SpeechCollator
@@ -181,7 +181,7 @@ def steps(a: argparse.Namespace) -> None:
         gap = max(losses.values()) - min(losses.values())
         assert gap < 1e-5 * losses[a.ways[0]], f"losses differ: {losses}"
         if args.bf16:
-            suit_bfloat16(adapted)
+            suit_half(adapted)
         adapted.train()
         clock = time.perf_counter if torch.cuda.is_available() else time.process_time
         seconds = defaultdict(list)
