@@ -10,6 +10,7 @@ from typing import Literal
 
 from rich.console import Console
 
+from aligncap.audio.members import is_there
 from aligncap.data.manifest import Utterance, audio_path, read_manifest
 from aligncap.data.split import choose_evenly
 from aligncap.lab.asking import SpeechSubject, Subject
@@ -45,6 +46,7 @@ from aligncap.lab.families import load_speech_model
 from aligncap.lab.faults import FAULTS, check_audio, check_features
 from aligncap.lab.label_answers import read_said
 from aligncap.lab.verdict import heard, judge
+from aligncap.models.checkpoints import model_key, weight_files
 from aligncap.text.prompts import Language
 from aligncap.utils.errors import UserError, UserErrors
 from aligncap.utils.io import Row, load_data, write_json, write_jsonl
@@ -134,8 +136,8 @@ def run_diagnose(config: DiagnoseConfig) -> int:
     write_jsonl(out / "answers.jsonl", answers)
     page = write_report(out, numbers, findings)
     write_json(out / "diagnose.json", numbers)
-    weights = sorted(Path(config.model).glob("*.safetensors"))
-    write_run_record(out, "lab diagnose", asdict(config), [config.manifest, *weights], seed=config.seed)
+    data: list[str | Path] = [config.manifest, *weight_files(config.model)]
+    write_run_record(out, "lab diagnose", asdict(config), data, seed=config.seed)
     Console().print(findings_table(findings))
     print(f"verdict: {findings[0].text}\nreport: {page}")
     return 0
@@ -155,7 +157,7 @@ def labelled_clips(config: DiagnoseConfig) -> tuple[list[Utterance], list[str]]:
         raise UserError(f"{config.manifest}: all clips have one label; a diagnosis needs two or more")
     chosen = [known[i] for i in choose_evenly(known, config.limit, config.seed)]
     paths = {u.id: audio_path(config.manifest, u) for u in chosen}
-    if missing := [f"{paths[u.id]}: no such file (clip {u.id})" for u in chosen if not paths[u.id].is_file()]:
+    if missing := [f"{paths[u.id]}: no such file (clip {u.id})" for u in chosen if not is_there(paths[u.id])]:
         raise UserErrors(missing)
     return chosen, sorted({str(u.emotion) for u in known})
 
@@ -166,11 +168,8 @@ def asked_before(config: DiagnoseConfig, labels: Sequence[str]) -> Journal:
     It stays when the report is written, so that parts and clips may be added.
     """
     kept = ("language", "samples", "dtype", "seed")
-    weights = [
-        (p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in Path(config.model).glob("*.safetensors")
-    ]
     settings: Row = {name: getattr(config, name) for name in kept}
-    settings |= {"labels": list(labels), "weights": sorted(map(list, weights))}
+    settings |= {"labels": list(labels), "model": model_key(config.model)}
     settings |= {"data": list(file_hashes([config.manifest]).values())}
     return Journal(Path(config.out) / "asked", settings)
 

@@ -15,6 +15,7 @@ from aligncap.audio.files import SAMPLE_RATE
 from aligncap.inference.captioner import Captioner
 from aligncap.lab.models import Clip, Question, SpeechModel
 from aligncap.lab.waveform import aligncap_features, padded_log_mel
+from aligncap.models.checkpoints import is_adapter
 from aligncap.models.hub import load_config, load_pretrained, resolve
 from aligncap.models.modeling_aligncap import AlignCapForConditionalGeneration
 from aligncap.models.precision import pick_device
@@ -113,7 +114,7 @@ def load_speech_model(
         UserError: no such folder or device, or a model of another family.
     """
     path = resolve(str(folder))
-    if not (path / "adapter_config.json").is_file():
+    if not is_adapter(path):
         known = "the lab takes AlignCap's models and Qwen2-Audio"
         kind = load_config(path, known).model_type
         if kind == "qwen2_audio":

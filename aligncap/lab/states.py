@@ -26,7 +26,7 @@ from aligncap.data.split import choose_evenly
 from aligncap.inference.captioner import Captioner, batches_by_size, pick_device
 from aligncap.inference.jobs import Job, job_of, with_condition
 from aligncap.lab.state_report import NEIGHBOURS, States, numbers_of, states_picture, states_table
-from aligncap.models.checkpoints import base_of, load_checkpoint
+from aligncap.models.checkpoints import is_adapter, load_checkpoint, weight_files
 from aligncap.text.prompts import response_ids, teacher_prompt
 from aligncap.utils.errors import UserError, UserErrors
 from aligncap.utils.io import atomic_open, write_json
@@ -87,7 +87,7 @@ def run_states(config: StatesConfig) -> int:
     systems = {
         name: {
             "model": str(models[name]),
-            "teacher": "adapter off" if _adapted(models[name]) else "the same weights",
+            "teacher": "adapter off" if is_adapter(models[name]) else "the same weights",
             **numbers_of(found, utterances),
         }
         for name, found in states.items()
@@ -97,16 +97,11 @@ def run_states(config: StatesConfig) -> int:
             file.write(states_picture(states, systems, utterances, config.seed, is_centred))
     content = {"manifest": config.manifest, "seed": config.seed, "neighbours": NEIGHBOURS}
     write_json(out / "states.json", content | {"systems": systems})
-    folders = {*models.values(), *(base_of(folder) for folder in models.values() if _adapted(folder))}
-    weights = sorted(file for folder in folders for file in folder.glob("*.safetensors"))
+    weights = sorted({file for folder in models.values() for file in weight_files(folder)})
     write_run_record(out, "states", asdict(config), [config.manifest, *weights], seed=config.seed)
     Console().print(states_table(systems))
     print(f"pictures: {out}/states.png, {out}/states_centred.png")
     return 0
-
-
-def _adapted(checkpoint: Path) -> bool:
-    return (checkpoint / "adapter_config.json").is_file()
 
 
 def choose_clips(manifest: Path, limit: int, seed: int) -> list[Utterance]:

@@ -104,9 +104,8 @@ def llm_dtype(folder: str | Path) -> torch.dtype:
     if is_adapter(folder):
         return llm_dtype(base_of(folder))
     if (folder / PARTS).is_file():
-        named = json.loads((folder / PARTS).read_text(encoding="utf-8"))
-        kind = "llm" if "llm" in named else "student"
-        return llm_dtype(_part(folder, kind, named[kind]))
+        parts = _parts(folder)
+        return llm_dtype(parts["llm" if "llm" in parts else "student"][0])
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, "pt") as file:
             for name in file.keys():
@@ -186,32 +185,38 @@ def _named(part: str, base: Path) -> Row:
     return own | {"folder": str(place), "sha256": weights_hash(place, base)}
 
 
-def _part(base: Path, kind: str, named: Row) -> Path:
-    """The folder of a part that PARTS names.
+def _parts(base: Path) -> dict[str, tuple[Path, str]]:
+    """Of each part of a base, by kind, its folder and the hash of its weights when the base was made.
 
     Raises:
-        UserError: it is gone, or holds other weights than when the base was made.
+        UserError: a part is gone.
     """
-    places = [base / named["from_here"]] if "from_here" in named else []
-    places += [Path(named["folder"])]
-    found = next((place for place in places if place.is_dir()), None)
-    if found is None and "name" in named:
-        found = resolve(named["name"])
-    if found is None:
-        remedy = f"put it back there, or beside the run as {named['from_here']}"
-        raise UserError(f"{base / PARTS}: its {kind}, {named['folder']}, is gone; {remedy}")
-    if weights_hash(found, base) != named["sha256"]:
-        remedy = "bring them back, or train again"
-        raise UserError(
-            f"{base / PARTS}: its {kind}, {found}, holds other weights than it was made with; {remedy}"
-        )
-    return found.resolve()
+    found = {}
+    for kind, named in json.loads((base / PARTS).read_text(encoding="utf-8")).items():
+        places = [base / named["from_here"]] if "from_here" in named else []
+        places += [Path(named["folder"])]
+        place = next((place for place in places if place.is_dir()), None)
+        if place is None and "name" in named:
+            place = resolve(named["name"])
+        if place is None:
+            remedy = f"put it back there, or beside the run as {named['from_here']}"
+            raise UserError(f"{base / PARTS}: its {kind}, {named['folder']}, is gone; {remedy}")
+        found[kind] = place.resolve(), named["sha256"]
+    return found
 
 
 def _load_parts(folder: Path, dtype: torch.dtype) -> AlignCapForConditionalGeneration:
-    """The model of a folder that `save_base` wrote."""
-    named = json.loads((folder / PARTS).read_text(encoding="utf-8"))
-    parts = {kind: _part(folder, kind, row) for kind, row in named.items()}
+    """The model of a folder that `save_base` wrote.
+
+    Raises:
+        UserError: a part is gone, or holds other weights than when the base was made.
+    """
+    parts = {}
+    for kind, (place, sha256) in _parts(folder).items():
+        if weights_hash(place, folder) != sha256:
+            changed = "holds other weights than it was made with; bring them back, or train again"
+            raise UserError(f"{folder / PARTS}: its {kind}, {place}, {changed}")
+        parts[kind] = place
     config = load_pretrained(AlignCapConfig, folder)
     if "student" in parts:
         model = load_for_inference(parts["student"], dtype)[0]
@@ -244,9 +249,8 @@ def weight_files(folder: str | Path) -> list[Path]:
     if is_adapter(folder):
         files += weight_files(base_of(folder))
     elif (folder / PARTS).is_file():
-        named = json.loads((folder / PARTS).read_text(encoding="utf-8"))
-        for kind, row in named.items():
-            files += weight_files(_part(folder, kind, row))
+        for place, _ in _parts(folder).values():
+            files += weight_files(place)
     return files
 
 

@@ -19,7 +19,14 @@ from peft import PeftConfig, PeftModel
 from transformers import PreTrainedModel, set_seed
 from trl import DPOConfig, DPOTrainer
 
-from aligncap.models.checkpoints import load_checkpoint, load_folder, load_for_inference, model_key, save_base
+from aligncap.models.checkpoints import (
+    is_adapter,
+    load_checkpoint,
+    load_folder,
+    load_for_inference,
+    model_key,
+    save_base,
+)
 from aligncap.models.modeling_aligncap import AlignCapForConditionalGeneration
 from aligncap.models.processing_aligncap import AlignCapProcessor
 from aligncap.training.adapters import lora_config
@@ -324,7 +331,7 @@ def load_start(start: str, folder: Path) -> tuple[AlignCapForConditionalGenerati
     `folder` then names it as the base, on which the new adapter stands.
     """
     place = Path(start).resolve()
-    if not (place / "adapter_config.json").is_file():
+    if not is_adapter(place):
         return load_checkpoint(place)  # type: ignore[return-value]
     mark = folder / "made_of.json"
     made_of = model_key(place)
