@@ -23,10 +23,10 @@ from aligncap.models.quantise import quantise
 from aligncap.text.lexicon import is_chinese
 from aligncap.text.prompts import Language, speaker_words
 from aligncap.training.alignment import align
-from aligncap.training.caches import MOST, frames_size
+from aligncap.training.caches import MOST
 from aligncap.training.clips import Clips, read_clips
 from aligncap.training.config import SHAPE, StudentConfig
-from aligncap.training.data import CaptionRows, ClipInputs, cached_inputs, keeps_features
+from aligncap.training.data import CaptionRows, ClipInputs, cached_inputs, features_size, keeps_features
 from aligncap.training.resume import Run, begin, record_run
 from aligncap.training.sharding import place
 from aligncap.training.words import emotions_of
@@ -170,7 +170,7 @@ def make_student(
 
 def fit_clips(model: AlignCapForConditionalGeneration, clips: Clips, augment: bool) -> int:
     """Clips that the projector is fitted to: `FIT_CLIPS`, or those whose frames `MOST` bytes hold."""
-    size = frames_size(model.config, clips.seconds()) * (2 if augment else 1)
+    size = features_size(model, clips, augment)
     return max(1, min(FIT_CLIPS, int(len(clips.paths) * MOST / max(size, 1.0))))
 
 

@@ -224,8 +224,13 @@ def keeps_features(
     """Whether all clips are encoded once: as asked, or where their frames take no more than `MOST` bytes."""
     if wanted != "auto":
         return wanted == "yes"
-    seconds = sum(clips.seconds() for clips in [*manifests, *manifests[: int(augment)]])
-    return frames_size(model.config, seconds) <= MOST
+    first, *others = manifests
+    return features_size(model, first, augment) + sum(features_size(model, c) for c in others) <= MOST
+
+
+def features_size(model: AlignCapForConditionalGeneration, clips: Clips, augment: bool = False) -> float:
+    """Bytes of the frames of all clips; with `augment`, of those through another channel too."""
+    return frames_size(model.config, clips.seconds()) * (2 if augment else 1)
 
 
 def cached_inputs(

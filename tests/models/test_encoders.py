@@ -154,6 +154,14 @@ def common(out: Path, **more):
     } | more
 
 
+def learnt_from(manifest: Path, family: Path, folder: Path) -> dict[str, str]:
+    """Options of a run on the family's encoder and a tiny LLM, which is made in `folder`."""
+    tokenizer = make_tokenizer()
+    make_llm(len(tokenizer)).save_pretrained(folder / "llm")
+    tokenizer.save_pretrained(folder / "llm")
+    return {"train_manifest": str(manifest), "encoder": str(family / "encoder"), "llm": str(folder / "llm")}
+
+
 def losses(out: Path) -> list[float]:
     rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     return [row["loss"] for row in rows if "loss" in row]
@@ -161,11 +169,8 @@ def losses(out: Path) -> list[float]:
 
 def test_it_learns_goes_on_is_saved_and_captions(family, manifest: Path, tmp_path: Path) -> None:
     _, folder = family
-    tokenizer = make_tokenizer()
     torch.manual_seed(1)
-    make_llm(len(tokenizer)).save_pretrained(tmp_path / "llm")
-    tokenizer.save_pretrained(tmp_path / "llm")
-    data = {"train_manifest": str(manifest), "encoder": str(folder / "encoder"), "llm": str(tmp_path / "llm")}
+    data = learnt_from(manifest, folder, tmp_path)
     data |= {"projector_hidden": 24, "align_steps": 2, "feature_cache": "no"}
     run_distill(DistillConfig(**common(tmp_path / "distill", **data)))
     assert len(losses(tmp_path / "distill")) == 2
@@ -206,10 +211,7 @@ def test_it_learns_goes_on_is_saved_and_captions(family, manifest: Path, tmp_pat
 
 def test_lora_in_the_encoder_learns_and_is_merged(family, manifest: Path, tmp_path: Path) -> None:
     name, folder = family
-    tokenizer = make_tokenizer()
-    make_llm(len(tokenizer)).save_pretrained(tmp_path / "llm")
-    tokenizer.save_pretrained(tmp_path / "llm")
-    data = {"train_manifest": str(manifest), "encoder": str(folder / "encoder"), "llm": str(tmp_path / "llm")}
+    data = learnt_from(manifest, folder, tmp_path)
     data |= {"projector_hidden": 24, "align_steps": 2, "encoder_lora": 2, "max_steps": 2}
     run_sft(SpeechSFTConfig(**common(tmp_path / "run", **data)))
     saved = load_file(tmp_path / "run/adapter_model.safetensors")
@@ -227,10 +229,7 @@ def test_lora_in_the_encoder_learns_and_is_merged(family, manifest: Path, tmp_pa
 def test_the_last_layers_that_run_are_trained_in_full(family, manifest: Path, tmp_path: Path) -> None:
     """The second layer of three is the last that runs; LoRA changes the first, and nothing the third."""
     name, folder = family
-    tokenizer = make_tokenizer()
-    make_llm(len(tokenizer)).save_pretrained(tmp_path / "llm")
-    tokenizer.save_pretrained(tmp_path / "llm")
-    data = {"train_manifest": str(manifest), "encoder": str(folder / "encoder"), "llm": str(tmp_path / "llm")}
+    data = learnt_from(manifest, folder, tmp_path)
     data |= {"projector_hidden": 24, "align_steps": 2, "encoder_layer": "2"}
     data |= {"encoder_tuned": 1, "encoder_lora": 2, "encoder_learning_rate": 1e-3}
     run_sft(SpeechSFTConfig(**common(tmp_path / "run", **data)))

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import multiprocessing
 import os
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
@@ -59,18 +60,27 @@ def make_speech(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: not an empty folder; give a new one, or delete it to synthesise again")
     plan(speakers, clips_per_speaker, seed)  # refuses impossible numbers before a process is started
+    fill_apart(out, _synthesise, speakers, clips_per_speaker, seed)
+    return out / TABLE
+
+
+def fill_apart(out: Path, synthesise: Callable[..., None], *numbers: int) -> None:
+    """Fill a folder by `synthesise(folder, *numbers)` in a process of its own; it appears when all is done.
+
+    Raises:
+        UserError: the folder cannot be written, or eSpeak NG is missing.
+    """
     context = multiprocessing.get_context("spawn")  # the library can end the process that it runs in
     try:
         with workplace(out) as work:
             with ProcessPoolExecutor(1, mp_context=context) as pool:
-                pool.submit(_synthesise, work, speakers, clips_per_speaker, seed).result()
+                pool.submit(synthesise, work, *numbers).result()
             work.chmod(0o755)
             work.replace(out)
     except BrokenProcessPool:
         raise UserError("eSpeak NG ended its process; install espeakng-loader again") from None
     except OSError as error:
         raise UserError(f"{out}: cannot be written: {error.strerror}; choose another folder") from error
-    return out / TABLE
 
 
 def shape(samples: np.ndarray, rate: int, clip: Clip) -> np.ndarray:
@@ -106,28 +116,33 @@ def _tremble(x: np.ndarray, rate: int, tremor: float, rng: np.random.Generator) 
 
 
 def _synthesise(folder: Path, speakers: int, clips_per_speaker: int, seed: int) -> None:
-    import soundfile
-
     espeak = Espeak()
     people = {voice.speaker: voice for voice in voices(speakers, seed)}
     utterances = []
     for clip in plan(speakers, clips_per_speaker, seed):
         voice = people[clip.speaker]
-        samples = espeak(
-            SENTENCES[clip.sentence].rstrip(".") + clip.ending,
-            voice.name,
-            words_per_minute=clip.words_per_minute,
-            pitch=clip.pitch,
-            pitch_range=clip.pitch_range,
-        )
         path = folder / clip.speaker / f"{clip.name}.wav"
-        path.parent.mkdir(exist_ok=True)
-        soundfile.write(path, shape(trim(samples, espeak.rate), espeak.rate, clip), espeak.rate, "PCM_16")
+        speak(espeak, SENTENCES[clip.sentence].rstrip(".") + clip.ending, voice.name, clip, path)
         utterances.append(_utterance(clip, voice))
     write_manifest(folder / TABLE, utterances)
 
 
-def trim(x: np.ndarray, rate: int) -> np.ndarray:
+def speak(espeak: Espeak, text: str, voice: str, clip: Clip, path: Path) -> None:
+    """Write `text` as the clip says it: a mono wav file of 16 bits; `voice` is eSpeak NG's name of one."""
+    import soundfile
+
+    samples = espeak(
+        text,
+        voice,
+        words_per_minute=clip.words_per_minute,
+        pitch=clip.pitch,
+        pitch_range=clip.pitch_range,
+    )
+    path.parent.mkdir(exist_ok=True)
+    soundfile.write(path, shape(_trim(samples, espeak.rate), espeak.rate, clip), espeak.rate, "PCM_16")
+
+
+def _trim(x: np.ndarray, rate: int) -> np.ndarray:
     """Leave 0.1 s of the silence around the speech."""
     loud = np.flatnonzero(np.abs(x) > 1e-3)
     margin = rate // 10

@@ -6,9 +6,6 @@ model makes of it says little about people's voices.
 
 from __future__ import annotations
 
-import multiprocessing
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,9 +13,9 @@ import numpy as np
 
 from aligncap.data.manifest import Utterance, write_manifest
 from aligncap.data.synthetic.plan import clip_of, voices
-from aligncap.data.synthetic.speech import Espeak, shape, trim
+from aligncap.data.synthetic.speech import Espeak, fill_apart, speak
 from aligncap.utils.errors import UserError
-from aligncap.utils.io import load_data, workplace
+from aligncap.utils.io import load_data
 
 TABLE = "stimuli.jsonl"
 
@@ -36,23 +33,11 @@ def make_stimuli(out: Path, speakers: int, seed: int = 0) -> Path:
     if out.exists() and any(out.iterdir()):
         raise UserError(f"{out}: not an empty folder; give a new one")
     voices(speakers, seed)  # refuses impossible numbers before a process is started
-    context = multiprocessing.get_context("spawn")  # the library can end the process that it runs in
-    try:
-        with workplace(out) as work:
-            with ProcessPoolExecutor(1, mp_context=context) as pool:
-                pool.submit(_synthesise, work, speakers, seed).result()
-            work.chmod(0o755)
-            work.replace(out)
-    except BrokenProcessPool:
-        raise UserError("eSpeak NG ended its process; install espeakng-loader again") from None
-    except OSError as error:
-        raise UserError(f"{out}: cannot be written: {error.strerror}; choose another folder") from error
+    fill_apart(out, _synthesise, speakers, seed)
     return out / TABLE
 
 
 def _synthesise(folder: Path, speakers: int, seed: int) -> None:
-    import soundfile
-
     espeak, words = Espeak(), load_data("conflict.yaml")
     utterances = []
     for number, voice in enumerate(voices(speakers, seed)):
@@ -61,19 +46,9 @@ def _synthesise(folder: Path, speakers: int, seed: int) -> None:
             clip = clip_of(voice, kind["emotion"], 0, place, rng, kind["intensity"])
             for language, sentence in words["sentence"].items():
                 spoken = voice.name if language == "en" else f"cmn+{voice.name.partition('+')[2]}"
-                samples = espeak(
-                    sentence.rstrip(".。") + clip.ending,
-                    spoken,
-                    words_per_minute=clip.words_per_minute,
-                    pitch=clip.pitch,
-                    pitch_range=clip.pitch_range,
-                )
                 own = replace(clip, name=f"{voice.speaker}-{name}-{language}")
                 path = folder / voice.speaker / f"{own.name}.wav"
-                path.parent.mkdir(exist_ok=True)
-                soundfile.write(
-                    path, shape(trim(samples, espeak.rate), espeak.rate, own), espeak.rate, "PCM_16"
-                )
+                speak(espeak, sentence.rstrip(".。") + clip.ending, spoken, own, path)
                 utterances.append(
                     Utterance(
                         id=f"stimulus-{own.name}",
