@@ -67,6 +67,20 @@ def main(doc: str | None) -> None:
     given.call(given)
 
 
+def read_all(trainer: Any, model: Any, batches: Any, device: Any, half: bool, tokens: int) -> float:
+    """Read batches once, backwards too while training; the mean loss of their `tokens` response tokens."""
+    total = 0.0
+    for inputs in batches:
+        inputs = {name: value.to(device) for name, value in inputs.items()}
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=half):
+            loss = trainer.token_loss(model, inputs) / tokens
+        if model.training:
+            loss.backward()
+        total += loss.item()
+    model.zero_grad(set_to_none=True)
+    return total
+
+
 def middle(values: Sequence[float], digits: int = 2) -> str:
     """Median (least to most)."""
     return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"

@@ -180,9 +180,6 @@ def peak_of_steps(
     if saving in ("int8", "nf4"):
         quantise(model, model.model.language_model, saving)  # type: ignore[arg-type]
     with tempfile.TemporaryDirectory() as folder:
-        if saving == "offload":
-            for number, layer in enumerate(model.model.language_model.layers):
-                disk_offload(layer, f"{folder}/{number}", execution_device=torch.device("cpu"))
         precision = "bfloat16" if half else "float32"
         options = {"train_manifest": __file__, "report_to": "none", "precision": precision}
         args = DistillConfig(output_dir=folder, gradient_checkpointing=checkpointing, **options)
@@ -192,7 +189,12 @@ def peak_of_steps(
         optimizer = trainer.create_optimizer()
         if half:
             suit_half(trainer.model)
-        adapted = trainer.accelerator.prepare_model(trainer.model)  # autocast lies around its forward
+        if saving == "offload":  # the frozen matrices, which adapters leave as they are
+            for name, layer in trainer.model.named_modules():
+                if ".layers." in name and "lora_" not in name and type(layer) is torch.nn.Linear:
+                    disk_offload(layer, f"{folder}/{name}", execution_device=torch.device("cpu"))
+        whole = saving != "offload"
+        adapted = trainer.accelerator.prepare_model(trainer.model, device_placement=whole)  # with autocast
         taken = []
         if saving:
             Path("/proc/self/clear_refs").write_text("5")  # the peak is counted anew from here

@@ -21,9 +21,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import benchmark, machine, main, middle, print_table, ratios
+from common import benchmark, machine, main, middle, print_table, ratios, read_all
 
-from aligncap.data.manifest import read_manifest
+from aligncap.data.clip_files import Keys
+from aligncap.data.rows import open_manifest
 from aligncap.models.build import build
 from aligncap.models.hub import DEFAULT_ENCODER, DEFAULT_LLM
 from aligncap.models.precision import suit_half
@@ -52,9 +53,9 @@ def rows_of(path: Path, model: Any, processor: Any, seconds: float, count: int =
     Args:
         seconds: length of every clip; 0: their own.
     """
-    utterances = [u for u in read_manifest(path) if u.captions and u.p_act]
-    keys = [u.id for u in utterances]
-    clips = Clips(str(path), utterances, keys, {})
+    every: Any = open_manifest(path)
+    utterances = every.chosen(np.flatnonzero((every.columns.captions > 0) & (every.columns.p_act > 0)))
+    clips = Clips(str(path), utterances, Keys(utterances.columns.sha256), {})  # no sound is read
     rows = CaptionRows.of(clips, processor.tokenizer, max_response_tokens=64)
     inputs, rng = ClipInputs(processor), np.random.default_rng(0)
     shape = [s for s in (model.config.mixed_layers, model.config.audio_width) if s]
@@ -161,19 +162,10 @@ def steps(a: argparse.Namespace) -> None:
         )
 
         def epoch(way: str, half: bool, turn: int) -> float:
-            """Read all rows once, backwards too while training; the mean loss of a token."""
             batches, width = batches_of(way, lengths, a.batch, budget, turn)
-            collate, total = SpeechCollator(processor, WAYS[way][2], width), 0.0
-            for batch in batches:
-                inputs = collate([rows[i] for i in batch])
-                inputs = {name: value.to(args.device) for name, value in inputs.items()}
-                with torch.autocast(args.device.type, dtype=torch.bfloat16, enabled=half):
-                    loss = trainer.token_loss(adapted, inputs) / int(lengths[:, 1].sum())
-                if adapted.training:
-                    loss.backward()
-                total += loss.item()
-            adapted.zero_grad(set_to_none=True)
-            return total
+            collate = SpeechCollator(processor, WAYS[way][2], width)
+            made = (collate([rows[i] for i in batch]) for batch in batches)
+            return read_all(trainer, adapted, made, args.device, half, int(lengths[:, 1].sum()))
 
         adapted.eval()
         with torch.no_grad():

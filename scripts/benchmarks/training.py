@@ -37,6 +37,7 @@ from common import (
     peak_memory,
     print_table,
     ratios,
+    read_all,
     watch_memory,
 )
 from safetensors.torch import load_file, save_file
@@ -293,20 +294,12 @@ def buckets(a: argparse.Namespace) -> None:
         budget = a.tokens or max(padded_size(lengths[b]) for b in batches(BATCHES[0], 0))
 
         def epoch(way: str, turn: int) -> float:
-            """Read all rows once, backwards too while training; the mean loss of a token."""
             torch.manual_seed(turn)
-            total, half = 0.0, bool(args.bf16) and adapted.training
-            for inputs in DataLoader(
+            half = bool(args.bf16) and adapted.training
+            loader = DataLoader(
                 rows, batch_sampler=batches(way, turn, budget), collate_fn=trainer.data_collator
-            ):
-                inputs = {name: value.to(args.device) for name, value in inputs.items()}
-                with torch.autocast(args.device.type, dtype=torch.bfloat16, enabled=half):
-                    loss = trainer.token_loss(adapted, inputs) / int(lengths[:, 1].sum())
-                if adapted.training:
-                    loss.backward()
-                total += loss.item()
-            adapted.zero_grad(set_to_none=True)
-            return total
+            )
+            return read_all(trainer, adapted, loader, args.device, half, int(lengths[:, 1].sum()))
 
         if a.only:
             adapted.train()
