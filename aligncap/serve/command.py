@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import numpy as np
 
+from aligncap.audio.files import SAMPLE_RATE
 from aligncap.inference.captioner import Captioner
 from aligncap.models.precision import dtype_name
 from aligncap.utils.errors import UserError, UserErrors
@@ -147,7 +148,9 @@ def make_service(config: ServeConfig) -> Service:
     captioners = {
         name: Captioner.from_pretrained(folder, config.device, dtype) for name, folder in config.folders
     }
-    noise = np.random.default_rng(0).standard_normal(round(WARM_SECONDS * 16_000)).astype(np.float32) * 0.05
+    noise = (
+        np.random.default_rng(0).standard_normal(round(WARM_SECONDS * SAMPLE_RATE)).astype(np.float32) * 0.05
+    )
     for captioner in captioners.values():
         captioner.captions_with_confidence([noise], max_new_tokens=2)
     seconds = min(c.processor.max_seconds for c in captioners.values())

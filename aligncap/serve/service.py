@@ -14,6 +14,7 @@ from typing import TypeVar
 import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from aligncap.audio.files import SAMPLE_RATE
 from aligncap.inference.captioner import Captioner
 from aligncap.inference.timeline import CaptionReader, make_timeline
 from aligncap.inference.timeline import Options as TimelineOptions
@@ -130,7 +131,7 @@ class Service:
         Raises:
             Refused: 503, the server is shutting down.
         """
-        self.heard.inc(len(clip) / 16_000)
+        self.heard.inc(len(clip) / SAMPLE_RATE)
         try:
             return self.batcher.caption(clip, options, seed=seed, on_text=on_text, timeout=self.timeout)
         except Closed:
