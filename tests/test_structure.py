@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FLOORS = (
     ("cli",),
     ("training", "preferences", "evaluation", "lab", "serve"),
-    ("inference",),
+    ("senses", "inference"),  # the talking app of `serve` is made of both
     ("models",),
     ("text", "data"),
     ("audio",),

@@ -1,0 +1,117 @@
+"""What every sense is to the others: scores of the seven emotions and features in the order of time."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, cast
+
+import numpy as np
+from pydantic import TypeAdapter, ValidationError
+from torch import Tensor
+from typing_extensions import TypedDict
+
+from aligncap.senses.moments import SEVEN, Moment
+from aligncap.utils.errors import UserError, UserErrors
+from aligncap.utils.io import json_lines, write_jsonl
+
+FILE = "sense.json"  # of a trained sense's folder: {"kind": "voice", …its settings}; weights are beside it
+# Where the sense of a kind lives: a class of this name in this module, loaded by its `load(folder, device)`.
+KINDS = {
+    "text": ("aligncap.senses.text", "TextSense"),
+    "voice": ("aligncap.senses.voice", "VoiceSense"),
+    "face": ("aligncap.senses.face", "FaceSense"),
+}
+
+
+@dataclass
+class Reading:
+    """What a sense made of n moments.
+
+    scores: (n, 7) probabilities in the order of SEVEN; a row of nan where there was nothing to go on (no
+        text, no face found).
+    features: n tensors (steps, width), in the order of time: states of tokens, stretches of the voice, faces;
+        (0, width) where there was nothing.
+    """
+
+    scores: np.ndarray
+    features: list[Tensor]
+
+
+class Sense(Protocol):
+    """A trained classifier; `width` is that of its features."""
+
+    kind: str
+    width: int
+
+    def read(self, moments: Sequence[Moment]) -> Reading:
+        """Scores and features of moments. Raises UserErrors: every file that cannot be read."""
+
+
+def load_sense(folder: str | Path, device: str = "cpu") -> Sense:
+    """The trained sense of a folder.
+
+    Raises:
+        UserError: no trained sense is there.
+    """
+    path = Path(folder) / FILE
+    kind = json.loads(path.read_text(encoding="utf-8")).get("kind") if path.is_file() else None
+    if kind not in KINDS:
+        raise UserError(f"{folder}: holds no sense; `aligncap senses {'|'.join(KINDS)}` trains one")
+    module, name = KINDS[kind]
+    return cast(Sense, getattr(importlib.import_module(module), name).load(Path(folder), device))
+
+
+class Score(TypedDict):
+    """A line of a file of scores; `scores` has a probability for each of SEVEN, or is null."""
+
+    id: str
+    label: str | None
+    speaker: str | None
+    scores: dict[str, float] | None
+
+
+_CHECK: TypeAdapter[Score] = TypeAdapter(Score)
+
+
+def write_scores(path: str | Path, moments: Sequence[Moment], scores: np.ndarray) -> None:
+    """Write a file of scores, a line a moment, atomically."""
+
+    def line(moment: Moment, row: np.ndarray) -> Score:
+        known = (
+            None if np.isnan(row).any() else {k: round(float(p), 6) for k, p in zip(SEVEN, row, strict=True)}
+        )
+        return {"id": moment.id, "label": moment.label, "speaker": moment.speaker, "scores": known}
+
+    write_jsonl(path, [line(m, row) for m, row in zip(moments, scores, strict=True)])
+
+
+def read_scores(path: str | Path) -> tuple[list[Score], np.ndarray]:
+    """The lines of a file of scores, and their probabilities (n, 7), rows of nan where there are none.
+
+    Raises:
+        UserError: no such file, or nothing in it. UserErrors: every line that is none of such a file.
+    """
+    rows, values, errors = [], [], []
+    if not Path(path).is_file():
+        raise UserError(f"{path}: no such file of scores; `aligncap senses score` writes one")
+    for number, line in json_lines(path):
+        try:
+            row = _CHECK.validate_python(line)
+            known = row["scores"]
+            numbers = [np.nan] * 7 if known is None else [known[name] for name in SEVEN]
+            if known is not None and not (min(numbers) >= 0 and abs(sum(numbers) - 1) < 1e-3):
+                raise ValueError("scores must be probabilities that add up to 1")
+            rows.append(row)
+            values.append(numbers)
+        except (ValidationError, ValueError, KeyError) as error:
+            what = "has no seven scores" if isinstance(error, ValidationError | KeyError) else str(error)
+            errors.append(f"{path}:{number}: {line if isinstance(line, str) else what}")
+    if errors:
+        raise UserErrors(errors)
+    if not rows:
+        raise UserError(f"{path}: no scores in it")
+    return rows, np.array(values, np.float64)
