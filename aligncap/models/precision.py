@@ -107,6 +107,22 @@ def halve_frozen(model: nn.Module, dtype: torch.dtype = torch.bfloat16) -> None:
                 module._buffers[name] = buffer.clone()
 
 
+def halve_table(table: nn.Module, dtype: torch.dtype = torch.bfloat16) -> None:
+    """Keep a frozen embedding in 16 bits where that loses nothing, and give float32 as before.
+
+    The weights of most LLMs were stored in 16 bits, so one of the two such types holds each number exactly.
+    Tables of a kind of their own, which scale what they give, stay as they are.
+    """
+    if type(table) is not nn.Embedding or table.weight.requires_grad or table.weight.dtype != torch.float32:
+        return
+    for half in (dtype, torch.float16, torch.bfloat16):
+        data = table.weight.data.to(half)
+        if torch.equal(data.float(), table.weight.data):
+            table.weight.data = data
+            table.register_forward_hook(lambda _, __, given: given.float())
+            return
+
+
 def suit_half(model: PeftModel, dtype: torch.dtype = torch.bfloat16) -> None:
     """Lay out a student or a teacher with adapters for training under autocast to `dtype` on its device.
 
@@ -117,5 +133,6 @@ def suit_half(model: PeftModel, dtype: torch.dtype = torch.bfloat16) -> None:
     base = model.get_base_model()
     llm = getattr(getattr(base, "model", base), "language_model", base)  # a teacher is one itself
     assert isinstance(llm, PreTrainedModel)
+    halve_table(llm.get_input_embeddings(), dtype)
     if llm.device.type == "cpu" and llm.config._attn_implementation == "sdpa":
         llm.set_attn_implementation("eager")

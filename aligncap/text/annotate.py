@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from aligncap.audio.cues import measure_many
 from aligncap.data.manifest import Utterance, audio_path, read_manifest, rebase, write_manifest
@@ -61,6 +61,10 @@ class AnnotateConfig(Config):
     instructions: NaturalInt = option(
         0, "So many questions about each clip with their answers in place of captions (docs/audio-llm.md)."
     )
+    told: NaturalInt = option(
+        0,
+        "So many of the questions tell an emotion, mostly not the voice's, which is the answer all the same.",
+    )
     seed: NaturalInt = option(0, "Seed of the choice of words.")
     workers: PositiveInt = option(os.cpu_count() or 1, "Processes that measure cues.")
     report: str | None = option(None, "Folder for pictures of every cue by emotion.")
@@ -69,7 +73,10 @@ class AnnotateConfig(Config):
 
     def own_errors(self) -> list[str]:
         if not self.instructions:
-            return ["language=both: for --instructions alone"] if self.language == "both" else []
+            alone = {"language=both": self.language == "both", "told": self.told}
+            return [f"{name}: for --instructions alone" for name, given in alone.items() if given]
+        if self.told > self.instructions:
+            return [f"told: {self.told} of {self.instructions} questions; give --instructions more"]
         idle = changed(self, ("paraphrase", "references"))
         return [f"{name}: has no effect on answers to instructions; leave it out" for name in idle]
 
@@ -85,6 +92,7 @@ def run_annotate(config: AnnotateConfig) -> int:
         workers=config.workers,
         language=config.language,
         instructions=config.instructions,
+        told=config.told,
     )
     if config.paraphrase:
         result = paraphrase([c for u in done for c in u.captions], config.paraphrase, config.base_url)
@@ -114,6 +122,7 @@ def annotate(
     workers: int,
     language: Literal["en", "zh", "both"] = "en",
     instructions: int = 0,
+    told: int = 0,
 ) -> tuple[list[Utterance], list[str]]:
     """Utterances with cues, cue words and captions, and the errors met.
 
@@ -128,6 +137,7 @@ def annotate(
         language: of the captions.
         instructions: so many questions a clip and their answers in place of captions; captions from
             elsewhere become answers beside them.
+        told: how many of these tell an emotion (`questions.TOLD`).
 
     Returns:
         New utterances in the given order, and one line an error. A clip whose file cannot be used, or that
@@ -147,14 +157,15 @@ def annotate(
         utterance.cue_words = words = word_cues(relative)
         rng, where = Random(f"{seed}|{utterance.id}"), f"{manifest_path}: {utterance.id}"
         own = bool(utterance.captions) and utterance.extra.get("captions_by") != WRITER
-        told = len(utterance.captions) if own else 0
+        before = len(utterance.captions) if own else 0
         wanted, what = references, "captions"
         if instructions:
             wanted, what = instructions, "answers"
             if own and utterance.instructions:
                 errors.append(f"{where}: holds instructions already; annotate the manifest without them")
                 continue
-            add_questions(utterance, instructions, rng, labels=labels, languages=languages, keep=own)
+            asked: dict[str, Any] = {"labels": labels, "languages": languages, "keep": own, "told": told}
+            add_questions(utterance, instructions, rng, **asked)
         elif not own:
             facts = utterance.emotion, utterance.intensity, utterance.gender, words
             utterance.captions = WRITERS[languages[0]](*facts, references, rng)
@@ -163,7 +174,7 @@ def annotate(
             utterance.clues, utterance.p_act = [], []  # they belonged to the former captions
             if not own:
                 utterance.extra["captions_by"] = WRITER
-            found = len(utterance.captions) - told
+            found = len(utterance.captions) - before
             if found < wanted and own and not utterance.emotion:
                 errors.append(f"{where}: no emotion label to ask about; add one")
             elif not found:

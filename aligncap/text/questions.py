@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from random import Random
+from typing import Any
 
 from aligncap.data.manifest import Utterance
 from aligncap.text.emotions import words_of
@@ -18,6 +19,7 @@ from aligncap.utils.io import load_data
 
 FILE = "instructions.yaml"
 KINDS = ("caption", "label", "choice", "reason", "compare")
+TOLD = "told"  # beside them where it is asked for: the question tells an emotion, the answer is the voice's
 SETS = 0.5  # how often a choice is among all labels; else among some
 
 
@@ -45,18 +47,23 @@ def add_questions(
     labels: Sequence[str],
     languages: Sequence[Language],
     keep: bool = False,
+    told: int = 0,
 ) -> None:
     """Put `count` questions and answers in place of an utterance's captions.
 
     Args:
         labels, languages: of `write_questions`.
         keep: the captions are a person's: each becomes the answer to a question for a description.
+        told: how many of them tell an emotion; none of a clip without one.
     """
     own = u.captions if keep else []
     asked = [rng.choice(load_data(FILE)[language_of([text])]["caption"]) for text in own]
     kinds = KINDS[1:] if own else KINDS
+    told = min(told, count) if u.emotion else 0
     facts = u.emotion, u.intensity, u.gender, u.cue_words
-    pairs = write_questions(*facts, count, rng, labels=labels, languages=languages, kinds=kinds)
+    given: dict[str, Any] = {"labels": labels, "languages": languages}
+    pairs = write_questions(*facts, count - told, rng, kinds=kinds, **given)
+    pairs += write_questions(*facts, told, rng, kinds=[TOLD], **given)
     u.instructions = [*asked, *(question for question, _ in pairs)]
     u.captions = [*own, *(answer for _, answer in pairs)]
 
@@ -79,7 +86,7 @@ def write_questions(
         emotion, intensity, gender, facts: as in `sentences.write_captions`; without an emotion only captions
             are asked for.
         labels: the emotions that may be asked about; fewer than two: nothing is to be chosen.
-        kinds: some of KINDS.
+        kinds: some of KINDS, and TOLD.
     """
     able = [kind for kind in kinds if kind == "caption" or emotion]
     able = [kind for kind in able if kind not in ("choice", "compare") or {*labels} - {emotion}]
@@ -108,5 +115,9 @@ def write_questions(
             rng.shuffle(asked)
             told = [label_word(str(label), language) for label in asked]
             slots = {"labels": words["separator"].join(told), "a": told[0], "b": told[-1]}
+        elif kind == TOLD:
+            lie = rng.choice(sorted({*labels, *([emotion] if emotion else [])}))  # now and then it is true
+            said = rng.choice(words["said"].get(lie, words["said"]["neutral"]))
+            slots = {"told": label_word(lie, language), "said": said}
         written[rng.choice(words[kind]).format_map(slots), answer] = None
     return list(written)

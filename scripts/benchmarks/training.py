@@ -45,7 +45,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from aligncap.models.checkpoints import load_folder
-from aligncap.models.precision import best_dtype, suit_half, training_dtype
+from aligncap.models.precision import best_dtype, training_dtype
 from aligncap.training.batches import LengthBuckets, padded_size, padding_share
 from aligncap.training.collators import SpeechCollator
 from aligncap.training.data import SpeechDataset
@@ -115,11 +115,12 @@ class Steps:
         """Trainer, model and batch of a way."""
         precision = way.precision or str(best_dtype()).removeprefix("torch.")
         half = way.kind in ("ours", "sft") if way.half is None else way.half
-        key = (precision, way.divergence, half)
+        encoder = way.kind in ("ultravox", "trl") or way.audio != "frames"
+        key = (precision, way.divergence, half, encoder)
         if key not in self.made:
             options = {"divergence": way.divergence, "teacher_top_k": self.a.top_k}
             args = layouts.arguments(self.folder, self.manifest, precision, **options)
-            self.made[key] = layouts.students(self.base, args, KINDS, half)
+            self.made[key] = layouts.students(self.base, args, KINDS, half, encoder)
         model, trainers = self.made[key]
         return trainers[way.kind], model, layouts.pick(self.batch(precision), way.audio, way.teacher)
 
@@ -204,20 +205,22 @@ def dpo(a: argparse.Namespace) -> None:
     start, file = a.base or a.run / "start", a.pairs or a.run / "pairs.jsonl"
     for seconds in a.seconds:
         with tempfile.TemporaryDirectory() as folder:
-            theirs, ours = (
-                layouts.Pairs(start, file, a.batch, seconds, a.precision, folder) for _ in range(2)
-            )
-            if bf16:
-                suit_half(ours.model)
-            ways = {
-                way: partial(ours.step if way[0] == "ours" else theirs.step, way, bf16) for way in ours.losses
-            }
+            made = partial(layouts.Pairs, start, file, a.batch, seconds, a.precision, folder)
             if a.way[0]:
+                pairs = made()
+                if a.way[0] == layouts.OURS:
+                    pairs.as_trained(bf16)
                 held = watch_memory()
                 for turn in range(2):
-                    ways[tuple(a.way)](turn)
+                    pairs.step(tuple(a.way), bf16, turn)
                 print(json.dumps({"held": held, "peak": peak_memory()}))
                 return
+            theirs, ours = made(), made()
+            ours.as_trained(bf16)
+            ways = {
+                way: partial((ours if way[0] == layouts.OURS else theirs).step, way, bf16)
+                for way in ours.losses
+            }
             print(f"\nclips of {seconds:g} s, {a.batch} pairs, {machine()}, {reason}\n{theirs.check()}")
             times = in_turns(ways, a.rounds, warm=1)
             costs = {way: theirs.flops(*way) for way in ways}

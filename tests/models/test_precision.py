@@ -10,6 +10,7 @@ from aligncap.models.precision import (
     autocast,
     best_dtype,
     halve_frozen,
+    halve_table,
     has_bfloat16,
     suit_half,
     training_dtype,
@@ -77,6 +78,30 @@ def test_a_model_laid_out_for_bfloat16_is_as_near_to_float32_as_autocast_is(tmp_
     wanted = step(exact, inputs, half=False)
     errors = [(gradient(step(m, inputs)) - gradient(wanted)).norm() for m in (plain, suited)]
     assert 0 < errors[1] < 1.5 * errors[0] < 0.2 * gradient(wanted).norm()
+
+
+@pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16])
+def test_a_table_that_was_stored_in_16_bits_is_kept_so_and_gives_the_same(stored):
+    table = torch.nn.Embedding(50, 8).requires_grad_(False)
+    table.weight.data = table.weight.data.to(stored).float()
+    ids = torch.arange(50)
+    before = table(ids)
+    halve_table(table)
+    assert table.weight.dtype == stored and torch.equal(table(ids), before)
+    assert table(ids).dtype == torch.float32
+
+
+def test_a_table_that_16_bits_cannot_hold_or_that_is_trained_or_scaled_stays():
+    class Scaled(torch.nn.Embedding):
+        pass
+
+    exact = torch.nn.Embedding(50, 8).requires_grad_(False)
+    trained, scaled = torch.nn.Embedding(4, 2), Scaled(4, 2).requires_grad_(False)
+    for other in (trained, scaled):
+        other.weight.data.fill_(0.5)
+    for table in (exact, trained, scaled):
+        halve_table(table)
+        assert table.weight.dtype == torch.float32
 
 
 def test_an_attention_that_was_chosen_stays(tmp_path):

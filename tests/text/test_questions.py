@@ -15,7 +15,7 @@ from aligncap.text.answers import read_answer
 from aligncap.text.claims import dimensions
 from aligncap.text.emotions import emotion_of, labels
 from aligncap.text.lexicon import is_chinese
-from aligncap.text.questions import KINDS, add_questions, label_question, label_word, write_questions
+from aligncap.text.questions import KINDS, TOLD, add_questions, label_question, label_word, write_questions
 from aligncap.utils.io import load_data
 
 FACTS = {"pitch": "high", "effort": "forceful", "rate": "fast"}
@@ -25,7 +25,7 @@ SET = ["angry", "calm", "fearful", "happy", "sad"]
 def kind_of(question: str) -> tuple[str, str]:
     """Language and kind of a question, by the words it was made of."""
     for language in ("en", "zh"):
-        for kind in KINDS:
+        for kind in (*KINDS, TOLD):
             for words in load_data("instructions.yaml")[language][kind]:
                 if re.fullmatch(re.sub(r"\\{\w+\\}", ".+", re.escape(words)), question):
                     return language, kind
@@ -148,3 +148,29 @@ def test_people_s_captions_without_a_label_are_named_and_kept(manifest: Path, tm
     assert main(words) == 1
     assert capsys.readouterr().err.count("no emotion label to ask about; add one") == len(clips)
     assert all(u.captions == ["She sighs.", "A sigh."] for u in read_manifest(out))
+
+
+def test_a_told_emotion_is_not_the_answer_unless_it_is_the_voices() -> None:
+    told = Counter()
+    for seed in range(100):
+        u = Utterance(str(seed), ".", "a.wav", "made", emotion="sad")
+        add_questions(u, 4, Random(seed), labels=SET, languages=["en", "zh"], told=3)
+        kinds = [kind_of(question) for question in u.instructions]
+        assert [kind for _, kind in kinds].count(TOLD) == 3 == [kind for _, kind in kinds[1:]].count(TOLD)
+        for (language, kind), question, answer in zip(kinds, u.instructions, u.captions):
+            if kind == TOLD:
+                assert answer == label_word("sad", language)
+                told[language, answer in question] += 1
+    assert 0 < told["en", True] < told["en", False] and told["zh", False] > 100
+    unlabelled = Utterance("a", ".", "a.wav", "made", cue_words=FACTS)
+    add_questions(unlabelled, 2, Random(0), labels=SET, languages=["en"], told=2)
+    assert {kind_of(question)[1] for question in unlabelled.instructions} == {"caption"}
+
+
+def test_training_does_not_see_the_wordings_that_the_lab_measures_by() -> None:
+    for language in ("en", "zh"):
+        measured, trained = load_data("conflict.yaml")[language], load_data("instructions.yaml")[language]
+        assert set(measured["words"].values()).isdisjoint(sum(trained["said"].values(), []))
+        wordings = {words.format(emotion="X") for words in measured["told"]}
+        assert wordings.isdisjoint(words.format(told="X", said="Y") for words in trained["told"])
+        assert set(trained["said"]) >= set(measured["words"])

@@ -179,11 +179,12 @@ def pick(everything: dict[str, Tensor], audio: str, teacher: str) -> dict[str, T
 
 
 def students(
-    base: Path, args: DistillConfig, kinds: dict[str, type], half: bool = False
+    base: Path, args: DistillConfig, kinds: dict[str, type], half: bool = False, encoder: bool = True
 ) -> tuple[Any, dict[str, Any]]:
     """The adapted model, in mixed precision where `args` say so, and one trainer on it of each kind.
 
-    `half`: laid out for bfloat16 as our training does it, where `args` say bfloat16.
+    `half`: laid out for bfloat16 as our training does it, where `args` say bfloat16; `encoder`: held, which
+    our training does not do where features are cached.
     """
     model, processor = load_folder(base)
     model.requires_grad_(False)
@@ -198,6 +199,8 @@ def students(
     }
     if half and args.bf16:
         suit_half(adapted)
+    if not encoder:
+        model.leave_out_encoder()
     # As Trainer.train does it: mixed precision is laid around the model's forward here and nowhere else.
     return next(iter(trainers.values())).accelerator.prepare_model(adapted), trainers
 
@@ -397,6 +400,12 @@ class Pairs:
             for reference, more in ((LIVE, {}), (KNOWN, known))
             for way in (OURS, LOGITS, HEAD)
         }
+
+    def as_trained(self, half: bool) -> None:
+        """Laid out as `train dpo` does it: for bfloat16, and without the encoder, whose frames are cached."""
+        if half:
+            suit_half(self.model)
+        self.model.get_base_model().leave_out_encoder()
 
     def step(
         self, way: tuple[str, str], bf16: bool = False, turn: int = 0
