@@ -78,7 +78,7 @@ class ConflictConfig(Config):
         ["instruction", "transcript"], "Where the text tells its emotion: these, or one."
     )
     begun: str = option("", "Beginning of the answer, for models that answer in sentences.")
-    parts: list[str] = option(list(PARTS), "What is done besides behaviour: these, or some.")
+    parts: list[str] = option(list(PARTS), "What is done besides behaviour: these, or some; none: nothing.")
     speakers: NaturalInt = option(0, "Speakers, drawn by seed; 0: all of the stimuli (12 synthetic ones).")
     clips: PositiveInt = option(1, "Clips of each speaker and emotion.")
     conflicts: PositiveInt = option(4, "Prompts of each clip that tell another emotion.")
@@ -101,7 +101,7 @@ class ConflictConfig(Config):
         ]
         if len(set(self.emotions)) < 2:
             errors.append("emotions: two or more are needed for a conflict")
-        for name, able in (("languages", ("en", "zh")), ("places", PLACES), ("parts", PARTS)):
+        for name, able in (("languages", ("en", "zh")), ("places", PLACES), ("parts", (*PARTS, "none"))):
             wrong = [value for value in getattr(self, name) if value not in able]
             errors += [f"{name}={value}: choose from {', '.join(able)}" for value in wrong]
         for name in ("emotions", "languages", "places", "parts"):
