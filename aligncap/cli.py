@@ -88,6 +88,8 @@ COMMANDS: dict[str, Command] = {
     "lab states": Command(
         "lab.states", "StatesConfig", "run_states", "where speech and text lie in the LLM's spaces"
     ),
+    "senses ck": Command("senses.ck", "CKConfig", "run_ck", "CK+48's faces as a file of moments"),
+    "senses face": Command("senses.face", "FaceConfig", "run_face", "emotion from faces"),
 }
 
 

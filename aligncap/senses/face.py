@@ -1,0 +1,317 @@
+"""`aligncap senses face`: emotion from pictures of faces, measured beside a linear probe on raw pixels."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from safetensors.torch import load_file, save_file
+from sklearn.linear_model import LogisticRegression
+from torch import Tensor
+
+from aligncap.data.split import fold_speakers
+from aligncap.senses.face_nets import DESCRIPTOR, NAME, SIDES, FaceNets, boxes_of, load_nets
+from aligncap.senses.measures import (
+    Owned,
+    difference,
+    judge,
+    measured,
+    statistics_of,
+    table_of,
+    write_confusion,
+)
+from aligncap.senses.moments import SEVEN, Moment, read_moments
+from aligncap.senses.pictures import evenly, read_frames, read_picture
+from aligncap.senses.sense import FILE, Reading, write_scores
+from aligncap.utils.errors import UserError, UserErrors
+from aligncap.utils.io import Row, write_json
+from aligncap.utils.options import Config, NaturalInt, PositiveInt, option
+from aligncap.utils.progress import track
+from aligncap.utils.run_record import write_run_record
+
+PENALTIES = (1e-3, 1e-2, 1e-1)  # of the weights' squares; the one that is best on dev is taken
+FRAMES = 5  # of a video, or of a moment's pictures
+PROBED = 48  # pixels of a side that the probe sees
+_HEAD = "head.safetensors"
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class FaceConfig(Config):
+    """Train and measure the face sense: a head on what pretrained nets see in the largest face of a picture.
+
+    Three are measured: the expression net's own scores, the head (logistic regression on its logits and 128
+    numbers of the face), and a probe on raw pixels. Needs the extra `face` and `aligncap models fetch face-api`.
+
+    Examples:
+        aligncap senses face --manifest ck.jsonl --folds 10 --out runs/face
+        aligncap senses face --manifest train.jsonl --dev dev.jsonl --test test.jsonl --out runs/face
+    """
+
+    manifest: str = option(help="Moments with pictures or videos, labels and speakers.")
+    out: str = option(help="Folder for the sense, metrics.json, scores.jsonl and confusion.png.")
+    dev: str | None = option(None, "Moments that choose the head's penalty.")
+    test: str | None = option(None, "Moments to measure on.")
+    folds: NaturalInt = option(0, "In place of --dev and --test: cross-validation over so many groups of speakers.")
+    scores: Literal["head", "net"] = option(
+        "head", "Whose scores the sense gives; the head never names a label that it was not trained on."
+    )
+    whole_below: NaturalInt = option(
+        96, "A picture without a face found and at most so many pixels a side is taken for a face."
+    )
+    nets: str = option(NAME, "The nets: a default model or a folder.")
+    device: str = option("cpu", "Where the nets run: cpu, cuda, cuda:1.")
+    seed: NaturalInt = option(0, "Seed of the groups of speakers.")
+
+    def own_errors(self) -> list[str]:
+        files = [p for p in (self.manifest, self.dev, self.test) if p and not Path(p).is_file()]
+        errors = [f"{path}: no such file of moments" for path in files]
+        if self.folds and (self.dev or self.test):
+            errors.append("folds: dev and test are made by it; give either")
+        elif self.folds in (1, 2) or not (self.folds or (self.dev and self.test)):
+            errors.append("give --dev and --test, or --folds of 3 or more")
+        return errors
+
+
+@dataclass(frozen=True)
+class Faces:
+    """The faces of one moment, in the order of time; none where no picture has one."""
+
+    features: Tensor  # (faces, 128 + 7): the descriptor, then the logits of the seven expressions
+    pixels: Tensor  # (faces, 48 * 48): grey, 0 to 1, for the probe
+    several: int = 0  # pictures with more than one face
+
+
+class Head:
+    """Multinomial logistic regression of standardised numbers; labels without examples get no share."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        self.tensors = dict(tensors)  # mean and std (width,), weight (7, width), bias (7,)
+
+    @classmethod
+    def fit(cls, x: np.ndarray, labels: Sequence[str], penalty: float) -> Head:
+        """Cross-entropy with labels weighted alike + penalty · |weights|², of numbers (n, width)."""
+        mean, std = x.mean(0), np.maximum(x.std(0), 1e-5)
+        truth = np.array([SEVEN.index(label) for label in labels])
+        inverse = 1 / (2 * len(truth) * penalty)
+        model = LogisticRegression(C=inverse, class_weight="balanced", max_iter=1000)
+        model.fit((x - mean) / std, truth)
+        weight, bias = np.zeros((7, x.shape[1])), np.full(7, -np.inf)
+        if len(model.classes_) == 2:  # scikit-learn keeps the difference alone
+            weight[model.classes_[1]] = model.coef_[0]
+            bias[model.classes_] = 0, model.intercept_[0]
+        else:
+            weight[model.classes_], bias[model.classes_] = model.coef_, model.intercept_
+        parts = {"mean": mean, "std": std, "weight": weight, "bias": bias}
+        return cls({name: torch.from_numpy(part).float() for name, part in parts.items()})
+
+    def scores(self, x: Tensor) -> Tensor:
+        """Probabilities (n, 7) of numbers (n, width)."""
+        t = self.tensors
+        return (((x - t["mean"]) / t["std"]) @ t["weight"].T + t["bias"]).softmax(-1)
+
+
+class FaceSense:
+    """Scores of the largest face of each of up to five pictures or frames, averaged; see `Sense`.
+
+    Its features are the descriptor and the logits of each face found.
+    """
+
+    kind = "face"
+    width = DESCRIPTOR + len(SEVEN)
+
+    def __init__(self, nets: FaceNets, head: Head | None = None, whole_below: int = 96) -> None:
+        self.nets, self.head, self.whole_below = nets, head, whole_below
+
+    @classmethod
+    def load(cls, folder: Path, device: str = "cpu") -> FaceSense:
+        """The sense of a folder that `aligncap senses face` wrote."""
+        settings = json.loads((folder / FILE).read_text(encoding="utf-8"))
+        head = Head(load_file(folder / _HEAD)) if settings["scores"] == "head" else None
+        return cls(load_nets(settings["nets"], device), head, settings["whole_below"])
+
+    def read(self, moments: Sequence[Moment]) -> Reading:
+        """Scores and features; nan and (0, width) where no face is found. Raises UserErrors: every bad file."""
+        seen = see_all(self, moments)
+        scores = [scores_of(self.head, faces.features) for faces in seen]
+        return Reading(np.stack(scores) if scores else np.empty((0, 7)), [faces.features for faces in seen])
+
+    @torch.no_grad()
+    def boxes(self, pixels: np.ndarray) -> np.ndarray:
+        """Faces of a picture (height, width, 3): (faces, 5), score, left, top, right, bottom; the largest first."""
+        height, width = pixels.shape[:2]
+        side = max(height, width)
+        found = self.nets.detector(self._resized(pixels, (0, side - width, 0, side - height), "detector"))
+        boxes = boxes_of(found[0].cpu())
+        boxes[:, 1:] = (boxes[:, 1:] * side).clip(0, [width, height, width, height])
+        boxes[:, 1:] = np.floor(boxes[:, 1:])
+        sizes = (boxes[:, 3:] - boxes[:, 1:3]).prod(1)
+        return boxes[np.argsort(-sizes, kind="stable")][: int((sizes > 0).sum())]
+
+    @torch.no_grad()
+    def look(self, pictures: Sequence[np.ndarray]) -> Faces:
+        """The largest face of each picture that has one."""
+        inputs: dict[str, list[Tensor]] = {"expression": [], "descriptor": []}
+        grey, several = [], 0
+        for pixels in pictures:
+            boxes = self.boxes(pixels)
+            several += len(boxes) > 1
+            if len(boxes):
+                left, top, right, bottom = boxes[0, 1:].astype(int)
+                pixels = pixels[top:bottom, left:right]
+            elif max(pixels.shape) > self.whole_below:
+                continue
+            around = max(pixels.shape[:2]) - np.array(pixels.shape[1::-1])
+            pad = tuple(int(x) for side in around for x in (side // 2, side - side // 2))
+            for net, own in inputs.items():
+                own.append(self._resized(pixels, pad, net))
+            small = F.interpolate(inputs["expression"][-1], (PROBED, PROBED), mode="area")
+            grey.append(small.mean(1).flatten().cpu() / 255)
+        if not grey:
+            return Faces(torch.zeros(0, self.width), torch.zeros(0, PROBED**2), several)
+        logits = self.nets.expression(torch.cat(inputs["expression"]))
+        features = torch.cat([self.nets.descriptor(torch.cat(inputs["descriptor"])), logits], 1)
+        return Faces(features.cpu(), torch.stack(grey), several)
+
+    def _resized(self, pixels: np.ndarray, pad: tuple[int, ...], net: str) -> Tensor:
+        """(1, 3, side, side) of the net; `pad` black pixels are added left, right, above and below."""
+        tensor = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)[None].float()
+        tensor = F.pad(tensor, pad).to(next(self.nets.parameters()).device)
+        size = (SIDES[net], SIDES[net])
+        return F.interpolate(tensor, size, mode="bilinear", antialias=True, align_corners=False)
+
+
+def pictures_of(moment: Moment) -> list[np.ndarray]:
+    """Up to five pictures or frames of a moment, evenly drawn. Raises UserError: a file cannot be read."""
+    if moment.pictures:
+        return [read_picture(moment.pictures[i]) for i in evenly(len(moment.pictures), FRAMES)]
+    return read_frames(moment.video, FRAMES) if moment.video else []
+
+
+def see_all(sense: FaceSense, moments: Sequence[Moment], what: str = "") -> list[Faces]:
+    """The faces of each moment; how many had none, or several, is logged. `what`: of a progress bar.
+
+    Raises:
+        UserErrors: every file that cannot be read.
+    """
+    seen, errors = [], []
+    for moment in track(moments, None, what) if what else moments:
+        try:
+            seen.append(sense.look(pictures_of(moment)))
+        except UserError as error:
+            errors.append(f"{moment.id}: {error}")
+    if errors:
+        raise UserErrors(errors)
+    if several := sum(faces.several for faces in seen):
+        _log.info("%d pictures show several faces; the largest counts", several)
+    looked = [not len(f.features) for m, f in zip(moments, seen, strict=True) if m.pictures or m.video]
+    if any(looked):
+        _log.info("no face was found in %d of %d moments", sum(looked), len(looked))
+    return seen
+
+
+def scores_of(head: Head | None, numbers: Tensor) -> np.ndarray:
+    """Mean probabilities (7,) over the faces of a moment; of nets' own logits without a head; nan of none."""
+    if not len(numbers):
+        return np.full(7, np.nan)
+    scores = numbers[:, -len(SEVEN) :].softmax(-1) if head is None else head.scores(numbers)
+    return scores.mean(0).double().numpy()
+
+
+def run_face(config: FaceConfig) -> int:
+    """`aligncap senses face`. Raises UserError: no labels, too few speakers, a picture that cannot be read."""
+    out = Path(config.out)
+    sense = FaceSense(load_nets(config.nets, config.device), None, config.whole_below)
+    paths = [path for path in (config.manifest, config.dev, config.test) if path]
+    parts = [[m for m in read_moments(path, ["face"]) if m.label] for path in paths]
+    if empty := [path for path, part in zip(paths, parts, strict=True) if len({m.label for m in part}) < 2]:
+        raise UserErrors([f"{path}: needs faces of two emotions or more" for path in empty])
+    moments = [moment for part in parts for moment in part]
+    splits = splits_of(config, parts)
+    seen = see_all(sense, moments, "looking at faces")
+    kinds = {"head": [f.features for f in seen], "pixels": [f.pixels for f in seen]}
+    labels = [str(m.label) for m in moments]
+    scores = {"net": np.stack([scores_of(None, f.features) for f in seen])}
+    penalties: dict[str, list[float]] = {}
+    for name, numbers in kinds.items():
+        scores[name] = np.full((len(moments), 7), np.nan)
+        for train, dev, test in splits:
+            penalty, head = fit_on_dev(numbers, labels, train, dev)
+            penalties.setdefault(name, []).append(penalty)
+            scores[name][test] = [scores_of(head, numbers[i]) for i in test]
+    tested = sorted(i for _, _, test in splits for i in test)
+    own = [moments[i] for i in tested]
+    judged = {n: judge([m.label for m in own], [m.speaker for m in own], s[tested]) for n, s in scores.items()}
+    rows = {name: measured(one) for name, one in judged.items()}
+    # the head that is kept: of cross-validation one more, of all, with the usual penalty
+    penalty = float(np.median(penalties["head"]))
+    kept = range(len(moments)) if config.folds else splits[0][0]
+    head = _fit(kinds["head"], labels, kept, penalty)
+    if missing := set(SEVEN) - {labels[i] for i in kept}:
+        text = "the head never names %s, of which there are no examples; --scores net keeps the net's own"
+        _log.info(text, ", ".join(sorted(missing)))
+    out.mkdir(parents=True, exist_ok=True)
+    save_file(head.tensors, out / _HEAD)
+    settings = {"kind": "face", "scores": config.scores, "nets": config.nets}
+    write_json(out / FILE, settings | {"whole_below": config.whole_below, "penalty": penalty})
+    write_scores(out / "scores.jsonl", own, scores[config.scores][tested])
+    gaps = {f"head − {name}": difference(judged[name], judged["head"]) for name in ("net", "pixels")}
+    metrics: Row = {"systems": rows, "differences": gaps, "penalties": penalties}
+    write_json(out / "metrics.json", metrics)
+    write_confusion(out / "confusion.png", judged[config.scores], f"face, {config.scores}", "emotion of the face")
+    write_run_record(out, "senses face", asdict(config), paths, seed=config.seed)
+    Console().print(table_of(rows, "face"))
+    print(f"picture: {out}/confusion.png")
+    return 0
+
+
+def splits_of(config: FaceConfig, parts: list[list[Moment]]) -> list[tuple[list[int], ...]]:
+    """Places of the train, dev and test moments of each fold, or of the three manifests, among all moments.
+
+    Of each fold the dev speakers are the next fold's, so that every choice is made inside.
+    """
+    if not config.folds:
+        ends = np.cumsum([0, *map(len, parts)])
+        return [tuple(list(range(a, b)) for a, b in zip(ends[:-1], ends[1:], strict=True))]
+    (moments,) = parts
+    if nameless := [m.id for m in moments if not m.speaker]:
+        raise UserErrors([f"{config.manifest}: {name} has no speaker to group by" for name in nameless[:20]])
+    groups = fold_speakers([Owned(m.speaker, config.manifest) for m in moments], config.folds, config.seed)
+    fold_of = {speaker: k for k, group in enumerate(groups) for speaker in group}
+    folds = [fold_of[str(m.speaker)] for m in moments]
+    splits = []
+    for k in range(config.folds):
+        dev = (k + 1) % config.folds
+        where = [[i for i, f in enumerate(folds) if f == one] for one in (dev, k)]
+        splits.append(([i for i, f in enumerate(folds) if f not in (k, dev)], *where))
+    return splits
+
+
+def fit_on_dev(
+    numbers: Sequence[Tensor], labels: Sequence[str], train: Sequence[int], dev: Sequence[int]
+) -> tuple[float, Head]:
+    """The penalty with the best UAR on dev, the larger of equals, and its head."""
+    found = []
+    for penalty in PENALTIES:
+        head = _fit(numbers, labels, train, penalty)
+        scores = np.stack([scores_of(head, numbers[i]) for i in dev])
+        judged = judge([labels[i] for i in dev], [None] * len(dev), scores)
+        found.append((statistics_of(judged)["uar"].value, penalty, head))
+    _, penalty, head = max(found, key=lambda one: one[:2])
+    return penalty, head
+
+
+def _fit(numbers: Sequence[Tensor], labels: Sequence[str], places: Sequence[int], penalty: float) -> Head:
+    rows = torch.cat([numbers[i] for i in places]).double().numpy()
+    own = [labels[i] for i in places for _ in range(len(numbers[i]))]
+    if len(set(own)) < 2:
+        raise UserError("faces of two emotions or more are needed to train on; fewer were found")
+    return Head.fit(rows, own, penalty)
