@@ -183,7 +183,7 @@ class FaceSense:
 
     def _resized(self, pixels: np.ndarray, pad: tuple[int, ...], net: str) -> Tensor:
         """(1, 3, side, side) of the net; `pad` black pixels are added left, right, above and below."""
-        tensor = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)[None].float()
+        tensor = torch.from_numpy(np.array(pixels)).permute(2, 0, 1)[None].float()
         tensor = F.pad(tensor, pad).to(next(self.nets.parameters()).device)
         size = (SIDES[net], SIDES[net])
         return F.interpolate(tensor, size, mode="bilinear", antialias=True, align_corners=False)

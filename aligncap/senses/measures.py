@@ -116,19 +116,16 @@ def difference(first: Judged, second: Judged) -> Row:
 
 def table_of(rows: Mapping[str, Row], title: str) -> Table:
     """A table of `measured` rows, one a line."""
-    table = Table("", "moments", *TITLES.values(), title=title, caption=next(iter(rows.values()))["unit"])
+    table = Table("", "n", *TITLES.values(), title=title, caption=next(iter(rows.values()))["unit"])
     for name, row in rows.items():
         table.add_row(name, f"{row['moments']}", *(shown(row[key]) for key in TITLES))
     return table
 
 
 def shown(cell: Mapping[str, float | None]) -> str:
-    """A value with its interval."""
-    if cell["value"] is None:
-        return "–"
-    if cell["low"] is None or cell["high"] is None:
-        return f"{cell['value']:.3f}"
-    return f"{cell['value']:.3f} [{cell['low']:.3f}, {cell['high']:.3f}]"
+    """A value, and its interval in the line below."""
+    value, low, high = ("–" if (x := cell[k]) is None else f"{x:.3f}"[x < 1 :] for k in ("value", "low", "high"))
+    return value if low == "–" else f"{value}\n[{low}, {high}]"
 
 
 def write_confusion(path: Path, judged: Judged, title: str, what: str) -> None:
