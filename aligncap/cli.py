@@ -88,6 +88,7 @@ COMMANDS: dict[str, Command] = {
     "lab states": Command(
         "lab.states", "StatesConfig", "run_states", "where speech and text lie in the LLM's spaces"
     ),
+    "senses voice": Command("senses.voice", "VoiceConfig", "run_voice", "emotion from how it is said: ACRNN"),
 }
 
 
