@@ -90,6 +90,13 @@ COMMANDS: dict[str, Command] = {
     ),
     "senses ck": Command("senses.ck", "CKConfig", "run_ck", "CK+48's faces as a file of moments"),
     "senses face": Command("senses.face", "FaceConfig", "run_face", "emotion from faces"),
+    "senses score": Command("senses.score", "ScoreConfig", "run_score", "any sense's scores of moments"),
+    "senses fuse": Command("senses.fusion", "FuseConfig", "run_fuse", "late fusion of senses' scores"),
+    "senses combine": Command(
+        "senses.combine", "CombineConfig", "run_combine", "made moments of words, voice and face"
+    ),
+    "senses gate": Command("senses.gated", "GateConfig", "run_gate", "gated fusion of senses' features"),
+    "senses voice": Command("senses.voice", "VoiceConfig", "run_voice", "emotion from how it is said: ACRNN"),
 }
 
 

@@ -79,7 +79,9 @@ def named(read: dict[str, np.ndarray]) -> dict[str, Tensor]:
         place, _, last = name.rpartition("/")
         if last in ("filters", "depthwise_filter", "pointwise_filter"):
             # of single channels [height, width, channels, 1] the channels come first as well
-            moved = values.transpose(2, 3, 0, 1) if last == "depthwise_filter" else values.transpose(3, 2, 0, 1)
+            moved = (
+                values.transpose(2, 3, 0, 1) if last == "depthwise_filter" else values.transpose(3, 2, 0, 1)
+            )
             place += "" if last == "filters" else f"/{last.removesuffix('_filter')}"
             tensors[f"{place}/weight"] = moved
         elif values.ndim == 2:  # fc/weights, or fc by itself

@@ -19,21 +19,14 @@ from torch import Tensor
 
 from aligncap.data.split import fold_speakers
 from aligncap.senses.face_nets import DESCRIPTOR, NAME, SIDES, FaceNets, boxes_of, load_nets
-from aligncap.senses.measures import (
-    Owned,
-    difference,
-    judge,
-    measured,
-    statistics_of,
-    table_of,
-    write_confusion,
-)
+from aligncap.senses.measures import difference, measured, table_of, write_confusion
 from aligncap.senses.moments import SEVEN, Moment, read_moments
+from aligncap.senses.outcome import Unit, macro_f1_of
 from aligncap.senses.pictures import evenly, read_frames, read_picture
 from aligncap.senses.sense import FILE, Reading, write_scores
 from aligncap.utils.errors import UserError, UserErrors
 from aligncap.utils.io import Row, write_json
-from aligncap.utils.options import Config, NaturalInt, PositiveInt, option
+from aligncap.utils.options import Config, NaturalInt, option
 from aligncap.utils.progress import track
 from aligncap.utils.run_record import write_run_record
 
@@ -60,7 +53,9 @@ class FaceConfig(Config):
     out: str = option(help="Folder for the sense, metrics.json, scores.jsonl and confusion.png.")
     dev: str | None = option(None, "Moments that choose the head's penalty.")
     test: str | None = option(None, "Moments to measure on.")
-    folds: NaturalInt = option(0, "In place of --dev and --test: cross-validation over so many groups of speakers.")
+    folds: NaturalInt = option(
+        0, "In place of --dev and --test: cross-validation over so many groups of speakers."
+    )
     scores: Literal["head", "net"] = option(
         "head", "Whose scores the sense gives; the head never names a label that it was not trained on."
     )
@@ -238,37 +233,37 @@ def run_face(config: FaceConfig) -> int:
     splits = splits_of(config, parts)
     seen = see_all(sense, moments, "looking at faces")
     kinds = {"head": [f.features for f in seen], "pixels": [f.pixels for f in seen]}
-    labels = [str(m.label) for m in moments]
     scores = {"net": np.stack([scores_of(None, f.features) for f in seen])}
     penalties: dict[str, list[float]] = {}
     for name, numbers in kinds.items():
         scores[name] = np.full((len(moments), 7), np.nan)
         for train, dev, test in splits:
-            penalty, head = fit_on_dev(numbers, labels, train, dev)
+            penalty, head = fit_on_dev(moments, numbers, train, dev)
             penalties.setdefault(name, []).append(penalty)
             scores[name][test] = [scores_of(head, numbers[i]) for i in test]
     tested = sorted(i for _, _, test in splits for i in test)
     own = [moments[i] for i in tested]
-    judged = {n: judge([m.label for m in own], [m.speaker for m in own], s[tested]) for n, s in scores.items()}
-    rows = {name: measured(one) for name, one in judged.items()}
+    scores = {name: rows[tested] for name, rows in scores.items()}
+    systems = {name: measured(own, rows) for name, rows in scores.items()}
     # the head that is kept: of cross-validation one more, of all, with the usual penalty
     penalty = float(np.median(penalties["head"]))
     kept = range(len(moments)) if config.folds else splits[0][0]
-    head = _fit(kinds["head"], labels, kept, penalty)
-    if missing := set(SEVEN) - {labels[i] for i in kept}:
+    head = _fit(moments, kinds["head"], kept, penalty)
+    if missing := set(SEVEN) - {moments[i].label for i in kept}:
         text = "the head never names %s, of which there are no examples; --scores net keeps the net's own"
         _log.info(text, ", ".join(sorted(missing)))
     out.mkdir(parents=True, exist_ok=True)
     save_file(head.tensors, out / _HEAD)
     settings = {"kind": "face", "scores": config.scores, "nets": config.nets}
     write_json(out / FILE, settings | {"whole_below": config.whole_below, "penalty": penalty})
-    write_scores(out / "scores.jsonl", own, scores[config.scores][tested])
-    gaps = {f"head − {name}": difference(judged[name], judged["head"]) for name in ("net", "pixels")}
-    metrics: Row = {"systems": rows, "differences": gaps, "penalties": penalties}
+    write_scores(out / "scores.jsonl", own, scores[config.scores])
+    gaps = {f"head − {name}": difference(own, scores[name], scores["head"]) for name in ("net", "pixels")}
+    metrics: Row = {"systems": systems, "differences": gaps, "penalties": penalties}
     write_json(out / "metrics.json", metrics)
-    write_confusion(out / "confusion.png", judged[config.scores], f"face, {config.scores}", "emotion of the face")
+    title = f"face, scores of the {config.scores}"
+    write_confusion(out / "confusion.png", own, scores[config.scores], title, "emotion of the face")
     write_run_record(out, "senses face", asdict(config), paths, seed=config.seed)
-    Console().print(table_of(rows, "face"))
+    Console().print(table_of(systems, "face"))
     print(f"picture: {out}/confusion.png")
     return 0
 
@@ -284,7 +279,7 @@ def splits_of(config: FaceConfig, parts: list[list[Moment]]) -> list[tuple[list[
     (moments,) = parts
     if nameless := [m.id for m in moments if not m.speaker]:
         raise UserErrors([f"{config.manifest}: {name} has no speaker to group by" for name in nameless[:20]])
-    groups = fold_speakers([Owned(m.speaker, config.manifest) for m in moments], config.folds, config.seed)
+    groups = fold_speakers([Unit(m.speaker, config.manifest) for m in moments], config.folds, config.seed)
     fold_of = {speaker: k for k, group in enumerate(groups) for speaker in group}
     folds = [fold_of[str(m.speaker)] for m in moments]
     splits = []
@@ -296,22 +291,21 @@ def splits_of(config: FaceConfig, parts: list[list[Moment]]) -> list[tuple[list[
 
 
 def fit_on_dev(
-    numbers: Sequence[Tensor], labels: Sequence[str], train: Sequence[int], dev: Sequence[int]
+    moments: Sequence[Moment], numbers: Sequence[Tensor], train: Sequence[int], dev: Sequence[int]
 ) -> tuple[float, Head]:
-    """The penalty with the best UAR on dev, the larger of equals, and its head."""
+    """The penalty with the best macro F1 on dev, the larger of equals, and its head."""
     found = []
     for penalty in PENALTIES:
-        head = _fit(numbers, labels, train, penalty)
+        head = _fit(moments, numbers, train, penalty)
         scores = np.stack([scores_of(head, numbers[i]) for i in dev])
-        judged = judge([labels[i] for i in dev], [None] * len(dev), scores)
-        found.append((statistics_of(judged)["uar"].value, penalty, head))
+        found.append((macro_f1_of([moments[i] for i in dev], scores), penalty, head))
     _, penalty, head = max(found, key=lambda one: one[:2])
     return penalty, head
 
 
-def _fit(numbers: Sequence[Tensor], labels: Sequence[str], places: Sequence[int], penalty: float) -> Head:
+def _fit(moments: Sequence[Moment], numbers: Sequence[Tensor], places: Sequence[int], penalty: float) -> Head:
     rows = torch.cat([numbers[i] for i in places]).double().numpy()
-    own = [labels[i] for i in places for _ in range(len(numbers[i]))]
+    own = [str(moments[i].label) for i in places for _ in range(len(numbers[i]))]
     if len(set(own)) < 2:
         raise UserError("faces of two emotions or more are needed to train on; fewer were found")
     return Head.fit(rows, own, penalty)

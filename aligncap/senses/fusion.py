@@ -17,11 +17,12 @@ from typing import Annotated, Literal
 import numpy as np
 from rich.console import Console
 
-from aligncap.senses.measures import Judged, difference, f1, judge, measured, table_of, write_confusion
+from aligncap.senses.measures import difference, measured, table_of, write_confusion
 from aligncap.senses.moments import SEVEN, Moment
 from aligncap.senses.sense import Score, read_scores, write_scores
 from aligncap.utils.drawing import BLUE, GREY, INK, bare, figure, plain, png
 from aligncap.utils.errors import UserError, UserErrors
+from aligncap.utils.f1 import macro_f1, weighted_f1
 from aligncap.utils.io import Row, atomic_open, write_json
 from aligncap.utils.options import Config, Range, option, named_values
 from aligncap.utils.run_record import write_run_record
@@ -45,7 +46,9 @@ class FuseConfig(Config):
 
     dev: list[str] = option(help="NAME=SCORES of each sense on dev.")
     out: str = option(help="Folder for fusion.json, metrics.json, scores.jsonl and pictures.")
-    test: list[str] = option([], "NAME=SCORES of each sense on test; without, all is measured on dev, and said so.")
+    test: list[str] = option(
+        [], "NAME=SCORES of each sense on test; without, all is measured on dev, and said so."
+    )
     beside: list[str] = option([], "NAME=SCORES on test that are only measured beside, such as gated fusion.")
     step: Annotated[float, Range(0.01, 0.5)] = option(0.02, "Of the weights.")
     metric: Literal["macro_f1", "weighted_f1"] = option("macro_f1", "What is best on dev.")
@@ -53,7 +56,10 @@ class FuseConfig(Config):
     def own_errors(self) -> list[str]:
         errors = []
         try:
-            names = {key: [n for n, _ in named_values(getattr(self, key), key)] for key in ("dev", "test", "beside")}
+            names = {
+                key: [n for n, _ in named_values(getattr(self, key), key)]
+                for key in ("dev", "test", "beside")
+            }
         except UserErrors as error:
             return error.errors
         if len(names["dev"]) < 2 or any(len(set(own)) < len(own) for own in names.values()):
@@ -67,7 +73,9 @@ class FuseConfig(Config):
         if abs(round(1 / self.step) * self.step - 1) > 1e-9:
             errors.append(f"step={self.step}: must divide 1")
         elif _count(len(names["dev"]), round(1 / self.step)) > MOST:
-            errors.append(f"step={self.step}: more than {MOST:,} choices for {len(names['dev'])} senses; take more")
+            errors.append(
+                f"step={self.step}: more than {MOST:,} choices for {len(names['dev'])} senses; take more"
+            )
         return errors
 
 
@@ -182,9 +190,9 @@ def grid_f1(scores: np.ndarray, truth: np.ndarray, weights: np.ndarray) -> tuple
         counts = np.bincount((row + said).ravel(), minlength=7 * len(part)).reshape(-1, 7)
         right = np.where(said == truth, row + truth, -1)
         hits = np.bincount(right[right >= 0], minlength=7 * len(part)).reshape(-1, 7)
-        sums = np.concatenate([hits, np.broadcast_to(own, hits.shape), counts], axis=1)
-        macro.append(f1(sums))
-        weighted.append(f1(sums, weighted=True))
+        sums = np.concatenate([hits, np.broadcast_to(own, hits.shape), counts], axis=1, dtype=np.float64)
+        macro.append(macro_f1(sums))
+        weighted.append(weighted_f1(sums))
     return np.concatenate(macro), np.concatenate(weighted)
 
 
@@ -209,7 +217,9 @@ def learn(scores: Mapping[str, np.ndarray], labels: Sequence[str | None], step: 
         for chosen in combinations(range(len(names)), size):
             rows = np.flatnonzero(there[list(chosen)].all(axis=0))
             if len(rows) < FEWEST and size == len(names):
-                raise UserError(f"only {len(rows)} labelled dev moments have all of {', '.join(names)}; {FEWEST} are needed")
+                raise UserError(
+                    f"only {len(rows)} labelled dev moments have all of {', '.join(names)}; {FEWEST} are needed"
+                )
             if len(rows) < FEWEST or size == 1:
                 continue
             choices = grid(size, step)
@@ -226,20 +236,10 @@ def learn(scores: Mapping[str, np.ndarray], labels: Sequence[str | None], step: 
 
 @dataclass(frozen=True)
 class Part:
-    """Scores of the same moments by sense, in one order."""
+    """Moments (without what was said, heard or seen), and scores (n, 7) of them by sense."""
 
-    rows: list[Score]
+    moments: list[Moment]
     scores: dict[str, np.ndarray]
-
-    @property
-    def labels(self) -> list[str | None]:
-        return [row["label"] for row in self.rows]
-
-    def judged(self, scores: np.ndarray) -> Judged:
-        return judge(self.labels, [row["speaker"] for row in self.rows], scores)
-
-    def moments(self) -> list[Moment]:
-        return [Moment(row["id"], row["label"], row["speaker"]) for row in self.rows]
 
 
 def read_part(words: Sequence[str], option_name: str) -> Part:
@@ -259,13 +259,15 @@ def read_part(words: Sequence[str], option_name: str) -> Part:
             continue
         wrong = [row["id"] for row in own if rows.setdefault(row["id"], row)["label"] != row["label"]]
         if wrong:
-            errors.append(f"{path}: {len(wrong)} moments have another label than elsewhere, such as {wrong[0]}")
+            errors.append(
+                f"{path}: {len(wrong)} moments have another label than elsewhere, such as {wrong[0]}"
+            )
         found[name] = {row["id"]: value for row, value in zip(own, values, strict=True)}
     if errors:
         raise UserErrors(errors)
     none = np.full(7, np.nan)
     stacked = {name: np.stack([own.get(key, none) for key in rows]) for name, own in found.items()}
-    return Part(list(rows.values()), stacked)
+    return Part([Moment(row["id"], row["label"], row["speaker"]) for row in rows.values()], stacked)
 
 
 def run_fuse(config: FuseConfig) -> int:
@@ -273,22 +275,24 @@ def run_fuse(config: FuseConfig) -> int:
     out, on = Path(config.out), "test" if config.test else "dev"
     dev = read_part(config.dev, "dev")
     part = read_part([*config.test, *config.beside], "test") if config.test else dev
-    fusion = learn(dev.scores, dev.labels, config.step, config.metric)
-    names = fusion.senses
-    fused = fuse_all({name: part.scores[name] for name in names}, fusion)
-    judged = {"fused": part.judged(fused)} | {n: part.judged(scores) for n, scores in part.scores.items()}
-    rows = {name: measured(one.where([said is not None for said in one.said])) for name, one in judged.items()}
-    on_dev = {name: measured(dev.judged(scores)) for name, scores in dev.scores.items()}
-    on_dev["fused"] = measured(dev.judged(fuse_all(dev.scores, fusion)))
+    fusion = learn(dev.scores, [m.label for m in dev.moments], config.step, config.metric)
+    names, moments = fusion.senses, part.moments
+    scores = {"fused": fuse_all({name: part.scores[name] for name in names}, fusion), **part.scores}
+    rows = {}
+    for name, own in scores.items():  # each where it has something to go on
+        there = np.flatnonzero(~np.isnan(own).any(axis=1))
+        rows[name] = measured([moments[i] for i in there], own[there])
+    on_dev = {name: measured(dev.moments, own) for name, own in dev.scores.items()}
+    on_dev["fused"] = measured(dev.moments, fuse_all(dev.scores, fusion))
     best = max(names, key=lambda name: on_dev[name][config.metric]["value"] or 0.0)
-    gaps = {f"fused − {name}": difference(judged[name], judged["fused"]) for name in judged if name != "fused"}
+    gaps = {f"fused − {n}": difference(moments, own, scores["fused"]) for n, own in part.scores.items()}
     fusion.measured, fusion.measured_on = {name: rows[name] for name in names}, on
     write_json(out / FILE, asdict(fusion) | {"step": config.step, "metric": config.metric})
     metrics = {"measured_on": on, "best_on_dev": best, "systems": rows, "dev": on_dev, "differences": gaps}
     write_json(out / "metrics.json", metrics)
-    write_scores(out / "scores.jsonl", part.moments(), fused)
+    write_scores(out / "scores.jsonl", moments, scores["fused"])
     pictures = [out / "confusion.png"]
-    write_confusion(pictures[0], judged["fused"], f"fused, {on}", "emotion of the senses together")
+    write_confusion(pictures[0], moments, scores["fused"], f"fused, {on}", "emotion of the senses together")
     if len(names) in (2, 3):
         pictures.append(out / "weights.png")
         with atomic_open(pictures[-1], "wb") as file:
@@ -307,8 +311,9 @@ def weights_picture(dev: Part, fusion: Fusion, config: FuseConfig) -> bytes:
     """Dev score by weights: a triangle of three senses, a line of two; the choice is marked."""
     names = fusion.senses
     stacked = np.stack([dev.scores[name] for name in names])
-    rows = np.flatnonzero(~np.isnan(stacked).any(axis=(0, 2)) & np.array([x is not None for x in dev.labels]))
-    truth = np.array([SEVEN.index(str(dev.labels[i])) for i in rows])
+    labels = [m.label for m in dev.moments]
+    rows = np.flatnonzero(~np.isnan(stacked).any(axis=(0, 2)) & np.array([x is not None for x in labels]))
+    truth = np.array([SEVEN.index(str(labels[i])) for i in rows])
     choices = grid(len(names), config.step)
     values = grid_f1(stacked[:, rows], truth, choices)[config.metric == "weighted_f1"]
     own = fusion.weights[_JOIN.join(names)]
@@ -327,7 +332,14 @@ def weights_picture(dev: Part, fusion: Fusion, config: FuseConfig) -> bytes:
     x, y = (choices @ corners).T
     drawn = axes.tripcolor(x, y, values, shading="gouraud", cmap="viridis")
     picture.colorbar(drawn, ax=axes, shrink=0.8)
-    axes.plot(*(chosen @ corners), marker="o", markersize=9, markerfacecolor="none", color="white", markeredgewidth=2)
+    axes.plot(
+        *(chosen @ corners),
+        marker="o",
+        markersize=9,
+        markerfacecolor="none",
+        color="white",
+        markeredgewidth=2,
+    )
     for name, corner, value, below in zip(names, corners, np.eye(3), (True, True, False), strict=True):
         score = values[(choices == value).all(axis=1)][0]
         text = f"{plain(name)} alone\n{score:.3f}"

@@ -75,12 +75,12 @@ def read_frames(path: str | Path, count: int) -> list[np.ndarray]:
             wanted = [times[i] for i in evenly(len(times), count)]
             return [frame for time in wanted for frame in _frame_at(video, stream, time)]
     except (av.FFmpegError, OSError, ValueError) as error:
-        raise UserError(f"{path}: no video that can be read ({error}); save it again as mp4 or webm") from error
+        raise UserError(
+            f"{path}: no video that can be read ({error}); save it again as mp4 or webm"
+        ) from error
 
 
-def _frame_at(
-    video: av.container.InputContainer, stream: av.VideoStream, time: int
-) -> Iterator[np.ndarray]:
+def _frame_at(video: av.container.InputContainer, stream: av.VideoStream, time: int) -> Iterator[np.ndarray]:
     """The frame shown at `time`, in units of the stream; none where it cannot be decoded."""
     video.seek(time, stream=stream)
     for number, frame in enumerate(video.decode(stream)):
@@ -117,4 +117,6 @@ def _refuse_large(path: str | Path, most: int) -> None:
 
 def _refuse_pixels(path: str | Path, width: int, height: int) -> None:
     if width * height > MOST_PIXELS:
-        raise UserError(f"{path}: {width} x {height} pixels; at most {MOST_PIXELS / 1e6:.0f} million are read")
+        raise UserError(
+            f"{path}: {width} x {height} pixels; at most {MOST_PIXELS / 1e6:.0f} million are read"
+        )

@@ -12,7 +12,7 @@ from rich.console import Console
 from torch import Tensor
 
 from aligncap.audio.members import member_of
-from aligncap.senses.measures import judge, measured, table_of
+from aligncap.senses.measures import measured, table_of
 from aligncap.senses.moments import Moment, read_moments
 from aligncap.senses.sense import FILE, load_sense, write_scores
 from aligncap.utils.distributed import ALONE
@@ -38,7 +38,9 @@ class ScoreConfig(Config):
     model: str = option(help="Folder of a trained sense.")
     manifest: str = option(help="Moments to score.")
     out: str = option(help="File of scores to write.")
-    features: str | None = option(None, "Folder that keeps features for `senses gate`; one serves many manifests.")
+    features: str | None = option(
+        None, "Folder that keeps features for `senses gate`; one serves many manifests."
+    )
     batch_size: PositiveInt = option(16, "Moments at a time.")
     device: str = option("cpu", "Where the sense runs: cpu, cuda, cuda:1.")
 
@@ -87,8 +89,7 @@ def run_score(config: ScoreConfig) -> int:
     absent = int(np.isnan(scores).any(axis=1).sum())
     print(f"{out}: {len(moments)} moments, {absent} of them without scores")
     if any(m.label for m in moments):
-        judged = judge([m.label for m in moments], [m.speaker for m in moments], scores)
-        Console().print(table_of({sense.kind: measured(judged)}, out.stem))
+        Console().print(table_of({sense.kind: measured(moments, scores)}, out.stem))
     return 0
 
 
@@ -149,7 +150,9 @@ def features_of(folders: Mapping[str, str], moments: Sequence[Moment]) -> dict[s
             continue
         keys = [key_of(moment) for moment in moments]
         if missing := sum(key not in store for key in keys):
-            errors.append(f"{folder}: lacks {missing} of {len(keys)} moments; run `senses score --features` on them")
+            errors.append(
+                f"{folder}: lacks {missing} of {len(keys)} moments; run `senses score --features` on them"
+            )
         else:
             found[name] = [store[key].float() for key in keys]
     if errors:
