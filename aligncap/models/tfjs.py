@@ -33,7 +33,7 @@ def convert_faces(source: Path, target: Path) -> None:
     Raises:
         UserError: a manifest or its bytes are missing, cut off, or of another kind.
     """
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for prefix, name in _FACES.items():
         read = dict(read_tfjs(source / f"{name}_model-weights_manifest.json"))
         tensors |= {f"{prefix}.{key}": value for key, value in named(read).items()}

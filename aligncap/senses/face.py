@@ -42,7 +42,8 @@ class FaceConfig(Config):
     """Train and measure the face sense: a head on what pretrained nets see in the largest face of a picture.
 
     Three are measured: the expression net's own scores, the head (logistic regression on its logits and 128
-    numbers of the face), and a probe on raw pixels. Needs the extra `face` and `aligncap models fetch face-api`.
+    numbers of the face), and a probe on raw pixels. Needs the extra `face` and
+    `aligncap models fetch face-api`.
 
     Examples:
         aligncap senses face --manifest ck.jsonl --folds 10 --out runs/face
@@ -134,14 +135,14 @@ class FaceSense:
         return cls(load_nets(settings["nets"], device), head, settings["whole_below"])
 
     def read(self, moments: Sequence[Moment]) -> Reading:
-        """Scores and features; nan and (0, width) where no face is found. Raises UserErrors: every bad file."""
+        """Scores and features; nan and (0, width) where no face is found. Raises UserErrors: bad files."""
         seen = see_all(self, moments)
         scores = [scores_of(self.head, faces.features) for faces in seen]
         return Reading(np.stack(scores) if scores else np.empty((0, 7)), [faces.features for faces in seen])
 
     @torch.no_grad()
     def boxes(self, pixels: np.ndarray) -> np.ndarray:
-        """Faces of a picture (height, width, 3): (faces, 5), score, left, top, right, bottom; the largest first."""
+        """Faces of a picture (height, width, 3), the largest first: score, left, top, right, bottom (faces, 5)."""
         height, width = pixels.shape[:2]
         side = max(height, width)
         found = self.nets.detector(self._resized(pixels, (0, side - width, 0, side - height), "detector"))
@@ -222,7 +223,7 @@ def scores_of(head: Head | None, numbers: Tensor) -> np.ndarray:
 
 
 def run_face(config: FaceConfig) -> int:
-    """`aligncap senses face`. Raises UserError: no labels, too few speakers, a picture that cannot be read."""
+    """`aligncap senses face`. Raises UserError: no labels, too few speakers, pictures that cannot be read."""
     out = Path(config.out)
     sense = FaceSense(load_nets(config.nets, config.device), None, config.whole_below)
     paths = [path for path in (config.manifest, config.dev, config.test) if path]

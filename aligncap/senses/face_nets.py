@@ -57,6 +57,8 @@ class Separable(nn.Module):
 class Detector(nn.Module):
     """Pixels (n, 3, 416, 416) to (n, 13, 13, 5 anchors, 5): place, size and score of a face in each cell."""
 
+    mean: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("mean", _pixel((117.001, 114.697, 97.404)), persistent=False)
@@ -97,6 +99,8 @@ class Dense(nn.Module):
 class Expression(nn.Module):
     """Faces (n, 3, 112, 112) to logits (n, 7) in the order of `moments.SEVEN`, which is the package's own."""
 
+    mean: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("mean", _pixel((122.782, 117.001, 104.298)), persistent=False)
@@ -132,6 +136,8 @@ class Residual(nn.Module):
 
 class Descriptor(nn.Module):
     """Faces (n, 3, 150, 150) to (n, 128): near each other for pictures of one person."""
+
+    mean: Tensor
 
     def __init__(self) -> None:
         super().__init__()

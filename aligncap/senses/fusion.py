@@ -217,14 +217,13 @@ def learn(scores: Mapping[str, np.ndarray], labels: Sequence[str | None], step: 
         for chosen in combinations(range(len(names)), size):
             rows = np.flatnonzero(there[list(chosen)].all(axis=0))
             if len(rows) < FEWEST and size == len(names):
-                raise UserError(
-                    f"only {len(rows)} labelled dev moments have all of {', '.join(names)}; {FEWEST} are needed"
-                )
+                what = f"labelled dev moments have all of {', '.join(names)}; {FEWEST} are needed"
+                raise UserError(f"only {len(rows)} {what}")
             if len(rows) < FEWEST or size == 1:
                 continue
             choices = grid(size, step)
-            truth = np.array([SEVEN.index(str(labels[i])) for i in rows])
-            found = grid_f1(stacked[np.ix_(chosen, rows)], truth, choices)[metric == "weighted_f1"]
+            truth = np.array([SEVEN.index(str(labels[int(i)])) for i in rows])
+            found = grid_f1(stacked[list(chosen)][:, rows], truth, choices)[metric == "weighted_f1"]
             best = choices[choose(choices, found)]
             own = {names[k]: round(float(w), 6) for k, w in zip(chosen, best, strict=True)}
             weights[_JOIN.join(own)] = own
@@ -300,9 +299,9 @@ def run_fuse(config: FuseConfig) -> int:
     data = [path for words in (config.dev, config.test, config.beside) for _, path in named_values(words, "")]
     write_run_record(out, "senses fuse", asdict(config), data)
     Console().print(table_of(rows, f"senses on {on}; best by itself on dev: {best}"))
-    for name, own in fusion.weights.items():
-        if _JOIN in name:
-            print(f"{name}: " + ", ".join(f"{sense} {weight:.2f}" for sense, weight in own.items()))
+    for senses, weights in fusion.weights.items():
+        if _JOIN in senses:
+            print(f"{senses}: " + ", ".join(f"{sense} {weight:.2f}" for sense, weight in weights.items()))
     print("pictures: " + ", ".join(map(str, pictures)))
     return 0
 

@@ -1,7 +1,7 @@
 """Pictures and frames of videos as arrays: the one place that opens them.
 
-Needs the extra `face`: Pillow for pictures, PyAV, which brings FFmpeg's libraries along, for videos. Sizes are
-looked at before anything is decoded.
+Needs the extra `face`: Pillow for pictures, PyAV, which brings FFmpeg's libraries along, for videos. Sizes
+are looked at before anything is decoded.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def read_frames(path: str | Path, count: int) -> list[np.ndarray]:
         raise UserError(f"{path}: videos need PyAV; {_EXTRA}") from None
     _refuse_large(path, MOST_VIDEO_BYTES)
     try:
-        with open(path, "rb") as file, av.open(file, options={"format_whitelist": _VIDEOS}) as video:
+        with open(path, "rb") as file, av.open(file, "r", options={"format_whitelist": _VIDEOS}) as video:
             if not video.streams.video:
                 raise UserError(f"{path}: has sound alone, no pictures")
             stream = video.streams.video[0]

@@ -32,7 +32,7 @@ class ScoreConfig(Config):
 
     Examples:
         aligncap senses score --model runs/face --manifest test.jsonl --out runs/scores/face-test.jsonl
-        aligncap senses score --model runs/text --manifest dev.jsonl --out dev.jsonl --features runs/features/text
+        aligncap senses score --model runs/text --manifest dev.jsonl --out text.jsonl --features features/text
     """
 
     model: str = option(help="Folder of a trained sense.")
