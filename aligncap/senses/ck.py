@@ -10,8 +10,8 @@ from typing import ClassVar
 
 from aligncap.senses.moments import label_of
 from aligncap.utils.errors import UserError, natural
-from aligncap.utils.io import write_jsonl
-from aligncap.utils.options import Config, option
+from aligncap.utils.io import Row, write_jsonl
+from aligncap.utils.options import Config, NaturalInt, option
 
 _LEFT_OUT = "contempt"  # none of the seven
 
@@ -21,16 +21,20 @@ class CKConfig(Config):
     """Moments of CK+48 (folders of labels that hold `S010_004_00000017.png`: subject, sequence, frame).
 
     A moment is a sequence, its pictures the last frames of it; the speaker is the subject. It has no neutral
-    faces, and contempt is left out and counted.
+    faces, and contempt is left out and counted. With --dev and --test so many subjects, the last in natural
+    order, go into files of their own beside it, ck-dev.jsonl and ck-test.jsonl.
 
     Examples:
         aligncap senses ck corpora/faces/CK+48 --out ck.jsonl
+        aligncap senses ck corpora/faces/CK+48 --dev 16 --test 36 --out ck.jsonl
     """
 
     POSITIONAL: ClassVar[tuple[str, ...]] = ("folder",)
 
     folder: str = option(help="Folder of CK+48.")
     out: str = option(help="File of moments to write.")
+    dev: NaturalInt = option(0, "Subjects in a file of their own, to choose by.")
+    test: NaturalInt = option(0, "Subjects in a file of their own, to measure on.")
 
 
 def run_ck(config: CKConfig) -> int:
@@ -49,7 +53,7 @@ def run_ck(config: CKConfig) -> int:
     if not sequences:
         raise UserError(f"{folder}: holds no LABEL/S010_004_00000017.png, so it is not CK+48")
     root = os.path.relpath(folder.resolve(), out.resolve().parent)
-    rows = [
+    rows: list[Row] = [
         {
             "id": f"ck-{subject}-{sequence}",
             "root": root,
@@ -60,8 +64,21 @@ def run_ck(config: CKConfig) -> int:
         }
         for (subject, sequence, label), paths in sorted(sequences.items())
     ]
-    write_jsonl(out, rows)
-    subjects, pictures = len({row["speaker"] for row in rows}), sum(map(len, sequences.values()))
-    print(f"{out}: {len(rows)} moments of {subjects} subjects, {pictures} pictures")
+    subjects = sorted({str(row["speaker"]) for row in rows}, key=natural)
+    if config.dev + config.test >= len(subjects):
+        raise UserError(f"{folder}: {len(subjects)} subjects; dev and test leave none to train on")
+    first = len(subjects) - config.dev - config.test
+    parts = {
+        "": subjects[:first],
+        "-dev": subjects[first : first + config.dev],
+        "-test": subjects[first + config.dev :],
+    }
+    for name, own in parts.items():
+        if own:
+            part = [row for row in rows if row["speaker"] in own]
+            path = out.with_stem(out.stem + name)
+            write_jsonl(path, part)
+            pictures = sum(len(row["pictures"]) for row in part)
+            print(f"{path}: {len(part)} moments of {len(own)} subjects, {pictures} pictures")
     print(f"left out: {left} pictures of {_LEFT_OUT}, which is none of the seven")
     return 0

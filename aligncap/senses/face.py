@@ -142,7 +142,8 @@ class FaceSense:
 
     @torch.no_grad()
     def boxes(self, pixels: np.ndarray) -> np.ndarray:
-        """Faces of a picture (height, width, 3), the largest first: score, left, top, right, bottom (faces, 5)."""
+        """Faces of a picture (height, width, 3), the largest first; (faces, 5): score, then pixels left, top,
+        right and bottom."""
         height, width = pixels.shape[:2]
         side = max(height, width)
         found = self.nets.detector(self._resized(pixels, (0, side - width, 0, side - height), "detector"))
