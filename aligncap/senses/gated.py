@@ -21,6 +21,7 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
+from transformers import get_cosine_schedule_with_warmup
 
 from aligncap.senses.measures import difference, measured, table_of, write_confusion
 from aligncap.senses.moments import SEVEN, Moment, read_moments
@@ -55,8 +56,8 @@ Features = Mapping[str, Sequence[Tensor]]  # of each moment by sense, (steps, wi
 class GateConfig(Config):
     """Gated fusion of senses' features (`senses score --features`), chosen on dev, measured on test.
 
-    Beside it each sense is measured with the others masked. A caption's words, scored by the text sense, are
-    one more sense, by a name of its own.
+    Beside it each sense is measured with the others masked. Captions that the text sense has scored (`senses
+    score --captions`) are one more sense, named caption.
 
     Examples:
         aligncap senses gate --features text=f/text voice=f/voice face=f/face --train made/train.jsonl --dev made/dev.jsonl --test made/test.jsonl --out runs/gated
@@ -67,6 +68,7 @@ class GateConfig(Config):
     test: str = option(help="Labelled moments to measure on.")
     features: list[str] = option(help="NAME=FOLDER of each sense's features, which hold all these moments.")
     out: str = option(help="Folder for the model, metrics.json, scores and confusion.png.")
+    captions: list[str] = option([], "Files of captions that the sense named caption was scored on.")
     trunk: str = option("text", "The sense whose states attend to the others.")
     size: PositiveInt = option(64, "Width of the model; four heads of attention share it.")
     valence: NonNegativeFloat = option(0.3, "λ, the weight of the loss of three classes.")
@@ -78,8 +80,8 @@ class GateConfig(Config):
     seed: NaturalInt = option(0, "Seed.")
 
     def own_errors(self) -> list[str]:
-        files = (self.train, self.dev, self.test)
-        errors = [f"{path}: no such file of moments" for path in files if not Path(path).is_file()]
+        files = (self.train, self.dev, self.test, *self.captions)
+        errors = [f"{path}: no such file" for path in files if not Path(path).is_file()]
         try:
             names = [name for name, _ in named_values(self.features, "features")]
         except UserErrors as error:
@@ -195,9 +197,7 @@ def train_gated(
     weight = weight / weight[seven].mean()
     steps = -(-len(moments) // config.batch_size)
     optimizer = torch.optim.AdamW(model.parameters(), config.learning_rate, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, config.learning_rate, config.epochs * steps, pct_start=1 / max(2, config.epochs)
-    )
+    schedule = get_cosine_schedule_with_warmup(optimizer, steps, config.epochs * steps)
     best, kept, log = -1.0, copy.deepcopy(model.state_dict()), []
     for epoch in track(range(config.epochs), None, "gated fusion"):
         model.train()
@@ -234,7 +234,7 @@ def run_gate(config: GateConfig) -> int:
     parts = {name: [m for m in read_moments(path) if m.label] for name, path in files.items()}
     if empty := [files[name] for name, part in parts.items() if len({m.label for m in part}) < 2]:
         raise UserErrors([f"{path}: needs moments of two emotions or more" for path in empty])
-    found = {name: features_of(folders, part) for name, part in parts.items()}
+    found = {name: features_of(folders, part, config.captions) for name, part in parts.items()}
     model, log = train_gated(config, (parts["train"], found["train"]), (parts["dev"], found["dev"]))
     out.mkdir(parents=True, exist_ok=True)
     save_file(model.state_dict(), out / "model.safetensors")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from rich.console import Console
 from torch import Tensor
 
@@ -17,6 +18,7 @@ from aligncap.senses.moments import Moment, read_moments
 from aligncap.senses.sense import FILE, load_sense, write_scores
 from aligncap.utils.distributed import ALONE
 from aligncap.utils.errors import UserError, UserErrors
+from aligncap.utils.io import read_jsonl
 from aligncap.utils.journal import journaled
 from aligncap.utils.options import Config, PositiveInt, option
 from aligncap.utils.progress import track
@@ -38,6 +40,7 @@ class ScoreConfig(Config):
     model: str = option(help="Folder of a trained sense.")
     manifest: str = option(help="Moments to score.")
     out: str = option(help="File of scores to write.")
+    captions: list[str] = option([], "Files of captions, which are read in place of what was said.")
     features: str | None = option(
         None, "Folder that keeps features for `senses gate`; one serves many manifests."
     )
@@ -45,7 +48,8 @@ class ScoreConfig(Config):
     device: str = option("cpu", "Where the sense runs: cpu, cuda, cuda:1.")
 
     def own_errors(self) -> list[str]:
-        errors = [] if Path(self.manifest).is_file() else [f"{self.manifest}: no such file of moments"]
+        paths = [self.manifest, *self.captions]
+        errors = [f"{path}: no such file" for path in paths if not Path(path).is_file()]
         if not (Path(self.model) / FILE).is_file():
             errors.append(f"{self.model}: holds no sense; `aligncap senses text|voice|face` trains one")
         return errors
@@ -53,38 +57,39 @@ class ScoreConfig(Config):
 
 def run_score(config: ScoreConfig) -> int:
     """`aligncap senses score`. Raises UserErrors: every file that cannot be read; other moments are kept."""
-    moments = read_moments(config.manifest)
-    out, model = Path(config.out), hash_of_sense(Path(config.model))
-    store = open_features(config.features, model) if config.features else None
-    errors: list[str] = []
-    with journaled(out, {"model": model, "manifest": file_hashes([config.manifest])}, ALONE) as journal:
-
-        def is_done(moment: Moment) -> bool:
-            return moment.id in journal and (store is None or key_of(moment) in store)
-
-        todo = [moment for moment in moments if not is_done(moment)]
-        sense = load_sense(config.model, config.device)
+    moments = with_captions(read_moments(config.manifest), config.captions)
+    sense, model = load_sense(config.model, config.device), hash_of_sense(Path(config.model))
+    keys = [key_of(moment, sense.kind) for moment in moments]
+    out, errors = Path(config.out), list[str]()
+    store = open_features(config.features, sense.kind, model) if config.features else None
+    # features are kept with their scores, so that a folder of them is the journal of this run and of others
+    with journaled(None if store is not None else out, {"model": model}, ALONE) as journal:
+        todo = {
+            k: m for k, m in zip(keys, moments, strict=True) if k not in journal and k not in (store or ())
+        }
+        rows: dict[str, list[float]] = {}
+        tensors: dict[str, Tensor] = {}
         starts = range(0, len(todo), config.batch_size)
-        rows: dict[str, list[float | None]] = {}
-        features: dict[str, Tensor] = {}
         for start in track(starts, None, f"{sense.kind} scores"):
-            batch = todo[start : start + config.batch_size]
+            batch = list(todo)[start : start + config.batch_size]
             try:
-                reading = sense.read(batch)
+                reading = sense.read([todo[key] for key in batch])
             except UserErrors as error:
                 errors += error.errors
             else:
-                known = ([None if np.isnan(p) else float(p) for p in row] for row in reading.scores)
-                rows |= zip((m.id for m in batch), known, strict=True)
-                features |= zip(map(key_of, batch), (f.half() for f in reading.features), strict=True)
+                rows |= zip(batch, reading.scores.tolist(), strict=True)
+                tensors |= zip(batch, (own.half() for own in reading.features), strict=True)
             if len(rows) >= SHARD_ROWS or start == starts[-1]:
-                if store is not None:  # first, so that what the journal holds has its features
-                    store.write({key: row for key, row in features.items() if key not in store})
+                if store is not None:
+                    store.write(tensors | {f"{key}{_SCORES}": torch.tensor(row) for key, row in rows.items()})
                 journal.write(rows)
-                rows, features = {}, {}
+                rows, tensors = {}, {}
         if errors:
             raise UserErrors(errors)
-        scores = np.array([journal[m.id] for m in moments], np.float64)
+        found = [
+            journal[k] if k in journal or store is None else store[f"{k}{_SCORES}"].tolist() for k in keys
+        ]
+        scores = np.array(found, np.float64)
         write_scores(out, moments, scores)
     absent = int(np.isnan(scores).any(axis=1).sum())
     print(f"{out}: {len(moments)} moments, {absent} of them without scores")
@@ -102,27 +107,36 @@ def hash_of_sense(folder: Path) -> str:
 
 
 _NOT_OF_IT = ("run.json", "metrics.json")
+_SCORES = ".scores"  # after a key, in a store of features
 
 
-def open_features(folder: str | Path, model: str | None = None) -> TensorCache:
-    """The features of one sense, (steps, width) by `key_of` a moment; `model`: the sense that is to fill it.
+def open_features(folder: str | Path, sense: str = "", model: str = "") -> TensorCache:
+    """The features of one sense, (steps, width) by `key_of` a moment.
+
+    Args:
+        sense, model: kind and hash of the sense that is to fill it; without, it is only read.
 
     Raises:
-        UserError: the folder holds those of another sense, or, without `model`, none at all.
+        UserError: the folder holds those of another sense, or, to read, none at all.
     """
-    place = Path(folder) / "cache.json"
-    held = json.loads(place.read_text(encoding="utf-8")).get("model") if place.is_file() else None
-    if model is None and held is None:
+    place, own = Path(folder) / "cache.json", {"sense": sense, "model": model}
+    held = json.loads(place.read_text(encoding="utf-8")) if place.is_file() else None
+    if held is None and not model:
         raise UserError(f"{folder}: holds no features; `aligncap senses score --features` writes them")
-    if model is not None and held not in (None, model):
+    if held is not None and model and held != own:
         raise UserError(f"{folder}: holds features of another sense; choose another folder")
-    return TensorCache(Path(folder), {"kind": "features of a sense", "model": held or model})
+    return TensorCache(Path(folder), held or own)
 
 
-def key_of(moment: Moment) -> str:
-    """Hash of what a sense may read of a moment: text, and files by path, size and time of change."""
-    files = [moment.audio, *moment.pictures, moment.video]
-    return digest(moment.text, moment.language, [_known(str(file)) for file in files if file])
+def key_of(moment: Moment, kind: str) -> str:
+    """Hash of what a sense of this kind reads of a moment: text, or files by path, size and time of change.
+
+    Moments of several manifests that share a comment, a clip or pictures share scores and features.
+    """
+    read = {"text": [moment.audio] if moment.text is None else [], "voice": [moment.audio]}
+    read["face"] = [*map(str, moment.pictures), str(moment.video)]
+    words = (moment.text, moment.language) if kind == "text" else ()
+    return digest(kind, words, [_known(str(file)) for file in read[kind] if file])
 
 
 def _known(path: str) -> tuple[str, int, int]:
@@ -134,8 +148,25 @@ def _known(path: str) -> tuple[str, int, int]:
     return path, stat.st_size, stat.st_mtime_ns
 
 
-def features_of(folders: Mapping[str, str], moments: Sequence[Moment]) -> dict[str, list[Tensor]]:
+def with_captions(moments: Sequence[Moment], paths: Sequence[str]) -> list[Moment]:
+    """Moments whose text is the caption that a file has for them, or None; as they are without files.
+
+    Raises:
+        UserError: no caption for any of them.
+    """
+    captions = {row.get("id"): row.get("caption") for path in paths for row in read_jsonl(path)}
+    if paths and not any(m.id in captions for m in moments):
+        raise UserError(f"{', '.join(paths)}: no caption of any of these moments")
+    return [replace(m, text=captions.get(m.id) or None) if paths else m for m in moments]
+
+
+def features_of(
+    folders: Mapping[str, str], moments: Sequence[Moment], captions: Sequence[str] = ()
+) -> dict[str, list[Tensor]]:
     """Features of each moment by sense: {name: [tensor (steps, width) or (0, width)]}.
+
+    Args:
+        captions: files of captions, which the sense named "caption" read in place of what was said.
 
     Raises:
         UserErrors: every folder without features, or which lacks moments.
@@ -148,7 +179,8 @@ def features_of(folders: Mapping[str, str], moments: Sequence[Moment]) -> dict[s
         except UserError as error:
             errors.append(str(error))
             continue
-        keys = [key_of(moment) for moment in moments]
+        read = with_captions(moments, captions) if name == "caption" else moments
+        keys = [key_of(moment, store.description["sense"]) for moment in read]
         if missing := sum(key not in store for key in keys):
             errors.append(
                 f"{folder}: lacks {missing} of {len(keys)} moments; run `senses score --features` on them"
