@@ -49,7 +49,9 @@ def read_picture(path: str | Path) -> np.ndarray:
             return np.asarray(upright)
     except Image.UnidentifiedImageError:
         raise UserError(f"{path}: no picture of a kind that is read ({', '.join(_FORMATS)})") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError:
+        raise UserError(f"{path}: too many pixels; at most {MOST_PIXELS // 10**6} million are read") from None
+    except (OSError, ValueError, SyntaxError) as error:
         raise UserError(f"{path}: damaged or cut off ({error}); save it again") from error
 
 

@@ -64,9 +64,11 @@ def run_score(config: ScoreConfig) -> int:
     store = open_features(config.features, sense.kind, model) if config.features else None
     # features are kept with their scores, so that a folder of them is the journal of this run and of others
     with journaled(None if store is not None else out, {"model": model}, ALONE) as journal:
-        todo = {
-            k: m for k, m in zip(keys, moments, strict=True) if k not in journal and k not in (store or ())
-        }
+        done = (journal, store or {})
+        todo: dict[str, Moment] = {}  # the first of those that are read alike
+        for key, moment in zip(keys, moments, strict=True):
+            if not any(key in one for one in done):
+                todo.setdefault(key, moment)
         rows: dict[str, list[float]] = {}
         tensors: dict[str, Tensor] = {}
         starts = range(0, len(todo), config.batch_size)
