@@ -308,7 +308,7 @@ def _zipped(tarball: Path) -> Path:
     path = tarball.with_suffix(".zip")
     with tarfile.open(tarball) as source, zipfile.ZipFile(path, "w") as target:
         for member in source:
-            if (file := source.extractfile(member)) is not None and member.isfile():
+            if member.isfile() and (file := source.extractfile(member)) is not None:
                 target.writestr(member.name, file.read())
     return path
 

@@ -64,10 +64,9 @@ def run_score(config: ScoreConfig) -> int:
     store = open_features(config.features, sense.kind, model) if config.features else None
     # features are kept with their scores, so that a folder of them is the journal of this run and of others
     with journaled(None if store is not None else out, {"model": model}, ALONE) as journal:
-        done = (journal, store or {})
         todo: dict[str, Moment] = {}  # the first of those that are read alike
         for key, moment in zip(keys, moments, strict=True):
-            if not any(key in one for one in done):
+            if key not in journal and not (store and key in store):
                 todo.setdefault(key, moment)
         rows: dict[str, list[float]] = {}
         tensors: dict[str, Tensor] = {}
