@@ -88,6 +88,10 @@ COMMANDS: dict[str, Command] = {
     "lab states": Command(
         "lab.states", "StatesConfig", "run_states", "where speech and text lie in the LLM's spaces"
     ),
+    "senses goemotions": Command(
+        "senses.goemotions", "GoEmotionsConfig", "run_goemotions", "GoEmotions to files of moments"
+    ),
+    "senses text": Command("senses.text", "TextConfig", "run_text", "emotion from what is said"),
     "senses voice": Command("senses.voice", "VoiceConfig", "run_voice", "emotion from how it is said: ACRNN"),
 }
 

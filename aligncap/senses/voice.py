@@ -21,7 +21,7 @@ from torch.nn import functional
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from aligncap.audio.augment import CHANNEL_VERSION, through_channel
-from aligncap.audio.files import load_audio
+from aligncap.audio.files import load_audio, normalise_level
 from aligncap.audio.members import member_of, size_of
 from aligncap.models.precision import autocast, pick_device
 from aligncap.senses.acrnn import FRAMES, HOP, MELS, SILENT, STRIDE, Acrnn, Shape, log_mel, windows
@@ -160,7 +160,7 @@ def kept_log_mels(config: VoiceTraining, parts: Parts) -> TensorCache:
                 continue
             number = key.rpartition("-")[2]
             if number != "0":
-                samples = through_channel(samples, f"{wanted[key].id} {number}")
+                samples = normalise_level(through_channel(samples, f"{wanted[key].id} {number}"))
             found[key] = log_mel(samples).half()
         return found
 
