@@ -30,7 +30,7 @@ Parts = dict[str, list[Moment]]  # by "train", "dev", "test"
 
 
 @dataclass
-class _Unit:
+class Unit:
     """A moment as `clusters_of` takes it; a manifest's speakers carry the name of their corpus."""
 
     speaker: str | None
@@ -122,7 +122,7 @@ def statistics_of(moments: Sequence[Moment], scores: np.ndarray) -> dict[str, St
 
 def units_of(moments: Sequence[Moment]) -> Clusters:
     """Speakers as units of intervals; moments of unknown speaker stand for themselves."""
-    return clusters_of([_Unit(m.speaker) for m in moments])
+    return clusters_of([Unit(m.speaker) for m in moments])
 
 
 def measure(moments: Sequence[Moment], scores: np.ndarray) -> tuple[dict[str, Interval], str]:
