@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -25,6 +26,7 @@ from transformers import (
     AutoTokenizer,
     DataCollatorWithPadding,
     EvalPrediction,
+    PrinterCallback,
     Trainer,
     TrainingArguments,
 )
@@ -36,6 +38,7 @@ from aligncap.senses.moments import SEVEN, Moment
 from aligncap.senses.outcome import macro_f1_of, read_parts, write_outcome
 from aligncap.senses.sense import FILE, Reading
 from aligncap.utils.errors import UserError
+from aligncap.utils.f1 import f1_sums, macro_f1
 from aligncap.utils.io import Row, write_json
 from aligncap.utils.options import Config, NaturalInt, NonNegativeFloat, PositiveInt, option
 from aligncap.utils.progress import track
@@ -241,7 +244,10 @@ def _train_stage(
         return functional.cross_entropy(outputs["logits"].float(), labels, weight)
 
     def metrics_of(found: EvalPrediction) -> dict[str, float]:
-        return {"macro_f1": macro_f1_of(dev, np.asarray(found.predictions, np.float64))}
+        # the Trainer sorts by length; labels come in the order of predictions, moments do not
+        truth = np.asarray(found.label_ids)
+        sums = f1_sums(truth.tolist(), np.asarray(found.predictions).argmax(1).tolist(), range(len(SEVEN)))
+        return {"macro_f1": float(macro_f1(sums.sum(0)))}
 
     steps = int(-(-len(train) // config.batch_size) * stage.epochs)
     every = max(1, steps // config.checks)
@@ -265,6 +271,7 @@ def _train_stage(
         use_cpu=device == "cpu",
         seed=config.seed,
         report_to="none",
+        disable_tqdm=not sys.stderr.isatty(),
     )
     trainer = Trainer(
         model,
@@ -275,6 +282,7 @@ def _train_stage(
         compute_loss_func=loss_of,
         compute_metrics=metrics_of,
     )
+    trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=get_last_checkpoint(str(place)) if place.is_dir() else None)
     for row in trainer.state.log_history:
         if "eval_macro_f1" in row:

@@ -97,7 +97,7 @@ def run_voice_grid(config: VoiceGridConfig) -> int:
 
 
 def grid_table(config: VoiceGridConfig, found: Mapping[Cell, Row]) -> Table:
-    """A row a learning rate and batch, a column a smoothing; macro F1 on dev, or in which epoch it diverged."""
+    """A row a learning rate and batch, a column a smoothing: macro F1 on dev, or where it diverged."""
     title = "macro F1 on dev (epoch), of one seed"
     table = Table("learning rate", "batch", *(f"smoothing {s:g}" for s in config.smoothings), title=title)
     for rate, batch in itertools.product(config.learning_rates, config.batch_sizes):
