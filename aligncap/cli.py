@@ -96,7 +96,17 @@ COMMANDS: dict[str, Command] = {
         "senses.combine", "CombineConfig", "run_combine", "made moments of words, voice and face"
     ),
     "senses gate": Command("senses.gated", "GateConfig", "run_gate", "gated fusion of senses' features"),
+    "senses goemotions": Command(
+        "senses.goemotions", "GoEmotionsConfig", "run_goemotions", "GoEmotions to files of moments"
+    ),
+    "senses captions": Command(
+        "senses.captions", "CaptionScoresConfig", "run_captions", "the captioner's confidence as scores"
+    ),
+    "senses text": Command("senses.text", "TextConfig", "run_text", "emotion from what is said"),
     "senses voice": Command("senses.voice", "VoiceConfig", "run_voice", "emotion from how it is said: ACRNN"),
+    "senses voice-grid": Command(
+        "senses.voice_grid", "VoiceGridConfig", "run_voice_grid", "learning rate × batch × smoothing of it"
+    ),
 }
 
 

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from aligncap.audio.files import SAMPLE_RATE
@@ -27,7 +28,6 @@ HOP = 372  # samples, 23 ms: 1 + 48,000 // 372 = 130 frames a window, as 512 at 
 FRAMES = 1 + WINDOW // HOP
 _SPAN, _FFT = 1488, 2048  # samples that a frame spans, 93 ms; with zeros around them in the transform
 _FLOOR = 1e-6  # added to the power before the logarithm
-SILENT = float(np.log(_FLOOR))
 STRIDE = 4  # frames in a step of the recurrent layer
 
 
@@ -74,12 +74,11 @@ class Cut(NamedTuple):
 def windows(mel: Tensor) -> Cut:
     """A clip's log-mel (128, n) cut into windows of 130 frames that overlap by half.
 
-    The last window ends where the clip ends; a clip of one window or less is padded with silence.
+    The last window ends where the clip ends; a clip of one window or less is padded with zeros.
     """
     count = mel.shape[1]
     if count <= FRAMES:
-        silent = mel.new_full((MELS, FRAMES - count), SILENT)
-        return Cut(torch.cat([mel, silent], 1)[None], torch.tensor([count]), [0])
+        return Cut(functional.pad(mel, (0, FRAMES - count))[None], torch.tensor([count]), [0])
     starts = [*range(0, count - FRAMES, FRAMES // 2), count - FRAMES]
     repeated = [0, *(FRAMES - (b - a) for a, b in pairwise(starts))]
     cut = torch.stack([mel[:, s : s + FRAMES] for s in starts])
@@ -157,10 +156,14 @@ class Acrnn(nn.Module):
             nn.Linear(shape.hidden, shape.classes),
         )
 
-    def states(self, mel: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
-        """States (n, 33, 2 x hidden) of windows (n, 128, 130), and which of them are of sound (n, 33)."""
-        x = ((mel - self.mean[:, None]) / self.std[:, None])[:, None]
-        x = self.blocks(self.stem(x.contiguous(memory_format=torch.channels_last)))
+    def standardised(self, mel: Tensor, frames: Tensor) -> Tensor:
+        """Log-mel (n, 128, 130) less its mean by its standard deviation; 0 from frame `frames` (n,) on."""
+        own = torch.arange(mel.shape[2], device=mel.device) < frames[:, None]
+        return (mel - self.mean[:, None]) / self.std[:, None] * own[:, None]
+
+    def states(self, x: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
+        """States (n, 33, 2 x hidden) of `standardised` windows, and which of them are of sound (n, 33)."""
+        x = self.blocks(self.stem(x[:, None].contiguous(memory_format=torch.channels_last)))
         x = self.projection(x.permute(0, 3, 1, 2).flatten(2))
         steps = (frames + STRIDE - 1) // STRIDE
         own = torch.arange(x.shape[1], device=x.device) < steps[:, None]
@@ -171,7 +174,7 @@ class Acrnn(nn.Module):
 
     def forward(self, mel: Tensor, frames: Tensor) -> Tensor:
         """Logits (n, classes) of windows (n, 128, 130) of which so many `frames` (n,) are sound."""
-        return self.classify(*self.states(mel, frames))
+        return self.classify(*self.states(self.standardised(mel, frames), frames))
 
     def classify(self, states: Tensor, own: Tensor) -> Tensor:
         """Logits (n, classes) of `states`: their mean over time, through the MLP."""

@@ -21,10 +21,10 @@ from torch.nn import functional
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from aligncap.audio.augment import CHANNEL_VERSION, through_channel
-from aligncap.audio.files import load_audio
+from aligncap.audio.files import load_audio, normalise_level
 from aligncap.audio.members import member_of, size_of
 from aligncap.models.precision import autocast, pick_device
-from aligncap.senses.acrnn import FRAMES, HOP, MELS, SILENT, STRIDE, Acrnn, Shape, log_mel, windows
+from aligncap.senses.acrnn import FRAMES, HOP, MELS, STRIDE, Acrnn, Shape, log_mel, windows
 from aligncap.senses.moments import SEVEN, Moment
 from aligncap.senses.outcome import Parts, macro_f1_of, read_parts, write_outcome
 from aligncap.senses.sense import FILE, Reading
@@ -160,7 +160,7 @@ def kept_log_mels(config: VoiceTraining, parts: Parts) -> TensorCache:
                 continue
             number = key.rpartition("-")[2]
             if number != "0":
-                samples = through_channel(samples, f"{wanted[key].id} {number}")
+                samples = normalise_level(through_channel(samples, f"{wanted[key].id} {number}"))
             found[key] = log_mel(samples).half()
         return found
 
@@ -181,7 +181,7 @@ def _drawn(mel: Tensor, augment: bool, rng: np.random.Generator) -> tuple[Tensor
         for axis in (0, 1):
             size = int(rng.integers(0, min(_MASK, mel.shape[axis] // 2) + 1))
             mel.narrow(axis, int(rng.integers(0, mel.shape[axis] - size + 1)), size).fill_(middle)
-    return functional.pad(mel, (0, FRAMES - frames), value=SILENT), frames
+    return functional.pad(mel, (0, FRAMES - frames)), frames
 
 
 # ---- training
@@ -278,11 +278,12 @@ def _loss(
     model: Acrnn, mel: Tensor, frames: Tensor, labels: Tensor, config: VoiceConfig, rng: np.random.Generator
 ) -> Tensor:
     """Cross-entropy with smoothed labels; with mixup (Zhang et al. 2018), of windows mixed in pairs."""
-    if not config.mixup:
-        return functional.cross_entropy(model(mel, frames).float(), labels, label_smoothing=config.smoothing)
-    share, other = float(rng.beta(config.mixup, config.mixup)), torch.from_numpy(rng.permutation(len(labels)))
-    mixed = share * mel + (1 - share) * mel[other]
-    logits = model(mixed, torch.maximum(frames, frames[other])).float()
+    share = float(rng.beta(config.mixup, config.mixup)) if config.mixup else 1.0
+    other = torch.from_numpy(rng.permutation(len(labels)))
+    x = model.standardised(mel, frames)
+    mixed = share * x + (1 - share) * x[other]
+    longer = torch.maximum(frames, frames[other]) if share < 1 else frames
+    logits = model.classify(*model.states(mixed, longer)).float()
     one, two = (
         functional.cross_entropy(logits, y, label_smoothing=config.smoothing) for y in (labels, labels[other])
     )
@@ -446,5 +447,6 @@ class VoiceSense:
 
     def _states(self, mel: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
         pairs = zip(mel.split(_WINDOWS), frames.split(_WINDOWS), strict=True)
-        found = [self.model.states(x.to(self.device), n.to(self.device)) for x, n in pairs]
+        on = ((x.to(self.device), n.to(self.device)) for x, n in pairs)
+        found = [self.model.states(self.model.standardised(x, n), n) for x, n in on]
         return torch.cat([states for states, _ in found]), torch.cat([own for _, own in found])
