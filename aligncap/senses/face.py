@@ -194,7 +194,7 @@ def pictures_of(moment: Moment) -> list[np.ndarray]:
 
 
 def see_all(sense: FaceSense, moments: Sequence[Moment], what: str = "") -> list[Faces]:
-    """The faces of each moment; how many had none, or several, is logged. `what`: of a progress bar.
+    """The faces of each moment. `what`: of a progress bar; how many had none or several is then logged.
 
     Raises:
         UserErrors: every file that cannot be read.
@@ -207,11 +207,10 @@ def see_all(sense: FaceSense, moments: Sequence[Moment], what: str = "") -> list
             errors.append(f"{moment.id}: {error}")
     if errors:
         raise UserErrors(errors)
-    if several := sum(faces.several for faces in seen):
-        _log.info("%d pictures show several faces; the largest counts", several)
-    looked = [not len(f.features) for m, f in zip(moments, seen, strict=True) if m.pictures or m.video]
-    if any(looked):
-        _log.info("no face was found in %d of %d moments", sum(looked), len(looked))
+    if what:
+        several, without = (sum(f.several for f in seen), sum(not len(f.features) for f in seen))
+        told = "%d of %d moments show no face; of %d pictures with several faces the largest counts"
+        _log.info(told, without, len(seen), several)
     return seen
 
 

@@ -54,7 +54,8 @@ def labelled(moments: Sequence[Moment], scores: np.ndarray) -> tuple[list[Moment
 
 def table_of(rows: Mapping[str, Row], title: str) -> Table:
     """A table of `measured` rows, one a line."""
-    table = Table("", "n", *TITLES.values(), title=title, caption=next(iter(rows.values()))["units"])
+    note = next(iter(rows.values()))["units"]
+    table = Table("", "n", *TITLES.values(), title=title, caption=note, pad_edge=False)
     for name, row in rows.items():
         table.add_row(name, f"{row['moments']}", *(_shown(row[key]) for key in TITLES))
     return table
