@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from aligncap.senses.measures import refuse_absent
 from aligncap.senses.moments import SEVEN, Moment, read_moments
 from aligncap.utils.errors import UserError, UserErrors, natural
 from aligncap.utils.io import Row, write_jsonl
@@ -39,14 +40,11 @@ class CombineConfig(Config):
     repeats: PositiveInt = option(1, "Moments of each clip, with other comments and pictures.")
     seed: NaturalInt = option(0, "Seed of what is drawn.")
 
-    def own_errors(self) -> list[str]:
-        files = (self.text, self.voice, self.face)
-        return [f"{path}: no such file of moments" for path in files if not Path(path).is_file()]
-
 
 def run_combine(config: CombineConfig) -> int:
     """`aligncap senses combine`. Raises UserError: no speakers, or too few subjects or emotions in common."""
     files = {"text": config.text, "voice": config.voice, "face": config.face}
+    refuse_absent(*files.values())
     parts = {sense: [m for m in read_moments(path, [sense]) if m.label] for sense, path in files.items()}
     if errors := [
         f"{files[sense]}: {m.id} has no speaker"

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from aligncap.data.split import fold_speakers
 from aligncap.senses.face_nets import DESCRIPTOR, NAME, SIDES, FaceNets, boxes_of, load_nets
-from aligncap.senses.measures import difference, measured, table_of, write_confusion
+from aligncap.senses.measures import difference, measured, refuse_absent, table_of, write_confusion
 from aligncap.senses.moments import SEVEN, Moment, read_moments
 from aligncap.senses.outcome import Unit, macro_f1_of
 from aligncap.senses.pictures import evenly, read_frames, read_picture
@@ -68,13 +68,10 @@ class FaceConfig(Config):
     seed: NaturalInt = option(0, "Seed of the groups of speakers.")
 
     def own_errors(self) -> list[str]:
-        files = [p for p in (self.manifest, self.dev, self.test) if p and not Path(p).is_file()]
-        errors = [f"{path}: no such file of moments" for path in files]
         if self.folds and (self.dev or self.test):
-            errors.append("folds: dev and test are made by it; give either")
-        elif self.folds in (1, 2) or not (self.folds or (self.dev and self.test)):
-            errors.append("give --dev and --test, or --folds of 3 or more")
-        return errors
+            return ["folds: dev and test are made by it; give either"]
+        is_too_few = self.folds in (1, 2) or not (self.folds or (self.dev and self.test))
+        return ["give --dev and --test, or --folds of 3 or more"] * is_too_few
 
 
 @dataclass(frozen=True)
@@ -126,6 +123,7 @@ class FaceSense:
 
     def __init__(self, nets: FaceNets, head: Head | None = None, whole_below: int = 96) -> None:
         self.nets, self.head, self.whole_below = nets, head, whole_below
+        self._told = False  # that several faces were in a picture
 
     @classmethod
     def load(cls, folder: Path, device: str = "cpu") -> FaceSense:
@@ -137,6 +135,9 @@ class FaceSense:
     def read(self, moments: Sequence[Moment]) -> Reading:
         """Scores and features; nan and (0, width) where no face is found. Raises UserErrors: bad files."""
         seen = see_all(self, moments)
+        if not self._told and any(faces.several for faces in seen):
+            self._told = True
+            _log.info("some pictures show several faces; the largest counts")
         scores = [scores_of(self.head, faces.features) for faces in seen]
         return Reading(np.stack(scores) if scores else np.empty((0, 7)), [faces.features for faces in seen])
 
@@ -225,6 +226,7 @@ def scores_of(head: Head | None, numbers: Tensor) -> np.ndarray:
 def run_face(config: FaceConfig) -> int:
     """`aligncap senses face`. Raises UserError: no labels, too few speakers, pictures that cannot be read."""
     out = Path(config.out)
+    refuse_absent(config.manifest, config.dev, config.test)
     sense = FaceSense(load_nets(config.nets, config.device), None, config.whole_below)
     paths = [path for path in (config.manifest, config.dev, config.test) if path]
     parts = [[m for m in read_moments(path, ["face"]) if m.label] for path in paths]

@@ -8,9 +8,10 @@ on dev than its best sense by itself, which is one of the choices.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import combinations
+from math import comb
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -72,7 +73,7 @@ class FuseConfig(Config):
             errors.append(f"dev: a name cannot hold {_JOIN!r}")
         if abs(round(1 / self.step) * self.step - 1) > 1e-9:
             errors.append(f"step={self.step}: must divide 1")
-        elif _count(len(names["dev"]), round(1 / self.step)) > MOST:
+        elif comb(round(1 / self.step) + len(names["dev"]) - 1, len(names["dev"]) - 1) > MOST:
             errors.append(
                 f"step={self.step}: more than {MOST:,} choices for {len(names['dev'])} senses; take more"
             )
@@ -154,24 +155,10 @@ def grid(senses: int, step: float) -> np.ndarray:
     >>> grid(2, 0.5).tolist()
     [[0.0, 1.0], [0.5, 0.5], [1.0, 0.0]]
     """
-    parts = round(1 / step)
-
-    def rows(left: int, count: int) -> Iterator[tuple[int, ...]]:
-        if count == 1:
-            yield (left,)
-            return
-        for first in range(left + 1):
-            yield from ((first, *rest) for rest in rows(left - first, count - 1))
-
-    return np.array(list(rows(parts, senses))) / parts
-
-
-def _count(senses: int, parts: int) -> int:
-    """How many choices there are: ways to share out `parts`."""
-    count = 1
-    for i in range(1, senses):
-        count = count * (parts + i) // i
-    return count
+    places = round(1 / step) + senses - 1  # of the parts and of the bars that divide them among the senses
+    bars = np.array(list(combinations(range(places), senses - 1))).reshape(-1, senses - 1)
+    ends = np.pad(bars, ((0, 0), (1, 1)), constant_values=((0, 0), (-1, places)))
+    return (np.diff(ends, axis=1) - 1) / round(1 / step)
 
 
 def grid_f1(scores: np.ndarray, truth: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

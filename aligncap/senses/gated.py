@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import get_cosine_schedule_with_warmup
 
-from aligncap.senses.measures import difference, measured, table_of, write_confusion
+from aligncap.senses.measures import difference, measured, refuse_absent, table_of, write_confusion
 from aligncap.senses.moments import SEVEN, Moment, read_moments
 from aligncap.senses.outcome import macro_f1_of
 from aligncap.senses.score import features_of
@@ -80,12 +80,11 @@ class GateConfig(Config):
     seed: NaturalInt = option(0, "Seed.")
 
     def own_errors(self) -> list[str]:
-        files = (self.train, self.dev, self.test, *self.captions)
-        errors = [f"{path}: no such file" for path in files if not Path(path).is_file()]
         try:
             names = [name for name, _ in named_values(self.features, "features")]
         except UserErrors as error:
-            return [*errors, *error.errors]
+            return error.errors
+        errors = []
         if len(names) < 2 or len(set(names)) < len(names):
             errors.append("features: two senses or more, each of another name")
         if self.trunk not in names:
@@ -231,6 +230,7 @@ def run_gate(config: GateConfig) -> int:
     """`aligncap senses gate`. Raises UserErrors: folders of features that lack moments, no labels."""
     out, folders = Path(config.out), dict(named_values(config.features, "features"))
     files = {"train": config.train, "dev": config.dev, "test": config.test}
+    refuse_absent(*files.values(), *config.captions)
     parts = {name: [m for m in read_moments(path) if m.label] for name, path in files.items()}
     if empty := [files[name] for name, part in parts.items() if len({m.label for m in part}) < 2]:
         raise UserErrors([f"{path}: needs moments of two emotions or more" for path in empty])

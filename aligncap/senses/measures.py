@@ -11,8 +11,15 @@ from rich.table import Table
 from aligncap.senses.moments import SEVEN, Moment
 from aligncap.senses.outcome import TITLES, named, statistics_of, units_of
 from aligncap.utils.drawing import confusion_picture
+from aligncap.utils.errors import UserErrors
 from aligncap.utils.io import Row, atomic_open
 from aligncap.utils.statistics import intervals, paired_differences, ratio
+
+
+def refuse_absent(*paths: str | None) -> None:
+    """Raises UserErrors: every path that is given and leads to no file."""
+    if absent := [path for path in paths if path and not Path(path).is_file()]:
+        raise UserErrors([f"{path}: no such file" for path in absent])
 
 
 def measured(moments: Sequence[Moment], scores: np.ndarray) -> Row:

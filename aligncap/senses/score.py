@@ -13,7 +13,7 @@ from rich.console import Console
 from torch import Tensor
 
 from aligncap.audio.members import member_of
-from aligncap.senses.measures import measured, table_of
+from aligncap.senses.measures import measured, refuse_absent, table_of
 from aligncap.senses.moments import Moment, read_moments
 from aligncap.senses.sense import FILE, load_sense, write_scores
 from aligncap.utils.distributed import ALONE
@@ -47,16 +47,10 @@ class ScoreConfig(Config):
     batch_size: PositiveInt = option(16, "Moments at a time.")
     device: str = option("cpu", "Where the sense runs: cpu, cuda, cuda:1.")
 
-    def own_errors(self) -> list[str]:
-        paths = [self.manifest, *self.captions]
-        errors = [f"{path}: no such file" for path in paths if not Path(path).is_file()]
-        if not (Path(self.model) / FILE).is_file():
-            errors.append(f"{self.model}: holds no sense; `aligncap senses text|voice|face` trains one")
-        return errors
-
 
 def run_score(config: ScoreConfig) -> int:
     """`aligncap senses score`. Raises UserErrors: every file that cannot be read; other moments are kept."""
+    refuse_absent(config.manifest, *config.captions, str(Path(config.model) / FILE))
     moments = with_captions(read_moments(config.manifest), config.captions)
     sense, model = load_sense(config.model, config.device), hash_of_sense(Path(config.model))
     keys = [key_of(moment, sense.kind) for moment in moments]

@@ -323,7 +323,7 @@ def test_parts_of_their_own_and_the_nets_own_scores(random_nets, tmp_path):
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["--manifest", "gone", "--folds", "3"], "gone: no such file of moments"),
+        (["--manifest", "gone", "--folds", "3"], "gone: no such file"),
         (["--manifest", "M"], "give --dev and --test, or --folds of 3 or more"),
         (["--manifest", "M", "--folds", "2"], "give --dev and --test, or --folds of 3 or more"),
         (["--manifest", "M", "--folds", "3", "--dev", "M"], "dev and test are made by it"),

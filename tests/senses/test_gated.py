@@ -39,8 +39,6 @@ def make(sees, count, seed):
 
 
 def config(tmp_path, **options):
-    for name in ("train", "dev", "test"):
-        (tmp_path / name).touch()
     names = options.pop("names", ["text", "voice", "face"])
     given = {"size": 16, "epochs": 8, "learning_rate": 5e-3, "dropout": 0.1} | options
     return GateConfig(

@@ -149,4 +149,4 @@ def test_mistakes_are_told_at_once(tmp_path, capsys):
     words = ["--model", str(tmp_path), "--manifest", "gone.jsonl", "--out", str(tmp_path / "s.jsonl")]
     assert main(["senses", "score", *words]) == 2
     said = capsys.readouterr().err
-    assert "gone.jsonl: no such file" in said and "holds no sense" in said
+    assert "gone.jsonl: no such file" in said and "sense.json: no such file" in said
