@@ -69,6 +69,8 @@ class FuseConfig(Config):
             errors.append("test: the same senses as dev, by the same names")
         if set(names["beside"]) & {*names["dev"], "fused"}:
             errors.append("beside: names of senses cannot be used again")
+        if self.beside and not self.test:
+            errors.append("beside: needs --test, on which it is measured")
         if any(_JOIN in name for name in names["dev"]):
             errors.append(f"dev: a name cannot hold {_JOIN!r}")
         if abs(round(1 / self.step) * self.step - 1) > 1e-9:

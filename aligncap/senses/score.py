@@ -73,7 +73,9 @@ def run_score(config: ScoreConfig) -> int:
                 errors += error.errors
             else:
                 rows |= zip(batch, reading.scores.tolist(), strict=True)
-                tensors |= zip(batch, (own.half() for own in reading.features), strict=True)
+                tensors |= zip(
+                    batch, (own.clamp(-_LARGEST, _LARGEST).half() for own in reading.features), strict=True
+                )
             if len(rows) >= SHARD_ROWS or start == starts[-1]:
                 if store is not None:
                     store.write(tensors | {f"{key}{_SCORES}": torch.tensor(row) for key, row in rows.items()})
@@ -102,6 +104,7 @@ def hash_of_sense(folder: Path) -> str:
 
 
 _NOT_OF_IT = ("run.json", "metrics.json")
+_LARGEST = 65504.0  # float16
 _SCORES = ".scores"  # after a key, in a store of features
 
 

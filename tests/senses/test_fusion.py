@@ -211,6 +211,7 @@ def test_two_senses_are_drawn_as_a_line_and_four_not_at_all(tmp_path):
         (["--dev", "text=a", "voice=b", "--step", "0.03"], "must divide 1"),
         (["--dev", *(f"s{k}=a" for k in range(6))], "more than 100,000 choices"),
         (["--dev", "text", "voice=b"], "--dev text: write NAME=VALUE"),
+        (["--dev", "text=a", "voice=b", "--beside", "c=d"], "beside: needs --test"),
         (["--dev", "text=gone", "voice=lost"], "gone: no such file of scores.*lost: no such file of scores"),
     ],
 )
