@@ -60,8 +60,8 @@ class FaceConfig(Config):
     folds: NaturalInt = option(
         0, "In place of --dev and --test: cross-validation over so many groups of speakers."
     )
-    scores: Literal["head", "net"] = option(
-        "head", "Whose scores the sense gives; the head never names a label that it was not trained on."
+    scores: Literal["auto", "head", "net"] = option(
+        "auto", "Whose scores the sense gives; auto: the head's where all seven emotions were there to learn."
     )
     whole_below: NaturalInt = option(
         96, "A picture without a face found and at most so many pixels a side is taken for a face."
@@ -265,18 +265,19 @@ def run_face(config: FaceConfig) -> int:
     kept = range(len(moments)) if config.folds else splits[0][0]
     head = _fit(moments, kinds["head"], kept, penalty)
     if missing := set(SEVEN) - {moments[i].label for i in kept}:
-        text = "the head never names %s, of which there are no examples; --scores net keeps the net's own"
+        text = "no examples of %s, which the head therefore never names; --scores auto takes the net's own"
         _log.info(text, ", ".join(sorted(missing)))
+    chosen = config.scores if config.scores != "auto" else "net" if missing else "head"
     out.mkdir(parents=True, exist_ok=True)
     save_file(head.tensors, out / _HEAD)
-    settings = {"kind": "face", "scores": config.scores, "nets": config.nets}
+    settings = {"kind": "face", "scores": chosen, "nets": config.nets}
     write_json(out / FILE, settings | {"whole_below": config.whole_below, "penalty": penalty})
-    write_scores(out / "scores.jsonl", own, scores[config.scores])
+    write_scores(out / "scores.jsonl", own, scores[chosen])
     gaps = {f"head − {name}": difference(own, scores[name], scores["head"]) for name in ("net", "pixels")}
     metrics: Row = {"systems": systems, "differences": gaps, "penalties": penalties}
     write_json(out / "metrics.json", metrics)
-    title = f"face, scores of the {config.scores}"
-    write_confusion(out / "confusion.png", own, scores[config.scores], title, "emotion of the face")
+    title = f"face, scores of the {chosen}"
+    write_confusion(out / "confusion.png", own, scores[chosen], title, "emotion of the face")
     write_run_record(out, "senses face", asdict(config), paths, seed=config.seed)
     Console().print(table_of(systems, "face"))
     print(f"picture: {out}/confusion.png")
