@@ -324,8 +324,6 @@ def test_parts_of_their_own_and_where_emotions_lack_the_nets_own_scores(random_n
         manifest,
         "--test",
         manifest,
-        "--scores",
-        "net",
         "--out",
         str(out),
     ]
