@@ -19,9 +19,9 @@ from torch import Tensor
 
 from aligncap.data.split import fold_speakers
 from aligncap.senses.face_nets import DESCRIPTOR, NAME, SIDES, FaceNets, boxes_of, load_nets
-from aligncap.senses.measures import difference, measured, refuse_absent, table_of, write_confusion
-from aligncap.senses.moments import SEVEN, Moment, read_moments
-from aligncap.senses.outcome import Unit, macro_f1_of
+from aligncap.senses.measures import difference, measured, table_of, write_confusion
+from aligncap.senses.moments import SEVEN, Moment
+from aligncap.senses.outcome import Unit, macro_f1_of, read_parts
 from aligncap.senses.pictures import evenly, read_frames, read_picture
 from aligncap.senses.sense import FILE, Reading, write_scores
 from aligncap.utils.errors import UserError, UserErrors
@@ -238,14 +238,11 @@ def scores_of(head: Head | None, numbers: Tensor) -> np.ndarray:
 def run_face(config: FaceConfig) -> int:
     """`aligncap senses face`. Raises UserError: no labels, too few speakers, pictures that cannot be read."""
     out = Path(config.out)
-    refuse_absent(config.manifest, config.dev, config.test)
+    files = {"train": config.manifest, "dev": config.dev, "test": config.test}
+    parts = read_parts(files, "face")
+    moments = [moment for part in parts.values() for moment in part]
+    splits = splits_of(config, list(parts.values()))
     sense = FaceSense(load_nets(config.nets, config.device), None, config.whole_below)
-    paths = [path for path in (config.manifest, config.dev, config.test) if path]
-    parts = [[m for m in read_moments(path, ["face"]) if m.label] for path in paths]
-    if empty := [path for path, part in zip(paths, parts, strict=True) if len({m.label for m in part}) < 2]:
-        raise UserErrors([f"{path}: needs faces of two emotions or more" for path in empty])
-    moments = [moment for part in parts for moment in part]
-    splits = splits_of(config, parts)
     seen = see_all(sense, moments, "looking at faces")
     kinds = {"head": [f.features for f in seen], "pixels": [f.pixels for f in seen]}
     scores = {"net": np.stack([scores_of(None, f.features) for f in seen])}
@@ -278,7 +275,7 @@ def run_face(config: FaceConfig) -> int:
     write_json(out / "metrics.json", metrics)
     title = f"face, scores of the {chosen}"
     write_confusion(out / "confusion.png", own, scores[chosen], title, "emotion of the face")
-    write_run_record(out, "senses face", asdict(config), paths, seed=config.seed)
+    write_run_record(out, "senses face", asdict(config), filter(None, files.values()), seed=config.seed)
     Console().print(table_of(systems, "face"))
     print(f"picture: {out}/confusion.png")
     return 0

@@ -25,7 +25,7 @@ from transformers import get_cosine_schedule_with_warmup
 
 from aligncap.senses.measures import difference, measured, refuse_absent, table_of, write_confusion
 from aligncap.senses.moments import SEVEN, Moment, read_moments
-from aligncap.senses.outcome import macro_f1_of
+from aligncap.senses.outcome import macro_f1_of, shared
 from aligncap.senses.score import features_of
 from aligncap.senses.sense import write_scores
 from aligncap.utils.errors import UserError, UserErrors
@@ -234,6 +234,8 @@ def run_gate(config: GateConfig) -> int:
     parts = {name: [m for m in read_moments(path) if m.label] for name, path in files.items()}
     if empty := [files[name] for name, part in parts.items() if len({m.label for m in part}) < 2]:
         raise UserErrors([f"{path}: needs moments of two emotions or more" for path in empty])
+    if errors := shared(parts, files):
+        raise UserErrors(errors)
     found = {name: features_of(folders, part, config.captions) for name, part in parts.items()}
     model, log = train_gated(config, (parts["train"], found["train"]), (parts["dev"], found["dev"]))
     out.mkdir(parents=True, exist_ok=True)

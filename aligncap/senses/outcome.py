@@ -75,7 +75,7 @@ def read_parts(files: Mapping[str, str | None], sense: str) -> Parts:
         if unknown := {str(m.label) for m in parts[name]} - {*known}:
             missing = ", ".join(sorted(unknown))
             errors.append(f"{files[name]}: {missing}: no example in {files['train']} to learn it from")
-    errors += _shared(parts, files)
+    errors += shared(parts, files)
     if sense == "voice":
         absent = [m.audio for part in parts.values() for m in part if m.audio and not is_there(m.audio)]
         errors += [f"{path}: no such file" for path in absent[:_SHOWN]]
@@ -85,7 +85,7 @@ def read_parts(files: Mapping[str, str | None], sense: str) -> Parts:
     return parts
 
 
-def _shared(parts: Parts, files: Mapping[str, str | None]) -> list[str]:
+def shared(parts: Parts, files: Mapping[str, str | None]) -> list[str]:
     """A line for each two parts that share ids or speakers."""
     errors, names = [], list(parts)
     for place, one in enumerate(names):

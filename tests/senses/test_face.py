@@ -12,7 +12,7 @@ from aligncap.senses import face as module
 from aligncap.senses import pictures as opened
 from aligncap.senses.face import FaceConfig, FaceSense, Head, pictures_of, splits_of
 from aligncap.senses.face_nets import FaceNets
-from aligncap.senses.moments import SEVEN, Moment
+from aligncap.senses.moments import SEVEN, Moment, read_moments
 from aligncap.senses.pictures import evenly, read_frames, read_picture
 from aligncap.senses.sense import load_sense, read_scores
 from aligncap.utils.errors import UserError, UserErrors
@@ -290,7 +290,7 @@ def test_planted_faces_are_learnt_across_subjects_and_shuffled_ones_are_not(
         rows, _ = read_scores(out / "scores.jsonl")
         assert len(rows) == 36
         kept = load_sense(out)
-        reading = kept.read(module.read_moments(manifest)[:4])
+        reading = kept.read(read_moments(manifest)[:4])
         assert [SEVEN[k] for k in reading.scores.argmax(1)] == ["happy", "happy", "sad", "sad"]
         assert kept.kind == "face" and reading.features[0].shape == (1, kept.width)
         files = {
@@ -306,7 +306,7 @@ def test_planted_faces_are_learnt_across_subjects_and_shuffled_ones_are_not(
 
 def test_no_subject_is_in_two_parts_and_each_is_tested_once(tmp_path):
     manifest = planted(tmp_path)
-    moments = module.read_moments(manifest)
+    moments = read_moments(manifest)
     speakers = [m.speaker for m in moments]
     splits = splits_of(FaceConfig(manifest=str(manifest), folds=3, out=""), [moments])
     for split in splits:
@@ -315,24 +315,20 @@ def test_no_subject_is_in_two_parts_and_each_is_tested_once(tmp_path):
     assert sorted(i for split in splits for i in split[2]) == list(range(36))
 
 
-def test_parts_of_their_own_and_where_emotions_lack_the_nets_own_scores(random_nets, tmp_path):
-    manifest, out = str(planted(tmp_path, subjects=1)), tmp_path / "out"
-    words = [
-        "--manifest",
-        manifest,
-        "--dev",
-        manifest,
-        "--test",
-        manifest,
-        "--out",
-        str(out),
-    ]
+def test_parts_of_their_own_and_where_emotions_lack_the_nets_own_scores(random_nets, tmp_path, capsys):
+    manifest, out, words = planted(tmp_path, subjects=3), tmp_path / "out", ["--out", str(tmp_path / "out")]
+    for k, part in enumerate(("manifest", "dev", "test")):
+        own = [line for line in manifest.read_text().splitlines(True) if f'"S{k}"' in line]
+        (tmp_path / f"{part}.jsonl").write_text("".join(own))
+        words += [f"--{part}", str(tmp_path / f"{part}.jsonl")]
     assert main(["senses", "face", *words]) == 0
     kept = load_sense(out)
-    moments = module.read_moments(manifest)[:3]
-    reading = kept.read(moments)
+    reading = kept.read(read_moments(manifest)[:3])
     logits = torch.stack([faces[0, -7:] for faces in reading.features])
     assert np.allclose(reading.scores, logits.softmax(-1).numpy(), atol=1e-5)
+    words[-1] = words[-3]
+    assert main(["senses", "face", *words]) == 2
+    assert "share 1 speaker(s): S1; split by speaker" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

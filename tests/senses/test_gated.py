@@ -132,7 +132,10 @@ def test_the_command_trains_saves_and_measures(tmp_path, capsys):
         moments, features = make(PARTS, count, len(part))
         for i, m in enumerate(moments):
             m.text, m.id = f"{part} {i}", f"{part}-{i}"
-        rows = [{"id": m.id, "transcript": m.text, "emotion": m.label, "speaker": m.speaker} for m in moments]
+        rows = [
+            {"id": m.id, "transcript": m.text, "emotion": m.label, "speaker": f"{part}-{m.speaker}"}
+            for m in moments
+        ]
         (tmp_path / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         for name, folder in folders.items():
             store = open_features(folder, "text", "a sense")
