@@ -158,7 +158,7 @@ def test_seeds_decide_and_the_same_seed_repeats(files, bert, tmp_path):
 def test_a_stopped_run_goes_on_with_its_stages(files, bert, tmp_path, monkeypatch):
     import aligncap.senses.text as text
 
-    words = ("--lora_rank", "0", "--stages", "head:1:1e-3", "all:1:1e-3", "--checks", "1")
+    words = ("--lora_rank", "0", "--stages", "head:1:1e-3", "all:1:1e-3", "--checks", "1", "--limit", "40")
     fit(files, tmp_path / "whole", bert, *words)
     stages, inner = [], text._train_stage
 
