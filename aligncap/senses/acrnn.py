@@ -3,8 +3,10 @@
 Log-mel (1, 128, 130) → stem convolution → four residual blocks of w, 2w, 4w and 8w channels (w = 64), each
 with CBAM (Woo et al. 2018) and pooling → projection → BiLSTM of two layers → multi-head attention → mean
 over time → MLP. What the source does not say is ours: the stem's stride, pooling by 2 × 2 in the first block
-and by 2 in frequency alone after it, so that 33 steps of 93 ms are left, and that no step of padding is
-attended to.
+and by 2 in frequency alone after it, so that 33 steps of 93 ms are left; that no step of padding is attended
+to; a shortcut around the BiLSTM and batch normalisation before the MLP. Without the last two, states differ
+little from clip to clip at first, and learning stands still for hundreds of steps
+(docs/senses-text-voice.md).
 """
 
 from __future__ import annotations
@@ -150,6 +152,7 @@ class Acrnn(nn.Module):
         self.attention = nn.MultiheadAttention(states, shape.heads, shape.dropout, batch_first=True)
         self.norm = nn.LayerNorm(states)
         self.head = nn.Sequential(
+            nn.BatchNorm1d(states),
             nn.Linear(states, shape.hidden),
             nn.ReLU(),
             nn.Dropout(shape.dropout),
@@ -168,7 +171,8 @@ class Acrnn(nn.Module):
         steps = (frames + STRIDE - 1) // STRIDE
         own = torch.arange(x.shape[1], device=x.device) < steps[:, None]
         packed = pack_padded_sequence(x, steps.cpu(), batch_first=True, enforce_sorted=False)
-        x = pad_packed_sequence(self.recurrent(packed)[0], batch_first=True, total_length=x.shape[1])[0]
+        later = pad_packed_sequence(self.recurrent(packed)[0], batch_first=True, total_length=x.shape[1])[0]
+        x = x + later
         heard, _ = self.attention(x, x, x, key_padding_mask=~own, need_weights=False)
         return self.norm(x + heard), own
 

@@ -7,7 +7,7 @@ import logging
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -311,10 +311,9 @@ def train_linear(
     )
     head = nn.Linear(model.config.hidden_size, len(SEVEN))
     sense = TextSense(model, tokenizer, head, config.max_tokens, device)
-    x = torch.stack([f.mean(0) for f in sense.read(train, "means of frozen states").features]).numpy()
+    x, x_dev = sense.means(train).numpy(), sense.means(dev)
     y = np.array([SEVEN.index(str(m.label)) for m in train])
     mean, std = x.mean(0), np.maximum(x.std(0), 1e-6)
-    x_dev = torch.stack([f.mean(0) for f in sense.read(dev, "means of dev").features])
     balanced = "balanced" if config.class_weights else None
     best, kept = -1.0, {}
     for penalty in PENALTIES:
@@ -391,20 +390,32 @@ class TextSense:
         settings = {"linear": self.head is not None, "max_tokens": self.max_tokens, "precision": precision}
         write_json(folder / FILE, {"kind": "text", **settings, **more})
 
-    @torch.no_grad()
-    def read(self, moments: Sequence[Moment], title: str = "reading") -> Reading:
+    def read(self, moments: Sequence[Moment]) -> Reading:
         """Probabilities, and the last state of each token as features."""
         scores = np.full((len(moments), len(SEVEN)), np.nan)
         features = [torch.zeros(0, self.width) for _ in moments]
+        for place, share, states in self._each(moments, "reading"):
+            scores[place], features[place] = share, states
+        return Reading(scores, features)
+
+    def means(self, moments: Sequence[Moment]) -> Tensor:
+        """Mean over tokens of the last states, (n, width); 0 of a moment without text."""
+        found = torch.zeros(len(moments), self.width)
+        for place, _, states in self._each(moments, "means of frozen states"):
+            found[place] = states.mean(0)
+        return found
+
+    @torch.no_grad()
+    def _each(self, moments: Sequence[Moment], title: str) -> Iterator[tuple[int, np.ndarray, Tensor]]:
+        """Place, probabilities (7,) and states (tokens, width) of each moment with text, by length."""
         said = [i for i, m in enumerate(moments) if m.text]
         texts = [str(moments[i].text) for i in said]
         rows = self.tokenizer(texts, truncation=True, max_length=self.max_tokens)["input_ids"] if said else []
-        order = sorted(range(len(said)), key=lambda place: (len(rows[place]), place))
+        ids_of = {i: ids for i, ids in zip(said, rows, strict=True) if ids}
+        order = sorted(ids_of, key=lambda i: (len(ids_of[i]), i))
         for start in track(range(0, len(order), 32), None, title):
-            places = [place for place in order[start : start + 32] if rows[place]]
-            if not places:
-                continue
-            batch = self.tokenizer.pad({"input_ids": [rows[p] for p in places]}, return_tensors="pt")
+            places = order[start : start + 32]
+            batch = self.tokenizer.pad({"input_ids": [ids_of[i] for i in places]}, return_tensors="pt")
             ids, mask = batch["input_ids"].to(self.device), batch["attention_mask"].to(self.device)
             found = self.model(input_ids=ids, attention_mask=mask, output_hidden_states=True)
             states = found.hidden_states[-1].float()
@@ -414,8 +425,5 @@ class TextSense:
                 own = mask[..., None].float()
                 logits = self.head((states * own).sum(1) / own.sum(1))
             shares = logits.softmax(1).cpu().double().numpy()
-            for place, share, state, own_tokens in zip(
-                places, shares, states.cpu(), mask.cpu().bool(), strict=True
-            ):
-                scores[said[place]], features[said[place]] = share, state[own_tokens]
-        return Reading(scores, features)
+            for row, place in enumerate(places):
+                yield place, shares[row], states[row][mask[row].bool()].cpu()

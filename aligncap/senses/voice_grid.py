@@ -13,7 +13,7 @@ from rich.table import Table
 
 from aligncap.models.precision import pick_device
 from aligncap.senses.outcome import read_parts
-from aligncap.senses.voice import VoiceConfig, VoiceTraining, kept_log_mels, train
+from aligncap.senses.voice_training import STATE, VoiceConfig, VoiceTraining, kept_log_mels, train
 from aligncap.utils.errors import UserErrors
 from aligncap.utils.io import Row, write_json
 from aligncap.utils.options import option
@@ -83,7 +83,7 @@ def run_voice_grid(config: VoiceGridConfig) -> int:
                 "history": trained.history,
             }
             write_json(place / "result.json", result)
-            (place / "state.safetensors").unlink(missing_ok=True)
+            (place / STATE).unlink(missing_ok=True)
         found[cell] = json.loads((place / "result.json").read_text(encoding="utf-8"))
     write_json(out / "grid.json", {"cells": list(found.values())})
     write_run_record(out, "senses voice-grid", asdict(config), files.values(), seed=config.seed)

@@ -14,7 +14,8 @@ from aligncap.cli import main
 from aligncap.senses.acrnn import FRAMES, Acrnn, Shape, log_mel, windows
 from aligncap.senses.moments import SEVEN, Moment, read_moments
 from aligncap.senses.sense import load_sense, read_scores
-from aligncap.senses.voice import VoiceConfig, VoiceSense, kept_log_mels, train
+from aligncap.senses.voice import VoiceSense
+from aligncap.senses.voice_training import VoiceConfig, kept_log_mels, train
 from aligncap.utils.errors import UserError, UserErrors
 
 PITCH = {"angry": 420.0, "sad": 90.0, "happy": 200.0}
@@ -141,13 +142,13 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_was_not_and_seeds_count(files, 
         yield from [epoch for epoch in epochs if epoch < 2]
 
     with monkeypatch.context() as patch:
-        patch.setattr("aligncap.senses.voice.track", until_one)
+        patch.setattr("aligncap.senses.voice_training.track", until_one)
         assert history_of(options(files, tmp_path / "broken", epochs=3)) == whole[:1]
     assert (tmp_path / "broken" / "state.safetensors").is_file()
     # the state of other options is not taken up
     assert history_of(options(files, tmp_path / "broken", epochs=1, mixup=0.0))[0]["loss"] != whole[0]["loss"]
     with monkeypatch.context() as patch:
-        patch.setattr("aligncap.senses.voice.track", until_one)
+        patch.setattr("aligncap.senses.voice_training.track", until_one)
         history_of(options(files, tmp_path / "broken", epochs=3))
     assert history_of(options(files, tmp_path / "broken", epochs=3)) == whole
 
