@@ -14,11 +14,11 @@ import torch
 import torch.nn.functional as F
 from rich.console import Console
 from safetensors.torch import load_file, save_file
-from sklearn.linear_model import LogisticRegression
-from torch import Tensor
+from torch import Tensor, nn
 
 from aligncap.data.split import fold_speakers
 from aligncap.senses.face_nets import DESCRIPTOR, NAME, SIDES, FaceNets, boxes_of, load_nets
+from aligncap.senses.linear import fit_linear
 from aligncap.senses.measures import difference, measured, table_of, write_confusion
 from aligncap.senses.moments import SEVEN, Moment
 from aligncap.senses.outcome import Unit, macro_f1_of, read_parts
@@ -30,7 +30,7 @@ from aligncap.utils.options import Config, NaturalInt, option
 from aligncap.utils.progress import track
 from aligncap.utils.run_record import write_run_record
 
-PENALTIES = (1e-3, 1e-2, 1e-1)  # of the weights' squares; the one that is best on dev is taken
+PENALTIES = (1e-3, 1e-2, 1e-1)  # of the head's squared weights; the one that is best on dev is taken
 FRAMES = 5  # of a video, or of a moment's pictures
 PROBED = 48  # pixels of a side that the probe sees
 _HEAD = "head.safetensors"
@@ -86,35 +86,6 @@ class Faces:
     several: int = 0  # pictures with more than one face
 
 
-class Head:
-    """Multinomial logistic regression of standardised numbers; labels without examples get no share."""
-
-    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
-        self.tensors = dict(tensors)  # mean and std (width,), weight (7, width), bias (7,)
-
-    @classmethod
-    def fit(cls, x: np.ndarray, labels: Sequence[str], penalty: float) -> Head:
-        """Cross-entropy with labels weighted alike + penalty · |weights|², of numbers (n, width)."""
-        mean, std = x.mean(0), np.maximum(x.std(0), 1e-5)
-        truth = np.array([SEVEN.index(label) for label in labels])
-        inverse = 1 / (2 * len(truth) * penalty)
-        model = LogisticRegression(C=inverse, class_weight="balanced", max_iter=1000)
-        model.fit((x - mean) / std, truth)
-        weight, bias = np.zeros((7, x.shape[1])), np.full(7, -np.inf)
-        if len(model.classes_) == 2:  # scikit-learn keeps the difference alone
-            weight[model.classes_[1]] = model.coef_[0]
-            bias[model.classes_] = 0, model.intercept_[0]
-        else:
-            weight[model.classes_], bias[model.classes_] = model.coef_, model.intercept_
-        parts = {"mean": mean, "std": std, "weight": weight, "bias": bias}
-        return cls({name: torch.from_numpy(part).float() for name, part in parts.items()})
-
-    def scores(self, x: Tensor) -> Tensor:
-        """Probabilities (n, 7) of numbers (n, width)."""
-        t = self.tensors
-        return (((x - t["mean"]) / t["std"]) @ t["weight"].T + t["bias"]).softmax(-1)
-
-
 class FaceSense:
     """Scores of the largest face of each of up to five pictures or frames, averaged; see `Sense`.
 
@@ -124,7 +95,7 @@ class FaceSense:
     kind = "face"
     width = DESCRIPTOR + len(SEVEN)
 
-    def __init__(self, nets: FaceNets, head: Head | None = None, whole_below: int = 96) -> None:
+    def __init__(self, nets: FaceNets, head: nn.Linear | None = None, whole_below: int = 96) -> None:
         self.nets, self.head, self.whole_below = nets, head, whole_below
         self._told = False  # that several faces were in a picture
 
@@ -132,7 +103,7 @@ class FaceSense:
     def load(cls, folder: Path, device: str = "cpu") -> FaceSense:
         """The sense of a folder that `aligncap senses face` wrote."""
         settings = json.loads((folder / FILE).read_text(encoding="utf-8"))
-        head = Head(load_file(folder / _HEAD)) if settings["scores"] == "head" else None
+        head = head_of(load_file(folder / _HEAD)) if settings["scores"] == "head" else None
         return cls(load_nets(settings["nets"], device), head, settings["whole_below"])
 
     def read(self, moments: Sequence[Moment]) -> Reading:
@@ -227,11 +198,18 @@ def see_all(sense: FaceSense, moments: Sequence[Moment], what: str = "") -> list
     return seen
 
 
-def scores_of(head: Head | None, numbers: Tensor) -> np.ndarray:
+def head_of(state: Mapping[str, Tensor]) -> nn.Linear:
+    """The linear layer of these weights, to be read alone."""
+    head = nn.Linear(state["weight"].shape[1], len(SEVEN)).requires_grad_(False)
+    head.load_state_dict(state)
+    return head
+
+
+def scores_of(head: nn.Linear | None, numbers: Tensor) -> np.ndarray:
     """Mean probabilities (7,) over the faces of a moment; of nets' own logits without a head; nan of none."""
     if not len(numbers):
         return np.full(7, np.nan)
-    scores = numbers[:, -len(SEVEN) :].softmax(-1) if head is None else head.scores(numbers)
+    scores = numbers[:, -len(SEVEN) :].softmax(-1) if head is None else head(numbers).softmax(-1)
     return scores.mean(0).double().numpy()
 
 
@@ -266,7 +244,7 @@ def run_face(config: FaceConfig) -> int:
         _log.info(text, ", ".join(sorted(missing)))
     chosen = config.scores if config.scores != "auto" else "net" if missing else "head"
     out.mkdir(parents=True, exist_ok=True)
-    save_file(head.tensors, out / _HEAD)
+    save_file(head.state_dict(), out / _HEAD)
     settings = {"kind": "face", "scores": chosen, "nets": config.nets}
     write_json(out / FILE, settings | {"whole_below": config.whole_below, "penalty": penalty})
     write_scores(out / "scores.jsonl", own, scores[chosen])
@@ -305,7 +283,7 @@ def splits_of(config: FaceConfig, parts: list[list[Moment]]) -> list[tuple[list[
 
 def fit_on_dev(
     moments: Sequence[Moment], numbers: Sequence[Tensor], train: Sequence[int], dev: Sequence[int]
-) -> tuple[float, Head]:
+) -> tuple[float, nn.Linear]:
     """The penalty with the best macro F1 on dev, the larger of equals, and its head."""
     found = []
     for penalty in PENALTIES:
@@ -316,9 +294,11 @@ def fit_on_dev(
     return penalty, head
 
 
-def _fit(moments: Sequence[Moment], numbers: Sequence[Tensor], places: Sequence[int], penalty: float) -> Head:
+def _fit(
+    moments: Sequence[Moment], numbers: Sequence[Tensor], places: Sequence[int], penalty: float
+) -> nn.Linear:
     rows = torch.cat([numbers[i] for i in places]).double().numpy()
     own = [str(moments[i].label) for i in places for _ in range(len(numbers[i]))]
     if len(set(own)) < 2:
         raise UserError("faces of two emotions or more are needed to train on; fewer were found")
-    return Head.fit(rows, own, penalty)
+    return head_of(fit_linear(rows, own, penalty, balanced=True))

@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, load_model, save_file, save_model
-from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import (
@@ -34,6 +33,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from aligncap.models.hub import load_pretrained, resolve
 from aligncap.models.precision import pick_device
+from aligncap.senses.linear import fit_linear
 from aligncap.senses.moments import SEVEN, Moment
 from aligncap.senses.outcome import macro_f1_of, read_parts, write_outcome
 from aligncap.senses.sense import FILE, Reading
@@ -312,20 +312,10 @@ def train_linear(
     head = nn.Linear(model.config.hidden_size, len(SEVEN))
     sense = TextSense(model, tokenizer, head, config.max_tokens, device)
     x, x_dev = sense.means(train).numpy(), sense.means(dev)
-    y = np.array([SEVEN.index(str(m.label)) for m in train])
-    mean, std = x.mean(0), np.maximum(x.std(0), 1e-6)
-    balanced = "balanced" if config.class_weights else None
+    labels = [str(m.label) for m in train]
     best, kept = -1.0, {}
     for penalty in PENALTIES:
-        fitted = LogisticRegression(C=1 / (2 * len(y) * penalty), class_weight=balanced, max_iter=1000)
-        fitted.fit((x - mean) / std, y)
-        weight, bias = np.zeros((7, x.shape[1])), np.full(7, -30.0)  # of an emotion without examples
-        coefficients, intercept = fitted.coef_, fitted.intercept_
-        if len(fitted.classes_) == 2:  # the second against the first
-            coefficients, intercept = np.vstack([0 * coefficients, coefficients]), np.array([0.0, *intercept])
-        weight[fitted.classes_] = coefficients / std
-        bias[fitted.classes_] = intercept - weight[fitted.classes_] @ mean
-        state = {"weight": torch.from_numpy(weight).float(), "bias": torch.from_numpy(bias).float()}
+        state = fit_linear(x, labels, penalty, config.class_weights)
         head.load_state_dict(state)
         with torch.no_grad():
             score = macro_f1_of(dev, head.cpu()(x_dev).numpy())

@@ -10,8 +10,9 @@ from PIL import Image
 from aligncap.cli import main
 from aligncap.senses import face as module
 from aligncap.senses import pictures as opened
-from aligncap.senses.face import FaceConfig, FaceSense, Head, pictures_of, splits_of
+from aligncap.senses.face import FaceConfig, FaceSense, head_of, pictures_of, splits_of
 from aligncap.senses.face_nets import FaceNets
+from aligncap.senses.linear import fit_linear
 from aligncap.senses.moments import SEVEN, Moment, read_moments
 from aligncap.senses.pictures import evenly, read_frames, read_picture
 from aligncap.senses.sense import load_sense, read_scores
@@ -219,19 +220,22 @@ def test_a_moment_gives_its_pictures_or_frames_of_its_video(tmp_path):
 def test_the_head_learns_what_was_planted_and_never_names_what_it_has_not_seen(labels):
     rng = np.random.default_rng(0)
     names = [labels[k] for k in rng.integers(0, len(labels), 200)]
-    x = rng.normal(size=(200, 6)) * 5 + 3
-    x[:, 2] += [8 * labels.index(name) for name in names]
-    head = Head.fit(x, names, 1e-3)
-    scores = head.scores(torch.from_numpy(x).float()).numpy()
-    assert (
-        scores.sum(1) == pytest.approx(1)
-        and np.mean([SEVEN[k] for k in scores.argmax(1)] == np.array(names)) > 0.5
-    )
+    x = 5 * rng.normal(size=(200, 6)) + 3 + 40 * np.eye(6)[[labels.index(name) for name in names]]
+    head = head_of(fit_linear(x, names, 1e-3, balanced=True))
+    scores = head(torch.from_numpy(x).float()).softmax(-1)
+    assert [SEVEN[k] for k in scores.argmax(1)] == names
     assert (scores[:, [k for k, name in enumerate(SEVEN) if name not in labels]] == 0).all()
-    apart = rng.normal(size=(200, 6)) + 20 * np.eye(6)[[labels.index(name) for name in names]]
-    assert [
-        SEVEN[k] for k in Head.fit(apart, names, 1e-3).scores(torch.from_numpy(apart).float()).argmax(1)
-    ] == names
+
+
+def test_rare_labels_count_as_much_as_frequent_ones_if_asked_to():
+    x = np.random.default_rng(0).normal(size=(300, 1))
+    names = ["happy"] * 270 + ["sad"] * 30
+    x[270:] += 1.5
+    said = {
+        b: head_of(fit_linear(x, names, 1e-3, b))(torch.from_numpy(x).float()).argmax(1)
+        for b in (True, False)
+    }
+    assert (said[True] == 2).sum() > 2 * (said[False] == 2).sum()
 
 
 # ---- the command
