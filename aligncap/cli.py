@@ -88,6 +88,25 @@ COMMANDS: dict[str, Command] = {
     "lab states": Command(
         "lab.states", "StatesConfig", "run_states", "where speech and text lie in the LLM's spaces"
     ),
+    "senses ck": Command("senses.ck", "CKConfig", "run_ck", "CK+48's faces as a file of moments"),
+    "senses face": Command("senses.face", "FaceConfig", "run_face", "emotion from faces"),
+    "senses score": Command("senses.score", "ScoreConfig", "run_score", "any sense's scores of moments"),
+    "senses fuse": Command("senses.fusion", "FuseConfig", "run_fuse", "late fusion of senses' scores"),
+    "senses combine": Command(
+        "senses.combine", "CombineConfig", "run_combine", "made moments of words, voice and face"
+    ),
+    "senses gate": Command("senses.gated", "GateConfig", "run_gate", "gated fusion of senses' features"),
+    "senses goemotions": Command(
+        "senses.goemotions", "GoEmotionsConfig", "run_goemotions", "GoEmotions to files of moments"
+    ),
+    "senses captions": Command(
+        "senses.captions", "CaptionScoresConfig", "run_captions", "the captioner's confidence as scores"
+    ),
+    "senses text": Command("senses.text", "TextConfig", "run_text", "emotion from what is said"),
+    "senses voice": Command("senses.voice", "VoiceConfig", "run_voice", "emotion from how it is said: ACRNN"),
+    "senses voice-grid": Command(
+        "senses.voice_grid", "VoiceGridConfig", "run_voice_grid", "learning rate × batch × smoothing of it"
+    ),
 }
 
 

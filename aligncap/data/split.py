@@ -16,6 +16,7 @@ from aligncap.data.columns import columns_of
 from aligncap.data.manifest import Utterance, read_manifest, rebase, write_manifest
 from aligncap.utils.errors import UserError, UserErrors, natural, nearest
 from aligncap.utils.options import Config, NaturalInt, option
+from aligncap.utils.statistics import Spoken
 
 _log = logging.getLogger(__name__)
 MOST_REPEATS = 4  # of a clip, in balancing
@@ -178,7 +179,7 @@ def split_by_speaker(
     return parts
 
 
-def fold_speakers(utterances: Sequence[Utterance], folds: int, seed: int | None = None) -> list[list[str]]:
+def fold_speakers(utterances: Sequence[Spoken], folds: int, seed: int | None = None) -> list[list[str]]:
     """The speakers of each fold: those of each corpus in as many groups, as equal as can be, in natural order
     or shuffled by `seed`.
 

