@@ -4,8 +4,8 @@ The limits keep what was reached, and grow only with what the package can do. Th
 confidence and people's words came in was 18,000 lines in 115 files, Any on 150 lines; reached were 21,575,
 114 and 105. With instructions, more encoders and LLMs: 24,842, 132 and 112. Since then the lab (5,000
 lines), page, API and long recordings (2,900), large manifests and shards (1,400), packing, emotion2vec and
-what GPUs need came in, then the senses (3,500) and the talking app (1,800); scripts grew by what proves a GPU and
-plans a run.
+what GPUs need came in, then the senses (3,500) and the talking app (1,800); scripts grew by what proves a
+GPU and plans a run.
 """
 
 from __future__ import annotations
