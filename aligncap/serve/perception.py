@@ -1,0 +1,313 @@
+"""What is perceived of a turn: at once by the captioner, in its own thread by the senses and by Whisper.
+
+The two do not wait for each other: the captioner has the service's queue, words and senses one thread here.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import re
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from importlib import import_module
+from pathlib import Path
+from typing import Protocol, cast
+
+import numpy as np
+
+from aligncap.audio.files import SAMPLE_RATE
+from aligncap.inference.confidence import Calibration
+from aligncap.models.hub import load_pretrained, resolve
+from aligncap.models.model_card import read_record
+from aligncap.senses.moments import SEVEN, Moment, label_of, senses_of
+from aligncap.senses.sense import KINDS, Sense, load_sense
+from aligncap.serve.batching import Options
+from aligncap.serve.listening import cues_of
+from aligncap.serve.personas import clean
+from aligncap.serve.service import Service
+from aligncap.serve.talk_prompt import Perception, Trust
+from aligncap.serve.uploads import Refused
+from aligncap.utils.errors import UserError
+from aligncap.utils.io import Row
+
+MOST_PICTURES = 5  # of a turn
+MOST_PIXELS = 40_000_000
+PICTURES = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp"}
+TRANSCRIPT_TOKENS = 200
+CAPTIONER = "captioner"  # its name among the senses
+Scores = Mapping[str, np.ndarray]  # (7,) by the name of the sense
+_FOLDER = re.compile(r"\S*/talk-[^/\s]*/")  # temporary ones are nobody's business
+_log = logging.getLogger(__name__)
+
+
+class Transcriber(Protocol):
+    """Writes down 16 kHz samples."""
+
+    def __call__(self, samples: np.ndarray) -> str: ...
+
+
+@dataclass
+class Said:
+    """What a client sends in a turn; `clip` is the file `sound` in samples, None where nobody speaks."""
+
+    text: str = ""
+    sound: bytes | None = None
+    clip: np.ndarray | None = None
+    pictures: list[bytes] = field(default_factory=list)
+    video: bytes | None = None
+
+
+class Whisper:
+    """A Whisper model that is loaded when it is first asked."""
+
+    def __init__(self, name: str) -> None:
+        self.folder = resolve(name)
+
+    @cached_property
+    def parts(self) -> tuple[Callable[..., Row], Callable[[np.ndarray], list[str]]]:
+        """Features of samples, and texts of features."""
+        import torch
+        from transformers import AutoTokenizer, WhisperFeatureExtractor, WhisperForConditionalGeneration
+
+        model = load_pretrained(WhisperForConditionalGeneration, self.folder).eval()
+        tokenizer = load_pretrained(AutoTokenizer, self.folder)
+
+        @torch.inference_mode()
+        def texts(features: np.ndarray) -> list[str]:
+            made = model.generate(torch.as_tensor(features), max_new_tokens=TRANSCRIPT_TOKENS)
+            return list(tokenizer.batch_decode(made, skip_special_tokens=True))
+
+        return load_pretrained(WhisperFeatureExtractor, self.folder), texts
+
+    def __call__(self, samples: np.ndarray) -> str:
+        extract, texts = self.parts
+        features = extract(samples, sampling_rate=SAMPLE_RATE, return_tensors="np")["input_features"]
+        return texts(features)[0].strip()
+
+
+@dataclass
+class Fusion:
+    """How the scores of the senses become one: (7,) of (7,) by sense; by default their mean."""
+
+    fuse: Callable[[Scores], np.ndarray] = lambda scores: np.mean(list(scores.values()), axis=0)
+    how: str = "mean of the senses; no weights were fitted"
+    trust: Mapping[str, Trust] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, path: str | Path) -> Fusion:
+        """Weights and measured accuracies that late fusion has written (`fusion.json`, or its folder).
+
+        Raises:
+            UserError: there are none.
+        """
+        file = Path(path) / "fusion.json" if Path(path).is_dir() else Path(path)
+        found = read_record(file)
+        if "weights" not in found:
+            raise UserError(f"{file}: holds no weights of late fusion; see docs/senses.md")
+        fuse = import_module("aligncap.senses.fusion").fuse
+        return cls(partial(fuse, fusion=found), f"late fusion, {file.name}", trusts(found.get("accuracy")))
+
+
+def trusts(found: object) -> dict[str, Trust]:
+    """Measured accuracies by sense, of numbers or of {"value", "low", "high"}; others are passed over.
+
+    >>> trusts({"voice": 0.6, "text": {"value": 0.5, "low": 0.4, "high": 0.6}, "face": None})["text"]
+    Trust(accuracy=0.5, low=0.4, high=0.6)
+    """
+    rows = found.items() if isinstance(found, dict) else ()
+    return {name: trust for name, row in rows if (trust := trust_in(row)) is not None}
+
+
+def trust_in(row: object) -> Trust | None:
+    """The accuracy that a record holds as a number or as {"value", "low", "high"}; None: it holds none."""
+
+    def number(value: object) -> float | None:
+        real = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 1
+        return float(cast(float, value)) if real else None
+
+    if not isinstance(row, dict):
+        value = number(row)
+        return None if value is None else Trust(value)
+    value = number(row.get("value"))
+    return None if value is None else Trust(value, number(row.get("low")), number(row.get("high")))
+
+
+def measured(folder: str | Path) -> Trust | None:
+    """The accuracy that `metrics.json` in the folder of a model or a sense holds; None: not measured."""
+    record = read_record(Path(folder) / "metrics.json")
+    found = (trust_in(record.get(name)) for name in ("emotion_accuracy", "accuracy"))
+    return next((trust for trust in found if trust is not None), None)
+
+
+def seven_of(probabilities: Mapping[str, float]) -> np.ndarray | None:
+    """(7,) of the captioner's labels: those that mean one of SEVEN; None: the others have more than half."""
+    found = dict.fromkeys(SEVEN, 0.0)
+    for label, share in probabilities.items():
+        if (name := label_of(label)) is not None:
+            found[name] += share
+    total = sum(found.values())
+    return np.array(list(found.values())) / total if total >= 0.5 else None
+
+
+class Perceiver:
+    """Captioner, Whisper and senses.
+
+    Args:
+        senses: by kind ("text", "voice", "face").
+        trust: measured accuracies by sense, the captioner's among them.
+        transcribe: None: nothing is written down.
+    """
+
+    def __init__(
+        self,
+        service: Service,
+        senses: Mapping[str, Sense] | None = None,
+        fusion: Fusion | None = None,
+        trust: Mapping[str, Trust] | None = None,
+        transcribe: Transcriber | None = None,
+    ) -> None:
+        self.service, self.senses, self.fusion = service, dict(senses or {}), fusion or Fusion()
+        self.trust = {**(trust or {}), **self.fusion.trust}
+        self.transcribe = transcribe
+        self.model = service.name_of(None)
+        self._thread = ThreadPoolExecutor(1, "aligncap-senses")
+
+    def caption(self, clip: np.ndarray, on_text: Callable[[str], None] | None = None) -> Future[Row]:
+        """The captioner's row, from the service's queue; `with_caption` takes it.
+
+        Raises:
+            Refused: 503, the server is shutting down.
+        """
+        return self.service.caption(clip, Options(self.model), on_text=on_text)
+
+    def with_caption(self, seen: Perception, clip: np.ndarray, row: Row) -> None:
+        """Put the caption, how sure it is, and measured cues into a perception."""
+        captioner = self.service.captioners[self.model]
+        seen.caption, seen.emotion, seen.confidence = row["caption"], row["emotion"], row["confidence"]
+        seen.calibrated = captioner.calibration != Calibration()
+        seen.cues = cues_of(clip, row["caption"])["words"]
+        seven = seven_of(row.get("probabilities") or {})
+        if seven is None:
+            seen.missing[CAPTIONER] = "the caption names none of the seven emotions"
+        else:
+            seen.scores = {CAPTIONER: _named(seven), **seen.scores}
+
+    def deep(self, said: Said) -> Future[Perception]:
+        """Words and senses of a turn, in their own thread, one turn after the other."""
+        return self._thread.submit(self._deep, said)
+
+    def _deep(self, said: Said) -> Perception:
+        seen = Perception()
+        if said.clip is not None and self.transcribe is not None:
+            try:
+                seen.transcript = clean(self.transcribe(said.clip)) or None
+            except Exception as error:
+                _log.error("words could not be written down: %s", type(error).__name__)
+                seen.missing["words"] = "could not be written down"
+        with tempfile.TemporaryDirectory(prefix="talk-") as folder:
+            moment = _moment(Path(folder), said, seen.transcript)
+            there = senses_of(moment)
+            for name, sense in self.senses.items():
+                if name in there:
+                    self._read(name, sense, moment, seen)
+                else:
+                    seen.missing[name] = "nothing was sent for it"
+        if "face" in there and "face" not in self.senses:
+            seen.missing["face"] = "no face sense is loaded (--senses)"
+        return seen
+
+    def _read(self, name: str, sense: Sense, moment: Moment, seen: Perception) -> None:
+        try:
+            (scores,) = sense.read([moment]).scores
+        except UserError as error:
+            seen.missing[name] = clean(_FOLDER.sub("", str(error)), 150)
+            return
+        except Exception as error:
+            _log.error("the sense %s failed: %s", name, type(error).__name__)
+            seen.missing[name] = "it failed"
+            return
+        if np.isnan(scores).any():
+            seen.missing[name] = {"face": "no face was found"}.get(name, "it found nothing to go on")
+        else:
+            seen.scores[name] = _named(scores)
+        last = moment.pictures[-1] if moment.pictures else None
+        box = getattr(sense, "box", None)
+        if name == "face" and last is not None and box is not None:
+            seen.box = box(last)
+
+    def fused(self, seen: Perception) -> None:
+        """Put what the senses say together into a perception."""
+        scores = {name: np.array([row[e] for e in SEVEN]) for name, row in seen.scores.items()}
+        if scores:
+            seen.fused, seen.how = _named(self.fusion.fuse(scores)), self.fusion.how
+
+    def close(self) -> None:
+        """Begin nothing new."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+
+def load_perceiver(
+    service: Service, folder: Path, senses: Sequence[str], fusion: str | None, words: str | None
+) -> Perceiver:
+    """Senses, fusion and Whisper of the options.
+
+    Args:
+        folder: of the first model, which may hold metrics.json.
+
+    Raises:
+        UserError: one of them cannot be loaded, or two are of a kind.
+    """
+    found: dict[str, Sense] = {}
+    trust = {CAPTIONER: measured(folder)}
+    for name in senses:
+        sense = load_sense(name)
+        if sense.kind in found:
+            raise UserError(f"{name}: a second sense of {sense.kind}; one of each of {', '.join(KINDS)}")
+        found[sense.kind], trust[sense.kind] = sense, measured(name)
+    known = {name: t for name, t in trust.items() if t is not None}
+    read = Fusion.read(fusion) if fusion else None
+    return Perceiver(service, found, read, known, Whisper(words) if words else None)
+
+
+def check_picture(data: bytes) -> str:
+    """The ending of a picture's kind.
+
+    Raises:
+        Refused: 415, it is none of PICTURES, broken, or has too many pixels.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(data), formats=list(PICTURES)) as picture:  # reads the header alone
+            width, height = picture.size
+            kind = str(picture.format)
+    except Exception:  # Pillow's own, and those of its readers
+        raise Refused(415, f"a picture that is none; send {', '.join(PICTURES)}") from None
+    if width * height > MOST_PIXELS:
+        raise Refused(413, f"a picture of {width} x {height}; {MOST_PIXELS / 1e6:g} megapixels at the most")
+    return PICTURES[kind]
+
+
+def _moment(folder: Path, said: Said, transcript: str | None) -> Moment:
+    """The turn as files, which senses read."""
+
+    def put(name: str, data: bytes) -> Path:
+        (folder / name).write_bytes(data)
+        return folder / name
+
+    sound = put("sound", said.sound) if said.sound and said.clip is not None else None
+    return Moment(
+        "turn",
+        text=clean(f"{said.text} {transcript or ''}") or None,
+        audio=str(sound) if sound else None,
+        pictures=[put(f"{n}{check_picture(p)}", p) for n, p in enumerate(said.pictures[:MOST_PICTURES])],
+        video=put("video", said.video) if said.video else None,
+    )
+
+
+def _named(scores: np.ndarray) -> dict[str, float]:
+    return {name: round(float(p), 4) for name, p in zip(SEVEN, scores, strict=True)}
