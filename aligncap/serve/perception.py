@@ -24,7 +24,7 @@ from aligncap.inference.confidence import Calibration
 from aligncap.models.hub import load_pretrained, resolve
 from aligncap.models.model_card import read_record
 from aligncap.senses.moments import SEVEN, Moment, label_of, senses_of
-from aligncap.senses.sense import KINDS, Sense, load_sense
+from aligncap.senses.sense import FILE, KINDS, Sense, load_sense
 from aligncap.serve.batching import Options
 from aligncap.serve.listening import cues_of
 from aligncap.serve.personas import clean
@@ -89,37 +89,32 @@ class Whisper:
         return texts(features)[0].strip()
 
 
+def mean(scores: Scores) -> np.ndarray:
+    """(7,): the mean of the senses."""
+    return np.mean(list(scores.values()), axis=0)
+
+
 @dataclass
 class Fusion:
-    """How the scores of the senses become one: (7,) of (7,) by sense; by default their mean."""
+    """How the scores of senses become one: `fuse` takes those of `senses` (none: all) that there are."""
 
-    fuse: Callable[[Scores], np.ndarray] = lambda scores: np.mean(list(scores.values()), axis=0)
-    how: str = "mean of the senses; no weights were fitted"
+    fuse: Callable[[Scores], np.ndarray] = mean
+    senses: Sequence[str] = ()
+    how: str = "their mean; no weights were fitted"
     trust: Mapping[str, Trust] = field(default_factory=dict)
 
     @classmethod
     def read(cls, path: str | Path) -> Fusion:
-        """Weights and measured accuracies that late fusion has written (`fusion.json`, or its folder).
+        """Weights and measured accuracies that late fusion has written: `fusion.json`, or its folder.
 
         Raises:
             UserError: there are none.
         """
-        file = Path(path) / "fusion.json" if Path(path).is_dir() else Path(path)
-        found = read_record(file)
-        if "weights" not in found:
-            raise UserError(f"{file}: holds no weights of late fusion; see docs/senses.md")
-        fuse = import_module("aligncap.senses.fusion").fuse
-        return cls(partial(fuse, fusion=found), f"late fusion, {file.name}", trusts(found.get("accuracy")))
-
-
-def trusts(found: object) -> dict[str, Trust]:
-    """Measured accuracies by sense, of numbers or of {"value", "low", "high"}; others are passed over.
-
-    >>> trusts({"voice": 0.6, "text": {"value": 0.5, "low": 0.4, "high": 0.6}, "face": None})["text"]
-    Trust(accuracy=0.5, low=0.4, high=0.6)
-    """
-    rows = found.items() if isinstance(found, dict) else ()
-    return {name: trust for name, row in rows if (trust := trust_in(row)) is not None}
+        module = import_module("aligncap.senses.fusion")
+        found = module.load_fusion(Path(path).parent if Path(path).is_file() else path)
+        trust = {name: row.get("accuracy") for name, row in found.measured.items()}
+        known = {name: own for name, row in trust.items() if (own := trust_in(row)) is not None}
+        return cls(partial(module.fuse, fusion=found), found.senses, "late fusion, weights fitted", known)
 
 
 def trust_in(row: object) -> Trust | None:
@@ -139,7 +134,9 @@ def trust_in(row: object) -> Trust | None:
 def measured(folder: str | Path) -> Trust | None:
     """The accuracy that `metrics.json` in the folder of a model or a sense holds; None: not measured."""
     record = read_record(Path(folder) / "metrics.json")
-    found = (trust_in(record.get(name)) for name in ("emotion_accuracy", "accuracy"))
+    if isinstance(systems := record.get("systems"), dict):  # of which the sense's settings name its own
+        record = systems.get(read_record(Path(folder) / FILE).get("scores")) or {}
+    found = (trust_in(record.get(name)) for name in ("emotion_accuracy", "test_accuracy", "accuracy"))
     return next((trust for trust in found if trust is not None), None)
 
 
@@ -234,16 +231,18 @@ class Perceiver:
             seen.missing[name] = {"face": "no face was found"}.get(name, "it found nothing to go on")
         else:
             seen.scores[name] = _named(scores)
-        last = moment.pictures[-1] if moment.pictures else None
-        box = getattr(sense, "box", None)
-        if name == "face" and last is not None and box is not None:
-            seen.box = box(last)
+        if name == "face" and moment.pictures:
+            seen.box = face_box(sense, moment.pictures[-1])
 
     def fused(self, seen: Perception) -> None:
         """Put what the senses say together into a perception."""
         scores = {name: np.array([row[e] for e in SEVEN]) for name, row in seen.scores.items()}
-        if scores:
-            seen.fused, seen.how = _named(self.fusion.fuse(scores)), self.fusion.how
+        fusion = self.fusion
+        known = {name: row for name, row in scores.items() if name in fusion.senses or not fusion.senses}
+        if not known:  # the fusion knows none of what is there
+            known, fusion = scores, Fusion()
+        if known:
+            seen.fused, seen.how = _named(fusion.fuse(known)), f"{', '.join(known)}: {fusion.how}"
 
     def close(self) -> None:
         """Begin nothing new."""
@@ -290,6 +289,22 @@ def check_picture(data: bytes) -> str:
     if width * height > MOST_PIXELS:
         raise Refused(413, f"a picture of {width} x {height}; {MOST_PIXELS / 1e6:g} megapixels at the most")
     return PICTURES[kind]
+
+
+def face_box(sense: Sense, picture: Path) -> tuple[float, float, float, float] | None:
+    """Left, top, width and height of the largest face, as shares of the picture; None: no face, or a sense
+    that has no `boxes` (of pixels: rows of score, left, top, right, bottom, the largest first)."""
+    from PIL import Image, ImageOps
+
+    boxes = getattr(sense, "boxes", None)
+    if boxes is None:
+        return None
+    with Image.open(picture) as image:
+        pixels = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    height, width = pixels.shape[:2]
+    for _, left, top, right, bottom in boxes(pixels)[:1]:
+        return left / width, top / height, (right - left) / width, (bottom - top) / height
+    return None
 
 
 def _moment(folder: Path, said: Said, transcript: str | None) -> Moment:

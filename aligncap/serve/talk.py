@@ -159,7 +159,8 @@ class Talk:
             yield "error", failed
         answer = "".join(pieces).strip() or None
         user = {"role": "user", "text": words or SAID_NOTHING, "emotion": seen.mood}
-        new = [user, *([{"role": "assistant", "text": answer}] if answer else [])]
+        told = "\n\n".join(filter(None, [help_text, answer]))
+        new = [user, *([{"role": "assistant", "text": told}] if told else [])]
         yield (
             "done",
             {
