@@ -44,6 +44,7 @@ document.documentElement.lang = "en";
   setInterval(() => {
     const button = document.querySelector("#hold");
     if (button && !button.dataset.holds) { button.dataset.holds = "1"; hold(button); }
+    each("#last", "aria-live", "polite");
     each("#clip input[type=file]", "aria-label", "Sound file");
     each("#clip canvas, #clip #waveform", "aria-hidden", "true");
     const log = document.querySelector(".tk-log");

@@ -96,11 +96,11 @@ def mean(scores: Scores) -> np.ndarray:
 
 @dataclass
 class Fusion:
-    """How the scores of senses become one: `fuse` takes those of `senses` (none: all) that there are."""
+    """How the scores of senses become one: `fuse` takes those of `senses` (none named: of all) that there are."""
 
     fuse: Callable[[Scores], np.ndarray] = mean
     senses: Sequence[str] = ()
-    how: str = "their mean; no weights were fitted"
+    how: str = "mean, no weights were fitted"
     trust: Mapping[str, Trust] = field(default_factory=dict)
 
     @classmethod
@@ -242,7 +242,10 @@ class Perceiver:
         if not known:  # the fusion knows none of what is there
             known, fusion = scores, Fusion()
         if known:
-            seen.fused, seen.how = _named(fusion.fuse(known)), f"{', '.join(known)}: {fusion.how}"
+            seen.how = (
+                f"{', '.join(known)}: {fusion.how}" if len(scores) > 1 else f"{next(iter(known))} alone"
+            )
+            seen.fused = _named(fusion.fuse(known))
 
     def close(self) -> None:
         """Begin nothing new."""

@@ -240,7 +240,7 @@ class Talk:
             raise AnswerFailed(502, "the language model said nothing")
         number = 1 + sum(entry.role == "user" for entry in turn.history)
         if question := turn.persona.question_for(words, answer, number):
-            yield f" {question}"
+            yield question if answer[-1].isspace() else f" {question}"
 
     def close(self) -> None:
         """Begin nothing new."""

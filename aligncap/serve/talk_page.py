@@ -10,6 +10,7 @@ from typing import Any
 
 import gradio as gr
 from fastapi import FastAPI
+from fastapi.responses import RedirectResponse
 
 from aligncap.inference.timeline_files import colour_of
 from aligncap.senses.moments import SEVEN, Moment
@@ -130,7 +131,13 @@ class TalkPage:
         self.talk = talk
 
     def turn(
-        self, sound: str | None, text: str, frames: list[str], key: str, sentence: str, history: list[Row]
+        self,
+        sound: str | None,
+        text: str,
+        frames: list[str],
+        key: str,
+        sentence: str | None,
+        history: list[Row],
     ) -> Iterator[list[Any]]:
         """Updates of (state, perception, chat, theme, last answer, history, sound, text, frames)."""
         keep = gr.skip()
@@ -138,6 +145,7 @@ class TalkPage:
         if not sound and not text.strip():  # of a recorder that was emptied
             yield [state_html("idle"), *[keep] * 8]
             return
+        sentence = sentence or ""  # of a field that is hidden there is none
         said, mood, pointer, answer = text.strip() or "…", None, None, ""
         try:
             who = self.talk.persona(key, sentence)
@@ -185,10 +193,10 @@ class TalkPage:
         found = None if scores[0] != scores[0] else dict(zip(SEVEN, map(float, scores), strict=True))
         return face_html(path, face_box(sense, path), found), [*frames, frame][-MOST_PICTURES:]
 
-    def greeting(self, key: str, sentence: str, history: list[Row]) -> tuple[Any, Any]:
+    def greeting(self, key: str, sentence: str | None, history: list[Row]) -> tuple[Any, Any]:
         """The talk as another persona begins it, and whether the user's own words are asked for."""
         try:
-            who = self.talk.persona(key, sentence)
+            who = self.talk.persona(key, sentence or "")
         except Refused:
             who = next(iter(self.talk.personas.values()))
         return chat_html(who, history), gr.update(visible=key == OWN)
@@ -215,7 +223,7 @@ def build(talk: Talk) -> gr.Blocks:
         theme = gr.HTML(theme_html(None), elem_id="theme", padding=False)
         history, frames = gr.State([]), gr.State([])
         gr.Markdown("# Talk")
-        with gr.Row():
+        with gr.Row(elem_id="three"):
             with gr.Column(scale=2, min_width=260):
                 names = [(who.name, key) for key, who in personas.items()] + [("Your own", OWN)]
                 persona = gr.Radio(names, value=first, label="Who answers", elem_id="persona")
@@ -241,7 +249,12 @@ def build(talk: Talk) -> gr.Blocks:
                 )
                 if "face" in talk.perceiver.senses:
                     camera = gr.Image(
-                        sources=["webcam"], streaming=True, type="filepath", label="Camera", elem_id="camera"
+                        sources=["webcam"],
+                        streaming=True,
+                        type="filepath",
+                        label="Camera",
+                        height=220,
+                        elem_id="camera",
                     )
                     face = gr.HTML(elem_id="face")
                     camera.stream(
@@ -309,4 +322,9 @@ def mount(app: FastAPI, talk: Talk) -> FastAPI:
     """The application with the talking app's page at PATH; to be mounted before one at the root."""
     css = CSS + data_path("talk.css").read_text(encoding="utf-8")
     head = f"<script>{data_path('talk.js').read_text(encoding='utf-8')}</script>"
+
+    @app.get(PATH, include_in_schema=False)
+    async def with_slash() -> RedirectResponse:
+        return RedirectResponse(f"{PATH.removeprefix('/')}/")
+
     return mount_blocks(app, talk.service, build(talk), PATH, css, head)

@@ -1,4 +1,4 @@
-"""What the tests of the talking app share: fakes of senses, of a writer, and of an endpoint with bad manners."""
+"""What the tests of the talking app share: fakes of senses and of a writer, and an endpoint with bad manners."""
 
 from __future__ import annotations
 
