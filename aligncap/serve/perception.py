@@ -305,7 +305,7 @@ def face_box(sense: Sense, picture: Path) -> tuple[float, float, float, float] |
     with Image.open(picture) as image:
         pixels = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
     height, width = pixels.shape[:2]
-    for _, left, top, right, bottom in boxes(pixels)[:1]:
+    for _, left, top, right, bottom in boxes(pixels)[:1].tolist():
         return left / width, top / height, (right - left) / width, (bottom - top) / height
     return None
 

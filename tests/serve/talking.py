@@ -1,4 +1,4 @@
-"""What the tests of the talking app share: fakes of senses and of a writer, and an endpoint with bad manners."""
+"""What the tests of the talking app share: fakes of senses and a writer, and an endpoint with bad manners."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class FakeSense:
 
     def boxes(self, pixels: np.ndarray) -> np.ndarray:
         height, width = pixels.shape[:2]
-        return np.array([[0.9, width / 4, height / 4, width / 2, height / 2]])
+        return np.array([[0.9, width / 4, height / 4, width * 3 / 4, height * 3 / 4]])
 
 
 class FakeWriter:

@@ -132,7 +132,9 @@ def test_messages_alternate_and_old_turns_are_left_out():
     assert all(a != b for a, b in zip(roles, roles[1:])) and len(asked) <= TURNS + 2
     assert asked[-1]["content"] == "u19\nnow"
     assert "Emotions of the user's earlier turns: sad, sad" in asked[0]["content"]
-    assert messages(read_personas()["friend"], [], " ", Perception(), {})[-1]["content"].startswith("(The user")
+    assert messages(read_personas()["friend"], [], " ", Perception(), {})[-1]["content"].startswith(
+        "(The user"
+    )
     assert json.dumps(asked)
 
 
