@@ -9,6 +9,7 @@ import io
 import logging
 import re
 import tempfile
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -37,7 +38,8 @@ from aligncap.utils.io import Row
 MOST_PICTURES = 5  # of a turn
 MOST_PIXELS = 40_000_000
 PICTURES = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp"}
-TRANSCRIPT_TOKENS = 200
+TOKENS_A_SECOND = 12  # of a transcript, at most; hurried speech has half of that
+BABBLE = 2.4  # text that zlib makes this much shorter repeats itself: Whisper's own limit
 CAPTIONER = "captioner"  # its name among the senses
 Scores = Mapping[str, np.ndarray]  # (7,) by the name of the sense
 _FOLDER = re.compile(r"\S*/talk-[^/\s]*/")  # temporary ones are nobody's business
@@ -68,8 +70,8 @@ class Whisper:
         self.folder = resolve(name)
 
     @cached_property
-    def parts(self) -> tuple[Callable[..., Row], Callable[[np.ndarray], list[str]]]:
-        """Features of samples, and texts of features."""
+    def parts(self) -> tuple[Callable[..., Row], Callable[[np.ndarray, int], list[str]]]:
+        """Features of samples, and texts of features with a limit of tokens."""
         import torch
         from transformers import AutoTokenizer, WhisperFeatureExtractor, WhisperForConditionalGeneration
 
@@ -77,8 +79,9 @@ class Whisper:
         tokenizer = load_pretrained(AutoTokenizer, self.folder)
 
         @torch.inference_mode()
-        def texts(features: np.ndarray) -> list[str]:
-            made = model.generate(torch.as_tensor(features), max_new_tokens=TRANSCRIPT_TOKENS)
+        def texts(features: np.ndarray, most: int) -> list[str]:
+            # without the task, transformers 5 leaves the prompt of the decoder unfinished, which then babbles
+            made = model.generate(torch.as_tensor(features), task="transcribe", max_new_tokens=most)
             return list(tokenizer.batch_decode(made, skip_special_tokens=True))
 
         return load_pretrained(WhisperFeatureExtractor, self.folder), texts
@@ -86,7 +89,8 @@ class Whisper:
     def __call__(self, samples: np.ndarray) -> str:
         extract, texts = self.parts
         features = extract(samples, sampling_rate=SAMPLE_RATE, return_tensors="np")["input_features"]
-        return texts(features)[0].strip()
+        most = 10 + round(TOKENS_A_SECOND * len(samples) / SAMPLE_RATE)
+        return texts(features, most)[0].strip()
 
 
 def mean(scores: Scores) -> np.ndarray:
@@ -96,7 +100,7 @@ def mean(scores: Scores) -> np.ndarray:
 
 @dataclass
 class Fusion:
-    """How the scores of senses become one: `fuse` takes those of `senses` (none named: of all) that there are."""
+    """How the scores of senses become one: `fuse` takes those of `senses` (or all) that there are."""
 
     fuse: Callable[[Scores], np.ndarray] = mean
     senses: Sequence[str] = ()
@@ -201,7 +205,11 @@ class Perceiver:
         seen = Perception()
         if said.clip is not None and self.transcribe is not None:
             try:
-                seen.transcript = clean(self.transcribe(said.clip)) or None
+                words = clean(self.transcribe(said.clip))
+                babbles = len(words) / len(zlib.compress(words.encode())) > BABBLE
+                if babbles:
+                    seen.missing["words"] = "could not be made out"
+                seen.transcript = None if babbles else words or None
             except Exception as error:
                 _log.error("words could not be written down: %s", type(error).__name__)
                 seen.missing["words"] = "could not be written down"

@@ -139,17 +139,30 @@ def help_for(said: str) -> str | None:
     >>> help_for("I just want to die.")[:22], help_for("This homework is killing me.")
     ('This sounds serious, a', None)
     """
-    plain = _plain(said)
-    if _holds(_patterns("en"), plain):
-        return " ".join(str(load_data("crisis.yaml")["en"]["help"]).split())
-    if is_chinese(said) and _holds(_patterns("zh"), plain.replace(" ", "")):
-        return " ".join(str(load_data("crisis.yaml")["zh"]["help"]).split())
-    return None
+    language = _crisis_language(said)
+    return " ".join(str(load_data("crisis.yaml")[language]["help"]).split()) if language else None
+
+
+def crisis_answer(texts: Sequence[str]) -> str | None:
+    """What is answered in a talk whose user has said a crisis phrase in one of the texts, by a language model
+    that is too small to be asked; None: there is no such phrase."""
+    found = [language for text in texts if (language := _crisis_language(text))]
+    if not found:
+        return None
+    answers = load_data("crisis.yaml")[found[-1]]["answers"]
+    return " ".join(str(answers[(len(texts) - 1) % len(answers)]).split())
 
 
 def in_crisis(texts: Sequence[str]) -> bool:
     """Whether any of the user's texts holds a crisis phrase."""
-    return any(help_for(text) for text in texts)
+    return any(_crisis_language(text) for text in texts)
+
+
+def _crisis_language(said: str) -> str | None:
+    plain = _plain(said)
+    if _holds(_patterns("en"), plain):
+        return "en"
+    return "zh" if is_chinese(said) and _holds(_patterns("zh"), plain.replace(" ", "")) else None
 
 
 def _plain(text: str) -> str:

@@ -21,7 +21,7 @@ from aligncap.serve.api import event
 from aligncap.serve.batching import Closed, Expired
 from aligncap.serve.http import ClientLeft, error_row, in_thread
 from aligncap.serve.perception import CAPTIONER, MOST_PICTURES, Perceiver, Said, check_picture
-from aligncap.serve.personas import OWN, TEXT_CHARACTERS, Persona, clean, help_for, own_persona
+from aligncap.serve.personas import OWN, TEXT_CHARACTERS, Persona, clean, crisis_answer, help_for, own_persona
 from aligncap.serve.service import Service, too_late
 from aligncap.serve.talk_prompt import SAID_NOTHING, Entry, Perception, messages
 from aligncap.serve.uploads import Refused, decode
@@ -159,8 +159,9 @@ class Talk:
             yield "error", failed
         answer = "".join(pieces).strip() or None
         user = {"role": "user", "text": words or SAID_NOTHING, "emotion": seen.mood}
-        told = "\n\n".join(filter(None, [help_text, answer]))
-        new = [user, *([{"role": "assistant", "text": told}] if told else [])]
+        new: list[Row] = [user]
+        new += [{"role": "assistant", "text": help_text, "help": True}] if help_text else []
+        new += [{"role": "assistant", "text": answer}] if answer else []
         yield (
             "done",
             {
@@ -168,7 +169,7 @@ class Talk:
                 "help": help_text,
                 "answer": answer,
                 "failed": failed,
-                "history": [*(entry.model_dump() for entry in turn.history), *new],
+                "history": [*(entry.model_dump(exclude_defaults=True) for entry in turn.history), *new],
             },
         )
 
@@ -194,6 +195,10 @@ class Talk:
 
     def _answer(self, turn: Turn, words: str, seen: Perception) -> Iterator[str | None]:
         """Pieces of the answer, None where there is nothing new; last the question that it lacks."""
+        users = [*(entry.text for entry in turn.history if entry.role == "user"), words]
+        if not self.writer.careful and (fixed := crisis_answer(users)):
+            yield fixed
+            return
         asked = messages(turn.persona, turn.history, words, seen, self.perceiver.trust)
         pieces: queue.Queue[str | None] = queue.Queue()
         left, begun, answer = threading.Event(), threading.Event(), ""
@@ -238,8 +243,7 @@ class Talk:
             future.cancel()
         if not answer.strip():
             raise AnswerFailed(502, "the language model said nothing")
-        number = 1 + sum(entry.role == "user" for entry in turn.history)
-        if question := turn.persona.question_for(words, answer, number):
+        if question := turn.persona.question_for(words, answer, len(users)):
             yield question if answer[-1].isspace() else f" {question}"
 
     def close(self) -> None:

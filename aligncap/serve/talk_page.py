@@ -60,7 +60,7 @@ def chat_html(
     if said:
         rows.append(_entry({"role": "user", "text": said, "emotion": mood}))
     if pointer:
-        rows.append(f'<li class="tk-help" role="alert"><p>{escape(pointer)}</p></li>')
+        rows.append(_entry({"role": "assistant", "text": pointer, "help": True}))
     if answer is not None:
         rows.append(_entry({"role": "assistant", "text": answer or "…"}))
     if error:
@@ -70,6 +70,8 @@ def chat_html(
 
 def _entry(entry: Row) -> str:
     text = f"<p>{escape(str(entry['text']))}</p>"
+    if entry.get("help"):
+        return f'<li class="tk-help" role="alert">{text}</li>'
     if entry["role"] != "user":
         return f"<li>{text}</li>"
     emotion = entry.get("emotion")

@@ -25,13 +25,14 @@ SAID_NOTHING = "(The user said nothing that could be written down.)"
 
 
 class Entry(BaseModel):
-    """One entry of a talk's history, as clients keep it and send it again."""
+    """One entry of a talk's history, as clients keep it and send it again; `help`: a pointer to people."""
 
     model_config = ConfigDict(extra="ignore")
 
     role: Literal["user", "assistant"]
     text: str
     emotion: str | None = None
+    help: bool = False
 
 
 @dataclass(frozen=True)

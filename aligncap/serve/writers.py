@@ -6,6 +6,7 @@ Both take the messages of OpenAI's chat completions and say the answer piece by 
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
@@ -18,6 +19,7 @@ from aligncap.utils.errors import UserError
 from aligncap.utils.openai_endpoint import OPENAI_URL, key_and_url, room_option
 
 ANSWER_TOKENS = 220
+SMALL_TOKENS = 80  # of an answer of a small model, which strays where it goes on
 STREAM_BYTES = 2_000_000  # of an endpoint's answer with all that frames it
 Messages = Sequence[Mapping[str, str]]
 
@@ -31,9 +33,10 @@ class AnswerFailed(Exception):
 
 
 class Writer(Protocol):
-    """Writes answers; `at_once` of them at a time."""
+    """Writes answers; `at_once` of them at a time. `careful`: it may be asked where somebody is in danger."""
 
     at_once: int
+    careful: bool
 
     def write(self, messages: Messages, say: Callable[[str], None], enough: Callable[[], bool]) -> None:
         """Say an answer in pieces; give up where `enough` is true.
@@ -57,6 +60,7 @@ class Endpoint:
     """
 
     at_once = 16
+    careful = True
 
     def __init__(self, url: str | None, model: str, timeout: float = 30.0) -> None:
         self._key, found = key_and_url("the talking app", url, None, "--endpoint")
@@ -148,7 +152,7 @@ def _content(row: dict[str, Any], part: str) -> str:
 
 
 class LocalLLM:
-    """A small instruct model through transformers, one answer at a time.
+    """A small instruct model through transformers, one answer at a time, said sentence by sentence.
 
     Args:
         name: folder, default name or hub name.
@@ -158,6 +162,7 @@ class LocalLLM:
     """
 
     at_once = 1
+    careful = False  # asked about death, SmolLM2-135M wrote what nobody in danger should read
 
     def __init__(self, name: str, device: str = "cpu", dtype: torch.dtype = torch.float32) -> None:
         from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -176,8 +181,9 @@ class LocalLLM:
         inputs = self.tokenizer.apply_chat_template(
             list(messages), add_generation_prompt=True, return_dict=True, return_tensors="pt"
         ).to(self.model.device)
-        if inputs["input_ids"].shape[1] + ANSWER_TOKENS > self.model.config.max_position_embeddings:
+        if inputs["input_ids"].shape[1] + SMALL_TOKENS > self.model.config.max_position_embeddings:
             raise AnswerFailed(413, "the talk is too long for this language model")
+        sentences = _Sentences(say)
         ends = torch.as_tensor(self.model.generation_config.eos_token_id).reshape(-1).tolist()
 
         def stop(ids: torch.Tensor, *_: object, **__: object) -> torch.Tensor:
@@ -185,9 +191,31 @@ class LocalLLM:
 
         self.model.generate(
             **inputs,
-            max_new_tokens=ANSWER_TOKENS,
+            max_new_tokens=SMALL_TOKENS,
             do_sample=False,
             repetition_penalty=1.1,
-            streamer=TextStreamer(self.tokenizer, [say], ends),
+            no_repeat_ngram_size=4,
+            streamer=TextStreamer(self.tokenizer, [sentences.take], ends),
             stopping_criteria=[stop],
         )
+        sentences.end()
+
+
+class _Sentences:
+    """Passes on whole sentences; of what is left at the end, only what comes without any before it."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self.say, self.rest, self.said = say, "", False
+
+    def take(self, piece: str) -> None:
+        """The next piece of text."""
+        self.rest += piece
+        if ends := list(re.finditer(r"[.!?]+['\")]*\s+|[。！？]+", self.rest)):
+            whole, self.rest = self.rest[: ends[-1].end()], self.rest[ends[-1].end() :]
+            self.say(whole)
+            self.said = True
+
+    def end(self) -> None:
+        """Nothing comes after this."""
+        if not self.said or re.search(r"[.!?。！？]['\")]*\s*\Z", self.rest):
+            self.say(self.rest)

@@ -39,7 +39,7 @@ def key_and_url(
 
 
 def room_option(url: str | None) -> str:
-    """What the limit of an answer's tokens is called: OpenAI's new models know one name alone, many compatible
+    """What an answer's limit of tokens is called: OpenAI's new models know one name alone, many compatible
     servers the other.
 
     >>> room_option(None), room_option("http://localhost:8000/v1")

@@ -49,6 +49,7 @@ class FakeWriter:
     """Says its pieces; keeps the messages and whether it was told to stop."""
 
     at_once = 2
+    careful = True
 
     def __init__(self, *pieces: str, pause: float = 0.0, error: Exception | None = None) -> None:
         self.pieces, self.pause, self.error = pieces, pause, error

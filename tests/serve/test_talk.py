@@ -26,7 +26,7 @@ from aligncap.serve.command import ServeConfig, application, make_talk
 from aligncap.serve.perception import Fusion, Said, Trust, face_box, measured, seven_of
 from aligncap.serve.talk import router
 from aligncap.serve.uploads import Refused
-from aligncap.serve.writers import AnswerFailed, Endpoint, LocalLLM
+from aligncap.serve.writers import AnswerFailed, Endpoint, LocalLLM, _Sentences
 from aligncap.utils.errors import UserError, UserErrors
 
 CLIP = wav(seconds=0.6)
@@ -210,6 +210,25 @@ def test_crisis_words_point_to_people_before_the_answer_also_when_there_is_none(
     one.close(), spoken.close()
 
 
+def test_a_small_model_is_never_asked_in_a_talk_of_crisis(own):
+    one = talk(FakeWriter("Do it."), own=own)
+    one.writer.careful = False
+    first = events(one, Said("I want to die"))[-1][1]
+    later = events(one, Said("never mind"), history=first["history"])[-1][1]
+    chinese = events(one, Said("我不想活了"))[-1][1]
+    assert "Are you safe right now" in first["answer"] and "call or go to" in later["answer"]
+    assert "你现在安全吗" in chinese["answer"] and not one.writer.asked
+    assert events(one, Said("What a lovely day it was"))[-1][1]["answer"].startswith("Do it.")
+    one.close()
+
+
+def test_words_that_repeat_themselves_are_not_taken_for_words(own):
+    one = talk(own=own, transcribe=lambda s: "Kids " * 100)
+    row = events(one, Said(sound=CLIP))[-1][1]["perception"]
+    assert row["transcript"] is None and row["missing"]["words"] == "could not be made out"
+    one.close()
+
+
 def test_answers_are_cut_and_cleaned_of_control_characters(own):
     one = talk(FakeWriter("a\x1b[31mb\nc", *["x" * 100] * 100, "What?"), own=own)
     answer = events(one, Said("I had a long day"))[-1][1]["answer"]
@@ -225,7 +244,7 @@ def test_a_writer_that_breaks_or_says_nothing_is_an_error_and_nothing_is_lost(ow
         (FakeWriter("Half of", error=AnswerFailed(502, "the endpoint broke off")), "broke off"),
     ):
         one = talk(writer, own=own)
-        before = [{"role": "user", "text": "earlier", "emotion": None}]
+        before = [{"role": "user", "text": "earlier"}]
         done = events(one, Said("I had a long day"), history=before)[-1][1]
         assert word in done["failed"]["message"]
         assert done["history"][:2] == [*before, {"role": "user", "text": "I had a long day", "emotion": None}]
@@ -320,11 +339,26 @@ def test_a_small_model_answers_in_this_process_and_stops(parts):
     one.model.config.max_position_embeddings = 600
     said: list[str] = []
     one.write([{"role": "user", "content": "hello"}], said.append, lambda: False)
-    stopped: list[str] = []
-    one.write([{"role": "user", "content": "hello"}], stopped.append, lambda: len(stopped) >= 3)
-    assert "".join(said).startswith("".join(stopped)) and len(stopped) <= 4 < len(said)
+    steps: list[int] = []
+    one.write([{"role": "user", "content": "hello"}], said.append, lambda: steps.append(1) or len(steps) > 3)
+    assert len(steps) == 4
+    assert said and "".join(said).strip()
     with pytest.raises(AnswerFailed, match="too long"):
         one.write([{"role": "user", "content": "hello " * 500}], said.append, lambda: False)
+
+
+def test_small_models_are_quoted_by_whole_sentences():
+    def said(*pieces: str) -> list[str]:
+        told: list[str] = []
+        sentences = _Sentences(told.append)
+        for piece in pieces:
+            sentences.take(piece)
+        sentences.end()
+        return told
+
+    assert said("I s", "ee. Wh", "at th", "en? And the") == ["I see. ", "What then? "]
+    assert said("I see. What", " then?") == ["I see. ", "What then?"]
+    assert said("no end") == ["no end"] and said("我在。你呢", "？好") == ["我在。", "你呢？"]
 
 
 def test_a_model_without_a_chat_template_is_refused(parts, tmp_path):
