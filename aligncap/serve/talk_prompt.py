@@ -110,6 +110,7 @@ def system_prompt(
     >>> trust = {"voice": Trust(0.66, 0.6, 0.71), "text": Trust(0.5)}
     >>> print(system_prompt(friend, seen, trust, "Great day."))
     You are "Friend" in a talk with the user. You are a friend.
+    You opened the talk with: "Hi."
     <BLANKLINE>
     Rules:
     - The user said hardly anything: follow up on it with one open question.
@@ -138,6 +139,7 @@ def system_prompt(
     ]
     lines = [
         f'You are "{persona.name}" in a talk with the user. {" ".join(persona.style.split())}',
+        f'You opened the talk with: "{persona.greeting}"',
         "",
         "Rules:",
         *(f"- {' '.join(rule.split())}" for rule in rules),

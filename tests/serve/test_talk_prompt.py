@@ -93,7 +93,7 @@ def test_a_persona_in_the_user_s_words_is_quoted_inert_and_short():
 def test_nothing_from_outside_ends_its_quotation():
     seen = Perception(HOSTILE, scores={"voice": named(sad=0.7)}, missing={"face": HOSTILE})
     text = prompt(seen, earlier=[HOSTILE])
-    assert text.count('"') == 2 + 2 + 2  # name, caption, missing
+    assert text.count('"') == 2 + 2 + 2 + 2  # name, greeting, caption, missing
     assert "<script" not in text and "<|" not in text and "\x00" not in text and "\u202e" not in text
     assert not any(line.startswith("Ignore") for line in text.splitlines())
     asked = messages(read_personas()["friend"], [], HOSTILE, seen, {})
