@@ -157,6 +157,8 @@ def run_serve(config: ServeConfig) -> int:
             with suppress(KeyboardInterrupt):
                 uvicorn.Server(settings).run()
             service.close()
+            if config.chat:
+                app.state.talk.close()
     return 0
 
 

@@ -66,6 +66,7 @@ class Talk:
     ) -> None:
         self.service, self.perceiver, self.writer = service, perceiver, writer
         self.personas, self.name = dict(personas), name
+        self._closing = threading.Event()
         self._writing = ThreadPoolExecutor(writer.at_once, "aligncap-answers")
 
     def persona(self, key: str, sentence: str = "") -> Persona:
@@ -213,7 +214,7 @@ class Talk:
 
         def work() -> None:
             begun.set()
-            self.writer.write(asked, say, lambda: left.is_set() or room <= 0)
+            self.writer.write(asked, say, lambda: left.is_set() or room <= 0 or self._closing.is_set())
 
         future = self._writing.submit(work)
         future.add_done_callback(lambda _: pieces.put(None))
@@ -247,7 +248,8 @@ class Talk:
             yield question if answer[-1].isspace() else f" {question}"
 
     def close(self) -> None:
-        """Begin nothing new."""
+        """Begin nothing new, and end what is being written."""
+        self._closing.set()
         self.perceiver.close()
         self._writing.shutdown(wait=False, cancel_futures=True)
 

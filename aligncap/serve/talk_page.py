@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import base64
+import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from html import escape
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
+import numpy as np
 from fastapi import FastAPI
 from fastapi.responses import RedirectResponse
 
 from aligncap.inference.timeline_files import colour_of
 from aligncap.senses.moments import SEVEN, Moment
+from aligncap.serve.http import answered
 from aligncap.serve.page import mount_blocks
 from aligncap.serve.perception import MOST_PICTURES, Said, face_box
 from aligncap.serve.personas import OWN, PERSONA_CHARACTERS, TEXT_CHARACTERS, Persona
@@ -155,34 +159,31 @@ class TalkPage:
             with self.talk.service.admitted():
                 shown = chat_html(who, history, said, None, None, "")
                 yield [state_html("processing"), keep, shown, keep, keep, keep, None, "", []]
-                turn = self.talk.prepared(sent, key, sentence, history)
-                events = self.talk.events(turn)
-                error = ""
-                for event in events:
-                    if event is None:
-                        continue
-                    name, row = event
-                    seen, theme = keep, keep
-                    if name == "help":
-                        pointer = row["text"]
-                    elif name == "perception":
-                        mood = row["mood"]
-                        said = " ".join(filter(None, [text.strip(), row["transcript"]])) or "…"
-                        seen = perception_html(row, self.talk.perceiver.trust, row["stage"] == "quick")
-                        theme = theme_html(mood)
-                    elif name == "token":
-                        answer += row["text"]
-                    elif name == "error":
-                        error = f"No answer: {row['message']}. Nothing is lost: send again."
-                    else:
-                        break
-                    shown = chat_html(who, history, said, mood, pointer, answer, error)
-                    yield [state_html("processing"), seen, shown, theme, keep, keep, *[keep] * 3]
+                turn, failed = self.talk.prepared(sent, key, sentence, history), ""
+                with closing(self.talk.events(turn)) as events:
+                    for name, row in filter(None, events):
+                        seen, theme = keep, keep
+                        if name == "help":
+                            pointer = row["text"]
+                        elif name == "perception":
+                            mood, words = row["mood"], [text.strip(), row["transcript"]]
+                            said = " ".join(filter(None, words)) or "…"
+                            seen = perception_html(row, self.talk.perceiver.trust, row["stage"] == "quick")
+                            theme = theme_html(mood)
+                        elif name == "token":
+                            answer += row["text"]
+                        elif name == "error":
+                            failed = (
+                                f"No answer: {row['message']}. What you said is kept; go on, or try later."
+                            )
+                        shown = chat_html(who, history, said, mood, pointer, answer, failed)
+                        yield [state_html("processing"), seen, shown, theme, keep, keep, *[keep] * 3]
                 history = row["history"]
-                shown = chat_html(who, history, error=error)
+                shown = chat_html(who, history, error=failed)
                 yield [state_html("idle"), keep, shown, keep, escape(answer), history, *[keep] * 3]
-        except Refused as refused:
-            shown = chat_html(who, history, text.strip(), None, pointer, None, refused.message)
+        except Exception as error:
+            why = json.loads(bytes(answered(self.talk.service, error).body))["error"]["message"]
+            shown = chat_html(who, history, text.strip(), None, pointer, None, why)
             yield [state_html("idle"), keep, shown, keep, keep, keep, None, text, keep]
 
     def live(self, frame: str | None, frames: list[str]) -> tuple[Any, list[str]]:
@@ -192,7 +193,7 @@ class TalkPage:
             return gr.skip(), frames
         path = Path(frame)
         scores = sense.read([Moment("live", pictures=[path])]).scores[0]
-        found = None if scores[0] != scores[0] else dict(zip(SEVEN, map(float, scores), strict=True))
+        found = None if np.isnan(scores).any() else dict(zip(SEVEN, scores.tolist(), strict=True))
         return face_html(path, face_box(sense, path), found), [*frames, frame][-MOST_PICTURES:]
 
     def greeting(self, key: str, sentence: str | None, history: list[Row]) -> tuple[Any, Any]:

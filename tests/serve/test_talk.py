@@ -262,6 +262,16 @@ def test_a_turn_that_is_given_up_stops_its_writer(own):
     one.close()
 
 
+def test_closing_ends_what_is_being_written(own):
+    writer = FakeWriter(*["word "] * 500, pause=0.01)
+    one = talk(writer, own=own)
+    turn = one.events(one.prepared(Said("I had a long day")))
+    assert any(event and event[0] == "token" for event in turn)
+    one.close()
+    assert writer.stopped.wait(5)
+    turn.close()
+
+
 # Endpoints with bad manners ---------------------------------------------------------------------------------
 
 
