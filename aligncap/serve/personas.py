@@ -72,9 +72,11 @@ def _parsed(path: Path) -> dict[str, Persona]:
     try:
         return _FILE.validate_python(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"{path}:{mark.line + 1}" if mark else str(path)
         raise UserError(
-            f"{path}: cannot be read as YAML ({type(error).__name__}); see docs/talk.md"
-        ) from error
+            f"{place}: cannot be read as YAML ({type(error).__name__}); see docs/talk.md"
+        ) from None
     except ValidationError as error:
         lines = [f"{path}: {'.'.join(map(str, e['loc'])) or 'personas'}: {e['msg']}" for e in error.errors()]
         raise UserErrors(lines) from None

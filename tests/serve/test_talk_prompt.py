@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import doctest
 import json
+import re
+import textwrap
+from pathlib import Path
 
 import pytest
 from talking import scores
@@ -186,3 +189,14 @@ def test_crisis_words_get_a_pointer_to_people(text):
 )
 def test_figures_of_speech_get_none(text):
     assert help_for(text) is None
+
+
+def test_the_documentation_shows_the_true_prompt_and_a_persona_that_can_be_read(tmp_path):
+    text = (Path(__file__).parents[2] / "docs" / "talk.md").read_text()
+    blocks = re.findall(r"```(\w*)\n(.*?)```", text, re.S)
+    shown = next(block for kind, block in blocks if kind == "" and "You are" in block)
+    example = textwrap.dedent(system_prompt.__doc__.partition("Great day.")[2].partition("\n")[2])
+    assert example.replace("<BLANKLINE>", "").strip() == shown.strip()
+    (tmp_path / "p.yaml").write_text(next(block for kind, block in blocks if kind == "yaml"))
+    aunt = read_personas(tmp_path / "p.yaml")["aunt"]
+    assert aunt.pressure_at(4) and aunt.question_for("hm", "I see.", 1) == "A little more, please?"
