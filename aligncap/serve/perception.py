@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from importlib import import_module
 from pathlib import Path
-from typing import Protocol, cast
 
 import numpy as np
 
@@ -38,18 +37,12 @@ from aligncap.utils.io import Row
 MOST_PICTURES = 5  # of a turn
 MOST_PIXELS = 40_000_000
 PICTURES = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp"}
-TOKENS_A_SECOND = 12  # of a transcript, at most; hurried speech has half of that
+TOKENS_A_SECOND = 20  # of a transcript, at most; more is no speech
 BABBLE = 2.4  # text that zlib makes this much shorter repeats itself: Whisper's own limit
 CAPTIONER = "captioner"  # its name among the senses
 Scores = Mapping[str, np.ndarray]  # (7,) by the name of the sense
-_FOLDER = re.compile(r"\S*/talk-[^/\s]*/")  # temporary ones are nobody's business
+_FOLDER = re.compile(r"\S*/talk-[^/\s]*/")  # temporary ones, which mean nothing to a client
 _log = logging.getLogger(__name__)
-
-
-class Transcriber(Protocol):
-    """Writes down 16 kHz samples."""
-
-    def __call__(self, samples: np.ndarray) -> str: ...
 
 
 @dataclass
@@ -122,17 +115,10 @@ class Fusion:
 
 
 def trust_in(row: object) -> Trust | None:
-    """The accuracy that a record holds as a number or as {"value", "low", "high"}; None: it holds none."""
-
-    def number(value: object) -> float | None:
-        real = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 1
-        return float(cast(float, value)) if real else None
-
-    if not isinstance(row, dict):
-        value = number(row)
-        return None if value is None else Trust(value)
-    value = number(row.get("value"))
-    return None if value is None else Trust(value, number(row.get("low")), number(row.get("high")))
+    """The accuracy that a record holds as {"value", "low", "high"}; None: it holds none."""
+    if not isinstance(row, dict) or not isinstance(row.get("value"), float):
+        return None
+    return Trust(row["value"], row.get("low"), row.get("high"))
 
 
 def measured(folder: str | Path) -> Trust | None:
@@ -169,7 +155,7 @@ class Perceiver:
         senses: Mapping[str, Sense] | None = None,
         fusion: Fusion | None = None,
         trust: Mapping[str, Trust] | None = None,
-        transcribe: Transcriber | None = None,
+        transcribe: Callable[[np.ndarray], str] | None = None,
     ) -> None:
         self.service, self.senses, self.fusion = service, dict(senses or {}), fusion or Fusion()
         self.trust = {**(trust or {}), **self.fusion.trust}
@@ -177,13 +163,13 @@ class Perceiver:
         self.model = service.name_of(None)
         self._thread = ThreadPoolExecutor(1, "aligncap-senses")
 
-    def caption(self, clip: np.ndarray, on_text: Callable[[str], None] | None = None) -> Future[Row]:
+    def caption(self, clip: np.ndarray) -> Future[Row]:
         """The captioner's row, from the service's queue; `with_caption` takes it.
 
         Raises:
             Refused: 503, the server is shutting down.
         """
-        return self.service.caption(clip, Options(self.model), on_text=on_text)
+        return self.service.caption(clip, Options(self.model))
 
     def with_caption(self, seen: Perception, clip: np.ndarray, row: Row) -> None:
         """Put the caption, how sure it is, and measured cues into a perception."""
@@ -228,6 +214,8 @@ class Perceiver:
     def _read(self, name: str, sense: Sense, moment: Moment, seen: Perception) -> None:
         try:
             (scores,) = sense.read([moment]).scores
+            if name == "face" and moment.pictures:
+                seen.box = face_box(sense, moment.pictures[-1])
         except UserError as error:
             seen.missing[name] = clean(_FOLDER.sub("", str(error)), 150)
             return
@@ -239,8 +227,6 @@ class Perceiver:
             seen.missing[name] = {"face": "no face was found"}.get(name, "it found nothing to go on")
         else:
             seen.scores[name] = _named(scores)
-        if name == "face" and moment.pictures:
-            seen.box = face_box(sense, moment.pictures[-1])
 
     def fused(self, seen: Perception) -> None:
         """Put what the senses say together into a perception."""
@@ -250,9 +236,8 @@ class Perceiver:
         if not known:  # the fusion knows none of what is there
             known, fusion = scores, Fusion()
         if known:
-            seen.how = (
-                f"{', '.join(known)}: {fusion.how}" if len(scores) > 1 else f"{next(iter(known))} alone"
-            )
+            names = ", ".join(known)
+            seen.how = f"{names}: {fusion.how}" if len(scores) > 1 else f"{names} alone"
             seen.fused = _named(fusion.fuse(known))
 
     def close(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import queue
 import threading
@@ -18,11 +19,20 @@ from starlette.concurrency import iterate_in_threadpool
 from starlette.datastructures import UploadFile
 
 from aligncap.serve.api import event
-from aligncap.serve.batching import Closed, Expired
-from aligncap.serve.http import ClientLeft, error_row, in_thread
+from aligncap.serve.batching import Expired
+from aligncap.serve.http import ClientLeft, answered, error_row, in_thread
 from aligncap.serve.perception import CAPTIONER, MOST_PICTURES, Perceiver, Said, check_picture
-from aligncap.serve.personas import OWN, TEXT_CHARACTERS, Persona, clean, crisis_answer, help_for, own_persona
-from aligncap.serve.service import Service, too_late
+from aligncap.serve.personas import (
+    OWN,
+    TEXT_CHARACTERS,
+    Persona,
+    clean,
+    crisis_answer,
+    help_for,
+    in_crisis,
+    own_persona,
+)
+from aligncap.serve.service import Service
 from aligncap.serve.talk_prompt import SAID_NOTHING, Entry, Perception, messages
 from aligncap.serve.uploads import Refused, decode
 from aligncap.serve.writers import AnswerFailed, Writer
@@ -99,9 +109,7 @@ class Talk:
         try:
             if isinstance(history, str):
                 if len(history) > HISTORY_CHARACTERS:
-                    raise Refused(
-                        413, f"history: more than {HISTORY_CHARACTERS} characters; send the last turns"
-                    )
+                    raise Refused(413, f"history: over {HISTORY_CHARACTERS} characters; send the last turns")
                 entries = _HISTORY.validate_json(history)
             else:
                 entries = _HISTORY.validate_python(history)
@@ -179,20 +187,25 @@ class Talk:
         try:
             row = yield from _waited(self.perceiver.caption(said.clip), 2 * self.service.timeout)
             self.perceiver.with_caption(seen, said.clip, row)
-        except (Refused, Expired, Closed, UserError) as error:
-            seen.missing[CAPTIONER] = str(
-                too_late(self.service.timeout) if isinstance(error, Expired) else error
-            )
+        except Exception as error:
+            seen.missing[CAPTIONER] = self._why(error)
 
     def _senses(self, deep: Future[Perception], seen: Perception) -> Iterator[Event]:
         try:
             found = yield from _waited(deep, 2 * self.service.timeout)
-        except Refused as error:
-            seen.missing["senses"] = error.message
+        except Exception as error:
+            seen.missing["senses"] = self._why(error)
             return
         seen.transcript, seen.box = found.transcript, found.box
         seen.scores |= found.scores
         seen.missing |= found.missing
+
+    def _why(self, error: Exception) -> str:
+        """What a client is told of an error, which does not end the turn."""
+        message: str = json.loads(bytes(answered(self.service, error).body))["error"]["message"]
+        if not isinstance(error, (Refused, Expired, UserError)):
+            _log.error("a part of a turn failed: %s", type(error).__name__)
+        return message
 
     def _answer(self, turn: Turn, words: str, seen: Perception) -> Iterator[str | None]:
         """Pieces of the answer, None where there is nothing new; last the question that it lacks."""
@@ -244,7 +257,8 @@ class Talk:
             future.cancel()
         if not answer.strip():
             raise AnswerFailed(502, "the language model said nothing")
-        if question := turn.persona.question_for(words, answer, len(users)):
+        question = turn.persona.question_for(words, answer, len(users))
+        if question and not in_crisis(users):  # whom to ask for help is no matter for a persona's questions
             yield question if answer[-1].isspace() else f" {question}"
 
     def close(self) -> None:

@@ -44,7 +44,9 @@ class Trust:
     high: float | None = None
 
     def __str__(self) -> str:
-        between = f" (95% interval {self.low:.0%} to {self.high:.0%})" if self.low and self.high else ""
+        between = (
+            f" (95% interval {self.low:.0%} to {self.high:.0%})" if None not in (self.low, self.high) else ""
+        )
         return f"was right for {self.accuracy:.0%} of its test clips{between}"
 
     def above(self, other: Trust) -> bool:

@@ -176,7 +176,7 @@ def test_accuracies_are_read_where_they_were_measured(tmp_path):
     for row, found in (
         ({"emotion_accuracy": {"value": 0.6, "low": 0.5, "high": 0.7}}, Trust(0.6, 0.5, 0.7)),
         ({"test_accuracy": {"value": 0.6, "low": None, "high": None}}, Trust(0.6)),
-        ({"systems": {"head": {"accuracy": {"value": 0.8}}, "net": {"accuracy": 0.1}}}, Trust(0.8)),
+        ({"systems": {"head": {"accuracy": {"value": 0.8}}, "net": {"accuracy": {}}}}, Trust(0.8)),
         ({"accuracy": {"value": None}}, None),
         ({"accuracy": "0.9"}, None),
     ):
@@ -212,7 +212,9 @@ def test_crisis_words_point_to_people_before_the_answer_also_when_there_is_none(
 
 def test_a_small_model_is_never_asked_in_a_talk_of_crisis(own):
     one = talk(FakeWriter("Do it."), own=own)
-    one.writer.careful = False
+    careful = events(one, Said("I want to die"))[-1][1]
+    assert careful["answer"] == "Do it."  # no question of the persona's is put behind it
+    one.writer.careful, one.writer.asked = False, []
     first = events(one, Said("I want to die"))[-1][1]
     later = events(one, Said("never mind"), history=first["history"])[-1][1]
     chinese = events(one, Said("我不想活了"))[-1][1]
@@ -445,6 +447,34 @@ def test_pictures_are_limited_in_number_and_pixels(own, monkeypatch):
     monkeypatch.setattr(perception_module, "MOST_PIXELS", 63)
     with pytest.raises(Refused, match="8 x 8"):
         one.prepared(Said("hello", pictures=[picture()]))
+    one.close()
+
+
+def test_a_part_that_breaks_does_not_end_the_turn(own, monkeypatch, caplog):
+    def broken(*_):
+        raise OSError(SECRET)
+
+    one = talk(None, [FakeSense("text", scores(sad=0.8))], own)
+    monkeypatch.setattr(perception_module, "cues_of", broken)
+    monkeypatch.setattr(perception_module, "_moment", broken)
+    done = events(one, Said("I had a long day", CLIP))[-1][1]
+    assert {*done["perception"]["missing"]} == {"captioner", "senses"} and done["answer"]
+    assert "OSError" in caplog.text and SECRET not in caplog.text
+    one.close()
+
+
+def test_with_tokens_the_page_asks_for_one(own, monkeypatch):
+    pytest.importorskip("gradio")
+    from aligncap.serve.talk_page import mount
+
+    monkeypatch.setenv("ALIGNCAP_TOKENS", "secret")
+    one = talk(own=own)
+    client = TestClient(mount(make_app(own), one))
+    assert client.get("/talk").url.path == "/talk/"
+    assert client.get("/talk/config").status_code == 401
+    assert client.post("/talk/login", data={"username": "a", "password": "wrong"}).status_code == 400
+    assert client.post("/talk/login", data={"username": "a", "password": "secret"}).status_code == 200
+    assert client.get("/talk/config").status_code == 200
     one.close()
 
 
