@@ -6,6 +6,7 @@ import doctest
 import io
 import json
 import logging
+import socket
 import sys
 import tempfile
 import threading
@@ -16,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
-from served import captioner, service, wav
+from served import captioner, running, service, wav
 from talking import FakeSense, FakeWriter, chunk, endpoint, events, scores, talk
 
 from aligncap.senses.moments import SEVEN
@@ -401,6 +402,26 @@ def test_the_api_answers_json_and_events(own, client_of, caplog):
     done = json.loads(answer.text.rstrip().rpartition("data: ")[2])
     assert len(done["history"]) == 4 and one.writer.asked[1][1]["content"] == SECRET
     assert SECRET not in caplog.text and "POST /v1/talk 200" in caplog.text
+    one.close()
+
+
+@pytest.mark.parametrize("stream", ["true", "false"])
+def test_a_client_that_leaves_is_written_nothing_more(own, stream):
+    writer = FakeWriter(*["word "] * 2000, pause=0.01)
+    one = talk(writer, own=service(own.captioners["tiny"]))  # a server closes its service
+    app = make_app(one.service, [])
+    app.state.talk = one
+    app.include_router(router)
+    with running(app) as url, socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2]))) as raw:
+        body = f"text=hello+to+you&stream={stream}".encode()
+        head = "POST /v1/talk HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-www-form-urlencoded\r\n"
+        raw.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        until = time.monotonic() + 20
+        while not writer.asked and time.monotonic() < until:
+            time.sleep(0.02)
+        raw.close()
+        assert writer.stopped.wait(10)
+    assert one.service.in_hand == 0
     one.close()
 
 
