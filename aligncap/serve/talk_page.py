@@ -75,7 +75,7 @@ def chat_html(
 def _entry(entry: Row) -> str:
     text = f"<p>{escape(str(entry['text']))}</p>"
     if entry.get("help"):
-        return f'<li class="tk-help" role="alert">{text}</li>'
+        return f'<li class="tk-help">{text}</li>'
     if entry["role"] != "user":
         return f"<li>{text}</li>"
     emotion = entry.get("emotion")
@@ -108,6 +108,9 @@ def perception_html(seen: Row, trust: Mapping[str, Trust], pending: bool = False
     if rows:
         head = "".join(f"<th scope='col'>{name}</th>" for name in ("sense", "says", "right in tests"))
         parts.append(f"<table><tr>{head}</tr>{rows}</table>")
+    if seen["caption"] and not seen["calibrated"]:
+        note = "The captioner was not calibrated: take its numbers as an order."
+        parts.append(f'<p class="ac-quiet">{note}</p>')
     if seen["transcript"]:
         parts.append(f'<p class="ac-quiet">Heard words: “{escape(seen["transcript"])}”</p>')
     if pending:
@@ -162,9 +165,10 @@ class TalkPage:
                 turn, failed = self.talk.prepared(sent, key, sentence, history), ""
                 with closing(self.talk.events(turn)) as events:
                     for name, row in filter(None, events):
-                        seen, theme = keep, keep
+                        seen, theme, read_out = keep, keep, keep
                         if name == "help":
                             pointer = row["text"]
+                            read_out = escape(pointer)
                         elif name == "perception":
                             mood, words = row["mood"], [text.strip(), row["transcript"]]
                             said = " ".join(filter(None, words)) or "…"
@@ -177,7 +181,7 @@ class TalkPage:
                                 f"No answer: {row['message']}. What you said is kept; go on, or try later."
                             )
                         shown = chat_html(who, history, said, mood, pointer, answer, failed)
-                        yield [state_html("processing"), seen, shown, theme, keep, keep, *[keep] * 3]
+                        yield [state_html("processing"), seen, shown, theme, read_out, *[keep] * 4]
                 history = row["history"]
                 shown = chat_html(who, history, error=failed)
                 yield [state_html("idle"), keep, shown, keep, escape(answer), history, *[keep] * 3]
