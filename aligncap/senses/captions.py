@@ -11,9 +11,9 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from aligncap.senses.moments import SEVEN, Moment, label_of, read_moments
+from aligncap.senses.moments import SEVEN, Moment, read_moments
 from aligncap.senses.outcome import TITLES, measure, shown
-from aligncap.senses.sense import write_scores
+from aligncap.senses.sense import fold_labels, write_scores
 from aligncap.utils.errors import UserError, UserErrors
 from aligncap.utils.io import read_jsonl
 from aligncap.utils.options import Config, option
@@ -24,7 +24,8 @@ class CaptionScoresConfig(Config):
     """Make a file of scores of what `aligncap caption --confidence` wrote, for fusion with the senses.
 
     Calm counts as neutral; what is left of a captioner's labels beyond the seven is dropped and the rest made
-    to add up to 1. A clip whose caption names no emotion has no scores.
+    to add up to 1. A clip has no scores whose caption names no emotion, or for which the seven have less than
+    half of the probability.
 
     Examples:
         aligncap caption --model runs/model --manifest test.jsonl --confidence --out captions.jsonl
@@ -57,7 +58,7 @@ def run_captions(config: CaptionScoresConfig) -> int:
 def scores_of_captions(path: str | Path, moments: Sequence[Moment]) -> np.ndarray:
     """Probabilities (n, 7) of the moments by the rows of `aligncap caption --confidence`.
 
-    A row of nan where the caption names no emotion, or none of whose probability is the seven's.
+    A row of nan where the caption names no emotion, or less than half of the probability is the seven's.
 
     Raises:
         UserError: no row has probabilities. UserErrors: every moment that was not captioned, and every id
@@ -75,10 +76,7 @@ def scores_of_captions(path: str | Path, moments: Sequence[Moment]) -> np.ndarra
         raise UserError(f"{path}: no row has probabilities; caption with --confidence")
     scores = np.full((len(moments), len(SEVEN)), np.nan)
     for place, moment in enumerate(moments):
-        folded = np.zeros(len(SEVEN))
-        for label, share in (by_id[moment.id].get("probabilities") or {}).items():
-            if (known := label_of(label)) is not None:
-                folded[SEVEN.index(known)] += float(share)
-        if folded.sum() > 0:
-            scores[place] = folded / folded.sum()
+        seven = fold_labels(by_id[moment.id].get("probabilities") or {})
+        if seven is not None:
+            scores[place] = seven
     return scores

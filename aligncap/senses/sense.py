@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, cast
@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 from typing_extensions import TypedDict
 
-from aligncap.senses.moments import SEVEN, Moment
+from aligncap.senses.moments import SEVEN, Moment, label_of
 from aligncap.utils.errors import UserError, UserErrors
 from aligncap.utils.io import json_lines, write_jsonl
 
@@ -63,6 +63,21 @@ def load_sense(folder: str | Path, device: str = "cpu") -> Sense:
         raise UserError(f"{folder}: holds no sense; `aligncap senses {'|'.join(KINDS)}` trains one")
     module, name = KINDS[kind]
     return cast(Sense, getattr(importlib.import_module(module), name).load(Path(folder), device))
+
+
+def fold_labels(probabilities: Mapping[str, float]) -> np.ndarray | None:
+    """Probabilities (7,) of a captioner's, of labels that may mean none of SEVEN; None: such labels have more
+    than half.
+
+    >>> fold_labels({"calm": 0.3, "neutral": 0.2, "happy": 0.3, "proud": 0.2}).round(3).tolist()[:2]
+    [0.625, 0.375]
+    """
+    found = dict.fromkeys(SEVEN, 0.0)
+    for label, share in probabilities.items():
+        if (name := label_of(label)) is not None:
+            found[name] += float(share)
+    total = sum(found.values())
+    return np.array(list(found.values())) / total if total >= 0.5 else None
 
 
 class Score(TypedDict):

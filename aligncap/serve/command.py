@@ -17,14 +17,23 @@ import numpy as np
 
 from aligncap.audio.files import SAMPLE_RATE
 from aligncap.inference.captioner import Captioner
-from aligncap.models.precision import dtype_name
+from aligncap.models.precision import dtype_name, pick_device
 from aligncap.utils.errors import UserError, UserErrors
-from aligncap.utils.options import Config, NonNegativeFloat, PositiveFloat, PositiveInt, Range, option
+from aligncap.utils.options import (
+    Config,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    Range,
+    changed,
+    option,
+)
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
     from aligncap.serve.service import Service
+    from aligncap.serve.talk import Talk
 
 NEEDED = {
     "fastapi": "fastapi",
@@ -33,6 +42,16 @@ NEEDED = {
     "gradio": "gradio",
     "prometheus_client": "prometheus-client",
 }
+TALK = (
+    "senses",
+    "fusion",
+    "transcribe",
+    "endpoint",
+    "endpoint_model",
+    "endpoint_timeout",
+    "llm",
+    "persona_file",
+)
 LOCAL = ("127.0.0.1", "localhost", "::1")
 WARM_SECONDS = 1.0  # of noise, captioned before the first request comes
 _log = logging.getLogger("aligncap.serve")
@@ -42,6 +61,8 @@ _log = logging.getLogger("aligncap.serve")
 class ServeConfig(Config):
     """Serve captions to people by a page and to programs by an HTTP API; needs the extra `serve`.
 
+    With --chat one can talk too, at /talk and by POST /v1/talk; a language model answers (docs/talk.md).
+
     Programs of OpenAI's clients need nothing but the base URL http://HOST:PORT/v1. With ALIGNCAP_TOKENS in
     the environment (comma-separated) the API takes these bearer tokens alone, and the page asks for one.
     Stop it by Ctrl-C: what is in hand is finished.
@@ -50,6 +71,8 @@ class ServeConfig(Config):
         aligncap serve --model runs/model
         aligncap serve --model before=runs/sft after=runs/dpo --port 8080
         ALIGNCAP_TOKENS=secret aligncap serve --model runs/model --host 0.0.0.0 --no-page
+        aligncap serve --model runs/model --chat --senses runs/text runs/voice --fusion runs/fusion
+        aligncap serve --model runs/model --chat --endpoint http://localhost:11434/v1 --endpoint_model qwen3
     """
 
     POSITIONAL: ClassVar[tuple[str, ...]] = ()
@@ -69,6 +92,21 @@ class ServeConfig(Config):
         False,
         "Put the text of a chat to the model, which must have been taught to answer (docs/audio-llm.md).",
     )
+    chat: bool = option(False, "Serve the talking app too: a page at /talk, and POST /v1/talk.")
+    senses: list[str] = option([], "Talk: folders of senses (`aligncap senses`), at most one of each kind.")
+    fusion: str | None = option(
+        None, "Talk: fusion.json of late fusion, or its folder; else the senses' mean."
+    )
+    transcribe: str = option(
+        "whisper-base", "Talk: Whisper model that writes words down; none: nothing does."
+    )
+    endpoint: str | None = option(None, "Talk: base URL of an OpenAI-compatible endpoint, in place of --llm.")
+    endpoint_model: str | None = option(None, "Talk: the endpoint's model.")
+    endpoint_timeout: PositiveFloat = option(30.0, "Talk: seconds that an endpoint may be silent.")
+    llm: str = option("smollm2-135m-instruct", "Talk: instruct model that answers in this process.")
+    persona_file: str | None = option(
+        None, "Talk: YAML file of more personas, as data/personas.yaml has them."
+    )
     dtype: Literal["auto", "float32", "bfloat16"] = option("float32", "Precision of the models.")
     device: str = option("auto", "auto (the GPU where there is one), cpu, cuda or cuda:NUMBER.")
 
@@ -81,6 +119,10 @@ class ServeConfig(Config):
     def own_errors(self) -> list[str]:
         names = [name for name, _ in self.folders]
         errors = [f"model: the name {n} is taken; write ANOTHER=FOLDER" for n in names if names.count(n) > 1]
+        if bool(self.endpoint) != bool(self.endpoint_model):
+            errors.append("endpoint: give --endpoint and --endpoint_model, or neither")
+        if not self.chat and (given := changed(self, TALK)):
+            errors += [f"{name}: is for the talking app; add --chat" for name in given]
         return list(dict.fromkeys(errors))
 
 
@@ -115,6 +157,8 @@ def run_serve(config: ServeConfig) -> int:
             with suppress(KeyboardInterrupt):
                 uvicorn.Server(settings).run()
             service.close()
+            if config.chat:
+                app.state.talk.close()
     return 0
 
 
@@ -167,11 +211,48 @@ def make_service(config: ServeConfig) -> Service:
     )
 
 
+def make_talk(config: ServeConfig, service: Service) -> Talk:
+    """The talking app's parts, loaded; Whisper's weights come with the first words.
+
+    Raises:
+        UserError: a sense, a model or a file of personas cannot be loaded, or the endpoint's key is missing.
+    """
+    import torch
+
+    from aligncap.serve.perception import load_perceiver
+    from aligncap.serve.personas import read_personas
+    from aligncap.serve.talk import Talk
+    from aligncap.serve.writers import Endpoint, LocalLLM, Writer
+
+    personas = read_personas(config.persona_file)
+    words = None if config.transcribe == "none" else config.transcribe
+    perceiver = load_perceiver(service, config.folders[0][1], config.senses, config.fusion, words)
+    writer: Writer
+    if config.endpoint and config.endpoint_model:
+        writer = Endpoint(config.endpoint, config.endpoint_model, config.endpoint_timeout)
+        name = f"{config.endpoint_model}, a language model of another server"
+    else:
+        dtype = getattr(torch, dtype_name(config.dtype, config.device))
+        writer = LocalLLM(config.llm, pick_device(config.device), dtype)
+        name = f"{Path(config.llm).name}, a small language model on this server"
+    return Talk(service, perceiver, writer, personas, name)
+
+
 def application(config: ServeConfig, service: Service) -> FastAPI:
     """API and, with `page`, the page."""
     from aligncap.serve.api import make_app
 
     app = make_app(service)
+    if config.chat:
+        from aligncap.serve.talk import router
+
+        talk = make_talk(config, service)
+        app.state.talk = talk
+        app.include_router(router)
+        if config.page:
+            from aligncap.serve.talk_page import mount as mount_talk
+
+            app = mount_talk(app, talk)
     if config.page:
         from aligncap.serve.page import mount
 

@@ -112,7 +112,7 @@ class Guard:
             await error_response(refused.status, refused.message, after)(scope, receive, send)
 
 
-PATHS = ("/v1/captions", "/v1/timeline", "/v1/chat/completions", "/v1/models", "/metrics")
+PATHS = ("/v1/captions", "/v1/timeline", "/v1/chat/completions", "/v1/talk", "/v1/models", "/metrics")
 
 
 def _counted(receive: Receive, most: int) -> Receive:

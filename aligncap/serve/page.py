@@ -206,12 +206,25 @@ def _examples(folder: str | None) -> list[list[str]]:
 
 def mount(app: FastAPI, service: Service, examples: str | None = None) -> FastAPI:
     """The application with the page at its root; with tokens in the environment, one is the password."""
+    return mount_blocks(app, service, build(service, examples), "/", CSS, HEAD, examples)
+
+
+def mount_blocks(
+    app: FastAPI,
+    service: Service,
+    blocks: gr.Blocks,
+    path: str,
+    css: str,
+    head: str,
+    examples: str | None = None,
+) -> FastAPI:
+    """The application with a page at `path`, which keeps the service's limits and tokens."""
     known = tokens()
     fonts = gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["monospace"])
     return gr.mount_gradio_app(
         app,
-        build(service, examples),
-        path="/",
+        blocks,
+        path=path,
         auth=(lambda _, password: accepted(password, known)) if known else None,
         auth_message="Any name; the password is one of the server's tokens." if known else None,
         max_file_size=service.limits.bytes,
@@ -220,6 +233,6 @@ def mount(app: FastAPI, service: Service, examples: str | None = None) -> FastAP
         show_error=False,
         ssr_mode=False,
         theme=fonts,
-        css=CSS,
-        head=HEAD,
+        css=css,
+        head=head,
     )

@@ -80,7 +80,7 @@ def emotions_html(rows: Mapping[str, Row], calibrated: bool) -> str:
         head = f"<h3>{escape(name)}</h3>" if len(rows) > 1 else ""
         shares = row.get("probabilities") or {}
         ranked = sorted(shares.items(), key=lambda pair: -pair[1])[:BARS]
-        bars = "".join(_bar(emotion, share, emotion == row.get("emotion")) for emotion, share in ranked)
+        bars = "".join(bar(emotion, share, emotion == row.get("emotion")) for emotion, share in ranked)
         none = '<p class="ac-quiet">The caption names no emotion.</p>'
         parts.append(f"<div>{head}{bars or none}</div>")
     note = "" if calibrated else "Not calibrated on dev clips: take the numbers as an order. "
@@ -89,7 +89,8 @@ def emotions_html(rows: Mapping[str, Row], calibrated: bool) -> str:
     return f'<div class="ac{two}">{"".join(parts)}</div><p class="ac-quiet">{text}</p>'
 
 
-def _bar(emotion: str, share: float, named: bool) -> str:
+def bar(emotion: str, share: float, named: bool) -> str:
+    """An emotion with its share as a bar and a percentage; bold if it is named."""
     word = f"<b>{escape(emotion)}</b>" if named else f"<span>{escape(emotion)}</span>"
     fill = f'<span style="width:{100 * share:.1f}%;background:{colour_of(emotion)}"></span>'
     return f'<div class="ac-bar">{word}<div aria-hidden="true">{fill}</div><i>{share:.0%}</i></div>'

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -104,22 +102,6 @@ def test_what_cannot_be_heard_is_said(tmp_path, clip):
 # In a browser -----------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def chromium():
-    """Starts browsers of the system's Chromium; skips where there is none."""
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if program is None:
-        pytest.skip("no Chromium on this machine")
-    with sync_api.sync_playwright() as playwright:
-
-        def start(*words: str):
-            arguments = ["--no-sandbox", "--use-fake-ui-for-media-stream", *words]
-            return playwright.chromium.launch(executable_path=program, args=arguments)
-
-        yield start
-
-
 class Hostile:
     """A captioner whose captions are HTML."""
 
@@ -138,12 +120,6 @@ def page_url():
         yield url
 
 
-def shot(page, name: str) -> None:
-    """A picture for people to look at, where ALIGNCAP_SHOTS names a folder."""
-    if folder := os.environ.get("ALIGNCAP_SHOTS"):
-        page.screenshot(path=f"{folder}/{name}.png", full_page=True)
-
-
 def listened(page) -> str:
     page.get_by_text("History of this visit").click()
     page.get_by_text("Other captions").click()
@@ -155,7 +131,7 @@ def listened(page) -> str:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("width", [1280, 390])
-def test_a_file_goes_through_the_browser_s_own_upload(chromium, page_url, clip, width):
+def test_a_file_goes_through_the_browser_s_own_upload(chromium, shot, page_url, clip, width):
     browser = chromium()
     page = browser.new_page(viewport={"width": width, "height": 844})
     outside, errors = [], []

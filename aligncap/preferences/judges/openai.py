@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
-from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
@@ -37,7 +36,7 @@ from aligncap.preferences.judges.endpoint import (
 )
 from aligncap.utils.errors import UserError
 from aligncap.utils.io import Row, load_data
-from aligncap.utils.openai_endpoint import URL_VARIABLE, key_and_url
+from aligncap.utils.openai_endpoint import URL_VARIABLE, key_and_url, room_option
 from aligncap.utils.progress import track
 
 if TYPE_CHECKING:
@@ -83,14 +82,11 @@ class Question:
 
     def body(self, options: OpenAIOptions, room: int) -> Row:
         """The request's JSON, as /v1/chat/completions takes it, for an answer of at most `room` tokens."""
-        url = options.base_url or os.environ.get(URL_VARIABLE) or "https://api.openai.com/v1"
-        # OpenAI's new models know the one name alone, many compatible servers the other.
-        own = (urlsplit(url).hostname or "").endswith((".openai.com", ".azure.com"))
         messages = [("system", system_prompt(self.kind)), ("user", self.user)]
         body = {
             "model": options.model,
             "messages": [{"role": role, "content": content} for role, content in messages],
-            "max_completion_tokens" if own else "max_tokens": room,
+            room_option(options.base_url or os.environ.get(URL_VARIABLE)): room,
             "response_format": response_format(self.kind),
         }
         return body if options.temperature is None else body | {"temperature": options.temperature}
