@@ -135,9 +135,9 @@ def test_a_batch_is_read_as_single_texts_are(trained, files):
     assert together.features[10].shape == (1, 24)
 
 
-def test_seeds_decide_and_the_same_seed_repeats(files, bert, tmp_path):
+def test_seeds_decide(files, bert, tmp_path):
     found = []
-    for name, seed in (("a", "0"), ("b", "0"), ("c", "1")):
+    for name, seed in (("a", "0"), ("b", "1")):
         words = (
             "--lora_rank",
             "0",
@@ -152,10 +152,12 @@ def test_seeds_decide_and_the_same_seed_repeats(files, bert, tmp_path):
         )
         fit(files, tmp_path / name, bert, *words)
         found.append(read_scores(tmp_path / name / "scores" / "test.jsonl")[1])
-    assert np.array_equal(found[0], found[1]) and not np.allclose(found[0], found[2])
+    assert not np.allclose(found[0], found[1])
 
 
-def test_a_stopped_run_goes_on_with_its_stages(files, bert, tmp_path, monkeypatch):
+def test_a_stopped_run_goes_on_with_its_stages_and_ends_as_one_of_its_seed_does(
+    files, bert, tmp_path, monkeypatch
+):
     import aligncap.senses.text as text
 
     words = ("--lora_rank", "0", "--stages", "head:1:1e-3", "all:1:1e-3", "--checks", "1", "--limit", "40")
