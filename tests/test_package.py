@@ -43,7 +43,9 @@ def test_the_wheel_holds_recipes_and_run_time_data_and_no_gold_sets_or_notes(whe
     for folder, ending in (("recipes", "yaml"), ("accelerate", "yaml"), ("tables", "yaml")):
         wanted = {f"_configs/{folder}/{p.name}" for p in (ROOT / "configs" / folder).glob(f"*.{ending}")}
         assert wanted and wanted <= names
-    data = {f"_data/{p.name}" for p in (ROOT / "data").iterdir() if p.suffix in (".yaml", ".j2")}
+    data = {
+        f"_data/{p.name}" for p in (ROOT / "data").iterdir() if p.suffix in (".yaml", ".j2", ".css", ".js")
+    }
     assert data and data == {name for name in names if name.startswith("_data/")}
     assert not any("gold" in name or name.endswith((".md", ".jsonl", ".txt")) for name in names)
     source = {p.relative_to(ROOT / "aligncap").as_posix() for p in (ROOT / "aligncap").rglob("*.py")}
