@@ -9,6 +9,7 @@ import logging
 import struct
 import tempfile
 import threading
+import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -321,7 +322,11 @@ def test_a_client_that_leaves_gives_its_place_back_and_is_not_captioned():
                     list(answer.iter_lines())
         first.join()
         last = httpx.post(f"{url}/v1/captions", content=CLIP, timeout=30)
-        assert last.status_code == 200 and own.in_hand == 0
+        assert last.status_code == 200
+        until = time.monotonic() + 10  # a busy machine finds out late who has left
+        while own.in_hand and time.monotonic() < until:
+            time.sleep(0.02)
+        assert own.in_hand == 0
     assert len(one.batches) <= 3  # not those that left before their turn
 
 
