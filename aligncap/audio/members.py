@@ -77,6 +77,16 @@ def size_of(path: str | Path) -> int:
     return os.stat(path).st_size if (member := member_of(path)) is None else member.size
 
 
+def stamp(path: str | Path) -> tuple[str, int, int]:
+    """What tells a file, or one in a tar, from others without reading it: path, bytes, time of change in ns.
+
+    Raises:
+        OSError: no such file.
+    """
+    member = member_of(path)
+    return str(path), size_of(path), os.stat(path if member is None else member.tar).st_mtime_ns
+
+
 def _heads(head: bytes, member: Member) -> bool:
     name = head[:100].rstrip(b"\0").decode("utf-8", "replace").rpartition("/")[2]
     try:

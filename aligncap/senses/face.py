@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from rich.console import Console
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from aligncap.data.split import fold_speakers
@@ -23,7 +23,7 @@ from aligncap.senses.measures import difference, measured, table_of, write_confu
 from aligncap.senses.moments import SEVEN, Moment
 from aligncap.senses.outcome import Unit, macro_f1_of, read_parts
 from aligncap.senses.pictures import evenly, read_frames, read_picture
-from aligncap.senses.sense import FILE, Reading, write_scores
+from aligncap.senses.sense import FILE, Reading, save_tensors, write_scores
 from aligncap.utils.errors import UserError, UserErrors
 from aligncap.utils.io import Row, write_json
 from aligncap.utils.options import Config, NaturalInt, option
@@ -244,7 +244,7 @@ def run_face(config: FaceConfig) -> int:
         _log.info(text, ", ".join(sorted(missing)))
     chosen = config.scores if config.scores != "auto" else "net" if missing else "head"
     out.mkdir(parents=True, exist_ok=True)
-    save_file(head.state_dict(), out / _HEAD)
+    save_tensors(out / _HEAD, head.state_dict())
     settings = {"kind": "face", "scores": chosen, "nets": config.nets}
     write_json(out / FILE, settings | {"whole_below": config.whole_below, "penalty": penalty})
     write_scores(out / "scores.jsonl", own, scores[chosen])

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from rich.console import Console
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import get_cosine_schedule_with_warmup
@@ -27,7 +27,7 @@ from aligncap.senses.measures import difference, measured, refuse_absent, table_
 from aligncap.senses.moments import SEVEN, Moment, read_moments
 from aligncap.senses.outcome import macro_f1_of, shared
 from aligncap.senses.score import features_of
-from aligncap.senses.sense import write_scores
+from aligncap.senses.sense import save_tensors, write_scores
 from aligncap.utils.errors import UserError, UserErrors
 from aligncap.utils.io import Row, write_json
 from aligncap.utils.options import (
@@ -239,7 +239,7 @@ def run_gate(config: GateConfig) -> int:
     found = {name: features_of(folders, part, config.captions) for name, part in parts.items()}
     model, log = train_gated(config, (parts["train"], found["train"]), (parts["dev"], found["dev"]))
     out.mkdir(parents=True, exist_ok=True)
-    save_file(model.state_dict(), out / "model.safetensors")
+    save_tensors(out / "model.safetensors", model.state_dict())
     widths = {name: rows[0].shape[1] for name, rows in found["train"].items()}
     write_json(out / FILE, {"widths": widths, "trunk": config.trunk, "size": config.size})
     test = parts["test"]

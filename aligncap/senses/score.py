@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from aligncap.audio.members import member_of
+from aligncap.audio.members import stamp
 from aligncap.senses.measures import measured, refuse_absent, table_of
 from aligncap.senses.moments import Moment, read_moments
 from aligncap.senses.sense import FILE, load_sense, write_scores
@@ -140,10 +140,9 @@ def key_of(moment: Moment, kind: str) -> str:
 def _known(path: str) -> tuple[str, int, int]:
     """Path, bytes and time of change; zeros of what is not there, which reading tells."""
     try:
-        stat = Path(member.tar if (member := member_of(path)) else path).stat()
+        return stamp(path)
     except OSError:
         return path, 0, 0
-    return path, stat.st_size, stat.st_mtime_ns
 
 
 def with_captions(moments: Sequence[Moment], paths: Sequence[str]) -> list[Moment]:

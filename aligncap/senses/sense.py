@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +12,14 @@ from typing import Protocol, cast
 
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import Tensor
 from typing_extensions import TypedDict
 
 from aligncap.senses.moments import SEVEN, Moment, label_of
 from aligncap.utils.errors import UserError, UserErrors
-from aligncap.utils.io import json_lines, write_jsonl
+from aligncap.utils.io import json_lines, workplace, write_jsonl
 
 FILE = "sense.json"  # of a trained sense's folder: {"kind": "voice", …its settings}; weights are beside it
 # Where the sense of a kind lives: a class of this name in this module, loaded by its `load(folder, device)`.
@@ -55,14 +58,30 @@ def load_sense(folder: str | Path, device: str = "cpu") -> Sense:
     """The trained sense of a folder.
 
     Raises:
-        UserError: no trained sense is there.
+        UserError: no trained sense is there, or weights are missing, damaged or of another shape.
     """
-    path = Path(folder) / FILE
-    kind = json.loads(path.read_text(encoding="utf-8")).get("kind") if path.is_file() else None
+    path, kind = Path(folder) / FILE, None
+    try:
+        kind = json.loads(path.read_text(encoding="utf-8")).get("kind") if path.is_file() else None
+    except (ValueError, AttributeError):
+        pass  # of something else
     if kind not in KINDS:
         raise UserError(f"{folder}: holds no sense; `aligncap senses {'|'.join(KINDS)}` trains one")
     module, name = KINDS[kind]
-    return cast(Sense, getattr(importlib.import_module(module), name).load(Path(folder), device))
+    try:
+        return cast(Sense, getattr(importlib.import_module(module), name).load(Path(folder), device))
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[0]
+        message = f"{folder}: no sense of {kind} that can be used ({reason}); train it again"
+        raise UserError(message) from error
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file, atomically."""
+    with workplace(path) as work:
+        own = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        save_file(own, work / path.name, metadata)
+        os.replace(work / path.name, path)
 
 
 def fold_labels(probabilities: Mapping[str, float]) -> np.ndarray | None:

@@ -14,8 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, load_model, save_file, save_model
+from safetensors.torch import load_file, load_model, save_model
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import (
@@ -36,7 +35,7 @@ from aligncap.models.precision import pick_device
 from aligncap.senses.linear import fit_linear
 from aligncap.senses.moments import SEVEN, Moment
 from aligncap.senses.outcome import macro_f1_of, read_parts, write_outcome
-from aligncap.senses.sense import FILE, Reading
+from aligncap.senses.sense import FILE, Reading, save_tensors
 from aligncap.utils.errors import UserError
 from aligncap.utils.f1 import f1_sums, macro_f1
 from aligncap.utils.io import Row, write_json
@@ -351,31 +350,23 @@ class TextSense:
 
     @classmethod
     def load(cls, folder: Path, device: str = "cpu") -> TextSense:
-        """
-        Raises:
-            UserError: weights that are missing, damaged or of another shape.
-        """
+        """That of a folder; what can go wrong is told by `sense.load_sense`."""
         device = pick_device(device)
-        try:
-            settings = json.loads((folder / FILE).read_text(encoding="utf-8"))
-            dtype = getattr(torch, settings["precision"])
-            kind = AutoModel if settings["linear"] else AutoModelForSequenceClassification
-            model = load_pretrained(kind, folder, dtype=dtype)
-            head = nn.Linear(model.config.hidden_size, len(SEVEN)) if settings["linear"] else None
-            if head is not None:
-                head.load_state_dict(load_file(folder / HEAD))
-            return cls(model, load_pretrained(AutoTokenizer, folder), head, settings["max_tokens"], device)
-        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-            reason = str(error).strip().splitlines()[0]
-            message = f"{folder}: no sense of text that can be used ({reason}); train it again"
-            raise UserError(message) from error
+        settings = json.loads((folder / FILE).read_text(encoding="utf-8"))
+        dtype = getattr(torch, settings["precision"])
+        kind = AutoModel if settings["linear"] else AutoModelForSequenceClassification
+        model = load_pretrained(kind, folder, dtype=dtype)
+        head = nn.Linear(model.config.hidden_size, len(SEVEN)) if settings["linear"] else None
+        if head is not None:
+            head.load_state_dict(load_file(folder / HEAD))
+        return cls(model, load_pretrained(AutoTokenizer, folder), head, settings["max_tokens"], device)
 
     def save(self, folder: Path, more: Row) -> None:
         """Write backbone, head, tokenizer and settings; `more` is what else sense.json says."""
         self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         if self.head is not None:
-            save_file({k: v.cpu() for k, v in self.head.state_dict().items()}, folder / HEAD)
+            save_tensors(folder / HEAD, self.head.state_dict())
         precision = str(self.model.dtype).removeprefix("torch.")
         settings = {"linear": self.head is not None, "max_tokens": self.max_tokens, "precision": precision}
         write_json(folder / FILE, {"kind": "text", **settings, **more})

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -18,14 +17,13 @@ from aligncap.models.precision import pick_device
 from aligncap.senses.acrnn import STRIDE, Acrnn, Shape, log_mel, windows
 from aligncap.senses.moments import SEVEN, Moment
 from aligncap.senses.outcome import read_parts, write_outcome
-from aligncap.senses.sense import FILE, Reading
+from aligncap.senses.sense import FILE, Reading, save_tensors
 from aligncap.senses.voice_training import (
     CLIPS,
     STATE,
     WINDOWS,
     VoiceConfig,
     kept_log_mels,
-    save_tensors,
     train,
 )
 from aligncap.utils.errors import UserError, UserErrors
@@ -65,19 +63,10 @@ class VoiceSense:
 
     @classmethod
     def load(cls, folder: Path, device: str = "cpu") -> VoiceSense:
-        """
-        Raises:
-            UserError: weights that are missing, damaged or of another shape.
-        """
+        """That of a folder; what can go wrong is told by `sense.load_sense`."""
         device = pick_device(device)
-        try:
-            model = Acrnn(Shape(**json.loads((folder / FILE).read_text(encoding="utf-8"))["shape"]))
-            model.load_state_dict(load_file(folder / WEIGHTS))
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise UserError(
-                f"{folder}: no sense of voice that can be used ({reason}); train it again"
-            ) from error
+        model = Acrnn(Shape(**json.loads((folder / FILE).read_text(encoding="utf-8"))["shape"]))
+        model.load_state_dict(load_file(folder / WEIGHTS))
         return cls(model, device)
 
     def save(self, folder: Path, more: Row) -> None:

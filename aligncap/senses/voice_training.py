@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,20 +13,20 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from aligncap.audio.augment import CHANNEL_VERSION, through_channel
 from aligncap.audio.files import load_audio, normalise_level
-from aligncap.audio.members import member_of, size_of
+from aligncap.audio.members import stamp
 from aligncap.models.precision import autocast
 from aligncap.senses.acrnn import FRAMES, HOP, MELS, Acrnn, Shape, log_mel, windows
 from aligncap.senses.moments import SEVEN
 from aligncap.senses.outcome import Parts, macro_f1_of
+from aligncap.senses.sense import save_tensors
 from aligncap.utils.errors import UserError, UserErrors
-from aligncap.utils.io import Row, workplace
+from aligncap.utils.io import Row
 from aligncap.utils.options import (
     Config,
     Dropout,
@@ -104,9 +103,8 @@ class VoiceConfig(VoiceTraining):
 
 
 def key_of(path: str) -> str:
-    """What tells a sound file from others without reading it: path, size and time."""
-    member = member_of(path)
-    return digest(path, size_of(path), os.stat(member.tar if member else path).st_mtime_ns)
+    """What tells a sound file from others without reading it."""
+    return digest(*stamp(path))
 
 
 def kept_log_mels(config: VoiceTraining, parts: Parts) -> TensorCache:
@@ -315,14 +313,6 @@ def _keep(
     progress: Row = {k: v for k, v in vars(run).items() if k != "model"}
     progress |= {"schedule": schedule.state_dict(), "learning_rate": optimizer.param_groups[0]["lr"]}
     save_tensors(path, tensors, {"same": same, "progress": json.dumps(progress)})
-
-
-def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write a safetensors file, atomically."""
-    with workplace(path) as work:
-        own = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        save_file(own, work / path.name, metadata)
-        os.replace(work / path.name, path)
 
 
 def _resume(

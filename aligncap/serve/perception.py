@@ -24,6 +24,7 @@ from aligncap.models.hub import load_pretrained, resolve
 from aligncap.models.model_card import read_record
 from aligncap.senses.fusion import fuse, load_fusion
 from aligncap.senses.moments import SEVEN, Moment, senses_of
+from aligncap.senses.pictures import read_picture
 from aligncap.senses.sense import FILE, KINDS, Sense, fold_labels, load_sense
 from aligncap.serve.batching import Options
 from aligncap.serve.listening import cues_of
@@ -279,13 +280,10 @@ def check_picture(data: bytes) -> str:
 def face_box(sense: Sense, picture: Path) -> tuple[float, float, float, float] | None:
     """Left, top, width and height of the largest face, as shares of the picture; None: no face, or a sense
     that has no `boxes` (of pixels: rows of score, left, top, right, bottom, the largest first)."""
-    from PIL import Image, ImageOps
-
     boxes = getattr(sense, "boxes", None)
     if boxes is None:
         return None
-    with Image.open(picture) as image:
-        pixels = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    pixels = read_picture(picture)
     height, width = pixels.shape[:2]
     for _, left, top, right, bottom in boxes(pixels)[:1].tolist():
         return left / width, top / height, (right - left) / width, (bottom - top) / height

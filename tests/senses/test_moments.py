@@ -80,3 +80,13 @@ def test_scores_come_back_and_absent_ones_stay_absent(tmp_path):
 def test_a_folder_that_holds_no_sense_is_told(tmp_path):
     with pytest.raises(UserError, match="holds no sense; `aligncap senses text|voice|face` trains one"):
         load_sense(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["text", "voice", "face"])
+def test_a_damaged_sense_of_any_kind_is_told(kind, tmp_path):
+    (tmp_path / "sense.json").write_text(json.dumps({"kind": kind}))
+    with pytest.raises(UserError, match=f"no sense of {kind} that can be used .*; train it again"):
+        load_sense(tmp_path)
+    (tmp_path / "sense.json").write_text("{")
+    with pytest.raises(UserError, match="holds no sense"):
+        load_sense(tmp_path)

@@ -24,6 +24,16 @@ def chromium():
         yield start
 
 
+@pytest.fixture(scope="module")
+def own():
+    """A service of a tiny captioner."""
+    from served import captioner, service
+
+    found = service(captioner())
+    yield found
+    found.close()
+
+
 @pytest.fixture(scope="session")
 def shot():
     """Takes a picture of a page for people to look at, where ALIGNCAP_SHOTS names a folder."""

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
-from served import captioner, running, service, wav
+from served import running, service, wav
 from talking import FakeSense, FakeWriter, chunk, endpoint, events, scores, talk
 
 from aligncap.senses.moments import SEVEN
@@ -31,13 +31,6 @@ from aligncap.utils.errors import UserError, UserErrors
 
 CLIP = wav(seconds=0.6)
 SECRET = "my secret words about a bad day"
-
-
-@pytest.fixture(scope="module")
-def own():
-    own = service(captioner())
-    yield own
-    own.close()
 
 
 @pytest.fixture

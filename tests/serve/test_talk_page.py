@@ -22,13 +22,6 @@ HOSTILE = '<img src=x onerror="window.hacked=1"><script>window.hacked=1</script>
 NAMES = ("state", "seen", "chat", "theme", "last", "history", "sound", "text", "frames")
 
 
-@pytest.fixture(scope="module")
-def own():
-    own = service(captioner())
-    yield own
-    own.close()
-
-
 @pytest.fixture
 def clip(tmp_path) -> str:
     (tmp_path / "a.wav").write_bytes(wav(seconds=0.6))
