@@ -9,10 +9,9 @@ from typing import ClassVar
 
 import numpy as np
 from rich.console import Console
-from rich.table import Table
 
+from aligncap.senses.measures import measured, table_of
 from aligncap.senses.moments import SEVEN, Moment, read_moments
-from aligncap.senses.outcome import TITLES, measure, shown
 from aligncap.senses.sense import fold_labels, write_scores
 from aligncap.utils.errors import UserError, UserErrors
 from aligncap.utils.io import read_jsonl
@@ -45,12 +44,8 @@ def run_captions(config: CaptionScoresConfig) -> int:
     scores = scores_of_captions(config.captions, moments)
     write_scores(config.out, moments, scores)
     silent = int(np.isnan(scores).any(axis=1).sum())
-    own = [i for i, m in enumerate(moments) if m.label]
-    if own:
-        cells, note = measure([moments[i] for i in own], scores[own])
-        table = Table("moments", *TITLES.values(), title="captioner as a sense", caption=note)
-        table.add_row(str(len(own)), *map(shown, cells.values()))
-        Console().print(table)
+    if any(moment.label for moment in moments):
+        Console().print(table_of({"captioner": measured(moments, scores)}, "captioner as a sense"))
     print(f"{config.out}: {len(moments)} moments, {silent} of them without scores")
     return 0
 

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from aligncap.data.split import fold_speakers
 from aligncap.senses.face_nets import DESCRIPTOR, NAME, SIDES, FaceNets, boxes_of, load_nets
 from aligncap.senses.linear import fit_linear
-from aligncap.senses.measures import difference, measured, table_of, write_confusion
+from aligncap.senses.measures import Unit, difference, macro_f1_of, measured, table_of, write_confusion
 from aligncap.senses.moments import SEVEN, Moment
-from aligncap.senses.outcome import Unit, macro_f1_of, read_parts
+from aligncap.senses.outcome import read_parts
 from aligncap.senses.pictures import evenly, read_frames, read_picture
 from aligncap.senses.sense import FILE, Reading, save_tensors, write_scores
 from aligncap.utils.errors import UserError, UserErrors

@@ -23,9 +23,16 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import get_cosine_schedule_with_warmup
 
-from aligncap.senses.measures import difference, measured, refuse_absent, table_of, write_confusion
+from aligncap.senses.measures import (
+    difference,
+    macro_f1_of,
+    measured,
+    refuse_absent,
+    table_of,
+    write_confusion,
+)
 from aligncap.senses.moments import SEVEN, Moment, read_moments
-from aligncap.senses.outcome import macro_f1_of, shared
+from aligncap.senses.outcome import shared
 from aligncap.senses.score import features_of
 from aligncap.senses.sense import save_tensors, write_scores
 from aligncap.utils.errors import UserError, UserErrors

@@ -3,23 +3,71 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from rich.table import Table
 
 from aligncap.senses.moments import SEVEN, Moment
-from aligncap.senses.outcome import TITLES, named, statistics_of, units_of
 from aligncap.utils.drawing import confusion_picture
 from aligncap.utils.errors import UserErrors
+from aligncap.utils.f1 import f1_sums, macro_f1, weighted_f1
 from aligncap.utils.io import Row, atomic_open
-from aligncap.utils.statistics import intervals, paired_differences, ratio
+from aligncap.utils.statistics import (
+    Clusters,
+    Statistic,
+    clusters_of,
+    intervals,
+    paired_differences,
+    ratio,
+    recall_sums,
+    uar,
+)
+
+TITLES = {"macro_f1": "macro F1", "weighted_f1": "weighted F1", "uar": "UAR", "accuracy": "accuracy"}
+
+
+@dataclass
+class Unit:
+    """A moment as `clusters_of` takes it; a manifest's speakers carry the name of their corpus."""
+
+    speaker: str | None
+    corpus: str = ""
 
 
 def refuse_absent(*paths: str | None) -> None:
     """Raises UserErrors: every path that is given and leads to no file."""
     if absent := [path for path in paths if path and not Path(path).is_file()]:
         raise UserErrors([f"{path}: no such file" for path in absent])
+
+
+def named(scores: np.ndarray) -> list[str | None]:
+    """The likeliest emotion of each row (n, 7); None of a row of nan."""
+    return [None if np.isnan(row).any() else SEVEN[int(row.argmax())] for row in scores]
+
+
+def statistics_of(moments: Sequence[Moment], scores: np.ndarray) -> dict[str, Statistic]:
+    """Macro F1, weighted F1, UAR and accuracy of labelled moments; one without a score counts as wrong."""
+    truth, said = [m.label for m in moments], named(scores)
+    sums, recalls = f1_sums(truth, said, SEVEN), recall_sums(truth, said, SEVEN)
+    hits = np.column_stack([sums[:, :7].sum(1), np.ones(len(sums))])
+    return {
+        "macro_f1": Statistic(sums, macro_f1, 1.0),
+        "weighted_f1": Statistic(sums, weighted_f1, 1.0),
+        "uar": Statistic(recalls, uar, 1.0),
+        "accuracy": Statistic(hits, lambda s: s[..., 0] / s[..., 1], 1.0),
+    }
+
+
+def units_of(moments: Sequence[Moment]) -> Clusters:
+    """Speakers as units of intervals; moments of unknown speaker stand for themselves."""
+    return clusters_of([Unit(m.speaker) for m in moments])
+
+
+def macro_f1_of(moments: Sequence[Moment], scores: np.ndarray) -> float:
+    """What dev sets choose by."""
+    return statistics_of(moments, scores)["macro_f1"].value
 
 
 def measured(moments: Sequence[Moment], scores: np.ndarray) -> Row:

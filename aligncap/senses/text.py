@@ -33,8 +33,9 @@ from transformers.trainer_utils import get_last_checkpoint
 from aligncap.models.hub import load_pretrained, resolve
 from aligncap.models.precision import pick_device
 from aligncap.senses.linear import fit_linear
+from aligncap.senses.measures import macro_f1_of
 from aligncap.senses.moments import SEVEN, Moment
-from aligncap.senses.outcome import macro_f1_of, read_parts, write_outcome
+from aligncap.senses.outcome import read_parts, write_outcome
 from aligncap.senses.sense import FILE, Reading, save_tensors
 from aligncap.utils.errors import UserError
 from aligncap.utils.f1 import f1_sums, macro_f1

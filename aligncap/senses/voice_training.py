@@ -22,8 +22,9 @@ from aligncap.audio.files import load_audio, normalise_level
 from aligncap.audio.members import stamp
 from aligncap.models.precision import autocast
 from aligncap.senses.acrnn import FRAMES, HOP, MELS, Acrnn, Shape, log_mel, windows
+from aligncap.senses.measures import macro_f1_of
 from aligncap.senses.moments import SEVEN
-from aligncap.senses.outcome import Parts, macro_f1_of
+from aligncap.senses.outcome import Parts
 from aligncap.senses.sense import save_tensors
 from aligncap.utils.errors import UserError, UserErrors
 from aligncap.utils.io import Row

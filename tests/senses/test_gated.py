@@ -8,8 +8,8 @@ import torch
 
 from aligncap.cli import main
 from aligncap.senses.gated import GateConfig, GatedFusion, batch_of, load_gated, read_gated, train_gated
+from aligncap.senses.measures import macro_f1_of
 from aligncap.senses.moments import SEVEN, Moment
-from aligncap.senses.outcome import macro_f1_of
 from aligncap.senses.score import key_of, open_features
 from aligncap.senses.sense import read_scores
 from aligncap.utils.errors import UserError

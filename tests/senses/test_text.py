@@ -10,8 +10,8 @@ import torch
 from aligncap.cli import main
 from aligncap.senses.captions import scores_of_captions
 from aligncap.senses.goemotions import seven_of
+from aligncap.senses.measures import measured
 from aligncap.senses.moments import SEVEN, Moment, read_moments
-from aligncap.senses.outcome import measure
 from aligncap.senses.sense import load_sense, read_scores
 from aligncap.senses.text import Stage, TextConfig, last_layers, load_backbone, stage_of
 from aligncap.utils.errors import UserError, UserErrors
@@ -299,5 +299,5 @@ def test_f1_is_that_of_scikit_learn_and_no_score_is_wrong():
     moments = [Moment(str(i), "sad", speaker=f"s{i % 2}") for i in range(4)]
     scores = np.full((4, 7), np.nan)
     scores[:3] = np.eye(7)[2]
-    cells, note = measure(moments, scores)
-    assert cells["accuracy"]["value"] == 0.75 and note.startswith("2 speakers; fewer than 12")
+    row = measured(moments, scores)
+    assert row["accuracy"]["value"] == 0.75 and row["units"].startswith("2 speakers; fewer than 12")
