@@ -36,7 +36,7 @@ def main() -> int:
             sum(1 for line in sum(package.values(), []) if has_any(line)),
             226,
         ),
-        ("scripts, lines", sum(map(len, scripts.values())), 4_300),
+        ("scripts, lines", sum(map(len, scripts.values())), 4_400),
         ("tests, lines", sum(map(len, lines_of("tests", ".py").values())), None),
     )
     for name, size, limit in rows:

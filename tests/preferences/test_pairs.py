@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from aligncap.data.manifest import Utterance, write_manifest
+from aligncap.data.manifest import Utterance, audio_path, read_manifest, write_manifest
 from aligncap.preferences import pairs as pairs_module
 from aligncap.preferences.pair_kinds import KINDS
-from aligncap.preferences.pairs import PairsConfig, guessed_from_text, pair_tables
+from aligncap.preferences.pairs import PairsConfig
+from aligncap.preferences.reports import guessed_from_text, pair_tables
 from aligncap.text.claims import manner_claims
 from aligncap.text.emotions import emotion_of
 from aligncap.text.lexicon import caption_words
@@ -370,6 +371,24 @@ def test_a_file_of_pairs_is_written_with_its_report(tmp_path: Path) -> None:
     assert len(report["files"]) == 2
     shown = "\n".join(str(item) for item in pair_tables(report) if isinstance(item, str))
     assert "pairs by emotion" in shown
+
+
+def test_clips_with_their_chosen_captions_are_a_manifest_for_sft(tmp_path: Path) -> None:
+    rows, utterances = crowd()
+    for u in utterances:
+        u.clues, u.p_act = [["low"]] * len(u.captions), ["Voice: low."] * len(u.captions)
+    write_manifest(tmp_path / "data" / "m.jsonl", utterances)
+    lines = [json.dumps({**r, "manifest": "data/m.jsonl"}) for r in rows]
+    (tmp_path / "s.jsonl").write_text("\n".join(lines) + "\n")
+    made = tmp_path / "made" / "chosen.jsonl"
+    pairs_file(tmp_path / "s.jsonl", tmp_path / "p.jsonl", per_clip=2, chosen_manifest=str(made))
+    pairs = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text().splitlines()]
+    clips = read_manifest(made)
+    said = {(u.id, caption) for u in clips for caption in u.captions}
+    assert said == {(p["id"], p["chosen"]) for p in pairs}
+    assert len(clips) == len({p["id"] for p in pairs}) < len(pairs)
+    assert all(not u.clues and not u.p_act for u in clips)
+    assert audio_path(made, clips[0]) == (tmp_path / "data" / clips[0].audio).resolve()
 
 
 def test_a_file_without_pairs_leaves_the_former_one(tmp_path: Path) -> None:
