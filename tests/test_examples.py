@@ -1,9 +1,6 @@
 """The examples run as they stand, on tiny parts; what a stranger adds stays short."""
 
-import http.client
 import importlib.util
-import json
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +8,12 @@ import pytest
 import soundfile
 from tiny import save_model, voice
 
+from aligncap.cli import main
 from aligncap.data.corpora import registry
-from aligncap.data.manifest import read_manifest
+from aligncap.data.manifest import Utterance, read_manifest, write_manifest
 from aligncap.models.checkpoints import load_folder
 from aligncap.models.projectors import PROJECTORS
+from aligncap.utils.io import read_jsonl
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
@@ -69,21 +68,26 @@ def test_look_at_a_language_model(parts, capsys):
     assert np.isfinite(loss) and "Voice: sad, soft." in out and "<|audio|>" in out
 
 
-def test_caption_in_a_service(tmp_path):
-    save_model(tmp_path / "model")
-    soundfile.write(tmp_path / "a.wav", voice(0.6), 16_000)
-    server = example("caption_service").server(str(tmp_path / "model"), 0)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        for body, status, key in (
-            ((tmp_path / "a.wav").read_bytes(), 200, "caption"),
-            (b"no sound", 400, "error"),
-        ):
-            client = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=60)
-            client.request("POST", "/", body)
-            answer = client.getresponse()
-            assert (answer.status, list(json.loads(answer.read()))) == (status, [key])
-    finally:
-        server.shutdown()
-        server.server_close()
+def test_a_stage_over_a_pool_gives_the_rows_of_one_command(tmp_path, monkeypatch):
+    pytest.importorskip("ray", reason="pip install 'ray>=2.50'")
+    save_model(tmp_path / "model", emotions=["angry", "sad"])
+    rows = []
+    for i in range(7):
+        soundfile.write(tmp_path / f"c{i}.wav", voice(0.3 + 0.1 * i, seed=i), 16_000)
+        rows.append(Utterance(id=f"c{i}", root=".", audio=f"c{i}.wav", corpus="made"))
+    write_manifest(tmp_path / "m.jsonl", rows)
+    shards = str(tmp_path / "shards")
+    assert main(["shard", str(tmp_path / "m.jsonl"), "--out", shards, "--size", "40K"]) == 0
+    stages = {
+        "caption": ["caption", "--model", str(tmp_path / "model"), "--speech_gate", "false"],
+        "candidates": ["candidates", "--model", str(tmp_path / "model"), "--num", "2"],
+    }
+    for name, argv in stages.items():
+        one, pool = tmp_path / f"{name}.jsonl", str(tmp_path / f"pool-{name}.jsonl")
+        words = [*argv, "--manifest", f"{shards}/m.jsonl", "--out", str(one)]
+        assert main(words) == 0
+        example("ray_stage").main(shards, pool, argv)
+        assert len(list(Path(f"{pool}.parts").iterdir())) > 2
+        told = ("id", "audio", "caption", "candidate", "seed")
+        both = ([{k: row.get(k) for k in told} for row in read_jsonl(path)] for path in (one, pool))
+        assert next(both) == next(both)
