@@ -93,7 +93,7 @@ def mean(scores: Scores) -> np.ndarray:
 
 
 @dataclass
-class Fusion:
+class Fuser:
     """How the scores of senses become one: `fuse` takes those of `senses` (or all) that there are."""
 
     fuse: Callable[[Scores], np.ndarray] = mean
@@ -102,7 +102,7 @@ class Fusion:
     trust: Mapping[str, Trust] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, path: str | Path) -> Fusion:
+    def read(cls, path: str | Path) -> Fuser:
         """Weights and measured accuracies that late fusion has written: `fusion.json`, or its folder.
 
         Raises:
@@ -143,11 +143,11 @@ class Perceiver:
         self,
         service: Service,
         senses: Mapping[str, Sense] | None = None,
-        fusion: Fusion | None = None,
+        fusion: Fuser | None = None,
         trust: Mapping[str, Trust] | None = None,
         transcribe: Callable[[np.ndarray], str] | None = None,
     ) -> None:
-        self.service, self.senses, self.fusion = service, dict(senses or {}), fusion or Fusion()
+        self.service, self.senses, self.fusion = service, dict(senses or {}), fusion or Fuser()
         self.trust = {**(trust or {}), **self.fusion.trust}
         self.transcribe = transcribe
         self.model = service.name_of(None)
@@ -224,7 +224,7 @@ class Perceiver:
         fusion = self.fusion
         known = {name: row for name, row in scores.items() if name in fusion.senses or not fusion.senses}
         if not known:  # the fusion knows none of what is there
-            known, fusion = scores, Fusion()
+            known, fusion = scores, Fuser()
         if known:
             names = ", ".join(known)
             seen.how = f"{names}: {fusion.how}" if len(scores) > 1 else f"{names} alone"
@@ -254,7 +254,7 @@ def load_perceiver(
             raise UserError(f"{name}: a second sense of {sense.kind}; one of each of {', '.join(KINDS)}")
         found[sense.kind], trust[sense.kind] = sense, measured(name)
     known = {name: t for name, t in trust.items() if t is not None}
-    read = Fusion.read(fusion) if fusion else None
+    read = Fuser.read(fusion) if fusion else None
     return Perceiver(service, found, read, known, Whisper(words) if words else None)
 
 

@@ -183,14 +183,10 @@ def parse(kind: type[C], argv: Sequence[str]) -> C:
         )
     parser = _Parser(kind, allow_abbrev=False, add_help=False)  # type: ignore[arg-type]
     for action in parser._actions:
-        if not callable(action.type):
-            continue
-        if action.default is None and action.nargs != "+":
+        if callable(action.type) and _optional(kind, action.dest):
             action.type = _or_none(action.type)
-        elif isinstance(action.default, (int, float)) and _optional(kind, action.dest):
-            action.type = _or_none(action.type)
-        elif action.nargs == "+" and _optional(kind, action.dest):
-            action.type, action.__class__ = _or_none(action.type), _OptionalList
+            if action.nargs == "+":
+                action.__class__ = _OptionalList
     try:
         (config,) = parser.parse_args_into_dataclasses(words, look_for_args_file=False)
     except (ValueError, TypeError) as error:

@@ -23,7 +23,7 @@ from aligncap.senses.sense import fold_labels
 from aligncap.serve import perception as perception_module
 from aligncap.serve.api import make_app
 from aligncap.serve.command import ServeConfig, application, make_talk
-from aligncap.serve.perception import Fusion, Said, Trust, face_box, measured
+from aligncap.serve.perception import Fuser, Said, Trust, face_box, measured
 from aligncap.serve.talk import router
 from aligncap.serve.uploads import Refused
 from aligncap.serve.writers import AnswerFailed, Endpoint, LocalLLM, _Sentences
@@ -152,7 +152,7 @@ def test_weights_and_accuracies_of_late_fusion_are_used(own, tmp_path):
         "measured_on": "test",
     }
     (tmp_path / "fusion.json").write_text(json.dumps(found))
-    fusion = Fusion.read(tmp_path / "fusion.json")
+    fusion = Fuser.read(tmp_path / "fusion.json")
     assert fusion.trust == {"voice": Trust(0.6, 0.5, 0.7)}
     senses = [FakeSense("voice", scores(sad=0.7)), FakeSense("text", scores(happy=0.9))]
     one = talk(None, senses, own, transcribe=lambda s: "well", fusion=fusion)

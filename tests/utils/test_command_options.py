@@ -52,6 +52,12 @@ class NeedyConfig(Config):
     rest: list[str] = option([], "Others.")
 
 
+def test_none_is_a_word_like_any_other_where_a_value_is_needed():
+    assert parse(NeedyConfig, ["go", "--model", "none"]).model == "none"
+    assert parse(SoundConfig, ["--model", "none"]).model == "none"
+    assert parse(SoundConfig, ["--seed", "none", "--rate", "none"]).rate is None
+
+
 def test_flags_and_yaml_say_the_same(tmp_path):
     file = tmp_path / "c.yaml"
     file.write_text(
