@@ -10,8 +10,9 @@ import torch
 from aligncap.lab.stimuli import Trial
 from aligncap.lab.study import Study
 from aligncap.utils.distributed import ALONE, Store
+from aligncap.utils.errors import UserError
 from aligncap.utils.io import Row
-from aligncap.utils.statistics import Floats, clusters_of, intervals, mean
+from aligncap.utils.statistics import Floats, clusters_of, holm, intervals, mean, paired_differences
 
 WINNERS = ("audio", "text", "neither")
 
@@ -57,7 +58,7 @@ def behaviour(study: Study, trials: Sequence[Trial], rows: Store) -> Row:
         an interval for each of WINNERS, or for "right" where the text tells nothing else; parts are "all",
         "heard" (clips whose emotion is named rightly without the text), "emotion=sad", "told=…", …
     """
-    answers = {t.key: said(study.emotions, rows[t.key]["scores"]) for t in trials}
+    answers = answers_of(study, trials, rows)
     heard = heard_rightly(study, trials, rows)
     parts: Mapping[str, Callable[[Trial], str]] = {
         "emotion": lambda t: t.clip.emotion,
@@ -83,6 +84,54 @@ def behaviour(study: Study, trials: Sequence[Trial], rows: Store) -> Row:
             table.setdefault(condition, {})[place if condition != "audio" else "instruction"] = cells
     mass = [float(torch.tensor(rows[t.key]["scores"]).exp().sum()) for t in trials]
     return {"table": table, "heard": len(heard), "label_mass": float(np.mean(mass))}
+
+
+def answers_of(study: Study, trials: Sequence[Trial], rows: Store) -> dict[str, str]:
+    """The label that each trial was answered by, by its key."""
+    return {t.key: said(study.emotions, rows[t.key]["scores"]) for t in trials}
+
+
+def compare(trials: Sequence[Trial], before: Mapping[str, str], after: Mapping[str, str]) -> list[Row]:
+    """What changed from one model's answers to another's on the same prompts, by condition and place.
+
+    Args:
+        before, after: of `answers_of`; trials that either has not are passed over.
+
+    Returns:
+        {"condition", "place", "trials", "units", and of each of WINNERS, or of "right" where the text tells
+        nothing else, its change with interval and p (exchange of the two models speaker by speaker; "p_holm"
+        over all of these)}.
+
+    Raises:
+        UserError: they share no prompt.
+    """
+    own = [t for t in trials if t.key in before and t.key in after]
+    if not own:
+        raise UserError(
+            "the two models were asked no prompt in common: name the same stimuli, options and seed"
+        )
+    found: list[Row] = []
+    for condition, place in dict.fromkeys((t.condition, t.place) for t in own):
+        part = [t for t in own if (t.condition, t.place) == (condition, place)]
+        clusters = clusters_of([t.clip for t in part])
+        names = {name: name for name in WINNERS} if condition == "conflict" else {"right": "audio"}
+        runs = [
+            {
+                key: mean(np.array([float(winner(t, said[t.key]) == who) for t in part]))
+                for key, who in names.items()
+            }
+            for said in (before, after)
+        ]
+        cells = paired_differences(runs[0], runs[1], clusters)
+        found.append(
+            {"condition": condition, "place": place, "trials": len(part), "units": clusters.note, **cells}
+        )
+    tested = [
+        row[key] for row in found for key in (*WINNERS, "right") if row.get(key, {}).get("p") is not None
+    ]
+    for number, p in holm({number: cell["p"] for number, cell in enumerate(tested)}).items():
+        tested[number]["p_holm"] = p
+    return found
 
 
 def share_cell(trials: Sequence[Trial], answers: Mapping[str, str]) -> Row:

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from aligncap.data.synthetic.stimuli import make_stimuli
 from aligncap.lab import remedies as fixes
-from aligncap.lab.behaviour import answer_trials, behaviour
+from aligncap.lab.behaviour import answer_trials, answers_of, behaviour, compare
 from aligncap.lab.conflict_report import conflict_table, findings, write_conflict
 from aligncap.lab.families import load_speech_model
 from aligncap.lab.label_words import label_tokens
@@ -40,6 +40,7 @@ from aligncap.lab.stimuli import (
 from aligncap.lab.study import Study
 from aligncap.models.checkpoints import model_key
 from aligncap.models.hub import resolve
+from aligncap.models.model_card import read_record
 from aligncap.text.emotions import labels
 from aligncap.text.prompts import Language
 from aligncap.utils.distributed import ALONE, Store
@@ -76,6 +77,9 @@ class ConflictConfig(Config):
     languages: list[str] = option(["en", "zh"], "Languages of the prompts: these, or one.")
     places: list[str] = option(
         ["instruction", "transcript"], "Where the text tells its emotion: these, or one."
+    )
+    against: str = option(
+        "", "conflict.json of another model on the same prompts: say what changed from that one to this one."
     )
     begun: str = option("", "Beginning of the answer, for models that answer in sentences.")
     parts: list[str] = option(list(PARTS), "What is done besides behaviour: these, or some; none: nothing.")
@@ -118,23 +122,17 @@ def run_conflict(config: ConflictConfig) -> int:
         UserError: a model, clip or option that cannot be used.
     """
     out = Path(config.out)
+    before = read_answers(config.against)
     manifest, clips = find_clips(config)
     folder = resolve(config.model)
     model = load_speech_model(folder, config.device, config.dtype)
     study = make_study(config, model, clips)
-    apart = (
-        "out",
-        "device",
-        "batch_size",
-        "parts",
-        "patched",
-        "tried",
-        "lensed",
-    )  # rows do not depend on them
+    # rows do not depend on them
+    apart = ("out", "device", "batch_size", "parts", "patched", "tried", "lensed", "against")
     own = {k: v for k, v in asdict(config).items() if k not in apart}
     settings = {"model": model_key(folder), "config": own, "clips": sorted(s.id for s in clips)}
     with journaled(out / "conflict.json", settings, ALONE) as journal:
-        found = conflict(study, config, clips, journal)
+        found = conflict(study, config, clips, journal, before)
         found = {"model": config.model, "stimuli": str(manifest), **found}
         found["findings"] = findings(found)
         write_json(out / "conflict.json", found)
@@ -179,8 +177,28 @@ def languages_of(config: ConflictConfig) -> list[Language]:
     return [language for language in known if language in config.languages]
 
 
-def conflict(study: Study, config: ConflictConfig, clips: Sequence[Stimulus], journal: Store) -> Row:
-    """Everything that is measured, by part; `journal` keeps rows and goes on from those that it has."""
+def read_answers(path: str) -> Row:
+    """The model and its answers, of a conflict.json; empty of no path.
+
+    Raises:
+        UserError: there is none, it is damaged, or of a version that kept no answers.
+    """
+    if not path:
+        return {}
+    found = read_record(Path(path))
+    if not isinstance(found.get("answers"), dict):
+        raise UserError(f"{path}: holds no answers; run `aligncap lab conflict` for that model again")
+    return {"model": found.get("model"), "answers": found["answers"]}
+
+
+def conflict(
+    study: Study, config: ConflictConfig, clips: Sequence[Stimulus], journal: Store, before: Row | None = None
+) -> Row:
+    """Everything that is measured, by part; `journal` keeps rows and goes on from those that it has.
+
+    Args:
+        before: another model's answers (`read_answers`), to which these are compared.
+    """
     places = [p for p in PLACES if p in config.places]
     trials = make_trials(clips, study.emotions, languages_of(config), places, config.conflicts, config.seed)
     voices = many_voices(clips)
@@ -193,7 +211,11 @@ def conflict(study: Study, config: ConflictConfig, clips: Sequence[Stimulus], jo
         "blocks": study.model.blocks,
         "heads_a_block": study.model.heads,
         "behaviour": behaviour(study, trials, journal),
+        "answers": answers_of(study, trials, journal),
     }
+    if before:
+        changes = compare(trials, before["answers"], found["answers"])
+        found["against"] = {"model": before["model"], "changes": changes}
     shuffled = list(trials)
     random.Random(config.seed).shuffle(shuffled)
     conflicts = [t for t in shuffled if t.condition == "conflict"]

@@ -59,6 +59,8 @@ def findings(found: Row) -> list[str]:
             f"Only {mass:.2f} of the probability at the answer position is on words of the emotions: the "
             "model answers otherwise there, and the shares are of what little is left; --begun may help."
         )
+    for row in found["against"]["changes"] if "against" in found else ():
+        lines.append(f"Against {found['against']['model']}, {change_title(row)}: {change_line(row)}.")
     if "lens" in found:
         lines += [line + claim for line in arbitration(found["lens"]["lens"], found["blocks"])]
     if "patching" in found:
@@ -169,6 +171,18 @@ def write_conflict(out: Path, found: Row) -> None:
         ("part", "prompts", "speakers", *WINNERS),
         behaviour_rows(table),
     )
+    if "against" in found:
+        section(
+            "What changed",
+            f"From {found['against']['model']} to this model, on the same prompts; p by exchange of the two "
+            "speaker by speaker, corrected for their number (Holm).",
+            {},
+            ("prompts", "number", "units", "change"),
+            [
+                (change_title(r), str(r["trials"]), r["units"], change_line(r))
+                for r in found["against"]["changes"]
+            ],
+        )
     if "lens" in found:
         part = found["lens"]
         pictures = {"lens.png": lens_picture(part["lens"], found["blocks"])}
@@ -251,6 +265,21 @@ def behaviour_rows(table: Row) -> list[tuple[str, ...]]:
             title = "audio alone" if condition == "audio" else f"{place}: consistent"
             rows.append((title, str(cell["trials"]), str(cell["speakers"]), number(cell["right"]), "", ""))
     return rows
+
+
+def change_title(row: Row) -> str:
+    """Which prompts a row of `behaviour.compare` is of."""
+    return "audio alone" if row["condition"] == "audio" else f"{row['condition']} in the {row['place']}"
+
+
+def change_line(row: Row) -> str:
+    """The changes of a row of `behaviour.compare`, with their intervals and p."""
+    told = []
+    for name in (*WINNERS, "right"):
+        if name in row:
+            p = row[name].get("p_holm")
+            told.append(f"{name} {number(row[name])}" + ("" if p is None else f", p {p:.3f}"))
+    return "; ".join(told)
 
 
 def lens_rows(found: Row) -> list[tuple[str, ...]]:

@@ -124,7 +124,7 @@ def load_speech_model(
             return Qwen2AudioSpeech(load.to(pick_device(device)), load_pretrained(AutoProcessor, path))
         if kind != "aligncap":
             raise UserError(f"{folder}: a model of type {kind!r}; {known}")
-    captioner = Captioner.from_pretrained(path, device, dtype)
+    captioner = Captioner.from_pretrained(path, device, dtype, prior="equal")
     return AlignCapSpeech(captioner.model, captioner.processor)
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from planted import EMOTIONS, Planted, planted_clips, planted_study
 
-from aligncap.lab.behaviour import answer_trials, behaviour
+from aligncap.lab.behaviour import answer_trials, answers_of, behaviour, compare
 from aligncap.lab.lens import (
     collect_states,
     fit_translators,
@@ -25,6 +25,7 @@ from aligncap.lab.patching import Windows, patch_trials, patching
 from aligncap.lab.remedies import find_remedies, head_remedies, prompt_remedies
 from aligncap.lab.stimuli import Trial, halves, make_trials, many_voices, voice_of
 from aligncap.utils.distributed import ALONE, Gathered
+from aligncap.utils.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +67,24 @@ def test_a_deaf_model_follows_the_text_and_a_model_that_cannot_read_the_audio(tr
     assert deaf["audio"]["instruction"]["all"]["right"]["value"] == pytest.approx(1 / 5)
     blind = shares(Planted(text=(4, 0.0)), trials)["table"]
     assert blind["conflict"]["instruction"]["all"]["audio"]["value"] == 1.0
+
+
+def test_what_changes_from_one_model_to_another_is_tested_in_pairs(trials):
+    told = {}
+    for name, gains in {"text": (4.0, 8.0), "audio": (8.0, 4.0)}.items():
+        study, rows = planted_study(Planted(audio=(2, gains[0]), text=(4, gains[1]))), Gathered(ALONE)
+        answer_trials(study, trials, rows)
+        told[name] = answers_of(study, trials, rows)
+    alone, conflicting, consistent = compare(trials, told["text"], told["audio"])
+    assert (alone["condition"], conflicting["condition"]) == ("audio", "conflict")
+    assert alone["right"]["value"] == consistent["right"]["value"] == 0.0 and alone["right"]["p_holm"] == 1.0
+    assert (conflicting["audio"]["value"], conflicting["text"]["value"]) == (1.0, -1.0)
+    assert conflicting["audio"]["p"] == pytest.approx(2**-11)  # of 2^12 exchanges two are as far apart
+    assert conflicting["audio"]["p"] < conflicting["audio"]["p_holm"] < 0.05
+    same = compare(trials, told["text"], told["text"])
+    assert all(row[key]["value"] == 0 for row in same for key in ("audio", "text", "right") if key in row)
+    with pytest.raises(UserError, match="no prompt in common"):
+        compare(trials, {"other": "sad"}, told["audio"])
 
 
 def test_few_speakers_are_no_claim(clips):
@@ -320,6 +339,10 @@ def test_the_command_on_a_folder_of_ones_own_speech(clips, tmp_path, monkeypatch
         assert f'src="{name}.png"' in page and (tmp_path / "found" / f"{name}.png").stat().st_size > 5_000
     assert "Arbitration late" in page and "fewer than 12 speakers: no claim" in page
     assert (tmp_path / "found" / "run.json").is_file() and not list(tmp_path.glob("found/*.partial"))
+    words = words.replace("--out found", "--out again --parts none --against found/conflict.json")
+    assert main(words.split()) == 0
+    assert "Against model, conflict in the instruction: audio 0.00" in capsys.readouterr().out
+    assert "What changed" in (tmp_path / "again" / "report.html").read_text()
 
 
 @pytest.mark.parametrize(
@@ -329,6 +352,7 @@ def test_the_command_on_a_folder_of_ones_own_speech(clips, tmp_path, monkeypatch
         ("--emotions happy", "two or more are needed"),
         ("--languages en en", "languages=en en: one is named twice"),
         ("--stimuli nowhere", "nowhere: no such manifest or folder"),
+        ("--against nothing.json", "nothing.json: holds no answers"),
     ],
 )
 def test_mistakes_are_named(tmp_path, monkeypatch, capsys, words, message):
