@@ -44,8 +44,8 @@ train() {
   [ ! -e "$to/run.json" ] && [ ! -e "$to/base" ] || resume=(--resume_from_checkpoint true)
   aligncap train "$command" --config "$command" --output_dir "$to" "$@" "${resume[@]}"
 }
-# caption MODEL FILE FLAGS…: captions of the test clips.
-caption() { aligncap caption --model "$1" --manifest "$data/test.jsonl" --dtype auto --out "$2" "${@:3}"; }
+# caption MODEL FILE FLAGS…: captions of the test clips, which have every emotion as often.
+caption() { aligncap caption --model "$1" --manifest "$data/test.jsonl" --dtype auto --prior equal --out "$2" "${@:3}"; }
 
 say "models"
 aligncap models fetch

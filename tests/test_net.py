@@ -299,7 +299,7 @@ class Model:
         out = self.folder / f"{name}.jsonl"
         aligncap(
             *("caption", "--model", self.distill(cached=False), "--dtype", "float32", "--batch-size", batch),
-            *("--proofread", "false"),
+            *("--prior", "equal", "--proofread", "false"),
             *("--max-new-tokens", tokens, "--out", out),
             *more,
         )

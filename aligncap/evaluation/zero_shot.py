@@ -27,7 +27,7 @@ from aligncap.evaluation.metrics import template
 from aligncap.evaluation.probe import read_probe
 from aligncap.evaluation.scoring import Baseline
 from aligncap.inference.batch import caption_jobs
-from aligncap.inference.captioner import Captioner
+from aligncap.inference.captioner import Captioner, Prior
 from aligncap.inference.jobs import job_of, with_condition
 from aligncap.models.checkpoints import model_key
 from aligncap.models.precision import dtype_name
@@ -62,6 +62,9 @@ class ZeroShotConfig(Config):
     labels: list[str] = option([], "Labels whose clips are scored apart too.")
     only_labels: bool = option(
         False, "Captions may name no emotion but --labels, or without them the corpus's own labels."
+    )
+    prior: Prior = option(
+        "everyday", "How likely emotions are before a clip is heard (`aligncap caption --help`)."
     )
     context: Literal["speaker", "session"] | None = option(
         None, "Hear each clip beside others of its speaker, or of its session (`aligncap caption --help`)."
@@ -287,6 +290,7 @@ def caption_corpora(
                 "manifest": file_sha256(corpus.manifest),
                 "clips": len(corpus.utterances),
                 "context": config.context,
+                "prior": config.prior,
             }
             if condition != "right":
                 settings |= {"condition": condition, "seed": config.seed}
@@ -295,7 +299,7 @@ def caption_corpora(
                 settings["emotions"] = sorted({*config.labels} or own | set(corpus.label_map))
             if _stands(out, settings, corpus):
                 continue
-            captioner = captioner or Captioner.from_pretrained(model, device=config.device, dtype=kind)
+            captioner = captioner or Captioner.from_pretrained(model, config.device, kind, prior=config.prior)
             ids = {u.id for u in corpus.utterances}
             every = [job_of(corpus.manifest, u, config.context) for u in corpus.whole]
             jobs = with_condition(

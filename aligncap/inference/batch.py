@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from aligncap.data.manifest import read_manifest
-from aligncap.inference.captioner import NOTHING, Captioner, batches_by_size, is_silent, speaks
+from aligncap.inference.captioner import NOTHING, Captioner, Prior, batches_by_size, is_silent, speaks
 from aligncap.inference.confidence import confidence_row
 from aligncap.inference.jobs import Condition, Job, job_of, jobs_of_files, with_condition
 from aligncap.models.checkpoints import model_key
@@ -64,6 +64,11 @@ class CaptionConfig(Config):
     dtype: Literal["auto", "float32", "bfloat16"] = option("float32", "Precision of the model.")
     device: str = option("auto", "auto (the GPU where there is one), cpu, cuda or cuda:NUMBER.")
     emotions: list[str] = option([], "Name no other emotions than these, where the labels are known.")
+    prior: Prior = option(
+        "everyday",
+        "everyday: before a clip is heard, emotions other than angry, happy, neutral and sad are half as "
+        "likely as these; equal: all alike, as in a corpus with as many clips of each. --emotions are alike.",
+    )
     condition: Condition = option("right", "What is heard in place of each clip, to prove listening.")
     speech_gate: bool = option(
         True,
@@ -116,7 +121,12 @@ def run_caption(config: CaptionConfig) -> int:
     dtype = dtype_name(config.dtype, config.device)
     group, device = launched(config.device)
     captioner = Captioner.from_pretrained(
-        config.model, device, dtype, proofread=config.proofread, instruction=config.instruction
+        config.model,
+        device,
+        dtype,
+        proofread=config.proofread,
+        prior=config.prior,
+        instruction=config.instruction,
     )
     limit = config.max_new_tokens or captioner.model.config.max_response_tokens
     options: dict[str, object] = {"num_beams": config.beams, "max_new_tokens": limit}
@@ -126,7 +136,7 @@ def run_caption(config: CaptionConfig) -> int:
         "model": model_key(config.model),
         "dtype": dtype,
         "condition": [config.condition, config.seed],
-        "emotions": config.emotions,
+        "emotions": config.emotions or config.prior,
         "context": config.kind,
         "speech_gate": config.speech_gate,
         "proofread": config.proofread,

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from copy import copy
 from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
-from typing import Any, cast, overload
+from typing import Any, Literal, cast, overload
 
 import numpy as np
 import torch
@@ -26,7 +27,7 @@ from aligncap.models.modeling_aligncap import AlignCapForConditionalGeneration
 from aligncap.models.precision import pick_device
 from aligncap.models.processing_aligncap import AlignCapProcessor
 from aligncap.text.coherence import contradictions, repetitions
-from aligncap.text.emotions import emotion_of, forms_outside
+from aligncap.text.emotions import emotion_of, everyday_share, forms_outside
 from aligncap.text.prompts import templates
 from aligncap.utils.distributed import ALONE, Gathered, Group
 from aligncap.utils.errors import UserError, UserErrors, nearest
@@ -34,6 +35,7 @@ from aligncap.utils.options import Range
 
 Audio = str | Path | np.ndarray | Tensor
 Clip = str | Path | np.ndarray  # a file, or samples at 16 kHz that `prepare_samples` gave
+Prior = Literal["equal", "everyday"]
 NOTHING = np.zeros(0, dtype=np.float32)  # in place of a clip that is too quiet to be used
 BEAMS = 4  # captions to choose from where the greedy one is at fault
 NEVER = 1e4  # taken from a logit
@@ -60,6 +62,9 @@ class Captioner:
         proofread: whether a greedy caption that is `at_fault` is written again: the likeliest of a search
             with beams that is not takes its place.
         calibration: what makes probabilities of the masses of emotions.
+        prior: how likely emotions are taken to be before a clip is heard: all alike as in training, or as in
+            everyday talk (`text.emotions.everyday_share`). Where a call names the emotions to choose from,
+            these are alike.
     """
 
     def __init__(
@@ -70,6 +75,7 @@ class Captioner:
         gate: bool = False,
         proofread: bool = False,
         calibration: Calibration | None = None,
+        prior: Prior = "equal",
     ) -> None:
         # An adapter's layers stand in its base, which is the model that encodes and generates.
         base = model.get_base_model() if isinstance(model, PeftModel) else model
@@ -78,6 +84,7 @@ class Captioner:
         self.gate = gate
         self.proofread = proofread
         self.calibration = calibration or Calibration()
+        self.prior = prior
         self.instruction = ""
         self._outside: dict[frozenset[str], list[list[int]]] = {}
 
@@ -90,6 +97,7 @@ class Captioner:
         *,
         gate: bool = True,
         proofread: bool = True,
+        prior: Prior = "everyday",
         instruction: str = "",
     ) -> Captioner:
         """Load a merged folder or the output of a training run, with its calibration where it has one.
@@ -97,7 +105,7 @@ class Captioner:
         Args:
             device: "auto" (the GPU where there is one), "cpu", "cuda", "cuda:1", …
             dtype: "float32" or "bfloat16".
-            gate, proofread: see `Captioner`.
+            gate, proofread, prior: see `Captioner`.
             instruction: see `asking`.
 
         Raises:
@@ -109,7 +117,8 @@ class Captioner:
         calibration = Calibration.read(folder)
         model, processor = load_for_inference(folder, getattr(torch, dtype))
         model.to(device)  # type: ignore[arg-type]
-        captioner = cls(model, processor, gate=gate, proofread=proofread, calibration=calibration)
+        options: dict[str, Any] = {"gate": gate, "proofread": proofread, "prior": prior}
+        captioner = cls(model, processor, calibration=calibration, **options)
         return captioner.asking(instruction) if instruction else captioner
 
     def asking(self, instruction: str) -> Captioner:
@@ -393,12 +402,17 @@ class Captioner:
         """Inputs of the model's `generate` for clips of 16 kHz samples, on its device; see `generate`."""
         inputs = self.processor.captioning_inputs(clips, cues, self.instruction)
         known = self.model.config.emotions
-        # An emotion that is not to be named gets no share of the emotion token.
-        base = torch.tensor([NEVER if emotions and label not in emotions else 0.0 for label in known])
+        base = torch.tensor([self._unlikely(label, emotions) for label in known])
         if known and (base.any() or any(context is not None for context in contexts or ())):
             rows = contexts or [None] * len(clips)
             inputs["context"] = torch.stack([base if c is None else base + c for c in rows])
         return inputs.to(self.model.device)
+
+    def _unlikely(self, emotion: str, emotions: Collection[str]) -> float:
+        """What is taken from an emotion's logit before the clip is heard."""
+        if emotions:  # one that is not to be named gets no share of the emotion token
+            return 0.0 if emotion in emotions else NEVER
+        return -math.log(everyday_share(emotion)) if self.prior == "everyday" else 0.0
 
     def texts(self, tokens: Tensor | list[list[int]]) -> list[str]:
         """Captions of rows of token ids, in one line each."""

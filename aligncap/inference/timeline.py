@@ -166,7 +166,9 @@ class CaptionReader:
             usual = projector.emotion.usual.cpu()
             known = {speaker: self._offset(speaker, usual) for speaker in set(speakers)}
             context = torch.stack([known[speaker] for speaker in speakers])
-            inputs["context"] = context.to(self.captioner.model.device)
+        inputs["context"] = context.to(
+            self.captioner.model.device
+        )  # without a prior: utterances are weighed together
         shares = (logits - context).softmax(-1).tolist()
         captions = self.captioner.said(inputs)
         return [

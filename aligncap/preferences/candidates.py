@@ -79,7 +79,7 @@ def write_candidates(config: CandidatesConfig) -> tuple[list[Row], list[str]]:
         jobs = [every[i] for i in choose_evenly(utterances, config.limit, config.seed)]
     group, device = launched(config.device)
     dtype = dtype_name(config.dtype, config.device)
-    captioner = Captioner.from_pretrained(config.model, device=device, dtype=dtype)
+    captioner = Captioner.from_pretrained(config.model, device, dtype, prior="equal")
     sampling: Row = {
         "num": config.num,
         "temperature": config.temperature,

@@ -1,5 +1,7 @@
 """Tokens that are words, and what clips recorded alike tell about a clip."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -151,6 +153,24 @@ def test_an_emotion_that_is_not_to_be_named_has_no_share():
         pooled = model.model.encode_audio(inputs["input_features"], inputs["input_features_mask"])
         share = made.emotion_logits(*pooled, inputs["context"]).softmax(-1)
     assert share[0, 1] == 0 and share.sum().item() == pytest.approx(1)
+
+
+def test_before_a_clip_is_heard_emotions_rarer_in_talk_are_half_as_likely():
+    model, processor = hearing(emotions=["angry", "fearful", "happy", "surprised"])
+    clip = [prepare_samples(voice(0.5), 16_000)]
+    equal, everyday = (Captioner(model, processor, prior=prior) for prior in ("equal", "everyday"))
+    made, inputs = model.model.multi_modal_projector, equal.inputs(clip)
+    assert "context" not in inputs
+    with torch.no_grad():
+        pooled = model.model.encode_audio(inputs["input_features"], inputs["input_features_mask"])
+        one = made.emotion_logits(*pooled)[0]
+        other = made.emotion_logits(*pooled, everyday.inputs(clip)["context"])[0]
+    half = [0.0, math.log(0.5), 0.0, math.log(0.5)]
+    torch.testing.assert_close(other - one, torch.tensor(half))
+    # It adds to what other clips tell, and is no matter where the emotions to choose from are named.
+    known = torch.arange(len(half)).float()
+    torch.testing.assert_close(everyday.inputs(clip, [known])["context"][0], known - torch.tensor(half))
+    assert "context" not in everyday.inputs(clip, emotions=model.config.emotions)
 
 
 def test_captions_of_a_part_are_those_of_the_whole(tmp_path):
