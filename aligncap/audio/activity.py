@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aligncap.audio import speech
-from aligncap.audio.files import MAX_RATE, MIN_RATE, SAMPLE_RATE, AudioError, mix_down, open_sound, refuse_cut
+from aligncap.audio.files import MAX_RATE, MIN_RATE, SAMPLE_RATE, AudioError, open_sound, refuse_cut
+from aligncap.audio.level import mix_down
 from aligncap.audio.speech import FRAME, MARGIN, THRESHOLD
 
 BLOCK = 1024 * FRAME  # samples, 32.8 s: what is held of a recording at a time
@@ -42,7 +43,7 @@ class Segment(NamedTuple):
 def read_blocks(path: str | Path) -> Iterator[np.ndarray]:
     """A sound file as consecutive blocks of BLOCK samples, the last one shorter, mono float32 at 16 kHz.
 
-    The level is the file's own. Channels are mixed block by block, see `audio.files.mix_down`.
+    The level is the file's own. Channels are mixed block by block, see `audio.level.mix_down`.
 
     Raises:
         AudioError: not a sound file, cut off or corrupt, of a rate that no recorder has, or not finite.

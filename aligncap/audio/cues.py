@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from aligncap.audio.files import SAMPLE_RATE, level_dbfs, load_audio, normalise_level
+from aligncap.audio.files import SAMPLE_RATE, load_audio
+from aligncap.audio.level import level_dbfs, normalise_level
 from aligncap.utils.errors import UserError
 from aligncap.utils.io import Row, load_data
 from aligncap.utils.progress import track

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import signal
 
-from aligncap.audio.files import SAMPLE_RATE, normalise_level
+from aligncap.audio.files import SAMPLE_RATE
+from aligncap.audio.level import normalise_level
 
 Floats = NDArray[np.float64]
 Rng = np.random.Generator

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from aligncap.audio.files import SAMPLE_RATE, SILENCE_DBFS, level_dbfs, normalise_level
+from aligncap.audio.files import SAMPLE_RATE, SILENCE_DBFS
+from aligncap.audio.level import level_dbfs, normalise_level
 
 if TYPE_CHECKING:
     import torch

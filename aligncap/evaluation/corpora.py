@@ -10,7 +10,8 @@ from statistics import median
 
 import numpy as np
 
-from aligncap.audio.files import AudioError, info, level_dbfs, load_audio
+from aligncap.audio.files import AudioError, info, load_audio
+from aligncap.audio.level import level_dbfs
 from aligncap.data.manifest import Utterance, audio_path, read_manifest
 from aligncap.data.provenance import Provenance
 from aligncap.data.split import choose_evenly

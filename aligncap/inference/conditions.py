@@ -12,7 +12,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from aligncap.audio.files import PEAK_LIMIT, SAMPLE_RATE, active_energy
+from aligncap.audio.files import SAMPLE_RATE
+from aligncap.audio.level import PEAK_LIMIT, active_energy
 from aligncap.data.manifest import Utterance
 
 SMOOTHING = 400.0  # Hz, over which noise takes the clip's spectrum: wider than harmonics are apart

@@ -14,15 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from aligncap.audio.cues import measure
-from aligncap.audio.files import (
-    ACTIVE_RANGE_DB,
-    FRAME,
-    SAMPLE_RATE,
-    AudioError,
-    info,
-    load_audio,
-    prepare_samples,
-)
+from aligncap.audio.files import SAMPLE_RATE, AudioError, info, load_audio, prepare_samples
+from aligncap.audio.level import ACTIVE_RANGE_DB, FRAME
 from aligncap.data.manifest import Utterance
 from aligncap.models.encoders import FeatureExtractor
 from aligncap.utils.io import Row, load_data

@@ -18,7 +18,8 @@ from torch.nn import functional
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from aligncap.audio.augment import CHANNEL_VERSION, through_channel
-from aligncap.audio.files import load_audio, normalise_level
+from aligncap.audio.files import load_audio
+from aligncap.audio.level import normalise_level
 from aligncap.audio.members import stamp
 from aligncap.models.precision import autocast
 from aligncap.senses.acrnn import FRAMES, HOP, MELS, Acrnn, Shape, log_mel, windows

@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from common import benchmark, main, print_table
 
-SIZES = (1, 2, 4, 8, 16, 32, 64)
 SKEWS = ("any", "balanced", "own mood")
 
 
@@ -33,7 +32,15 @@ def drawn(pool: dict[str, list[int]], own: str, skew: str, size: int, rng: rando
     return [pile[row] for row in range(most) for pile in piles if row < len(pile)][:size]
 
 
-@benchmark(model=Path, manifest=Path, labels=["angry", "happy", "neutral", "sad"], seed=0, batch=16, out=Path)
+@benchmark(
+    model=Path,
+    manifest=Path,
+    labels=["angry", "happy", "neutral", "sad"],
+    sizes=[1, 2, 4, 8, 16, 32, 64],
+    seed=0,
+    batch=16,
+    out=Path,
+)
 def harm(a: argparse.Namespace) -> None:
     """UAR of captions beside 1 to 64 clips of the same speaker or session, less that of the clip alone.
 
@@ -88,7 +95,7 @@ def harm(a: argparse.Namespace) -> None:
         for i, u in enumerate(utterances):
             pools.setdefault(group_of(u, kind), {}).setdefault(str(u.emotion), []).append(i)
         for skew in SKEWS:
-            for size in SIZES:
+            for size in a.sizes:
                 rng, contexts = random.Random(f"{a.seed} {kind} {skew} {size}"), []
                 for i, u in enumerate(utterances):
                     pool = {

@@ -24,11 +24,10 @@ from aligncap.audio.files import (
     check,
     fingerprint,
     info,
-    level_dbfs,
     load_audio,
-    normalise_level,
     prepare_samples,
 )
+from aligncap.audio.level import level_dbfs, normalise_level
 from aligncap.utils.errors import UserError
 
 FORMATS = {

@@ -10,7 +10,8 @@ import pytest
 from tiny import voice
 
 from aligncap.audio.cues import measure
-from aligncap.audio.files import active_energy, level_dbfs, load_audio
+from aligncap.audio.files import load_audio
+from aligncap.audio.level import active_energy, level_dbfs
 from aligncap.inference.conditions import MADE, noise, silence, whisper
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import soundfile
 from transformers import WhisperFeatureExtractor
 
-from aligncap.audio.files import level_dbfs
+from aligncap.audio.level import level_dbfs
 from aligncap.data.manifest import Utterance, write_manifest
 from aligncap.lab.asking import Asked, Reply
 from aligncap.utils.errors import UserError

@@ -8,7 +8,7 @@ import soundfile
 from tiny import voice
 from transformers import WhisperFeatureExtractor
 
-from aligncap.audio.files import level_dbfs, normalise_level
+from aligncap.audio.level import level_dbfs, normalise_level
 from aligncap.data.manifest import Utterance
 from aligncap.lab.faults import (
     FAULTS,
