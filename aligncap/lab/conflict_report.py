@@ -278,7 +278,8 @@ def change_line(row: Row) -> str:
     for name in (*WINNERS, "right"):
         if name in row:
             p = row[name].get("p_holm")
-            told.append(f"{name} {number(row[name])}" + ("" if p is None else f", p {p:.3f}"))
+            sign = "+" if (row[name]["value"] or 0) > 0 else ""
+            told.append(f"{name} {sign}{number(row[name])}" + ("" if p is None else f", p {p:.3f}"))
     return "; ".join(told)
 
 
