@@ -37,20 +37,23 @@ def drawn(pool: dict[str, list[int]], own: str, skew: str, size: int, rng: rando
     manifest=Path,
     labels=["angry", "happy", "neutral", "sad"],
     sizes=[1, 2, 4, 8, 16, 32, 64],
+    limit=0,
     seed=0,
     batch=16,
     out=Path,
 )
 def harm(a: argparse.Namespace) -> None:
-    """UAR of captions beside 1 to 64 clips of the same speaker or session, less that of the clip alone.
+    """UAR of captions beside other clips of the same speaker or session, less that of the clip alone.
 
-    The clips are drawn from the same manifest, the clip itself left out: any, balanced over moods, or all of
-    the clip's own mood ("own mood": one speaker, one mood). Labels choose what is drawn and judge what is
-    said; the model does not see them. Captions may name only `--labels`. A clip whose context changes nothing
-    keeps its caption. Intervals and p are by speaker; --out keeps the table as JSON.
+    The others are drawn from the same manifest: any, balanced over moods, or all of the clip's own mood ("own
+    mood": one speaker, one mood), at most --sizes of them. Labels choose what is drawn and judge what is
+    said; the model does not see them. Captions may name only --labels. Where the others change nothing a
+    clip keeps its caption. --limit: caption so many clips, labels even. Intervals and p are by speaker; --out
+    keeps the table as JSON.
     """
     from aligncap.audio.files import load_audio
     from aligncap.data.manifest import read_manifest
+    from aligncap.data.split import choose_evenly
     from aligncap.inference.captioner import Captioner, batches_by_size
     from aligncap.inference.jobs import job_of
     from aligncap.models.context import Kind, group_of, offset
@@ -60,6 +63,7 @@ def harm(a: argparse.Namespace) -> None:
 
     captioner = Captioner.from_pretrained(a.model, "cpu")
     utterances = [u for u in read_manifest(a.manifest) if u.emotion in a.labels]
+    moods = [str(u.emotion) for u in utterances]
     paths = [job_of(a.manifest, u).path for u in utterances]
     projector = captioner.model.model.multi_modal_projector
     seconds = captioner.processor.max_seconds
@@ -67,57 +71,54 @@ def harm(a: argparse.Namespace) -> None:
     for batch in batches_by_size(paths, a.batch):
         with torch.inference_mode():
             mel = captioner.processor.features([load_audio(paths[i], max_seconds=seconds) for i in batch])
-            logits |= zip(
-                batch, projector.emotion_logits(*captioner.model.model.encode_audio(**mel)), strict=True
-            )
-    alone: dict[tuple[int, bytes], str] = {}
+            read = projector.emotion_logits(*captioner.model.model.encode_audio(**mel))
+        logits |= zip(batch, read, strict=True)
 
-    def captions(contexts: Sequence[torch.Tensor]) -> list[str | None]:
-        keys = [(i, context.numpy().tobytes()) for i, context in enumerate(contexts)]
-        new = [i for i, key in enumerate(keys) if key not in alone]
-        for rows in batches_by_size([paths[i] for i in new], a.batch):
+    targets = choose_evenly(utterances, a.limit or len(utterances), a.seed)
+    truth, units = [moods[i] for i in targets], clusters_of([utterances[i] for i in targets])
+    known: dict[tuple[int, bytes], str | None] = {}  # emotions named, by clip and context
+
+    def uar_of(contexts: Sequence[torch.Tensor]) -> dict[str, Statistic]:
+        keys = [(i, context.numpy().tobytes()) for i, context in zip(targets, contexts, strict=True)]
+        new = [place for place, key in enumerate(keys) if key not in known]
+        for rows in batches_by_size([paths[targets[place]] for place in new], a.batch):
             batch = [new[row] for row in rows]
-            clips = [load_audio(paths[i], max_seconds=seconds) for i in batch]
-            made = captioner.generate(clips, [contexts[i] for i in batch], emotions=a.labels)
-            alone.update(zip((keys[i] for i in batch), made, strict=True))
-        return [emotion_of(alone[key]) for key in keys]
-
-    truth, units = [u.emotion for u in utterances], clusters_of(utterances)
-
-    def run(said: Sequence[str | None]) -> dict[str, Statistic]:
+            clips = [load_audio(paths[targets[place]], max_seconds=seconds) for place in batch]
+            made = captioner.generate(clips, [contexts[place] for place in batch], emotions=a.labels)
+            known.update((keys[place], emotion_of(text)) for place, text in zip(batch, made, strict=True))
+        said = [known[key] for key in keys]
         return {"uar": Statistic(recall_sums(truth, said, a.labels), uar, 1.0)}
 
     zero = torch.zeros(len(captioner.model.config.emotions))
-    single = run(captions([zero] * len(utterances)))
-    rows, usual = [], projector.emotion.usual
+    alone = uar_of([zero] * len(targets))
+    print(
+        f"{a.manifest}: {len(targets)} clips, {units.note}; alone: UAR {alone['uar'].value:.3f}", flush=True
+    )
+    rows = []
     for kind in get_args(Kind):
         pools: dict[object, dict[str, list[int]]] = {}
         for i, u in enumerate(utterances):
-            pools.setdefault(group_of(u, kind), {}).setdefault(str(u.emotion), []).append(i)
+            pools.setdefault(group_of(u, kind), {}).setdefault(moods[i], []).append(i)
         for skew in SKEWS:
             for size in a.sizes:
                 rng, contexts = random.Random(f"{a.seed} {kind} {skew} {size}"), []
-                for i, u in enumerate(utterances):
-                    pool = {
-                        mood: [j for j in part if j != i] for mood, part in pools[group_of(u, kind)].items()
-                    }
-                    others = drawn(pool, str(u.emotion), skew, size, rng)
+                for i in targets:
+                    every = pools[group_of(utterances[i], kind)].items()
+                    pool = {mood: [j for j in part if j != i] for mood, part in every}
+                    others = [logits[j] for j in drawn(pool, moods[i], skew, size, rng)]
                     contexts.append(
-                        offset(torch.stack([logits[j] for j in others]), usual, kind) if others else zero
+                        offset(torch.stack(others), projector.emotion.usual, kind) if others else zero
                     )
                 moved = float(np.mean([bool(context.any()) for context in contexts]))
-                cell = paired_differences(single, run(captions(contexts)), units)["uar"]
+                cell = paired_differences(alone, uar_of(contexts), units)["uar"]
                 rows.append({"context": kind, "clips": skew, "size": size, "moved": moved, **cell})
                 print(rows[-1], flush=True)
-    print(f"{a.model}, {a.manifest}: {len(truth)} clips, {units.note}; alone: UAR {single['uar'].value:.3f}")
-    ends = [f"[{row['low']:+.3f}, {row['high']:+.3f}]" for row in rows]
-    told = [
-        [f"{r['context']}, {r['clips']}", r["size"], f"{r['moved']:.2f}", f"{r['value']:+.3f}"] for r in rows
-    ]
-    head = ["other clips of the", "at most", "captions moved", "UAR, change", "95 %"]
-    print_table(head, [[*row, end] for row, end in zip(told, ends, strict=True)])
+    head = ["other clips of the", "at most", "moved", "UAR, change", "95 %"]
+    told = [(f"{row['context']}, {row['clips']}", row["size"], f"{row['moved']:.2f}") for row in rows]
+    gaps = [(f"{row['value']:+.3f}", f"[{row['low']:+.3f}, {row['high']:+.3f}]") for row in rows]
+    print_table(head, [[*one, *other] for one, other in zip(told, gaps, strict=True)])
     if a.out:
-        write_json(a.out, {"alone": single["uar"].value, "units": units.note, "rows": rows})
+        write_json(a.out, {"alone": alone["uar"].value, "units": units.note, "rows": rows})
 
 
 if __name__ == "__main__":
