@@ -18,7 +18,7 @@ from aligncap.data.synthetic.stimuli import make_stimuli
 from aligncap.lab import remedies as fixes
 from aligncap.lab.behaviour import answer_trials, answers_of, behaviour, compare
 from aligncap.lab.conflict_report import conflict_table, findings, write_conflict
-from aligncap.lab.families import load_speech_model
+from aligncap.lab.families import load_speech_model, model_folder
 from aligncap.lab.label_words import label_tokens
 from aligncap.lab.lens import collect_states, fit_translators, lens, probes, text_states
 from aligncap.lab.listening_heads import heads_table, listen_heads, mean_pull
@@ -39,7 +39,6 @@ from aligncap.lab.stimuli import (
 )
 from aligncap.lab.study import Study
 from aligncap.models.checkpoints import model_key
-from aligncap.models.hub import resolve
 from aligncap.models.model_card import read_record
 from aligncap.text.emotions import labels
 from aligncap.text.prompts import Language
@@ -124,7 +123,7 @@ def run_conflict(config: ConflictConfig) -> int:
     out = Path(config.out)
     before = read_answers(config.against)
     manifest, clips = find_clips(config)
-    folder = resolve(config.model)
+    folder = model_folder(config.model)
     model = load_speech_model(folder, config.device, config.dtype)
     study = make_study(config, model, clips)
     # rows do not depend on them

@@ -105,6 +105,11 @@ class Qwen2AudioSpeech(SpeechModel):
         return text.replace(self.processor.audio_token, self.processor.audio_token * count, 1), told
 
 
+def model_folder(name: str | Path) -> Path:
+    """The folder of a run as it is, with its adapter; else what `models.hub.resolve` finds."""
+    return Path(name) if is_adapter(name) else resolve(str(name))
+
+
 def load_speech_model(
     folder: str | Path, device: str = "auto", dtype: Literal["float32", "bfloat16"] = "float32"
 ) -> SpeechModel:
@@ -113,7 +118,7 @@ def load_speech_model(
     Raises:
         UserError: no such folder or device, or a model of another family.
     """
-    path = resolve(str(folder))
+    path = model_folder(folder)
     if not is_adapter(path):
         known = "the lab takes AlignCap's models and Qwen2-Audio"
         kind = load_config(path, known).model_type

@@ -7,14 +7,16 @@ import math
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from tiny import make_model, voice
 from tiny_qwen2_audio import make_qwen2_audio
 
 from aligncap.lab.edits import Add, Attend, Replace, ScaleHeads
-from aligncap.lab.families import AlignCapSpeech, Qwen2AudioSpeech, load_speech_model
+from aligncap.lab.families import AlignCapSpeech, Qwen2AudioSpeech, load_speech_model, model_folder
 from aligncap.lab.label_words import label_logits, label_tokens
 from aligncap.lab.models import Question
 from aligncap.models.checkpoints import save_whole
+from aligncap.models.merge import merge
 from aligncap.utils.errors import UserError
 
 CLIPS = [voice(0.9, 140, seed=1), voice(1.6, 220, seed=2)]
@@ -227,6 +229,32 @@ def test_greedy_answers_are_those_of_the_captioner(own):
     captioner = Captioner(own.model, own.processor).asking("Is she calm?")
     expected = captioner.generate(CLIPS, max_new_tokens=6)
     assert own.decode(asked(own, [ASKED[1]] * 2), 6) == expected
+
+
+def test_a_run_with_its_adapter_is_its_merged_model(tmp_path):
+    """Passes, and edits through the adapter's layers; a run has no config.json of its own."""
+    student, processor = make_model()
+    student.save_pretrained(tmp_path / "run/base")
+    processor.save_pretrained(tmp_path / "run/base")
+    torch.manual_seed(1)
+    lora = get_peft_model(student, LoraConfig(r=2, target_modules=r".*language_model.*\.(q_proj|o_proj)"))
+    for name, parameter in lora.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_()
+    run = tmp_path / "run"
+    lora.save_pretrained(run)
+    merge(run, tmp_path / "merged")
+    assert model_folder(str(run)) == run
+    models = [load_speech_model(folder, "cpu") for folder in (run, tmp_path / "merged")]
+    found = []
+    for model in models:
+        prefill = asked(model)
+        none = ScaleHeads(1, prefill.answer, torch.zeros(model.heads))
+        found.append((model.run(prefill).logits, model.run(prefill, [none]).logits))
+    plain, scaled = zip(*found, strict=True)
+    close(*plain, 1e-3)
+    close(*scaled, 1e-3)
+    assert not torch.allclose(plain[0], scaled[0], atol=1e-3)
 
 
 def test_answers_follow_edits(model):
