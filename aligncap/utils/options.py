@@ -183,7 +183,8 @@ def parse(kind: type[C], argv: Sequence[str]) -> C:
         )
     parser = _Parser(kind, allow_abbrev=False, add_help=False)  # type: ignore[arg-type]
     for action in parser._actions:
-        if callable(action.type) and _optional(kind, action.dest):
+        # A text by default, such as `report_to` of transformers, has "none" for a value of its own.
+        if callable(action.type) and _optional(kind, action.dest) and not isinstance(action.default, str):
             action.type = _or_none(action.type)
             if action.nargs == "+":
                 action.__class__ = _OptionalList
