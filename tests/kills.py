@@ -287,11 +287,16 @@ def _cache_rows(folder: Path) -> tuple[dict[str, torch.Tensor], int]:
 
 
 def _same_files(a: Path, b: Path) -> Found:
-    """The same names of files; tensorboard writes some for each start."""
-    names = [
-        {str(p.relative_to(f)) for p in f.rglob("*") if p.is_file() and "tfevents" not in p.name}
-        for f in (a, b)
-    ]
+    """The same names of files.
+
+    But for those of tensorboard, which writes some for each start, and processes.json, which a checkpoint lacks
+    that was killed right behind its last file; `training.resume.is_whole` does without it.
+    """
+
+    def counts(path: Path) -> bool:
+        return path.is_file() and "tfevents" not in path.name and path.name != "processes.json"
+
+    names = [{str(p.relative_to(f)) for p in f.rglob("*") if counts(p)} for f in (a, b)]
     errors = [f"missing: {b / name}" for name in sorted(names[0] - names[1])]
     return Found(errors=errors + [f"left over: {b / name}" for name in sorted(names[1] - names[0])])
 
