@@ -289,8 +289,8 @@ def _cache_rows(folder: Path) -> tuple[dict[str, torch.Tensor], int]:
 def _same_files(a: Path, b: Path) -> Found:
     """The same names of files.
 
-    But for those of tensorboard, which writes some for each start, and processes.json, which a checkpoint lacks
-    that was killed right behind its last file; `training.resume.is_whole` does without it.
+    But for those of tensorboard, which writes some for each start, and processes.json, which a checkpoint
+    lacks that was killed right behind its last file; `training.resume.is_whole` does without it.
     """
 
     def counts(path: Path) -> bool:
