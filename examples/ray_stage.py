@@ -37,9 +37,9 @@ def run_shard(argv: list[str], tar: str, files: dict[str, bytes]) -> bytes:
 
 def shards(folder: Path, manifest: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
     """Each shard with the files that its task needs: the tar, its rows, the index."""
+    index = (folder / "index.json").read_bytes()
     for tar, rows in groupby(read_jsonl(manifest), key=lambda row: member_of(row["audio"]).tar):
         part = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
-        index = (folder / "index.json").read_bytes()
         yield tar, {tar: (folder / tar).read_bytes(), "part.jsonl": part, "index.json": index}
 
 

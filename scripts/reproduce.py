@@ -357,16 +357,8 @@ def plan_of_run(
         for test in spec.tests if name in spec.labels else ():
             if test in (system.tests or spec.tests):
                 made = captions_path(out, test, name, seed)
-                # Acted corpora have about as many clips of each emotion.
-                argv = [
-                    "caption",
-                    "--model",
-                    *fill(system.model, values),
-                    "--dtype",
-                    "auto",
-                    "--prior",
-                    "equal",
-                ]
+                argv = ["caption", "--model", *fill(system.model, values), "--dtype", "auto"]
+                argv += ["--prior", "equal"]  # acted corpora have about as many clips of each emotion
                 argv += ["--manifest", str(run / f"data/{test}.jsonl"), "--out", str(made)]
                 step = Step(f"{prefix}{key}.caption-{test}", argv, made, out / "done", after)
                 plan.setdefault(step.name, step)

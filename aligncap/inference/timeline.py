@@ -166,9 +166,8 @@ class CaptionReader:
             usual = projector.emotion.usual.cpu()
             known = {speaker: self._offset(speaker, usual) for speaker in set(speakers)}
             context = torch.stack([known[speaker] for speaker in speakers])
-        inputs["context"] = context.to(
-            self.captioner.model.device
-        )  # without a prior: utterances are weighed together
+        # In place of a prior: utterances are weighed together.
+        inputs["context"] = context.to(self.captioner.model.device)
         shares = (logits - context).softmax(-1).tolist()
         captions = self.captioner.said(inputs)
         return [

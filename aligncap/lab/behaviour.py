@@ -12,7 +12,15 @@ from aligncap.lab.study import Study
 from aligncap.utils.distributed import ALONE, Store
 from aligncap.utils.errors import UserError
 from aligncap.utils.io import Row
-from aligncap.utils.statistics import Floats, clusters_of, holm, intervals, mean, paired_differences
+from aligncap.utils.statistics import (
+    Interval,
+    Statistic,
+    clusters_of,
+    correct,
+    intervals,
+    mean,
+    paired_differences,
+)
 
 WINNERS = ("audio", "text", "neither")
 
@@ -111,38 +119,29 @@ def compare(trials: Sequence[Trial], before: Mapping[str, str], after: Mapping[s
             "the two models were asked no prompt in common: name the same stimuli, options and seed"
         )
     found: list[Row] = []
+    cells: dict[tuple[str, str, str], Interval] = {}
     for condition, place in dict.fromkeys((t.condition, t.place) for t in own):
         part = [t for t in own if (t.condition, t.place) == (condition, place)]
         clusters = clusters_of([t.clip for t in part])
-        names = {name: name for name in WINNERS} if condition == "conflict" else {"right": "audio"}
-        runs = [
-            {
-                key: mean(np.array([float(winner(t, said[t.key]) == who) for t in part]))
-                for key, who in names.items()
-            }
-            for said in (before, after)
-        ]
-        cells = paired_differences(runs[0], runs[1], clusters)
-        found.append(
-            {"condition": condition, "place": place, "trials": len(part), "units": clusters.note, **cells}
-        )
-    tested = [
-        row[key] for row in found for key in (*WINNERS, "right") if row.get(key, {}).get("p") is not None
-    ]
-    for number, p in holm({number: cell["p"] for number, cell in enumerate(tested)}).items():
-        tested[number]["p_holm"] = p
+        changes = paired_differences(shares(part, before), shares(part, after), clusters)
+        about = {"condition": condition, "place": place, "trials": len(part), "units": clusters.note}
+        found.append(about | changes)
+        cells |= {(condition, place, name): cell for name, cell in changes.items()}
+    correct(cells)
     return found
+
+
+def shares(trials: Sequence[Trial], answers: Mapping[str, str]) -> dict[str, Statistic]:
+    """Shares that follow each of WINNERS, or that are "right" where no text tells another emotion."""
+    won = np.array([winner(t, answers[t.key]) for t in trials])
+    conflicting = any(t.condition == "conflict" for t in trials)
+    names = {name: name for name in WINNERS} if conflicting else {"right": "audio"}
+    return {name: mean((won == who).astype(np.float64)) for name, who in names.items()}
 
 
 def share_cell(trials: Sequence[Trial], answers: Mapping[str, str]) -> Row:
     """One cell of `behaviour`."""
-    won = np.array([winner(t, answers[t.key]) for t in trials])
-    names = WINNERS if any(t.condition == "conflict" for t in trials) else ("audio",)
     clusters = clusters_of([t.clip for t in trials])
-    values: dict[str, Floats] = {name: (won == name).astype(np.float64) for name in names}
-    found = intervals({name: mean(v) for name, v in values.items()}, clusters)
-    if names == ("audio",):
-        found = {"right": found["audio"]}
     clips = len({t.clip.id for t in trials})
     about = {"trials": len(trials), "clips": clips, "speakers": clusters.speakers, "note": clusters.note}
-    return about | found
+    return about | intervals(shares(trials, answers), clusters)

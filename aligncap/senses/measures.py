@@ -109,7 +109,9 @@ def labelled(moments: Sequence[Moment], scores: np.ndarray) -> tuple[list[Moment
 
 def table_of(rows: Mapping[str, Row], title: str) -> Table:
     """A table of `measured` rows, one a line."""
-    note = next(iter(rows.values()))["units"]
+    notes = {name: row["units"] for name, row in rows.items()}
+    one = len(set(notes.values())) == 1
+    note = next(iter(notes.values())) if one else "\n".join(f"{n}: {units}" for n, units in notes.items())
     table = Table("", "n", *TITLES.values(), title=title, caption=note, pad_edge=False)
     for name, row in rows.items():
         table.add_row(name, f"{row['moments']}", *(_shown(row[key]) for key in TITLES))
