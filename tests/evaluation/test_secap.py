@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +157,11 @@ def test_published_outputs_become_caption_files(tmp_path: Path, capsys, monkeypa
     assert module.main() == 0
     rows = [[row["caption"] for row in read_jsonl(out / f"{n}.jsonl")] for n in (1, 2)]
     assert rows == [["悲伤", "很高兴"], ["难过", ""]]
+    said = {"a": "他很高兴", "b": "他高兴", "c": "她悲伤"}
+    clips = [Utterance(n, ".", f"{n}.flac", "secap", speaker=n, captions=[said[n]]) for n in "abc"]
+    assert module.constants([*clips, replace(clips[0], id="d", speaker="d")]) == dict.fromkeys(
+        "abcd", "他很高兴"
+    )
     write_manifest(manifest, [Utterance("x-c", ".", "wav/c.flac", "secap")])
     assert module.main() == 2 and "no outputs for 1 clips, such as x-c" in capsys.readouterr().err
     outputs.write_text("nothing")
