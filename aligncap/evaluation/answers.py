@@ -117,22 +117,23 @@ def evaluate_answers(
         raise UserError("no clip has an emotion label to hold answers against; label the manifest")
     left_out = {u.id for u in utterances} - {u.id for u in clips}
     labels = sorted({str(u.emotion) for u in clips})
+    answers = {
+        name: [[row for row in read_jsonl(path) if row.get("id") not in left_out] for path in paths]
+        for name, paths in files.items()
+    }
+    if allow_missing:  # every system on the same clips
+        there = [{row.get("id") for row in rows} for runs in answers.values() for rows in runs]
+        clips = [u for u in clips if u.id in set.intersection(*there)]
     systems: dict[str, list[Answered]] = {}
-    for name, paths in files.items():
-        for path in paths:
-            rows = [row for row in read_jsonl(path) if row.get("id") not in left_out]
+    for name, files_of in answers.items():
+        for rows in files_of:
             found = score_answers(rows, clips, labels, allow_missing=allow_missing, label_map=label_map)
-            runs = systems.setdefault(name, [])
-            if runs and [u.id for u in runs[0].clips] != [u.id for u in found.clips]:
-                raise UserError(f"system {name!r}: its runs answer for different clips, so they have no mean")
-            runs.append(found)
+            systems.setdefault(name, []).append(found)
     last = list(systems)[-1]
     units = {name: clusters_of(runs[0].clips) for name, runs in systems.items()}
     cells = {n: pooled([run.statistics for run in runs], units[n]) for n, runs in systems.items()}
-    gaps = {}
-    if not allow_missing:
-        seeds = {name: over_seeds([run.statistics for run in runs]) for name, runs in systems.items()}
-        gaps = compared(seeds, last, against, lambda a, b: paired_differences(a, b, units[last]))
+    seeds = {name: over_seeds([run.statistics for run in runs]) for name, runs in systems.items()}
+    gaps = compared(seeds, last, against, lambda a, b: paired_differences(a, b, units[last]))
     for number, (name, runs) in enumerate(systems.items()):
         emotions = runs[0].emotions
         with atomic_open(out / f"confusion_{number}.png", "wb") as file:

@@ -22,8 +22,16 @@ from aligncap.evaluation.metrics.tags import tags_among_people
 from aligncap.evaluation.metrics.tokens import NO_SEGMENTER, Chinese
 from aligncap.evaluation.probe import read_probe
 from aligncap.evaluation.report.html import choose_samples, score_lines, write_report
-from aligncap.evaluation.scoring import Baseline, Rows, Scored, System, differences, score_rows
-from aligncap.utils.errors import UserError, nearest
+from aligncap.evaluation.scoring import (
+    Baseline,
+    Rows,
+    Scored,
+    System,
+    differences,
+    score_rows,
+    wrong_label_map,
+)
+from aligncap.utils.errors import UserErrors, nearest
 from aligncap.utils.io import read_jsonl
 from aligncap.utils.options import Config, NaturalInt, changed, named_values, option
 from aligncap.utils.run_record import write_run_record
@@ -61,7 +69,9 @@ class EvaluateConfig(Config):
     answers: bool = option(
         False, "Captions are answers to an instruction for a label: accuracy, UAR, F1, invalid answers."
     )
-    allow_missing: bool = option(False, "Score only the clips that have both captions and references.")
+    allow_missing: bool = option(
+        False, "Score only the clips that have references and, of every system, captions."
+    )
     similarity: Literal["auto", "require", "none"] = option("auto", "Whether a sentence encoder is used.")
     wordnet: Literal["auto", "require", "none"] = option("auto", "Whether METEOR uses WordNet's synonyms.")
     chinese: Chinese = option(
@@ -102,8 +112,6 @@ class EvaluateConfig(Config):
             errors += [f"{n}: has no effect on answers; leave it out" for n in changed(self, of_captions)]
         if self.against is not None and self.against not in self.systems:
             errors.append(f"against={self.against}: no such system{nearest(self.against, self.systems)}")
-        if self.against is not None and self.allow_missing:
-            errors.append(f"against={self.against}: not with allow_missing, which scores each on other clips")
         return errors
 
 
@@ -124,9 +132,10 @@ def run_evaluate(config: EvaluateConfig) -> int:
         UserError: files missing or not matching the manifest.
     """
     utterances = read_manifest(config.references)
-    labels = {label for _, label in named_values(config.label_map, "label_map")}
-    if unknown := labels - {str(u.emotion) for u in utterances}:
-        raise UserError(f"--label_map: {', '.join(sorted(unknown))} is no label of {config.references}")
+    maps = dict(named_values(config.label_map, "label_map"))
+    own = {u.emotion for u in utterances}
+    if wrong := [e for p in maps.items() if (e := wrong_label_map(*p, own, config.references, "=".join(p)))]:
+        raise UserErrors(wrong)
     baselines = read_probe(config.probe, config.references) if config.probe else []
     if config.answers:
         evaluate_answers(
@@ -135,7 +144,7 @@ def run_evaluate(config: EvaluateConfig) -> int:
             Path(config.out),
             against=config.against,
             allow_missing=config.allow_missing,
-            label_map=dict(named_values(config.label_map, "label_map")),
+            label_map=maps,
             baselines=baselines,
         )
     else:
@@ -186,12 +195,16 @@ def evaluate_files(
         for files in (config.systems, config.heard)
     )
 
+    if config.allow_missing:  # every system on the same clips
+        there = [{row.get("id") for row in rows} for runs in captions.values() for rows in runs]
+        clips = [u for u in clips if u.id in set.intersection(*there)]
+
     # score
     lists = [("system", name, rows, clips) for name, runs in captions.items() for rows in runs]
     right, everywhere = ("system", config.name), clips
     if config.allow_missing and heard:  # only clips that were captioned under every condition
         own = captions[config.name]
-        ids = [{row.get("id") for row in rows} for runs in (own, *heard.values()) for rows in runs]
+        ids = [{row.get("id") for row in rows} for runs in heard.values() for rows in runs]
         everywhere = [u for u in clips if u.id in set.intersection(*ids)]
         lists += [("right", config.name, rows, everywhere) for rows in own]
         right = ("right", config.name)
@@ -217,10 +230,8 @@ def evaluate_files(
     systems = [System(name, scored["system", name], note) for name in captions]
     conditions = {name: scored["heard", name] for name in heard}
     gains = audio_gains(scored[right], conditions, whole, label_map=label_map)
-    gaps = {}
-    if not config.allow_missing:  # other clips are missing in each file
-        runs = {name: scored["system", name] for name in captions}
-        gaps = compared(runs, config.name, config.against, differences)
+    runs = {name: scored["system", name] for name in captions}
+    gaps = compared(runs, config.name, config.against, differences)
 
     # report
     page = write_report(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
@@ -31,8 +31,8 @@ from aligncap.evaluation.metrics.similarity import Choice, Encoder, cosines, sen
 from aligncap.evaluation.metrics.tags import tag_statistics
 from aligncap.evaluation.metrics.tokens import Chinese, tokenize, tokenizer_name
 from aligncap.text.answers import plain
-from aligncap.utils.errors import UserError, UserErrors
-from aligncap.utils.io import Row
+from aligncap.utils.errors import UserError, UserErrors, nearest
+from aligncap.utils.io import Row, load_data
 from aligncap.utils.statistics import (
     Clusters,
     Floats,
@@ -99,6 +99,20 @@ def pair_up(
     if not chosen:
         raise UserError("no caption has references, so there is nothing to score; check that the ids agree")
     return chosen, [captions[u.id] for u in chosen]
+
+
+def wrong_label_map(said: str, label: str, own: Collection[str | None], of: object, text: str) -> str:
+    """Why the map that counts `said` as `label`, `text` on the command line, is none; "" if it is one.
+
+    Args:
+        own: labels of the clips of `of`.
+    """
+    known = load_data("labels.yaml")["labels"]
+    if said not in known:
+        return f'--label_map {text}: unknown label "{said}"{nearest(said, known)}'
+    if said in own:
+        return f'--label_map {text}: {of} has clips labelled "{said}" itself; leave it out'
+    return "" if label in own else f'--label_map {text}: {of} has no clip labelled "{label}"'
 
 
 @dataclass(frozen=True)

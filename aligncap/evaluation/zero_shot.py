@@ -25,14 +25,14 @@ from aligncap.evaluation.evaluate import EvaluateConfig, evaluate_files, grouped
 from aligncap.evaluation.listening import HEARD
 from aligncap.evaluation.metrics import template
 from aligncap.evaluation.probe import read_probe
-from aligncap.evaluation.scoring import Baseline
+from aligncap.evaluation.scoring import Baseline, wrong_label_map
 from aligncap.inference.batch import caption_jobs
 from aligncap.inference.captioner import Captioner, Prior
 from aligncap.inference.jobs import job_of, with_condition
 from aligncap.models.checkpoints import model_key
 from aligncap.models.precision import dtype_name
 from aligncap.utils.errors import UserError, UserErrors, nearest
-from aligncap.utils.io import Row, file_sha256, load_data, read_jsonl, write_json, write_text
+from aligncap.utils.io import Row, file_sha256, read_jsonl, write_json, write_text
 from aligncap.utils.options import Config, NaturalInt, PositiveInt, named_values, option
 from aligncap.utils.run_record import write_run_record
 
@@ -144,8 +144,9 @@ def run_zeroshot(config: ZeroShotConfig) -> int:
     content = content_of(provenance, results, config.labels, config.limit)
     write_json(out / "zero_shot.json", content)
     header, *lines = table_of(content)
-    text = template("zero_shot.md.j2").render(content=content, header=header, lines=lines) + "\n"
-    write_text(out / "zero_shot.md", text)
+    page = template("zero_shot.md.j2")
+    text = page.render(content=content, context=config.context, header=header, lines=lines)
+    write_text(out / "zero_shot.md", f"{text}\n")
     paths = [path for part in (files, *heard.values()) for several in part.values() for path in several]
     data: list[str | Path] = [*config.manifest, *config.trained_on, *paths, *config.probe]
     write_run_record(out, "zeroshot", asdict(config), data, seed=config.seed)
@@ -203,17 +204,11 @@ def read_corpora(
         for name in maps
         if name not in corpora
     ]
-    known = load_data("labels.yaml")["labels"]
     labels_of = {name: {u.emotion for u in corpus.utterances} for name, corpus in corpora.items()}
     for name, own in labels_of.items():
         for said, label in corpora[name].label_map.items():
-            option = f"--label_map {name}:{said}={label}"
-            if said not in known:
-                errors.append(f'{option}: unknown label "{said}"{nearest(said, known)}')
-            elif said in own:
-                errors.append(f'{option}: {name} has clips labelled "{said}" itself; leave it out')
-            if label not in own:
-                errors.append(f'{option}: {name} has no clip labelled "{label}"')
+            if wrong := wrong_label_map(said, label, own, name, f"{name}:{said}={label}"):
+                errors.append(wrong)
     everywhere = set().union(*labels_of.values())
     errors += [
         f'--labels: no clip is labelled "{label}"{nearest(label, filter(None, everywhere))}'

@@ -183,10 +183,11 @@ def _print_captions(rows: Sequence[Row]) -> None:
         return
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table("clip", "caption")
     for line in told:
-        table.add_row(*line)
+        table.add_row(*map(Text, line))  # names may hold brackets, which rich reads as its own
     Console().print(table)
 
 
@@ -344,6 +345,7 @@ def caption_jobs(
             group=group,
             unspoken=unspoken if gate else None,
         )
+        journal.complete = not errors  # else the command that is given again does the rest
         rows = [journal[job.key] for job in jobs if job.key in journal]
         if out is not None and group.rank == 0:
             write_jsonl(out, rows)

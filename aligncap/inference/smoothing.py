@@ -38,7 +38,9 @@ def likeliest_path(
     emission = np.log(trust * probabilities + (1 - trust) / states)
     score, back = emission[0].copy(), np.zeros((number, states), dtype=np.int64)
     for step in range(1, number):
-        stay = float(np.exp(-max(centres[step] - centres[step - 1], 1e-3) / dwell))
+        gap = max(centres[step] - centres[step - 1], 1e-3)
+        # After a long pause what was before tells nothing: no emotion is then likelier than another.
+        stay = max(float(np.exp(-gap / dwell)), 1 / states)
         moves = np.full((states, states), np.log((1 - stay) / (states - 1)))
         np.fill_diagonal(moves, np.log(stay))
         reached = score[:, None] + moves

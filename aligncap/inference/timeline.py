@@ -347,7 +347,7 @@ def assemble(
     places = np.array([affect(emotion) for emotion in emotions]).reshape(-1, 2)
     utterances = []
     for i, (segment, row) in enumerate(zip(segments, rows, strict=True)):
-        valence, arousal = (shares[i] @ places).tolist()
+        valence, arousal = (round(float(x), 3) for x in shares[i] @ places)
         utterances.append(
             Utterance(
                 start=segment.start,
@@ -357,8 +357,8 @@ def assemble(
                 emotion=emotions[smoothed[i]] if speakers[i] in named else None,
                 heard=row.get("named"),
                 confidence=round(float(shares[i, smoothed[i]]), 4) if row["probabilities"] else None,
-                valence=round(valence, 3),
-                arousal=round(arousal, 3),
+                valence=valence if row["probabilities"] else None,
+                arousal=arousal if row["probabilities"] else None,
             )
         )
     stretches = stretches_of(utterances)

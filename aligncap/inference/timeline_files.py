@@ -31,7 +31,7 @@ class Utterance:
 
     `emotion` is that of the smoothed timeline, `heard` the one that the caption names, `confidence` how
     likely the utterance alone makes `emotion`; `valence` and `arousal` (-1 to 1) are the means over the
-    emotions' probabilities. `speaker` counts from 1. Times are in seconds.
+    emotions' probabilities, None where no emotion was read. `speaker` counts from 1. Times are in seconds.
     """
 
     start: float
@@ -41,8 +41,8 @@ class Utterance:
     emotion: str | None
     heard: str | None
     confidence: float | None
-    valence: float
-    arousal: float
+    valence: float | None
+    arousal: float | None
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,8 @@ class Stretch:
     emotion: str | None
     caption: str | None
     confidence: float | None
-    valence: float
-    arousal: float
+    valence: float | None
+    arousal: float | None
     utterances: int
 
     @classmethod
@@ -65,11 +65,6 @@ class Stretch:
         agreeing = [u for u in own if u.caption and u.heard == u.emotion] or [u for u in own if u.caption]
         best = max(agreeing, key=lambda u: u.confidence or 0.0, default=None)
         sure = [u.confidence for u in own if u.confidence is not None]
-        weights = np.array([u.end - u.start for u in own])
-        valence, arousal = (
-            round(float(np.average([getattr(u, name) for u in own], weights=weights)), 3)
-            for name in ("valence", "arousal")
-        )
         return cls(
             start=own[0].start,
             end=own[-1].end,
@@ -77,10 +72,19 @@ class Stretch:
             emotion=own[0].emotion,
             caption=best.caption if best else None,
             confidence=round(float(np.mean(sure)), 4) if sure else None,
-            valence=valence,
-            arousal=arousal,
+            valence=_mean([u.valence for u in own], own),
+            arousal=_mean([u.arousal for u in own], own),
             utterances=len(own),
         )
+
+
+def _mean(values: Sequence[float | None], of: Sequence[Utterance]) -> float | None:
+    """Mean of the values that are known, by the utterances' lengths."""
+    known = [(value, u.end - u.start) for value, u in zip(values, of, strict=True) if value is not None]
+    if not known:
+        return None
+    levels, lengths = zip(*known, strict=True)
+    return round(float(np.average(levels, weights=lengths)), 3)
 
 
 @dataclass(frozen=True)
@@ -137,9 +141,11 @@ class Timeline:
         rest = len(self.changes) - FEW
         more = f", and {rest} more change{'s' if rest > 1 else ''}" if rest > 0 else ""
         text = f"It turns {told}{more}." if who else f"It begins {start} and turns {told}{more}."
-        third = max(1, len(self.utterances) // 3)
         for name in ("arousal", "valence"):
-            values = [getattr(u, name) for u in self.utterances]
+            values = [value for u in self.utterances if (value := getattr(u, name)) is not None]
+            if not values:
+                continue
+            third = max(1, len(values) // 3)
             difference = float(np.mean(values[-third:]) - np.mean(values[:third]))
             if len(values) >= 6 and abs(difference) >= NOTABLE:
                 text += (
@@ -245,10 +251,11 @@ def timeline_picture(timeline: Timeline, captions: int = 6) -> bytes:
     band.set_yticks([-n for n in names], [f"speaker {n}" for n in names], fontsize=8)
     centres = np.array([(u.start + u.end) / 2 / minute for u in timeline.utterances])
     for name, colour in (("valence", BLUE), ("arousal", ORANGE)):
-        values = np.array([getattr(u, name) for u in timeline.utterances])
+        values = np.array([getattr(u, name) for u in timeline.utterances], dtype=float)  # None: nan, no point
         curve.plot(centres, values, ".", color=colour, alpha=0.35, markersize=4)
         for s in timeline.stretches:
-            curve.plot([s.start / minute, s.end / minute], [getattr(s, name)] * 2, color=colour, linewidth=2)
+            level = np.array([getattr(s, name)] * 2, dtype=float)
+            curve.plot([s.start / minute, s.end / minute], level, color=colour, linewidth=2)
         curve.plot([], [], color=colour, label=name)
     curve.axhline(0, color=PALE, linewidth=0.8, zorder=0)
     curve.set_ylim(-1.05, 1.05)

@@ -113,6 +113,7 @@ def write_candidates(config: CandidatesConfig) -> tuple[list[Row], list[str]]:
             group=group,
             unspoken=(lambda job: silent) if config.speech_gate else None,
         )
+        journal.complete = not errors  # else the command that is given again does the rest
         shared = {
             "model": config.model,
             "seed": config.seed,

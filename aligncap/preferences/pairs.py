@@ -130,15 +130,13 @@ def make_pairs(
     for kind in kinds:
         considered[kind] = _collect(kind, clips, sources, {pair.key for pair in kept}, config)
         pairs = [found for found in considered[kind] if isinstance(found, Pair)]
-        if config.balance_emotions:
-            _balance_emotions(pairs, Random(f"{config.seed}|{kind}|emotions"))
         if config.balance_frames and kind in JUDGED:
-            _balance_frames(
-                [pair for pair in pairs if pair.dropped is None], Random(f"{config.seed}|{kind}|frames")
-            )
+            _balance_frames(pairs, Random(f"{config.seed}|{kind}|frames"))
         if config.balance_lengths:
-            _balance_lengths([pair for pair in pairs if pair.dropped is None])
-        kept += [pair for pair in pairs if pair.dropped is None]
+            _balance_lengths(_left(pairs))
+        if config.balance_emotions:  # last, since the others drop pairs of any emotion
+            _balance_emotions(_left(pairs), Random(f"{config.seed}|{kind}|emotions"))
+        kept += _left(pairs)
     report = pair_report(considered)
     if not kept:
         why = "; ".join(f"{reason}: {count}" for reason, count in report["dropped"].items())
@@ -235,6 +233,10 @@ def _claims(text: Text) -> tuple[str | None, set[tuple[str, str]]]:
     return emotion_of(text.caption), manner_claims([text.caption])
 
 
+def _left(pairs: Sequence[Pair]) -> list[Pair]:
+    return [pair for pair in pairs if pair.dropped is None]
+
+
 def _balance_lengths(pairs: Sequence[Pair]) -> None:
     order = sorted(pairs, key=lambda pair: pair.log_ratio)
     ratios = [pair.log_ratio for pair in order]
@@ -256,7 +258,7 @@ def _balance_frames(pairs: Sequence[Pair], rng: Random) -> None:
     frames = {id(pair): (frame(pair.chosen.caption), frame(pair.rejected.caption)) for pair in pairs}
     found = Counter(of for both in frames.values() for of in both)
     for common in (of for of, count in found.most_common() if count > 2 * COMMON * len(pairs)):
-        left = [pair for pair in pairs if pair.dropped is None]
+        left = _left(pairs)
         chosen = [pair for pair in left if frames[id(pair)][0] == common]
         rejected = sum(frames[id(pair)][1] == common for pair in left)
         over = len(chosen) - max(FRAME_RATIO * rejected, COMMON * len(left))

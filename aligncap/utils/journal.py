@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import glob
+import hashlib
 import json
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,8 +22,9 @@ class Journal:
     """Rows finished so far, in `OUT.partial`; its first line says what they were made with.
 
     Processes that share the work write a part each (`OUT.partial`, `OUT.partial.1`, ...), and each begins
-    with what all parts hold, so that a run may go on with another number of processes. Parts of other
-    settings are not taken up.
+    with what all parts hold, so that a run may go on with another number of processes. A part of other
+    settings is not taken up but set aside, so that what was stopped can still go on; all parts are removed
+    when `out` is there. `complete` is for the user of the journal to unset: the parts then stay.
 
     Args:
         out: the file in the making; None keeps nothing on disk.
@@ -33,13 +36,16 @@ class Journal:
         self.rows: Row = {}  # any JSON by key
         self._stem = out and out.with_name(f"{out.name}.partial")
         self._file: IO[str] | None = None
+        self.complete = True
         if self._stem is None:
             return
         self._head = json.dumps({"settings": settings}, sort_keys=True)
         self.reread()
         self._stem.parent.mkdir(parents=True, exist_ok=True)
         path = self._stem.with_name(f"{self._stem.name}.{part}") if part else self._stem
-        resumed = _head(path) == self._head
+        resumed = (head := _head(path)) == self._head
+        if head and not resumed:
+            _set_aside(path, head)
         self._file = path.open("a" if resumed else "w", encoding="utf-8")
         # After a kill in mid-line the next row must not join the torn one.
         self._file.write("\n" if resumed else f"{self._head}\n")
@@ -91,7 +97,8 @@ class Journal:
 def journaled(out: Path | None, settings: Row, group: Group) -> Iterator[Journal]:
     """A journal for a block that ends with the first process writing `out`, and a lock on `out` meanwhile.
 
-    The parts are removed when every process has come to the end of the block; an error leaves them.
+    The parts are removed when every process has come to the end of the block; an error leaves them, and a
+    block that unsets `complete`.
 
     Raises:
         UserError: `out` cannot be written, or another command is writing it.
@@ -106,13 +113,24 @@ def journaled(out: Path | None, settings: Row, group: Group) -> Iterator[Journal
                 journal.close(done=False)
                 raise
             group.gather(None)
-            journal.close(done=group.rank == 0)
+            journal.close(done=group.rank == 0 and journal.complete)
         except OSError as error:
             if error.errno is None:  # a library's own, about something else
                 raise
             raise UserError(
                 f"{out}: cannot be written: {error.strerror}; what is done is kept beside it"
             ) from error
+
+
+def _set_aside(path: Path, head: str) -> None:
+    """Rename a part to a name of its settings, under which `Journal` finds it when it is wanted again."""
+    stem = f"{path.name}.{hashlib.sha256(head.encode()).hexdigest()[:8]}"
+    names = (stem, *(f"{stem}-{n}" for n in range(1, 100)))
+    free = next((aside for name in names if not (aside := path.with_name(name)).exists()), path)
+    path.replace(free)
+    print(
+        f"{path}: of other settings; kept as {free.name}, which the former command takes up", file=sys.stderr
+    )
 
 
 def _head(path: Path) -> str | None:

@@ -291,3 +291,42 @@ def test_only_clips_captioned_everywhere_count_where_some_may_be_missing(
     noise = metrics["listening"]["noise"]
     assert noise["said"]["captions"][0]["count"] == 24
     assert noise["emotion_uar"]["gain"]["value"] == 0.75
+
+
+def test_where_captions_are_missing_systems_are_scored_on_the_clips_of_all(
+    clips: list[Utterance], tmp_path: Path
+) -> None:
+    manifest, right = tmp_path / "m.jsonl", [{"id": u.id, "caption": sentence(str(u.emotion))} for u in clips]
+    write_manifest(manifest, clips)
+    write_jsonl(
+        tmp_path / "a.jsonl", [{**right[0], "caption": "Nothing."}, *right[1:-1]]
+    )  # wrong of the first
+    write_jsonl(tmp_path / "b.jsonl", right[1:])
+    config = EvaluateConfig(
+        captions=str(tmp_path / "a.jsonl"),
+        references=str(manifest),
+        out=str(tmp_path / "report"),
+        system=[f"b={tmp_path / 'b.jsonl'}"],
+        wordnet="none",
+        allow_missing=True,
+    )
+    run_evaluate(config)
+    metrics = json.loads((tmp_path / "report" / "metrics.json").read_text(encoding="utf-8"))
+    assert metrics["signature"]["clips"] == len(clips) - 2 and metrics["emotion_accuracy"]["value"] == 1
+    assert metrics["differences"]["model − b"]["emotion_accuracy"]["value"] == 0
+
+
+@pytest.mark.parametrize(
+    ("pair", "told"),
+    [
+        ("clam=sad", 'unknown label "clam", nearest is "calm"'),
+        ("happy=sad", 'has clips labelled "happy" itself'),
+    ],
+)
+def test_a_label_map_that_does_nothing_is_refused(
+    clips: list[Utterance], tmp_path: Path, pair: str, told: str
+) -> None:
+    write_manifest(tmp_path / "m.jsonl", clips)
+    files = {"captions": "c.jsonl", "references": str(tmp_path / "m.jsonl"), "out": str(tmp_path / "report")}
+    with pytest.raises(UserErrors, match=told):
+        run_evaluate(EvaluateConfig(**files, label_map=[pair]))

@@ -153,6 +153,24 @@ def test_bad_files_are_reported_and_the_rest_captioned(captioner, clips, tmp_pat
     assert [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()] == rows
 
 
+def test_after_a_file_is_mended_only_its_batch_is_captioned(captioner, clips, tmp_path, monkeypatch):
+    sound, said = clips[1].read_bytes(), []
+    generate = Captioner.generate
+
+    def counted(self, samples, *known, **options):
+        said.append(len(samples))
+        return generate(self, samples, *known, **options)
+
+    monkeypatch.setattr(Captioner, "generate", counted)
+    out = tmp_path / "out.jsonl"
+    clips[1].write_text("not sound")
+    caption_jobs(captioner, jobs(clips), out, {}, 1, **OPTIONS)
+    clips[1].write_bytes(sound)
+    rows, errors = caption_jobs(captioner, jobs(clips), out, {}, 1, **OPTIONS)
+    assert said == [1, 1, 1] and [row["id"] for row in rows] == ["c0", "c1", "c2"] and not errors
+    assert sorted(p.name for p in tmp_path.glob("out*")) == ["out.jsonl"]
+
+
 def test_a_killed_run_goes_on_where_it_stopped(captioner, clips, tmp_path):
     whole, _ = caption_jobs(captioner, jobs(clips), tmp_path / "whole.jsonl", {"a": 1}, 1, **OPTIONS)
     calls = []
@@ -184,6 +202,19 @@ def test_a_partial_file_of_other_settings_is_not_taken_up(tmp_path):
     journal.close(done=False)
     assert Journal(tmp_path / "o", {"model": 1}).rows == {"k": {"id": "k"}}
     assert Journal(tmp_path / "o", {"model": 2}).rows == {}
+
+
+def test_a_stopped_run_outlives_a_run_of_other_settings(tmp_path, capsys):
+    for model in (1, 2, 1, 2):  # each stopped
+        journal = Journal(tmp_path / "o", {"model": model})
+        journal.write({f"k{len(journal.rows)}": model})
+        journal.close(done=False)
+    assert Journal(tmp_path / "o", {"model": 1}).rows == {"k0": 1, "k1": 1}
+    journal = Journal(tmp_path / "o", {"model": 2})
+    assert journal.rows == {"k0": 2, "k1": 2}
+    assert "o.partial: of other settings; kept as o.partial." in capsys.readouterr().err
+    journal.close(done=True)
+    assert not list(tmp_path.iterdir())
 
 
 def test_wrong_audio_leaves_no_clip_in_its_place(clips):

@@ -139,6 +139,26 @@ def test_the_path_worked_by_hand():
     assert likeliest_path(np.zeros((0, 2)), np.zeros(0)).tolist() == []
 
 
+def test_long_pauses_invent_no_change():
+    shares = np.array([[0.97, 0.01, 0.01, 0.01]] * 12)
+    for gap in (60.0, 300.0, 6000.0):
+        assert likeliest_path(shares, np.arange(12) * gap).tolist() == [0] * 12
+
+
+def test_what_could_not_be_read_has_no_place_between_calm_and_aroused():
+    read = {"caption": "", "probabilities": {"angry": 1.0}}
+    unread = {"caption": None, "probabilities": None, "error": "silent"}
+    segments = [Segment(i, i + 1.0) for i in range(3)]
+    found = assemble(segments, [0] * 3, [read, unread, read], EMOTIONS, 3.0)
+    assert [u.valence is None for u in found.utterances] == [False, True, False]
+    [stretch] = found.stretches
+    assert (stretch.valence, stretch.arousal) == (found.utterances[0].valence, found.utterances[0].arousal)
+    timeline_picture(found)
+    nothing = assemble(segments, [0] * 3, [unread] * 3, EMOTIONS, 3.0)
+    assert nothing.stretches[0].arousal is None and as_csv(nothing).count("\n") == 4
+    timeline_picture(nothing)
+
+
 def test_what_names_no_emotion_has_none():
     rows = [{"caption": "A man speaks.", "probabilities": None}] * 3
     found = assemble([Segment(i, i + 1.0) for i in range(3)], [0] * 3, rows, EMOTIONS, 3.0)

@@ -46,6 +46,7 @@ def form(candidates: Callable[..., Path], tmp_path: Path) -> tuple[Path, list[di
 def test_a_blank_sheet_hides_what_is_a_reference(form: tuple[Path, list[dict[str, str]]]) -> None:
     _, rows = form
     assert len(rows) == 8 and len({row["item"] for row in rows}) == 8
+    assert all(row["item"][0] == "c" for row in rows)  # 14846090e6 would be a number to a spreadsheet
     assert set(rows[0]) == {
         "item",
         "id",
@@ -72,6 +73,7 @@ def test_a_filled_sheet_becomes_verdicts_in_the_order_of_the_candidates(
     for row in rows:
         row |= {"emotion": "8", "fluent": "7,5", "reason": " good "}
     rows[0] |= {"emotion": "", "fluent": "", "reason": ""}
+    rows[3] |= {"item": rows[3]["item"][1:]}  # as sheets of earlier versions have it
     filled = fill(tmp_path / "filled.csv", rows[::-1], ";", "utf-8-sig")
     done = judge(path, tmp_path / "s.jsonl", references=1, filled=filled, rater="ann")
     scored = read_scored(tmp_path / "s.jsonl")

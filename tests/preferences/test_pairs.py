@@ -296,6 +296,18 @@ def test_emotions_are_balanced_by_option() -> None:
     assert list(even["by_emotion"].values()) == [7] * 4
 
 
+def test_emotions_stay_balanced_beside_lengths_and_frames() -> None:
+    rows, utterances = [], [utterance(i) for i in range(160)]
+    for i, clip in enumerate(utterances):
+        wordy = i % 12 == 0  # a third of the angry ones, whose best captions are long
+        good = "The voice of this man sounds {}, and it is loud and low." if wordy else "He is {} and loud."
+        rows += scored((good.format(clip.emotion), 8.0), ("He is calm and quiet.", 2.0), clip=i)
+    for options in ({}, {"balance_frames": False}):
+        _, report = make_pairs(rows, utterances, balance_emotions=True, max_length_ratio=4, **options)
+        assert len(set(report["by_emotion"].values())) == 1 and report["kept"] >= 40
+        assert report["dropped"]["emotion balance"] > 0
+
+
 def test_the_same_seed_gives_the_same_pairs_and_another_seed_others() -> None:
     rows, utterances = crowd()
     options: dict[str, Any] = {"kinds": list(KINDS), "seed": 3}

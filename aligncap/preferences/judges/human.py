@@ -92,8 +92,9 @@ def judge_human(items: Sequence[Item], path: str | Path, judge: str) -> list[Ver
     errors: list[str] = []
     for line, row in _lines(Path(path)):
         code = row["item"].strip()
+        code = code if code in wanted else f"c{code}"  # sheets of earlier versions have digits alone
         if code not in wanted:
-            errors.append(f'{path}:{line}: item "{code}" is none of this candidates file')
+            errors.append(f'{path}:{line}: item "{row["item"].strip()}" is none of this candidates file')
             continue
         if code in first:
             errors.append(f'{path}:{line}: item "{code}" is on line {first[code]} already; delete one')
@@ -119,8 +120,9 @@ def judge_human(items: Sequence[Item], path: str | Path, judge: str) -> list[Ver
 
 
 def item_code(item: Item) -> str:
-    """Ten hex digits that stand for one caption of one clip."""
-    return hashlib.sha256(repr(((item.id, item.kind, item.number), item.caption)).encode()).hexdigest()[:10]
+    """One caption of one clip: ten hex digits, after a letter, since spreadsheets change numbers."""
+    text = repr(((item.id, item.kind, item.number), item.caption))
+    return f"c{hashlib.sha256(text.encode()).hexdigest()[:10]}"
 
 
 def _lines(path: Path) -> list[tuple[int, dict[str, str]]]:
