@@ -136,10 +136,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"aligncap: {error.filename or 'writing'}: {error.strerror}; {remedy}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(
-            "aligncap: stopped; what was finished is kept, the same command goes on from there",
-            file=sys.stderr,
-        )
+        print("aligncap: stopped; the same command goes on from what was kept", file=sys.stderr)
         return 130
 
 

@@ -51,8 +51,10 @@ say "models"
 aligncap models fetch
 prepared=()
 for i in "${!names[@]}"; do
-  prepared+=("$out/${names[i]}.jsonl")
-  stage "$out/${names[i]}.jsonl" "speech: ${names[i]}" aligncap prepare "${names[i]}" "${folders[i]}" --out "$out/${names[i]}.jsonl"
+  file=$out/${names[i]}.jsonl
+  case " ${names[*]:0:i} " in *" ${names[i]} "*) file=$out/${names[i]}-$i.jsonl ;; esac # a corpus in several folders
+  prepared+=("$file")
+  stage "$file" "speech: ${names[i]}" aligncap prepare "${names[i]}" "${folders[i]}" --out "$file"
 done
 stage "$out/all.jsonl" "one manifest" aligncap join "${prepared[@]}" --out "$out/all.jsonl"
 stage "$out/captioned.jsonl" "cues and captions" \

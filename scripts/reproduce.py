@@ -243,7 +243,10 @@ class Step:
                 return f"was made otherwise; delete {self.owns()}, which lies outside {self.folder.parent}"
             shutil.rmtree(self.owns(), ignore_errors=True)
             self.makes.unlink(missing_ok=True)
-        begun = (self.owns() / "run.json").exists() or (self.owns() / "base").exists()
+        training = self.argv[0] == "train"
+        if state == "begun" and not training and self.owns().is_dir():  # written whole, but not noted
+            shutil.rmtree(self.owns())
+        begun = training and ((self.owns() / "run.json").exists() or (self.owns() / "base").exists())
         argv = [*self.argv, "--resume_from_checkpoint", "true"] if begun else self.argv
         record = {"argv": self.argv, "inputs": self.inputs(), "commit": git_commit()}
         write_json(self.folder / f"{self.name}.json", record)

@@ -73,7 +73,7 @@ def main() -> int:
         stems = {u.id: Path(u.audio).stem for u in clips}
         if missing := [name for name, stem in stems.items() if stem not in captions]:
             raise UserError(f"{args.outputs}: no outputs for {len(missing)} clips, such as {missing[0]}")
-    except UserError as error:
+    except (UserError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
     same = constants(clips)

@@ -163,3 +163,12 @@ def test_splitting_keeps_the_audio_within_reach(capsys, tmp_path, manifest):
     for name in ("train", "test"):
         part = tmp_path / f"deep/er/{name}.jsonl"
         assert all(audio_path(part, u).is_file() for u in read_manifest(part))
+
+
+def test_what_is_no_file_is_not_replaced_by_one(capsys, tmp_path, manifest):
+    import os
+
+    os.mkfifo(tmp_path / "pipe")
+    code, _, err = run(capsys, "clues", manifest, "--out", tmp_path / "pipe", "--parser", "rules")
+    assert code == 2 and "is no regular file" in only(err)
+    assert not (tmp_path / "pipe").is_file()

@@ -37,6 +37,8 @@ if "--fail" in words and not os.path.exists(of("--fail")):
 out = pathlib.Path(of("--output_dir") or of("--out"))
 if words[0] == "train":
     out = out / ("config.json" if words[1] == "teacher" else "weights")
+elif words[0] == "merge":
+    out = out / "config.json"
 out.parent.mkdir(parents=True, exist_ok=True)
 if words[0] == "caption":
     rows = [json.loads(line) for line in open(of("--manifest"))]
@@ -215,6 +217,19 @@ def test_a_training_that_was_stopped_goes_on_from_its_checkpoint(place):
     assert second == [*first, "--resume_from_checkpoint", "true"]
     record = json.loads(out(place, "done/a-0.1.json").read_text())
     assert record["seconds"] > 0 and record["argv"] == first
+
+
+def test_a_step_that_ended_while_its_runner_was_killed_is_run_again(place):
+    tables(place, {"a": system("merge --out {at}/model", "{at}/model/config.json")})
+    assert reproduced(place) == 0
+    noted = out(place, "done/a-0.1.json")
+    record = json.loads(noted.read_text())
+    noted.write_text(json.dumps({key: value for key, value in record.items() if key != "seconds"}))
+    out(place, "systems/a-0/model/run.json").write_text("{}")
+    assert reproduced(place) == 0
+    merges = [row["words"] for row in journal(place) if row["words"][0] == "merge"]
+    assert len(merges) == 2 and merges[0] == merges[1]
+    assert not out(place, "systems/a-0/model/run.json").exists()  # merge wants an empty folder
 
 
 def begun(place, *words):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import re
 import tarfile
 from collections.abc import Iterator, Mapping
@@ -23,7 +22,7 @@ from aligncap.audio.members import Member
 from aligncap.data.manifest import Utterance, audio_path, filled, write_manifest
 from aligncap.data.rows import Manifest, open_manifest
 from aligncap.utils.errors import UserError, UserErrors
-from aligncap.utils.io import workplace, write_json
+from aligncap.utils.io import whole_folder, write_json
 from aligncap.utils.options import Config, option
 from aligncap.utils.progress import track
 
@@ -81,11 +80,8 @@ def run_shard(config: ShardConfig) -> int:
     utterances, out = open_manifest(config.manifest), Path(config.out)
     if out.is_dir() and any(out.iterdir()):
         raise UserError(f"{out}: is not empty; choose another folder, or empty it")
-    with workplace(out) as made:
+    with whole_folder(out) as made:
         shards = write_shards(config.manifest, utterances, made, _bytes(config.size))
-        if out.is_dir():
-            out.rmdir()
-        os.replace(made, out)
     total = sum(shard.bytes for shard in shards.values())
     name = Path(config.manifest).name
     print(f"{out / name}: {len(utterances)} clips in {len(shards)} shards, {total / 1e9:.2f} GB")

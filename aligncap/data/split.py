@@ -15,7 +15,7 @@ import numpy as np
 from aligncap.data.columns import columns_of
 from aligncap.data.manifest import Utterance, read_manifest, rebase, write_manifest
 from aligncap.utils.errors import UserError, UserErrors, natural, nearest
-from aligncap.utils.options import Config, NaturalInt, option
+from aligncap.utils.options import Config, NaturalInt, changed, option
 from aligncap.utils.statistics import Spoken
 
 _log = logging.getLogger(__name__)
@@ -48,6 +48,10 @@ class SplitConfig(Config):
     def own_errors(self) -> list[str]:
         if self.folds and self.test_speakers:
             return ["test_speakers and folds: choose one"]
+        if self.folds and changed(self, ["test"]):
+            return ["test: a fold is the test set; leave it out"]
+        if self.fold and not self.folds:
+            return ["fold: has no effect without --folds"]
         return [f"fold={self.fold}: there are folds 0 to {self.folds - 1}"] * (0 < self.folds <= self.fold)
 
 
@@ -135,8 +139,9 @@ def split_by_speaker(
     """Split into train, dev and test so that no speaker is in two parts.
 
     The last `test` speakers in natural order are the test set and the `dev` before them the dev set; a
-    `seed` shuffles the speakers first. Of several corpora each gives so many, at most a quarter of its own. A
-    list of speakers replaces the number; names may be given without their corpus ("21" for "ravdess-21").
+    `seed` shuffles the speakers first. Of several corpora each gives so many, at most a quarter of its own
+    (one of three, none of two, which is a warning in the log). A list of speakers replaces the number; names
+    may be given without their corpus ("21" for "ravdess-21").
     Identical clips in different parts are a warning in the log.
 
     Raises:
@@ -161,6 +166,9 @@ def split_by_speaker(
     for corpus in (several := sorted({corpora[s] for s in free})):
         own = [s for s in free if corpora[s] == corpus]
         most = max(len(own) // 4, 1) if len(several) > 1 else len(own)
+        if len(several) > 1 and len(own) < 3:
+            most = 0
+            _log.warning("%s: too few speakers for dev and test, all are for training", corpus)
         tested, tuned = min(test, most), min(dev, most)
         if tested + tuned >= len(own):
             taken = len(speakers) - len(free) + tested + tuned
@@ -241,10 +249,10 @@ def join_manifests(paths: Sequence[str | Path], out: str | Path) -> list[Utteran
         UserErrors: ids that more than one manifest uses.
         UserError: a manifest cannot be read, or `out` not written.
     """
-    parts = {str(path): rebase(read_manifest(path), path, out) for path in paths}
+    read = [(str(path), rebase(read_manifest(path), path, out)) for path in paths]
     first: dict[str, str] = {}
     errors = []
-    for path, utterances in parts.items():
+    for path, utterances in read:
         errors += [
             f'{path}: id "{u.id}" is used in {first[u.id]} too; ids must differ, so name each clip once'
             for u in utterances
@@ -253,9 +261,9 @@ def join_manifests(paths: Sequence[str | Path], out: str | Path) -> list[Utteran
         first.update((u.id, path) for u in utterances)
     if errors:
         raise UserErrors(errors)
-    for note in straddling(parts):
+    for note in straddling(dict(read)):
         _log.warning("%s; drop one of them", note)
-    joined = [u for utterances in parts.values() for u in utterances]
+    joined = [u for _, utterances in read for u in utterances]
     write_manifest(out, joined)
     return joined
 

@@ -21,6 +21,7 @@ from aligncap.models.checkpoints import (
 )
 from aligncap.models.model_card import read_record, write_model_card
 from aligncap.utils.errors import UserError
+from aligncap.utils.io import whole_folder
 from aligncap.utils.options import Config, option
 from aligncap.utils.run_record import write_run_record
 
@@ -77,16 +78,17 @@ def merge(folder: str | Path, out: str | Path) -> Path:
         raise UserError(f"{folder}: no adapter here (adapter_config.json); {remedy}")
     refuse_filled(out)
     model, processor = load_for_inference(folder)
-    processor.save_pretrained(out)
-    if (folder / CALIBRATION).is_file():
-        shutil.copyfile(folder / CALIBRATION, out / CALIBRATION)
-    save_whole(model, out, llm_dtype(folder))
-    write_provenance(out, checkpoint_provenance(folder))
     run = folder if (folder / "run.json").is_file() else folder.parent
     record = {"checkpoint_run": read_record(run / "run.json")}
     weights: list[str | Path] = [folder / "adapter_model.safetensors"]
-    write_run_record(out, "merge", {"checkpoint": str(folder)}, weights, **record)
-    write_model_card(out, run)
+    with whole_folder(out) as made:
+        processor.save_pretrained(made)
+        if (folder / CALIBRATION).is_file():
+            shutil.copyfile(folder / CALIBRATION, made / CALIBRATION)
+        save_whole(model, made, llm_dtype(folder))
+        write_provenance(made, checkpoint_provenance(folder))
+        write_run_record(made, "merge", {"checkpoint": str(folder)}, weights, **record)
+        write_model_card(made, run, name=out.resolve().name)
     return out
 
 
@@ -109,7 +111,8 @@ def save_llm(folder: str | Path, out: str | Path) -> Path:
     generation.suppress_tokens = list(range(model.config.audio_token_id, model.lm_head.out_features))
     generation.max_new_tokens = None  # a caption's
     llm.generation_config = generation
-    processor.tokenizer.save_pretrained(out)
-    save_whole(llm, out, llm_dtype(folder))
-    write_provenance(out, checkpoint_provenance(folder))
+    with whole_folder(out) as made:
+        processor.tokenizer.save_pretrained(made)
+        save_whole(llm, made, llm_dtype(folder))
+        write_provenance(made, checkpoint_provenance(folder))
     return Path(out)

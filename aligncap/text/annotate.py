@@ -72,6 +72,8 @@ class AnnotateConfig(Config):
     base_url: str | None = option(None, "Address of that endpoint; the key comes from OPENAI_API_KEY.")
 
     def own_errors(self) -> list[str]:
+        if self.paraphrase and self.language != "en":
+            return ["paraphrase: rewords English captions; leave it out"]
         if not self.instructions:
             alone = {"language=both": self.language == "both", "told": self.told}
             return [f"{name}: for --instructions alone" for name, given in alone.items() if given]
@@ -83,6 +85,8 @@ class AnnotateConfig(Config):
 
 def run_annotate(config: AnnotateConfig) -> int:
     """`aligncap annotate`."""
+    if config.paraphrase:
+        key_and_url("paraphrasing", config.base_url, None)  # before anything is measured
     utterances = read_manifest(config.manifest)
     done, errors = annotate(
         config.manifest,
@@ -95,9 +99,10 @@ def run_annotate(config: AnnotateConfig) -> int:
         told=config.told,
     )
     if config.paraphrase:
-        result = paraphrase([c for u in done for c in u.captions], config.paraphrase, config.base_url)
+        ours = [u for u in done if u.extra.get("captions_by") == WRITER]  # what people wrote stays
+        result = paraphrase([c for u in ours for c in u.captions], config.paraphrase, config.base_url)
         captions = iter(result.captions)
-        for u in done:
+        for u in ours:
             u.captions = [next(captions) for _ in u.captions]
         kept = ", ".join(f"{reason} {n}" for reason, n in result.kept_original.most_common()) or "none"
         print(f"paraphrased: {sum(result.reworded)} captions; kept as they were: {kept}")

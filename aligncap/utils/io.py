@@ -79,6 +79,24 @@ def workplace(path: str | Path) -> Iterator[Path]:
         yield Path(folder)
 
 
+@contextmanager
+def whole_folder(path: str | Path) -> Iterator[Path]:
+    """A folder to fill, which becomes `path` when the block ends well; an empty folder there gives way.
+
+    Raises:
+        OSError: `path` is there and not empty.
+    """
+    path = Path(path)
+    with workplace(path) as made:
+        yield made
+        umask = os.umask(0)
+        os.umask(umask)
+        made.chmod(0o777 & ~umask)  # a temporary folder is its owner's alone
+        if path.is_dir():
+            path.rmdir()
+        os.replace(made, path)
+
+
 def _runs(process: int) -> bool:
     try:
         os.kill(process, 0)
@@ -97,6 +115,8 @@ def atomic_open(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
         UserError: the folder cannot be written or the disk is full; `path` keeps its former content.
     """
     path = Path(path)
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path}: is no regular file; choose another place")
     try:
         with workplace(path) as folder:
             with (folder / path.name).open(mode, encoding=None if "b" in mode else "utf-8") as file:

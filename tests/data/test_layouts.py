@@ -312,7 +312,38 @@ def test_jsonl_with_a_map_of_columns(corpus: Corpus) -> None:
     columns = {"audio": "sound", "speaker": "who", "captions": "say+more"}
     found, _ = corpus.prepare("jsonl", columns=columns)
     clip = found["corpus-a"]
-    assert (clip.speaker, clip.captions, clip.transcript) == ("Ann", ["x", "y", "z"], "hi")
+    assert (clip.speaker, clip.captions, clip.transcript) == ("corpus-Ann", ["x", "y", "z"], "hi")
+    columns["speaker"] = "pre"
+    corpus.text("t.jsonl", json.dumps({"sound": "a.wav", "pre": "corpus-7", "say": ["x"], "more": "z"}))
+    found, _ = corpus.prepare("jsonl", columns=columns)
+    assert found["corpus-a"].speaker == "corpus-7"  # named so already
+
+
+def test_a_table_in_the_code_page_of_windows_is_refused_and_utf16_read(corpus: Corpus) -> None:
+    corpus.clips("a.wav")
+    corpus.text("t.csv", "path,transcript\na.wav,Er klingt müde.\n", encoding="cp1252")
+    with pytest.raises(UserError, match=r"t\.csv:2: not UTF-8; save the table again as CSV UTF-8"):
+        corpus.prepare("csv")
+    corpus.text("t.csv", "path,transcript\na.wav,Er klingt müde.\n", encoding="utf-16")
+    assert corpus.prepare("csv")[0]["corpus-a"].transcript == "Er klingt müde."
+
+
+def test_quotes_in_tables_swallow_no_row(corpus: Corpus) -> None:
+    corpus.clips("a.wav", "b.wav")
+    corpus.text("t.tsv", 'path\ttranscript\na.wav\t"Hello there\nb.wav\tfine\n')
+    assert [u.transcript for u in corpus.prepare("csv")[0].values()] == ['"Hello there', "fine"]
+    corpus.text("t.tsv", 'path\ttranscript\na.wav\t"said ""no"""\nb.wav\tfine\n')
+    assert corpus.prepare("csv")[0]["corpus-a"].transcript == 'said "no"'
+    (corpus.folder / "t.tsv").unlink()
+    corpus.text("t.csv", 'path,transcript\na.wav,"Hello" there\nb.wav,fine\n' + "x" * 200_000)
+    with pytest.raises(UserError, match=r"t\.csv:2: no CSV .*; a text with a quote in it needs quotes"):
+        corpus.prepare("csv")
+
+
+def test_all_columns_of_captions_are_read(corpus: Corpus) -> None:
+    corpus.clips("a.wav")
+    corpus.text("t.csv", "path,caption_2,Caption,caption3\na.wav,two,one,three\n")
+    assert corpus.prepare("csv")[0]["corpus-a"].captions == ["one", "two", "three"]
 
 
 @pytest.mark.parametrize(

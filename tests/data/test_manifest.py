@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -244,6 +245,20 @@ def test_impossible_folds_are_refused() -> None:
         SplitConfig("m.jsonl", "out", folds=6, fold=6)
     with pytest.raises(UserError, match="choose one"):
         SplitConfig("m.jsonl", "out", folds=6, test_speakers=["1"])
+    with pytest.raises(UserError, match="fold: has no effect without --folds"):
+        SplitConfig("m.jsonl", "out", fold=1)
+    with pytest.raises(UserError, match="test: a fold is the test set"):
+        SplitConfig("m.jsonl", "out", folds=6, test=2)
+
+
+def test_a_corpus_of_two_speakers_beside_others_is_trained_on(caplog: pytest.LogCaptureFixture) -> None:
+    two = [replace(u, id=f"t{u.id}", corpus="tess", speaker=f"tess-{u.speaker}") for u in people(2)]
+    for u in two:
+        u.sha256 = None
+    parts = split_by_speaker([*people(8), *two], dev=1, test=2)
+    assert [len(speakers_of(parts, name)) for name in ("train", "dev", "test")] == [7, 1, 2]
+    assert {u.corpus for name in ("dev", "test") for u in parts[name]} == {"c"}
+    assert "tess: too few speakers for dev and test, all are for training" in caplog.text
 
 
 def test_clips_without_a_speaker_cannot_be_split() -> None:

@@ -70,6 +70,12 @@ def errors_of(manifest: Path) -> list[str]:
     return caught.value.errors
 
 
+def test_other_users_may_read_the_folder(made: Path) -> None:
+    umask = os.umask(0)
+    os.umask(umask)
+    assert made.stat().st_mode & 0o777 == 0o777 & ~umask
+
+
 def test_the_layout_is_that_of_webdataset(plain: Path, made: Path) -> None:
     utterances, rows, members = read_manifest(plain), read_manifest(made / "m.jsonl"), []
     for shard in sorted(made.glob("*.tar")):

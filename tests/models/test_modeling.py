@@ -1,3 +1,5 @@
+from unittest.mock import Mock
+
 import pytest
 import torch
 from peft import PeftModel
@@ -141,6 +143,10 @@ def test_adapters_survive_saving_and_merging(tmp_path, manifest):
         torch.testing.assert_close(merged(**inputs).logits, wanted, atol=1e-4, rtol=1e-4)
     with pytest.raises(UserError, match="not empty"):
         merge(tmp_path / "run", tmp_path / "merged")
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("aligncap.models.merge.write_provenance", Mock(side_effect=KeyboardInterrupt))
+        merge(tmp_path / "run", tmp_path / "stopped")
+    assert not (tmp_path / "stopped").exists()
 
 
 def test_only_the_language_model_is_adapted(manifest, tmp_path):

@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -14,7 +15,7 @@ from aligncap.text.annotate import AnnotateConfig, run_annotate
 from aligncap.text.claims import dimensions, manner_mentions
 from aligncap.text.emotions import emotion_of, emotion_words, labels
 from aligncap.text.sentences import write_captions
-from aligncap.utils.errors import UserErrors
+from aligncap.utils.errors import UserError, UserErrors
 from aligncap.utils.io import load_data
 
 GENDERS = ("female", "male", None)
@@ -291,12 +292,19 @@ def test_the_command_writes_captions_and_counts_rewordings(
         )
 
     monkeypatch.setattr(module, "paraphrase", reword)
-    write_manifest(tmp_path / "in.jsonl", [clip(number) for number in range(9)])
+    with pytest.raises(UserError, match="paraphrasing needs a key"):  # before the manifest is read
+        run_annotate(AnnotateConfig("none.jsonl", "out.jsonl", paraphrase="m"))
+    monkeypatch.setenv("OPENAI_API_KEY", "any")
+    written = replace(clip(9), captions=["A person wrote this."], clues=[["wrote"]])
+    write_manifest(tmp_path / "in.jsonl", [clip(number) for number in range(9)] + [written])
     source, target = str(tmp_path / "in.jsonl"), str(tmp_path / "out.jsonl")
     assert run_annotate(AnnotateConfig(source, target, references=2, paraphrase="m")) == 0
     done = read_manifest(tmp_path / "out.jsonl")
-    assert len(done) == 9 and all(len(u.captions) == 2 and u.cue_words for u in done)
+    assert (done[9].captions, done[9].clues) == (written.captions, written.clues)
+    assert len(done) == 10 and all(len(u.captions) == 2 and u.cue_words for u in done[:9])
     assert done[0].captions[0] == "He sounds sad."
     out = capsys.readouterr().out
     assert "paraphrased: 1 captions; kept as they were: emotion 17" in out
-    assert "9 clips, 18 captions, 0 errors" in out
+    assert "10 clips, 19 captions, 0 errors" in out
+    with pytest.raises(UserErrors, match="rewords English captions"):
+        AnnotateConfig(source, target, language="zh", paraphrase="m")

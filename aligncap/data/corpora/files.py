@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from aligncap.utils.errors import UserError, UserErrors, natural, nearest
@@ -50,11 +50,21 @@ def by_name(
     return found
 
 
-def read_text(path: Path) -> str:
-    """Text of a file in UTF-8, UTF-16 or GB18030, whichever it is; old corpora mix them."""
+def read_text(path: Path, *, guess: bool = True) -> str:
+    """Text of a file in UTF-8, UTF-16 or, if `guess`, GB18030, whichever it is; old corpora mix them.
+
+    Raises:
+        UserError: neither UTF-8 nor UTF-16, and nothing shall be guessed.
+    """
     data = path.read_bytes()
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         return data.decode("utf-16")
+    if not guess:
+        try:
+            return data.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            line = data[: error.start].count(b"\n") + 1
+            raise UserError(f"{path}:{line}: not UTF-8; save the table again as CSV UTF-8") from None
     for encoding in ("utf-8-sig", "gb18030"):
         try:
             return data.decode(encoding)
@@ -63,16 +73,22 @@ def read_text(path: Path) -> str:
     return data.decode("cp1252", errors="replace")
 
 
-def read_table(path: Path, delimiter: str = ",", columns: Iterable[str] = ()) -> list[dict[str, str]]:
+def read_table(
+    path: Path, delimiter: str = ",", columns: Iterable[str] = (), *, guess: bool = True
+) -> list[dict[str, str]]:
     """Rows of a table with a header line; names and values stripped of stray spaces.
 
+    Args:
+        guess: see `read_text`.
+
     Raises:
-        UserError: no header, one that names a column twice, or that lacks one of `columns`.
+        UserError: no header, one that names a column twice, or that lacks one of `columns`; quotes that do
+            not close.
         UserErrors: rows that are longer than the header.
     """
-    # not splitlines(): texts may hold line separators of their own
-    lines = csv.reader(io.StringIO(read_text(path), newline=""), delimiter=delimiter)
-    header = [name.strip() for name in next(lines, [])]
+    lines = _cells(path, read_text(path, guess=guess), delimiter)
+    _, first = next(lines, (1, []))
+    header = [name.strip() for name in first]
     twice = sorted({name for name in header if name and header.count(name) > 1})
     if not any(header) or twice:
         raise UserError(
@@ -83,14 +99,29 @@ def read_table(path: Path, delimiter: str = ",", columns: Iterable[str] = ()) ->
         raise UserError(f"{path}:1: column {', '.join(absent)} is missing; copy the table again")
     errors = []
     rows = []
-    for row in lines:
+    for number, row in lines:
         if any(cell.strip() for cell in row[len(header) :]):
-            errors.append(f"{path}:{lines.line_num}: {len(row)} columns, the header names {len(header)}")
+            errors.append(f"{path}:{number}: {len(row)} columns, the header names {len(header)}")
         if any(cell.strip() for cell in row):
             rows.append({name: cell.strip() for name, cell in zip(header, row, strict=False) if name})
     if errors:
         raise UserErrors(errors)
     return rows
+
+
+def _cells(path: Path, text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    """(line number, cells) of a table's rows; in one of tabs a lone quote is a character like any other."""
+    # not splitlines(): texts may hold line separators of their own
+    rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    try:
+        found = [(rows.line_num, row) for row in rows]
+    except csv.Error as error:
+        if delimiter != "\t":
+            what = f"no CSV ({error}); a text with a quote in it needs quotes around it, and its own doubled"
+            raise UserError(f"{path}:{rows.line_num}: {what}") from None
+        rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=csv.QUOTE_NONE)
+        found = [(rows.line_num, row) for row in rows]
+    yield from found
 
 
 def read_json(path: Path) -> object:

@@ -42,7 +42,7 @@ def table(folder: CorpusFolder) -> Iterator[Utterance]:
         path = found[0]
     delimiter = "\t" if path.suffix == ".tsv" else ","
     rows: Sequence[Mapping[str, object]]
-    rows = read_jsonl(path) if path.suffix == ".jsonl" else read_table(path, delimiter)
+    rows = read_jsonl(path) if path.suffix == ".jsonl" else read_table(path, delimiter, guess=False)
     if not rows:
         raise UserError(f"{path}: holds no row")
     columns = _columns(path, list(dict.fromkeys(key for row in rows for key in row)), folder.columns)
@@ -80,8 +80,9 @@ def _columns(path: Path, names: list[str], given: Mapping[str, str]) -> dict[str
             errors += [f'{path}: no column "{c}"{nearest(c, names)}; there are {listed}' for c in absent]
         else:
             columns[name] = [lower[u] for u in usual if u in lower][:1]
-    if "captions" not in given and not columns["captions"]:
-        columns["captions"] = [n for n in names if n.lower().rstrip("0123456789").rstrip("_") == "caption"]
+    if "captions" not in given:
+        numbered = [n for n in names if n.lower().rstrip("0123456789").rstrip("_") == "caption"]
+        columns["captions"] = list(dict.fromkeys([*columns["captions"], *numbered]))
     if not columns["audio"]:
         errors.append(f"{path}: no column names the clips; there are {listed}: map one, audio=COLUMN")
     if errors:
@@ -113,13 +114,14 @@ def _utterance(row: Mapping[str, object], columns: Mapping[str, list[str]], path
         captions += [str(v).strip() for v in (value if isinstance(value, list) else [value]) if v is not None]
     used = {column for found in columns.values() for column in found}
     corpus = cell("corpus") or path.parent.name or "corpus"
+    speaker = cell("speaker")
     return Utterance(
         id=cell("id") or f"{corpus}-{Path(audio).with_suffix('').as_posix().replace('/', '-')}",
         root=str(path.parent),
         audio=audio,
         corpus=corpus,
         language=cell("language") or "en",
-        speaker=cell("speaker"),
+        speaker=speaker and f"{corpus}-{speaker.removeprefix(f'{corpus}-')}",  # as in manifests of corpora
         gender=_GENDERS[gender.lower()] if gender else None,
         transcript=cell("transcript"),
         emotion=canonical(emotion) if emotion else None,

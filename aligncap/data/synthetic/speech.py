@@ -22,7 +22,7 @@ import numpy as np
 from aligncap.data.manifest import Utterance, read_manifest, write_manifest
 from aligncap.data.synthetic.plan import SENTENCES, Clip, Voice, plan, voices
 from aligncap.utils.errors import UserError
-from aligncap.utils.io import workplace
+from aligncap.utils.io import whole_folder
 
 TABLE = "synthetic.jsonl"
 SPEAKERS, CLIPS_PER_SPEAKER = 24, 25
@@ -72,11 +72,8 @@ def fill_apart(out: Path, synthesise: Callable[..., None], *numbers: int) -> Non
     """
     context = multiprocessing.get_context("spawn")  # the library can end the process that it runs in
     try:
-        with workplace(out) as work:
-            with ProcessPoolExecutor(1, mp_context=context) as pool:
-                pool.submit(synthesise, work, *numbers).result()
-            work.chmod(0o755)
-            work.replace(out)
+        with whole_folder(out) as work, ProcessPoolExecutor(1, mp_context=context) as pool:
+            pool.submit(synthesise, work, *numbers).result()
     except BrokenProcessPool:
         raise UserError("eSpeak NG ended its process; install espeakng-loader again") from None
     except OSError as error:
