@@ -180,6 +180,7 @@ def _trace(folder: Path, seen: frozenset[Path]) -> Provenance:
         starts = [config.get("checkpoint")]
     else:  # a name that is no path is a pretrained model's
         named = [config[name] for name in _STARTS if config.get(name)]
+        named = [config["start"]] if config.get("start") else named  # instead of them
         starts = [name for name in named if "/" in name or _find(name, folder)]
     for start in map(str, starts):
         found = _find(start, folder)

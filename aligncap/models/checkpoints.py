@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any, cast
 
@@ -109,8 +110,10 @@ def llm_dtype(folder: str | Path) -> torch.dtype:
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, "pt") as file:
             for name in file.keys():
-                if "audio_tower" not in name and "multi_modal_projector" not in name:
-                    return file.get_slice(name)[:1].dtype
+                # Masks of old checkpoints lie there as truth values.
+                dtype = file.get_slice(name)[:1].dtype
+                if dtype.is_floating_point and not re.search("audio_tower|multi_modal_projector", name):
+                    return dtype
     return torch.float32
 
 

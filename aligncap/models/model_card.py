@@ -111,7 +111,10 @@ def _runs(folder: Path, run: Row | None = None, seen: frozenset[Path] = frozense
     if not isinstance(run.get("verb"), str) or folder.resolve() in seen:
         return
     config = _texts(run.get("config"))
-    starts = {Path(config[key]): None for key in ("llm", "checkpoint", "model") if config.get(key)}
+    if config.get("start"):  # which has the parts that these options name where there is no start
+        run = run | {"config": {k: v for k, v in config.items() if k not in ("llm", "encoder")}}
+        config = run["config"]
+    starts = {Path(config[key]): None for key in ("start", "llm", "checkpoint", "model") if config.get(key)}
     if isinstance(run.get("checkpoint_run"), dict):
         starts = {folder / "checkpoint": run["checkpoint_run"]}
     for start, record in starts.items():

@@ -33,7 +33,8 @@ def lora_targets(llm: nn.Module, wanted: str, prefix: str = "") -> str:
     Raises:
         UserError: the language model has no such layers.
     """
-    names = {name.rsplit(".", 1)[-1] for name, _ in llm.named_modules()}
+    linear = (nn.Linear, Conv1D)
+    names = {name.rsplit(".", 1)[-1] for name, module in llm.named_modules() if isinstance(module, linear)}
     groups = _TARGETS if wanted == "auto" else (tuple(part.strip() for part in wanted.split(",")),)
     for group in groups:
         if set(group) <= names:
@@ -84,7 +85,20 @@ def take_up_adapter(model: PeftModel, start: str | Path) -> None:
     """
     if not is_adapter(start):
         return
-    theirs, ours = PeftConfig.from_pretrained(str(start)), model.peft_config["default"]
+    check_adapter(model.peft_config["default"], start)
+    saved = load_file(Path(start) / "adapter_model.safetensors")
+    learnt = {name: value for name, value in saved.items() if "lora_" in name or "audio_tower." in name}
+    set_peft_model_state_dict(model, get_peft_model_state_dict(model) | learnt)
+
+
+def check_adapter(ours: PeftConfig, start: str | Path) -> None:
+    """
+    Raises:
+        UserError: the adapter of `start`, if it has one, is of another shape.
+    """
+    if not is_adapter(start):
+        return
+    theirs = PeftConfig.from_pretrained(str(start))
     remedy = "give the same, or go on from the merged model (`aligncap merge`)"
     ranks = [next(iter(getattr(config, "rank_pattern", {}).values()), 0) for config in (theirs, ours)]
     if ranks[0] != ranks[1]:
@@ -98,9 +112,6 @@ def take_up_adapter(model: PeftModel, start: str | Path) -> None:
         had, has = getattr(theirs, name), getattr(ours, name)
         if had != has:
             raise UserError(f"{option}: the adapter of {start} has {name}={had}, not {has}; {remedy}")
-    saved = load_file(Path(start) / "adapter_model.safetensors")
-    learnt = {name: value for name, value in saved.items() if "lora_" in name or "audio_tower." in name}
-    set_peft_model_state_dict(model, get_peft_model_state_dict(model) | learnt)
 
 
 def freeze_adapters(model: nn.Module) -> None:

@@ -16,12 +16,12 @@ from aligncap.data.columns import columns_of
 from aligncap.data.manifest import Utterance
 from aligncap.models.build import Loaded, build, prompt_of_student
 from aligncap.models.checkpoints import base_of, is_adapter, load_folder, model_key, save_base
-from aligncap.models.encoders import last_layers
 from aligncap.models.modeling_aligncap import AlignCapForConditionalGeneration
 from aligncap.models.processing_aligncap import AlignCapProcessor
 from aligncap.models.quantise import quantise
 from aligncap.text.lexicon import is_chinese
 from aligncap.text.prompts import Language, speaker_words
+from aligncap.training.adapters import check_adapter, lora_config
 from aligncap.training.alignment import align
 from aligncap.training.caches import MOST
 from aligncap.training.clips import Clips, read_clips
@@ -131,9 +131,10 @@ def make_student(
             f"{folder}: was made with other options or data; "
             "resume with the same, or choose another output_dir"
         )
-    if tuned := getattr(config, "encoder_tuned", 0):
-        # What cannot be is refused before anything long.
-        last_layers(model.model.audio_tower, model.config.encoder_layer, tuned)
+    if not isinstance(config, AlignConfig):  # what cannot be is refused before anything long
+        adapter = lora_config(model, config, projector=True)
+        if config.start:
+            check_adapter(adapter, config.start)
     limit = config.max_response_tokens
     rows = [
         CaptionRows.of(part, processor.tokenizer, max_response_tokens=limit, use_p_act=use_p_act)

@@ -153,7 +153,6 @@ def cached_teacher(
     dtype: torch.dtype,
     top_k: int,
     temperature: float,
-    tokens: int = 0,
     group: Group = ALONE,
 ) -> tuple[TensorCache, dict[str, float] | None]:
     """The filled cache of what the teacher says of `pairs`, response positions only.
@@ -166,19 +165,24 @@ def cached_teacher(
 
     Args:
         model: without adapters, not yet wrapped or sharded.
-        tokens: response tokens of all pairs, for which the disk must have room.
 
     Returns:
         The cache, and with `top_k` the mass that these tokens hold (`divergences.coverage`).
+
+    Raises:
+        UserError: the disk has no room for what is not there yet.
     """
     llm = model.model.language_model
     description: dict[str, object]
-    remedy = "make room, give a smaller teacher_top_k, or teacher_cache no"
-    require_space(root, states_size(tokens, model, dtype, top_k), "what the teacher says", remedy, group)
+
+    def room(tokens: int) -> None:
+        remedy = "make room, give a smaller teacher_top_k, or teacher_cache no"
+        require_space(root, states_size(tokens, model, dtype, top_k), "what the teacher says", remedy, group)
+
     if not top_k:
         description = {"kind": "teacher hidden states", "llm": fingerprint(llm), "dtype": str(dtype)}
         states = TensorCache(root / f"teacher-{digest(description)}", description)
-        fill_states(states, llm, pairs, pad, dtype, group=group)
+        fill_states(states, llm, pairs, pad, dtype, group=group, before=room)
         return states, None
     head, limit = model.get_output_embeddings(), model.config.audio_token_id
     description = {
@@ -195,7 +199,7 @@ def cached_teacher(
     def keep(hidden: Tensor) -> Tensor:
         return pack(*most_likely(head_logits(head, hidden)[:, :limit], top_k, temperature))
 
-    keys = fill_states(cache, llm, pairs, pad, dtype, group=group, keep=keep)
+    keys = fill_states(cache, llm, pairs, pad, dtype, group=group, keep=keep, before=room)
     held = coverage((cache[key] for key in keys), top_k)
     if group.rank == 0:
         _log.info(
@@ -224,19 +228,25 @@ def fill_states(
     batch: int = 32,
     group: Group = ALONE,
     keep: Callable[[Tensor], Tensor] = lambda hidden: hidden,
+    before: Callable[[int], None] = lambda tokens: None,
 ) -> list[str]:
     """Cache what `keep` makes of the last hidden states (response tokens, width) of each pair.
 
     Args:
         llm: the bare language model, without head and adapters.
+        before: is told the response tokens that the cache lacks, before they are computed.
 
     Returns:
         Keys of the pairs, each once, in their order.
     """
     places: dict[str, tuple[int, int]] = {}  # of each key its length and a place among the pairs
+    lacking = 0
     for place in range(len(pairs)):
         prompt, response = pairs[place]
-        places.setdefault(teacher_key(prompt, response), (len(prompt) + len(response), place))
+        key = teacher_key(prompt, response)
+        lacking += len(response) if key not in places and key not in cache else 0
+        places.setdefault(key, (len(prompt) + len(response), place))
+    before(lacking)
 
     def compute(keys: Sequence[str]) -> dict[str, Tensor]:
         chosen = [pairs[places[k][1]] for k in keys]

@@ -142,10 +142,16 @@ class RunConfig(TrainingArguments):
 
     @staticmethod
     def complete_words(words: list[str]) -> list[str]:
-        """Of `--max_steps` and `--num_train_epochs` on one command line, the last counts."""
+        """Of `--max_steps` and `--num_train_epochs`, the last counts, whatever the defaults are."""
         places = {word.partition("=")[0]: place for place, word in enumerate(words)}
-        if places.get("--num_train_epochs", -1) > places.get("--max_steps", len(words)):
+        steps, epochs = (places.get(name, -1) for name in ("--max_steps", "--num_train_epochs"))
+        if epochs > steps >= 0:
             return [*words, "--max_steps", "-1"]
+        if steps > epochs >= 0 and "-1" not in (
+            words[steps].partition("=")[2],
+            *words[steps + 1 : steps + 2],
+        ):
+            return [*words, "--num_train_epochs", "none"]
         return words
 
     def __post_init__(self) -> None:

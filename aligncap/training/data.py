@@ -125,6 +125,12 @@ class CaptionRows(Dataset[tuple[list[int], list[int]]]):
     def __len__(self) -> int:
         return len(self.places)
 
+    def tokens_once(self) -> int:
+        """Response tokens; those of a clip that is repeated count once."""
+        which = np.stack([self.clips.utterances.rows[self.places[:, 0]], self.places[:, 1]], axis=1)
+        first = np.unique(which, axis=0, return_index=True)[1]
+        return int(self.responses.lengths[first].sum())
+
     def prompt(self, index: int) -> list[int]:
         """Tokens of what the teacher reads: transcript and acoustic prompt."""
         clip, caption = self.places[index]

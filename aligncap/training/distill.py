@@ -154,7 +154,7 @@ def run_distill(config: DistillConfig) -> int:
     states, held = None, None
     if wants_teacher_cache(config, SpeechDataset(rows[0], inputs)):
         dtype = config.compute_dtype
-        tokens, top_k = sum(int(part.responses.lengths.sum()) for part in rows), config.teacher_top_k
+        tokens, top_k = sum(part.tokens_once() for part in rows), config.teacher_top_k
         if top_k is None:
             top_k = TOP_K if states_size(tokens, student.model, dtype, 0) > MOST else 0
         states, held = cached_teacher(
@@ -164,7 +164,6 @@ def run_distill(config: DistillConfig) -> int:
             student.processor.tokenizer.pad_token_id,
             dtype=dtype,
             top_k=top_k,
-            tokens=tokens,
             temperature=config.temperature,
             group=run.group,
         )

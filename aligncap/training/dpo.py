@@ -285,6 +285,7 @@ def run_dpo(config: SpeechDPOConfig) -> int:
     model: Any
     with config.main_process_first(local=False, desc="base model"):
         model, processor = load_start(str(config.model), run.out / "base")
+        lora_config(model, config, projector=config.train_projector)  # refused before anything long
     place(model, run.device, run.sharded)
     limit = model.config.max_response_tokens
     rows = PreferenceDataset.of(path, pairs, clips, ClipInputs(processor), limit)

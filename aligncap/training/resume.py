@@ -13,9 +13,10 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import Trainer, TrainerState
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from aligncap.data.provenance import (
     Provenance,
@@ -230,9 +231,24 @@ def out_of_patience(history: Sequence[Row], patience: int) -> bool:
     return bool(scores) and len(scores) - 1 - scores.index(max(scores)) >= patience
 
 
+class Moved(TrainerCallback):
+    """The best checkpoint of a run that was moved lies beside the one that it goes on from."""
+
+    def __init__(self, checkpoint: str) -> None:
+        self.folder = Path(checkpoint).parent
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        best = state.best_model_checkpoint
+        if best and not Path(best).is_dir() and (beside := self.folder / Path(best).name).is_dir():
+            state.best_model_checkpoint = str(beside)
+
+
 def take_up_end(trainer: Trainer, checkpoint: str) -> None:
     """Bring `trainer` to where training left it when it came to its end at `checkpoint`."""
     trainer.state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
+    Moved(checkpoint).on_train_begin(trainer.args, trainer.state, trainer.control)
     best = trainer.state.best_model_checkpoint if trainer.args.load_best_model_at_end else None
     trainer._load_from_checkpoint(best or checkpoint)
     if trainer.is_world_process_zero():

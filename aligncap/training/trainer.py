@@ -42,6 +42,7 @@ from aligncap.training.kernels import lay_out
 from aligncap.training.packing import language_model, needs_mask, with_mask
 from aligncap.training.resume import (
     PROCESSES,
+    Moved,
     Run,
     cut_log,
     finished,
@@ -346,6 +347,8 @@ def fit(
     args, stop = trainer.args, Interruption()
     trainer.add_callback(stop)
     trainer.add_callback(JsonLog())
+    if run.checkpoint:
+        trainer.add_callback(Moved(run.checkpoint))
     trainer.accelerator.wait_for_everyone()  # all have chosen a checkpoint before the run's record changes
     first = trainer.is_world_process_zero()
     if first:

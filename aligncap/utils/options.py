@@ -21,6 +21,8 @@ import argparse
 import dataclasses
 import json
 import math
+import os
+import re
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -173,6 +175,8 @@ def parse(kind: type[C], argv: Sequence[str]) -> C:
     if errors:
         raise UserErrors(errors)
     words = [*_words_of(from_files, known), *_name_positional(words, positional, kind)]
+    home = os.path.expanduser("~/")  # where no shell has read it: in files, and behind a "="
+    words = [re.sub(r"^(--\w+=|[^\s=]+=|)~/", lambda found: found[1] + home, word) for word in words]
     if complete := getattr(kind, "complete_words", None):
         words = complete(words)
     given = {word[2:].partition("=")[0] for word in words if word.startswith("--")}

@@ -63,6 +63,16 @@ def test_corpora_speakers_and_hashes_of_a_manifest_are_what_was_trained_on(train
     assert found.manifests == {f"{file_sha256(train)} {train.resolve()}"}
 
 
+def test_a_run_that_went_on_from_another_stands_on_it_and_not_on_the_default_llm(
+    train: Path, tmp_path: Path
+) -> None:
+    first = run_record(tmp_path / "first", "train sft", {"llm": "smollm2-135m-instruct"}, [train])
+    later = written(tmp_path / "later.jsonl", clip("d", "lake", "lake-1", "3" * 64))
+    config = {"llm": "smollm2-135m-instruct", "start": str(first)}
+    found = checkpoint_provenance(run_record(tmp_path / "second", "train distill", config, [later]))
+    assert found.corpora == {"sea", "lake"} and not found.unknown
+
+
 def test_what_is_written_is_read_back_and_writing_twice_gives_the_same_bytes(
     train: Path, tmp_path: Path
 ) -> None:

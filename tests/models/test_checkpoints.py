@@ -147,6 +147,11 @@ def test_merged_models_and_teachers_are_as_large_as_their_llm_was_published(tmp_
         torch.testing.assert_close(found, tensor, atol=1e-2, rtol=1e-2)
 
 
+def test_truth_values_of_an_old_checkpoint_do_not_tell_its_precision(tmp_path):
+    save_file({"a.bias": torch.ones(1, dtype=torch.bool), "b": torch.ones(1)}, tmp_path / "model.safetensors")
+    assert llm_dtype(tmp_path) == torch.float32
+
+
 def test_an_encoder_takes_half_precision_where_that_loses_nothing(tmp_path, own):
     model, _ = build(own["encoder"], own["llm"])
     tower = dict(model.model.audio_tower.named_parameters())

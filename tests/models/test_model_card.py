@@ -165,6 +165,15 @@ def test_a_merged_model_tells_of_its_run_wherever_it_is_taken(tmp_path):
     assert MARK in (tmp_path / "gone/base/README.md").read_text()
 
 
+def test_a_run_that_went_on_from_another_names_the_other_s_parts(tmp_path):
+    record(tmp_path / "a", "train sft", {"encoder": "whisper-base", "llm": "qwen2.5-coder-0.5b-instruct"})
+    later = {"encoder": "whisper-base", "llm": "smollm2-135m-instruct", "start": str(tmp_path / "a")}
+    record(tmp_path / "b", "train distill", later)
+    text = model_card(tmp_path / "b")
+    assert "Made by train sft, then train distill." in text
+    assert "Qwen2.5-Coder-0.5B" in text and "SmolLM2" not in text
+
+
 @pytest.mark.parametrize("own", [False, True])
 def test_push_to_hub_uploads_our_card_and_keeps_one_that_a_person_wrote_there(tmp_path, monkeypatch, own):
     from transformers import AutoModelForCausalLM

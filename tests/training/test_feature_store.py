@@ -18,9 +18,9 @@ from aligncap.data.manifest import read_manifest, write_manifest
 from aligncap.models.checkpoints import load_for_inference
 from aligncap.models.configuration_aligncap import AlignCapConfig
 from aligncap.training import align, data, distill, sft
-from aligncap.training.caches import FeatureCache, feature_cache, frames_size, states_size
+from aligncap.training.caches import FeatureCache, cached_teacher, feature_cache, frames_size, states_size
 from aligncap.training.clips import read_clips
-from aligncap.training.data import cached_inputs, keeps_features
+from aligncap.training.data import CaptionRows, cached_inputs, keeps_features
 from aligncap.training.distill import DistillConfig, run_distill
 from aligncap.training.sft import SpeechSFTConfig, run_sft
 from aligncap.utils.errors import UserError
@@ -156,6 +156,33 @@ def test_a_teacher_that_would_take_too_much_is_cached_by_its_likeliest_tokens(
     assert json.loads((tmp_path / "large/run.json").read_text())["teacher_coverage"]["top_k"] == 5
     run_distill(config(tmp_path / "exact", manifest, parts, teacher_top_k=0, **options))
     assert len(list((tmp_path / "cache").glob("teacher-top-*"))) == 1
+
+
+def test_clips_that_balancing_repeats_take_no_more_of_the_teacher(manifest):
+    clips = read_clips(str(manifest))
+    tokenizer = make_model()[1].tokenizer
+    once, twice = (
+        CaptionRows.of(part, tokenizer, max_response_tokens=64, use_p_act=False)
+        for part in (clips, clips.chosen([*range(len(clips.utterances)), 0, 1, 1]))
+    )
+    assert (
+        len(twice) > len(once) and twice.tokens_once() == once.tokens_once() == once.responses.lengths.sum()
+    )
+
+
+def test_what_the_teacher_said_before_needs_no_room(manifest, tmp_path, monkeypatch):
+    model, processor = make_model()
+    rows = CaptionRows.of(
+        read_clips(str(manifest)), processor.tokenizer, max_response_tokens=64, use_p_act=False
+    )
+    options = {"dtype": torch.float32, "top_k": 0, "temperature": 1.0}
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: namedtuple("Usage", "free")(free=100))
+    with pytest.raises(UserError, match="what the teacher says"):
+        cached_teacher(tmp_path, model, rows, 1, **options)
+    monkeypatch.undo()
+    cached_teacher(tmp_path, model, rows, 1, **options)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: namedtuple("Usage", "free")(free=100))
+    cached_teacher(tmp_path, model, rows, 1, **options)
 
 
 def test_the_key_of_the_store_tells_precision(tmp_path):

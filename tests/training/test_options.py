@@ -123,7 +123,9 @@ def test_epochs_take_the_place_of_steps():
     assert steps() == (150, 3.0)
     assert steps("--num_train_epochs", "2") == (-1, 2.0)
     assert steps("--max_steps", "9", "--num_train_epochs", "2") == (-1, 2.0)
-    assert steps("--num_train_epochs", "2", "--max_steps", "9") == (9, 2.0)
+    assert steps("--num_train_epochs", "2", "--max_steps", "9")[0] == 9
+    assert steps("--num_train_epochs", "2", "--max_steps", "150")[0] == 150  # the default too
+    assert steps("--num_train_epochs", "2", "--max_steps", "-1") == (-1, 2.0)
     assert DistillConfig(output_dir="x", num_train_epochs=2).max_steps == -1
 
 

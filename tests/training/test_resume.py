@@ -13,12 +13,13 @@ import torch
 from kills import Case, compare_training, kill_and_compare, training_phase, unbroken, uniform
 from safetensors.torch import load_file
 from tiny import make_tokenizer
+from transformers import TrainerState
 
 from aligncap.models.checkpoints import load_folder
 from aligncap.training.clips import read_clips
 from aligncap.training.data import CaptionRows
 from aligncap.training.distill import DistillConfig, run_distill, written_by_teacher
-from aligncap.training.resume import clear_remains, cut_log, is_whole, out_of_patience
+from aligncap.training.resume import Moved, clear_remains, cut_log, is_whole, out_of_patience
 from aligncap.utils.errors import UserError, UserErrors
 from aligncap.utils.io import atomic_open, read_jsonl, workplace, write_jsonl, write_text
 from aligncap.utils.tensor_cache import fingerprint
@@ -215,6 +216,14 @@ def test_a_cache_is_found_again_by_the_same_model_in_another_folder(whole, tmp_p
     assert fingerprint(there) == fingerprint(here)
     here.config.stack_size += 1
     assert fingerprint(there) != fingerprint(here)
+
+
+def test_the_best_checkpoint_of_a_moved_run_is_found_beside_the_last(tmp_path):
+    for step in (2, 4):
+        (tmp_path / f"moved/checkpoint-{step}").mkdir(parents=True)
+    state = TrainerState(best_model_checkpoint=str(tmp_path / "run/checkpoint-2"))
+    Moved(str(tmp_path / "moved/checkpoint-4")).on_train_begin(None, state, None)
+    assert state.best_model_checkpoint == str(tmp_path / "moved/checkpoint-2")
 
 
 def test_patience_that_ran_out_is_seen_in_the_log():

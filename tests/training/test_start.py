@@ -135,8 +135,14 @@ def test_what_does_not_fit_is_named_at_once(first, other, quiet, tmp_path) -> No
         SpeechSFTConfig(**options, start=str(first), projector="conv", stack_size=2)
     with pytest.raises(UserErrors, match="start: nowhere: no such folder"):
         SpeechSFTConfig(**options, start="nowhere")
-    with pytest.raises(UserError, match="lora_r: the adapter of .* has r=8, not 4; give the same"):
-        run_sft(SpeechSFTConfig(**options, start=str(first), lora_r=4))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("aligncap.training.align.cached_inputs", None)  # before anything long
+        fresh = options | {"output_dir": str(tmp_path / "c"), "start": str(first)}
+        for targets in ("q_proj,vproj", "mlp"):  # a block is no linear layer
+            with pytest.raises(UserError, match="no such layers; choose from its linear layers"):
+                run_sft(SpeechSFTConfig(**fresh, lora_targets=targets))
+        with pytest.raises(UserError, match="lora_r: the adapter of .* has r=8, not 4; give the same"):
+            run_sft(SpeechSFTConfig(**fresh, lora_r=4))
     with pytest.raises(UserError, match="no AlignCap checkpoint"):
         run_sft(SpeechSFTConfig(**options | {"output_dir": str(tmp_path / "b")}, start=str(tmp_path)))
 

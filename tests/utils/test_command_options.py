@@ -58,6 +58,14 @@ def test_none_is_a_word_like_any_other_where_a_value_is_needed():
     assert parse(SoundConfig, ["--seed", "none", "--rate", "none"]).rate is None
 
 
+def test_the_home_folder_is_read_in_files_and_behind_signs(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/ann")
+    (tmp_path / "c.yaml").write_text("model: ~/runs/a\nnames: [b=~/b, a ~/c]\n")
+    found = parse(SoundConfig, ["--config", str(tmp_path / "c.yaml")])
+    assert found.model == "/home/ann/runs/a" and found.names == ["b=/home/ann/b", "a ~/c"]
+    assert parse(SoundConfig, ["--model=~/a=~/b"]).model == "/home/ann/a=~/b"
+
+
 def test_flags_and_yaml_say_the_same(tmp_path):
     file = tmp_path / "c.yaml"
     file.write_text(
