@@ -129,6 +129,15 @@ def test_the_projector_alone_is_aligned_on(first, other, quiet, tmp_path) -> Non
     assert not torch.equal(found["linear_1.weight"], before[key + "linear_1.weight"])
 
 
+def test_going_on_aligns_nothing_and_needs_no_acoustic_prompts(first, other, quiet, tmp_path) -> None:
+    clips = read_manifest(other)
+    for u in clips:
+        u.p_act, u.clues = [], []
+    write_manifest(other.parent / "bare.jsonl", clips)
+    data = {"train_manifest": str(other.parent / "bare.jsonl"), "output_dir": str(tmp_path / "run")}
+    assert run_sft(SpeechSFTConfig(**quiet, **data, start=str(first))) == 0
+
+
 def test_what_does_not_fit_is_named_at_once(first, other, quiet, tmp_path) -> None:
     options = quiet | {"train_manifest": str(other), "output_dir": str(tmp_path / "run")}
     with pytest.raises(UserErrors, match="(?s)stack_size: with start it is .*projector: with start it is"):
