@@ -311,6 +311,11 @@ class StudentConfig(CaptionConfig):
         }
         return own | {name: getattr(self, name) for name in names.split()}
 
+    @property
+    def aligns(self) -> bool:
+        """Whether a fresh projector is aligned before decoding is trained, which reads acoustic prompts."""
+        return self.align_steps > 0 and not self.start
+
     def align_options(self) -> dict[str, Any]:
         """Options of `align.align`."""
         rate, steps = self.align_learning_rate, self.align_steps

@@ -143,8 +143,7 @@ def run_distill(config: DistillConfig) -> int:
     run = begin("train distill", config)
     check_top_k(config.start or config.llm, config.teacher_top_k or 0)
     manifests = [
-        read_clips(path, p_act=config.use_p_act or (config.align_steps > 0 and not config.start), group=run.group)
-        for path in run.manifests
+        read_clips(path, p_act=config.use_p_act or config.aligns, group=run.group) for path in run.manifests
     ]
     student = make_student(run, config, manifests, use_p_act=config.use_p_act)
     rows = student.rows

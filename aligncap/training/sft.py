@@ -72,7 +72,7 @@ class SpeechSFTTrainer(CaptionTrainer):
 def run_sft(config: SpeechSFTConfig) -> int:
     """Train the student on captions; 130 when interrupted."""
     run = begin("train sft", config)
-    manifests = [read_clips(path, p_act=config.align_steps > 0 and not config.start, group=run.group) for path in run.manifests]
+    manifests = [read_clips(path, p_act=config.aligns, group=run.group) for path in run.manifests]
     student = make_student(run, config, manifests)
     train, *dev = speech_datasets(student.rows, student.inputs)
     trainer = SpeechSFTTrainer(
