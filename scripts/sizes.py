@@ -28,7 +28,7 @@ def main() -> int:
     package, scripts = lines_of("aligncap", ".py"), lines_of("scripts", ".py", ".sh")
     longest = sorted(package, key=lambda path: -len(package[path]))
     rows = (
-        ("package, lines", sum(map(len, package.values())), 42_200),
+        ("package, lines", sum(map(len, package.values())), 42_300),
         ("package, files", len(package), 224),
         ("package, lines of the longest file", len(package[longest[0]]), 460),
         (
