@@ -13,6 +13,7 @@ from peft import (
     get_peft_model_state_dict,
     set_peft_model_state_dict,
 )
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
 from torch import nn
 from transformers.pytorch_utils import Conv1D
@@ -33,7 +34,7 @@ def lora_targets(llm: nn.Module, wanted: str, prefix: str = "") -> str:
     Raises:
         UserError: the language model has no such layers.
     """
-    linear = (nn.Linear, Conv1D)
+    linear = (nn.Linear, Conv1D, BaseTunerLayer)  # the last: one that peft has wrapped before
     names = {name.rsplit(".", 1)[-1] for name, module in llm.named_modules() if isinstance(module, linear)}
     groups = _TARGETS if wanted == "auto" else (tuple(part.strip() for part in wanted.split(",")),)
     for group in groups:

@@ -292,6 +292,7 @@ def test_the_command_writes_captions_and_counts_rewordings(
         )
 
     monkeypatch.setattr(module, "paraphrase", reword)
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     with pytest.raises(UserError, match="paraphrasing needs a key"):  # before the manifest is read
         run_annotate(AnnotateConfig("none.jsonl", "out.jsonl", paraphrase="m"))
     monkeypatch.setenv("OPENAI_API_KEY", "any")
