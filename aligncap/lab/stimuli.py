@@ -216,7 +216,7 @@ def make_trials(
         untold = own[turn * conflicts % len(own)][0]
         for i, language in enumerate(languages):
             trials.append(Trial(clip, "audio", language, (turn + i) % wordings(language), told=untold))
-        for i in range(conflicts):
+        for i in range(min(conflicts, len(own))):  # no prompt twice
             told, place, language, wording = own[(turn * conflicts + i) % len(own)]
             trials.append(Trial(clip, "conflict", language, wording, place, told))
         for i, place in enumerate(places):

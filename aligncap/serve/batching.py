@@ -205,9 +205,11 @@ class Batcher:
         while (batch := self._next()) is not None:
             live = []
             for item in batch:
+                if not item.future.set_running_or_notify_cancel():
+                    continue  # given up; from here on it cannot be
                 if time.monotonic() > item.deadline:
-                    item.future.set_exception(Expired()) if not item.future.cancelled() else None
-                elif item.future.set_running_or_notify_cancel():
+                    item.future.set_exception(Expired())
+                else:
                     live.append(item)
             if live:
                 self._work(live)

@@ -449,3 +449,9 @@ def test_the_text_is_causal_in_the_middle_where_its_patches_are_strongest_there(
     }
     found = {"all": cells, "windows": {"states": [[0, 7], [8, 15], [16, 23]]}}
     assert f"audio patches weak, all: {verdict};" in causes(found, 24)
+
+
+def test_no_prompt_of_a_clip_is_asked_twice(clips):
+    two = [clip for clip in clips if clip.emotion in EMOTIONS[:2]]
+    found = make_trials(two, EMOTIONS[:2], ["en"], ["transcript"], 9, seed=0)
+    assert two and len({trial.key for trial in found}) == len(found)
